@@ -1,0 +1,5 @@
+"""``python -m swavg``."""
+
+from swavg.cli import main
+
+main()

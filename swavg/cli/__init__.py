@@ -1,0 +1,100 @@
+"""The command line: one file per command over the library; the only user of click."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from swavg import __version__
+from swavg.errors import MismatchError, SwavgError
+
+_COMMANDS = {"average": "Average checkpoints into one."}
+
+
+class _LazyGroup(click.Group):
+    """Commands are imported when they are called, so that --help starts at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"swavg.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="swavg", message="swavg %(version)s")
+def cli() -> None:
+    """Average neural-network checkpoints, streamed in constant memory.
+
+    \b
+    swavg average a.safetensors b.safetensors --weights 0.5 0.5 -o c.safetensors
+    ls -t ckpts/*.pt | head -5 | swavg average - -o averaged.pt
+
+    Exit codes: 0 done, 1 a bug, 2 usage, 3 the checkpoints do not match, 4 an input is missing,
+    corrupt or unsafe, 5 the output cannot be written or exists, 6 numbers refused (NaN, Inf,
+    overflow), 130 interrupted. On every code but 0 the destination is as it was.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    _stop_on_signals()
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = cli.main(args=args, prog_name="swavg", standalone_mode=False)
+        _exit(code if isinstance(code, int) else 0)
+    except SwavgError as error:
+        _report(error, "-v" in args or "--verbose" in args)
+        _exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        _exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        print("swavg: interrupted; nothing was written", file=sys.stderr)
+        _exit(130)
+    except BrokenPipeError:
+        print("swavg: the reader of standard output went away", file=sys.stderr)
+        # What is left in the buffer has nowhere to go.
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+        _exit(5)
+
+
+def _exit(code: int) -> NoReturn:
+    raise SystemExit(code)
+
+
+def _report(error: SwavgError, verbose: bool) -> None:
+    from swavg import console
+
+    if isinstance(error, MismatchError) and len(error.differences) > 1:
+        console.differences(error.differences, verbose)
+    console.error(error.message, error.hint)
+
+
+def _stop_on_signals() -> None:
+    """Interrupt once, then ignore further signals while the temporary files are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A parent may have asked us to ignore it (nohup).
+        previous: Any = signal.getsignal(each)
+        if previous is not signal.SIG_IGN:
+            signal.signal(each, stop)

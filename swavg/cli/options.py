@@ -1,0 +1,101 @@
+"""Options that commands share, and their values."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)"
+_NUMBERS = re.compile(rf"(?:{_NUMBER})(?:,(?:{_NUMBER}))*,?", re.IGNORECASE)
+# The flag for NUL-separated paths, not a weight.
+_NOT_WEIGHTS = ("-0",)
+
+
+class WeightsCommand(click.Command):
+    """A command whose ``--weights`` takes as many numbers as follow it.
+
+    Click's options have a fixed count of values, so the numbers behind ``--weights`` (or ``-w``)
+    are joined into one value before Click sees them. A path that is a number is written ``./10``.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, join_weights(args))
+
+
+def join_weights(args: Sequence[str]) -> list[str]:
+    """``--weights 1 2 x`` becomes ``--weights=1,2 x``; nothing behind ``--`` is touched."""
+    joined: list[str] = []
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*joined, word, *rest]
+        if word not in ("--weights", "-w") and not word.startswith("--weights="):
+            joined.append(word)
+            continue
+        values = [word.partition("=")[2]] if "=" in word else []
+        while rest and _NUMBERS.fullmatch(rest[0]) and rest[0] not in _NOT_WEIGHTS:
+            values.append(rest.pop(0))
+        if not values:
+            found = f", not '{rest[0]}'" if rest else ""
+            raise click.UsageError(f"--weights needs numbers{found}.")
+        joined.append(f"--weights={','.join(value.strip(',') for value in values)}")
+    return joined
+
+
+class Weights(click.ParamType):
+    """Numbers separated by commas."""
+
+    name = "weights"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        try:
+            return tuple(float(part) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"'{value}' is no list of numbers.", param, ctx)
+
+
+_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+class Size(click.ParamType):
+    """A number of bytes: ``5GB`` (decimal), ``64MiB`` (binary), ``1000``."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(value).lower())
+        if found is None or (found[3] and not found[2]):
+            self.fail(f"'{value}' is no size; write 64MiB, 5GB or a number of bytes.", param, ctx)
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2]])
+
+
+def read_paths(arguments: Sequence[str], null: bool) -> list[str]:
+    """The paths, with those read from standard input in the place of ``-``."""
+    paths: list[str] = []
+    for argument in arguments:
+        if argument != "-":
+            paths.append(argument)
+            continue
+        if arguments.count("-") > 1:
+            raise click.UsageError("'-' can stand only once among the paths.")
+        raw = sys.stdin.buffer.read()
+        separator = b"\0" if null else b"\n"
+        import os
+
+        found = [os.fsdecode(part.rstrip(b"\r") if not null else part) for part in raw.split(separator)]
+        found = [path for path in found if path]
+        if not found:
+            raise click.UsageError("standard input named no paths.")
+        paths += found
+    return paths

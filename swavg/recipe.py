@@ -1,0 +1,50 @@
+"""What was averaged and how, as metadata of the output.
+
+The same call gives the same text: no time stamps, no absolute paths, nothing about the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from swavg import __version__
+from swavg.plan import Policy
+from swavg.weights import is_uniform
+
+
+def short_names(paths: Sequence[str]) -> tuple[str, ...]:
+    """The shortest trailing parts of the paths that tell them apart (``run1/model.pt``)."""
+    parts = [os.path.abspath(path).split(os.sep) for path in paths]
+    distinct = {tuple(part) for part in parts}
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        if len({part[-length:] for part in distinct}) == len(distinct):
+            return tuple("/".join(part[-length:]) for part in parts)
+    return tuple(paths)
+
+
+def recipe(
+    inputs: Sequence[str], weights: Sequence[float], policy: Policy, method: str | None = None
+) -> dict[str, Any]:
+    """The recipe as plain values: method, inputs with their weights, options that are not the
+    default, and swavg's version."""
+    options = {
+        entry.name: getattr(policy, entry.name)
+        for entry in fields(policy)
+        if getattr(policy, entry.name) != entry.default
+    }
+    return {
+        "method": method or ("mean" if is_uniform(weights) else "weighted"),
+        "inputs": list(inputs),
+        "weights": list(weights),
+        "options": options,
+        "version": __version__,
+    }
+
+
+def as_text(value: dict[str, Any]) -> str:
+    """One line of JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))

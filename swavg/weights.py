@@ -1,0 +1,84 @@
+"""Averaging methods as vectors of weights over an ordered list of checkpoints.
+
+Pure functions to tuples of floats; no tensor is touched here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from swavg.errors import RequestError
+
+Sum = Literal["one", "normalize", "raw"]
+
+TOLERANCE = 1e-6
+"""How far the sum of given weights may be from 1 and still count as 1."""
+
+
+def mean(n: int) -> tuple[float, ...]:
+    """The mean of ``n`` checkpoints (SWA; Izmailov et al. 2018, algorithm 1): 1/n each."""
+    if n < 1:
+        raise RequestError("There is nothing to average.")
+    return (1.0 / n,) * n
+
+
+def given(values: Sequence[float], n: int, sum_to: Sum = "one") -> tuple[float, ...]:
+    """The user's own weights for ``n`` checkpoints.
+
+    ``sum_to`` is ``one`` (they must sum to 1, within 1e-6), ``normalize`` (divided by their sum)
+    or ``raw`` (as they are). Raises RequestError for another count than ``n``, for a value that is
+    not finite, for a sum other than 1, and for a sum of 0 that cannot be normalized.
+    """
+    weights = tuple(float(value) for value in values)
+    if len(weights) != n:
+        raise RequestError(
+            f"{_count(len(weights), 'weight')} for {_count(n, 'checkpoint')}.",
+            hint="Give one weight per checkpoint, in the same order.",
+        )
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise RequestError(f"The weight {weight} is not a finite number.")
+    total = math.fsum(weights)
+    if sum_to == "raw":
+        return weights
+    if sum_to == "normalize":
+        if total == 0:
+            raise RequestError("The weights sum to 0 and cannot be normalized.")
+        return tuple(weight / total for weight in weights)
+    if abs(total - 1) > TOLERANCE:
+        raise RequestError(
+            f"The weights sum to {total:.7g}, not 1.",
+            hint="Use --normalize to divide by the sum, or --raw-weights to use them as they are.",
+        )
+    return weights
+
+
+def is_uniform(weights: Sequence[float]) -> bool:
+    """True if the weighted sum is the mean: all weights equal 1/n (their sum within 1e-6 of 1)."""
+    return all(weight == weights[0] for weight in weights) and sums_to_one(weights)
+
+
+def sums_to_one(weights: Sequence[float]) -> bool:
+    """True if the sum is within 1e-6 of 1."""
+    return abs(math.fsum(weights) - 1) <= TOLERANCE
+
+
+def renormalized(weights: Sequence[float], present: Sequence[int]) -> tuple[float, ...]:
+    """The weights of the checkpoints ``present``, scaled to the sum of all weights.
+
+    Raises RequestError if those present have weights that sum to 0.
+    """
+    chosen = [weights[index] for index in present]
+    part, total = math.fsum(chosen), math.fsum(weights)
+    if part == 0:
+        raise RequestError(
+            "The weights of the checkpoints that have a tensor sum to 0: cannot renormalize.",
+            hint="Use --missing keep or --missing drop.",
+        )
+    return tuple(weight * (total / part) for weight in chosen)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
