@@ -125,7 +125,11 @@ class Job:
                 on_progress(Progress(stream.tally.read, total, seconds))
 
         with Stream(
-            self.checkpoints, self.plan.inputs, self.plan.policy, self.budget, self._resources.device
+            self.checkpoints,
+            self.plan.inputs,
+            self.plan.policy,
+            self.budget,
+            self._resources.device,
         ) as stream:
             self._publish(stream, tick)
             tally = stream.tally
@@ -281,9 +285,7 @@ def prepare(
         for note in checkpoint.notes
     ]
     notes += _same_twice(shown, checkpoints)
-    plan = make_plan(
-        checkpoints, numbers, policy, inputs=shown, ties=confirmed_ties(checkpoints)
-    )
+    plan = make_plan(checkpoints, numbers, policy, inputs=shown, ties=confirmed_ties(checkpoints))
     where = None if output is None else os.fspath(output) or default_path(checkpoints[0])
     values = recipe(shown, numbers, policy)
     laid_out = lay_out(
@@ -372,7 +374,9 @@ def _refuse_inputs(path: str, output: Output, checkpoints: Sequence[Checkpoint])
     except OSError:
         return
     for checkpoint in checkpoints:
-        same = any((file.device, file.inode) == (facts.st_dev, facts.st_ino) for file in checkpoint.files)
+        same = any(
+            (file.device, file.inode) == (facts.st_dev, facts.st_ino) for file in checkpoint.files
+        )
         inside = os.path.isdir(path) and any(
             os.path.realpath(file.path).startswith(os.path.realpath(path) + os.sep)
             for file in checkpoint.files
@@ -392,7 +396,9 @@ def _refuse_other_files(path: str, output: Output) -> None:
         entry.name
         for entry in os.scandir(path)
         if entry.name not in written
-        and (not entry.is_file() or not entry.name.endswith((".safetensors", ".bin", ".index.json")))
+        and (
+            not entry.is_file() or not entry.name.endswith((".safetensors", ".bin", ".index.json"))
+        )
     ]
     if others:
         shown = ", ".join(sorted(others)[:4]) + (", ..." if len(others) > 4 else "")
@@ -403,9 +409,7 @@ def _refuse_other_files(path: str, output: Output) -> None:
         )
 
 
-def _fill(
-    sink: publish.Sink, layout: Layout, stream: Stream, tick: Callable[[], None]
-) -> None:
+def _fill(sink: publish.Sink, layout: Layout, stream: Stream, tick: Callable[[], None]) -> None:
     for piece in layout.frame(stream.chunks(layout)):
         sink.write(piece)
         tick()

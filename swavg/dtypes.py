@@ -8,7 +8,7 @@ first element in the lowest bits. Nothing heavier than the standard library is i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from swavg.errors import RequestError
 
@@ -64,17 +64,19 @@ class DType:
             raise ValueError(f"{numel} elements of {self.name} do not fill whole bytes")
         return bits // 8
 
-    def numpy(self) -> np.dtype:
+    def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype (from ml_dtypes where NumPy has none of its own)."""
         import numpy as np
 
         if self.numpy_name is None:
             raise RequestError(f"NumPy has no dtype for {self.name}")
         if hasattr(np, self.numpy_name):
-            return np.dtype(getattr(np, self.numpy_name))
+            found: np.dtype[Any] = np.dtype(getattr(np, self.numpy_name))
+            return found
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, self.numpy_name))
+        found = np.dtype(getattr(ml_dtypes, self.numpy_name))
+        return found
 
     def __str__(self) -> str:
         return self.name

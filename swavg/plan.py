@@ -114,9 +114,10 @@ def canonical(name: str) -> str:
     """The name without what wrappers add: ``module.`` in front (DataParallel), ``_orig_mod.``
     anywhere (torch.compile)."""
     if "_orig_mod." in name:
-        name = "".join(
-            part + "." for part in name.split(".")[:-1] if part != "_orig_mod"
-        ) + name.rsplit(".", 1)[-1]
+        name = (
+            "".join(part + "." for part in name.split(".")[:-1] if part != "_orig_mod")
+            + name.rsplit(".", 1)[-1]
+        )
     while name.startswith("module."):
         name = name[len("module.") :]
     return name
@@ -332,7 +333,11 @@ class _Matcher:
         return task, Treated(shown, "averaged over some", why)
 
     def _average(
-        self, name: str, inputs: tuple[int, ...], sources: tuple[Tensor, ...], weights: Sequence[float]
+        self,
+        name: str,
+        inputs: tuple[int, ...],
+        sources: tuple[Tensor, ...],
+        weights: Sequence[float],
     ) -> Task:
         dtype, shape = sources[0].spec.dtype, sources[0].spec.shape
         uniform = self._uniform if inputs is self._all else is_uniform(weights)
@@ -354,9 +359,7 @@ class _Matcher:
     def written_ties(self, tasks: Sequence[Task]) -> tuple[tuple[str, ...], ...]:
         """Tie groups whose names all have a task, under their output names."""
         have = {task.name for task in tasks}
-        groups = (
-            tuple(self.output_name(name) for name in group) for group in self._groups
-        )
+        groups = (tuple(self.output_name(name) for name in group) for group in self._groups)
         kept = (tuple(name for name in group if name in have) for group in groups)
         return tuple(group for group in kept if len(group) > 1)
 

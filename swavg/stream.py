@@ -52,9 +52,7 @@ class Budget:
     def memory(self) -> int:
         """Bytes of all buffers."""
         per_thread = self.input_size * (6 if self.gathers else 1) + 2 * self.sum_size
-        return self.elements * (
-            self.threads * per_thread + (self.threads + 2) * self.output_size
-        )
+        return self.elements * (self.threads * per_thread + (self.threads + 2) * self.output_size)
 
     @classmethod
     def within(cls, resources: Resources, layouts: Sequence[Layout], policy: Policy) -> Budget:
@@ -249,7 +247,9 @@ class Stream:
                         break
                     buffer = self._free.pop()
                     view = memoryview(buffer)[: piece.nbytes]
-                    pending.append((self._workers.submit(self._compute, piece, view), piece, buffer))
+                    pending.append(
+                        (self._workers.submit(self._compute, piece, view), piece, buffer)
+                    )
                 if not pending:
                     return
                 future, piece, buffer = pending[0]
@@ -368,7 +368,7 @@ class Stream:
             read(index, memoryview(raw))
             arrays.append(np.frombuffer(raw, task.dtype.numpy()))
         if all(np.array_equal(arrays[0], array) for array in arrays[1:]):
-            out[:] = memoryview(arrays[0]).cast("B")
+            out[:] = arrays[0].view(np.uint8).data
             return True
         name, _ = piece.locate(0)
         if rule == "error":
@@ -380,7 +380,7 @@ class Stream:
             result = combine(rule, arrays, task.weights, task.uniform)
         except OverflowError as error:
             raise NumericsError(f"'{name}': the mean {error}.") from None
-        out[:] = memoryview(np.ascontiguousarray(result)).cast("B")
+        out[:] = np.ascontiguousarray(result).view(np.uint8).data
         return False
 
 

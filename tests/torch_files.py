@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from swavg.formats.base import Checkpoint, Layout, Task
+from swavg.formats.base import Checkpoint, Layout, Task, Tensor
 from swavg.formats.read import read_rows
 
 DTYPES = [
@@ -38,10 +38,10 @@ def raw(tensor: torch.Tensor) -> bytes:
     return bytes(flat.reshape(-1).view(torch.uint8).numpy()) if flat.numel() else b""
 
 
-def bytes_of(checkpoint: Checkpoint, name: str) -> bytes:
-    """The row-major bytes of a tensor as our reader finds them (any dtype, read as raw words)."""
-    extent, spec = checkpoint.tensors[name].extent, checkpoint.tensors[name].spec
-    data = Path(checkpoint.path).read_bytes()[extent.offset : extent.offset + extent.nbytes]
+def extent_bytes(path: str, tensor: Tensor) -> bytes:
+    """The row-major bytes of a tensor in the file ``path``, as words of any dtype."""
+    extent, spec = tensor.extent, tensor.spec
+    data = Path(path).read_bytes()[extent.offset : extent.offset + extent.nbytes]
     if extent.strides is None:
         return data
     words = np.frombuffer(data, np.dtype((np.void, spec.dtype.itemsize)))
@@ -55,7 +55,7 @@ def assert_same(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> No
     for name, tensor in expected.items():
         spec = checkpoint.tensors[name].spec
         assert (spec.shape, f"torch.{spec.dtype}") == (tuple(tensor.shape), str(tensor.dtype))
-        assert bytes_of(checkpoint, name) == raw(tensor), name
+        assert extent_bytes(checkpoint.path, checkpoint.tensors[name]) == raw(tensor), name
 
 
 def mean_tasks(checkpoints: Sequence[Checkpoint], template: int = -1) -> list[Task]:
@@ -91,14 +91,14 @@ def written(layout: Layout, checkpoints: Sequence[Checkpoint], step: int = 7) ->
 
     def chunks() -> Iterator[memoryview]:
         for task in layout.tasks:
-            arrays = [
-                read_rows(checkpoints[index], source, ...)
-                for index, source in zip(task.inputs, task.sources, strict=True)
-            ]
-            if task.kind != "copy":
+            pairs = list(zip(task.inputs, task.sources, strict=True))
+            if task.kind == "copy":
+                ((index, source),) = pairs
+                data = extent_bytes(checkpoints[index].path, source)
+            else:
+                arrays = [read_rows(checkpoints[index], source, ...) for index, source in pairs]
                 wide = sum(array.astype(np.float64) for array in arrays) / len(arrays)
-                arrays = [wide.astype(task.dtype.numpy())]
-            data = arrays[0].tobytes()
+                data = wide.astype(task.dtype.numpy()).tobytes()
             for start in range(0, len(data), step):
                 yield memoryview(data[start : start + step])
 

@@ -13,42 +13,104 @@ from swavg.cli.options import Size, Weights, WeightsCommand, read_paths
 
 @click.command(cls=WeightsCommand)
 @click.argument("checkpoints", nargs=-1, metavar="CKPT...")
-@click.option("-o", "--output", metavar="OUT", help="Where to write; '-' streams to stdout."
-              " [default: averaged, with the suffix of the first input]")
-@click.option("-w", "--weights", type=Weights(), multiple=True, metavar="W...",
-              help="One weight per checkpoint: 0.5 0.5, or 0.5,0.5. [default: the mean]")
-@click.option("--normalize", "sum_to", flag_value="normalize",
-              help="Divide the weights by their sum.")
-@click.option("--raw-weights", "sum_to", flag_value="raw",
-              help="Use the weights as they are, whatever their sum.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="Where to write; '-' streams to stdout."
+    " [default: averaged, with the suffix of the first input]",
+)
+@click.option(
+    "-w",
+    "--weights",
+    type=Weights(),
+    multiple=True,
+    metavar="W...",
+    help="One weight per checkpoint: 0.5 0.5, or 0.5,0.5. [default: the mean]",
+)
+@click.option(
+    "--normalize", "sum_to", flag_value="normalize", help="Divide the weights by their sum."
+)
+@click.option(
+    "--raw-weights",
+    "sum_to",
+    flag_value="raw",
+    help="Use the weights as they are, whatever their sum.",
+)
 @click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
-@click.option("--strict/--lenient", default=True,
-              help="All names, shapes and dtypes must match (default), or average what is shared.")
-@click.option("--missing", type=click.Choice(["keep", "drop", "average"]), default="keep",
-              show_default=True, help="With --lenient: what some lack is taken from the last that"
-              " has it, left out, or averaged over those that have it.")
+@click.option(
+    "--strict/--lenient",
+    default=True,
+    help="All names, shapes and dtypes must match (default), or average what is shared.",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["keep", "drop", "average"]),
+    default="keep",
+    show_default=True,
+    help="With --lenient: what some lack is taken from the last that"
+    " has it, left out, or averaged over those that have it.",
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Average only these tensors.")
-@click.option("--exclude", multiple=True, metavar="GLOB",
-              help="Do not average these; they are copied from the last checkpoint.")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Do not average these; they are copied from the last checkpoint.",
+)
 @click.option("--drop-excluded", is_flag=True, help="Leave them out instead of copying them.")
-@click.option("--key", metavar="PATH", help="Where the state dict lies in a .pt, such as"
-              " model.state_dict. [default: found]")
-@click.option("--dtype", type=click.Choice(["keep", "float32", "float64", "float16", "bfloat16"]),
-              default="keep", show_default=True, help="Floats in the output.")
-@click.option("--accumulate", type=click.Choice(["auto", "float32", "float64"]), default="auto",
-              show_default=True, help="Sums are taken in this dtype.")
-@click.option("--integers", type=click.Choice(["last", "first", "max", "mean", "error"]),
-              default="last", show_default=True, help="Integer and bool tensors that differ.")
-@click.option("--drop-ties", is_flag=True,
-              help="Write tied tensors once in safetensors (under their first name).")
+@click.option(
+    "--key",
+    metavar="PATH",
+    help="Where the state dict lies in a .pt, such as model.state_dict. [default: found]",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["keep", "float32", "float64", "float16", "bfloat16"]),
+    default="keep",
+    show_default=True,
+    help="Floats in the output.",
+)
+@click.option(
+    "--accumulate",
+    type=click.Choice(["auto", "float32", "float64"]),
+    default="auto",
+    show_default=True,
+    help="Sums are taken in this dtype.",
+)
+@click.option(
+    "--integers",
+    type=click.Choice(["last", "first", "max", "mean", "error"]),
+    default="last",
+    show_default=True,
+    help="Integer and bool tensors that differ.",
+)
+@click.option(
+    "--drop-ties",
+    is_flag=True,
+    help="Write tied tensors once in safetensors (under their first name).",
+)
 @click.option("--weights-only", is_flag=True, help="Write a bare state dict to a .pt.")
-@click.option("--max-shard-size", type=Size(), metavar="SIZE",
-              help="Write a folder of shards of at most this size, such as 5GB.")
+@click.option(
+    "--max-shard-size",
+    type=Size(),
+    metavar="SIZE",
+    help="Write a folder of shards of at most this size, such as 5GB.",
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Let NaN and Inf through.")
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N",
-              help="Where to compute. The bytes are the same.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N",
-              help="Worker threads. [default: the processors of this process]")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda|cuda:N",
+    help="Where to compute. The bytes are the same.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Worker threads. [default: the processors of this process]",
+)
 @click.option("--memory", type=Size(), metavar="SIZE", help="Bound on buffers. [default: 32MiB]")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the plan and write nothing.")

@@ -49,7 +49,7 @@ def join_weights(args: Sequence[str]) -> list[str]:
     return joined
 
 
-class Weights(click.ParamType):
+class Weights(click.ParamType):  # type: ignore[type-arg]
     """Numbers separated by commas."""
 
     name = "weights"
@@ -66,14 +66,12 @@ class Weights(click.ParamType):
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]
     """A number of bytes: ``5GB`` (decimal), ``64MiB`` (binary), ``1000``."""
 
     name = "size"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(value).lower())
         if found is None or (found[3] and not found[2]):
             self.fail(f"'{value}' is no size; write 64MiB, 5GB or a number of bytes.", param, ctx)
@@ -93,7 +91,9 @@ def read_paths(arguments: Sequence[str], null: bool) -> list[str]:
         separator = b"\0" if null else b"\n"
         import os
 
-        found = [os.fsdecode(part.rstrip(b"\r") if not null else part) for part in raw.split(separator)]
+        found = [
+            os.fsdecode(part.rstrip(b"\r") if not null else part) for part in raw.split(separator)
+        ]
         found = [path for path in found if path]
         if not found:
             raise click.UsageError("standard input named no paths.")

@@ -181,6 +181,4 @@ def shard_names(stem: str, suffix: str, count: int) -> Sequence[str]:
     """File names of ``count`` shards, as Hugging Face numbers them."""
     if count == 1:
         return (f"{stem}{suffix}",)
-    return tuple(
-        f"{stem}-{index:05d}-of-{count:05d}{suffix}" for index in range(1, count + 1)
-    )
+    return tuple(f"{stem}-{index:05d}-of-{count:05d}{suffix}" for index in range(1, count + 1))

@@ -9,6 +9,7 @@ import numpy as np
 
 from swavg.errors import RequestError
 from swavg.formats.base import Checkpoint, FilePool, InputFile, Tensor
+from swavg.packing import unpack_codes
 
 # A strided box is read as its hull if that is at most this many times larger; else row by row.
 _HULL = 4
@@ -119,8 +120,6 @@ def read_rows(checkpoint: Checkpoint, tensor: Tensor, index: Any) -> np.ndarray[
     file = checkpoint.files[extent.file]
     with FilePool() as pool:
         if dtype.bits % 8:
-            from swavg.kernels.cpu import unpack_codes
-
             head = start * inner * dtype.bits
             if head % 8 or numel * dtype.bits % 8:
                 raise RequestError(f"{spec.name}: these rows of {dtype} do not fill whole bytes")

@@ -15,7 +15,6 @@ from swavg.formats.base import (
     Buffer,
     Checkpoint,
     Extent,
-    InputFile,
     Layout,
     Task,
     Tensor,

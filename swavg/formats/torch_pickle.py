@@ -153,7 +153,8 @@ class InertUnpickler(_Unpickler):  # type: ignore[misc]
 
     def _inst(self) -> None:
         kind = self.find_class(self.readline()[:-1].decode(), self.readline()[:-1].decode())
-        self.append(self._call(kind, tuple(self.pop_mark())))
+        args = tuple(self.pop_mark())
+        self.append(self._call(kind, args))
 
     def _obj(self) -> None:
         kind, *args = self.pop_mark()

@@ -126,11 +126,7 @@ def _entries(path: str, data: bytearray, count: int) -> list[tuple[str, int, int
         if flags & ~_KNOWN_FLAGS:
             raise InputError(path, f"its record '{name}' is encrypted or patched")
         if method != 0:
-            raise InputError(
-                path,
-                f"its record '{name}' is compressed; torch stores records as they are",
-                hint="Load it and save it again with torch.save.",
-            )
+            raise _compressed(path, name)
         if packed != size or disk not in (0, MAX16):
             raise InputError(path, f"corrupt zip: '{name}' has two sizes")
         if name in seen:
@@ -140,6 +136,25 @@ def _entries(path: str, data: bytearray, count: int) -> list[tuple[str, int, int
     if at != len(data):
         raise InputError(path, "corrupt zip directory: it holds more than its entries")
     return found
+
+
+def _compressed(path: str, name: str) -> InputError:
+    if "/code/" in name:
+        return torchscript(path)
+    return InputError(
+        path,
+        f"its record '{name}' is compressed; torch stores records as they are",
+        hint="Load it and save it again with torch.save.",
+    )
+
+
+def torchscript(path: str) -> InputError:
+    """The refusal of an archive that torch.jit.save wrote."""
+    return InputError(
+        path,
+        "a TorchScript archive, which holds a program",
+        hint="Save its state_dict() with torch.save instead.",
+    )
 
 
 def _name(path: str, raw: bytearray) -> str:

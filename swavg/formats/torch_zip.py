@@ -13,7 +13,7 @@ from swavg.formats.base import Checkpoint, Task, TensorSpec, open_input
 from swavg.formats.torch_frames import Member, TorchZipLayout, archive_size
 from swavg.formats.torch_pickle import MAX_BYTES, read_pickle
 from swavg.formats.torch_plain import RECIPE, lay_out_plain, recipe_member
-from swavg.formats.torch_records import Record, read_records
+from swavg.formats.torch_records import Record, read_records, torchscript
 from swavg.formats.torch_state import find_state
 from swavg.formats.torch_template import check_written, replacements, spliced
 from swavg.formats.torch_tensors import tensors_of
@@ -96,11 +96,7 @@ class _Archive:
         if any(name.startswith(f"{root}/code/") for name in self._records) or self._has(
             "constants.pkl"
         ):
-            raise InputError(
-                path,
-                "a TorchScript archive, which holds a program",
-                hint="Save its state_dict() with torch.save instead.",
-            )
+            raise torchscript(path)
         if not slash or not self._has("data.pkl"):
             raise InputError(path, "a zip, but no torch checkpoint (it has no data.pkl)")
         if any(not name.startswith(f"{root}/") for name in self._records):

@@ -8,9 +8,8 @@ import numpy as np
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.kernels.base import Arithmetic, ReadChunk
-from swavg.kernels.tables import pack_codes, table, unpack_codes
-
-__all__ = ["CpuKernel", "limits", "narrow", "pack_codes", "round_to_odd", "unpack_codes", "widen"]
+from swavg.kernels.tables import table
+from swavg.packing import pack_codes, unpack_codes
 
 Array = np.ndarray[Any, Any]
 
@@ -110,7 +109,8 @@ def narrow(accumulated: Array, dtype: DType, out: Array, scratch: Array | None =
         if finite:
             _narrow_float16(accumulated, out, scratch)
         else:
-            np.copyto(out.view(np.float16), accumulated, casting="unsafe")
+            with np.errstate(over="ignore"):
+                np.copyto(out.view(np.float16), accumulated, casting="unsafe")
     else:
         bits = accumulated.view(np.uint32)
         keys = (bits >> 16 | (bits & 0xFFFF != 0)).astype(np.uint16)
@@ -172,15 +172,13 @@ class CpuKernel:
                 np.divide(total, dtype.type(len(arithmetic.inputs)), out=total)
             return narrow(total, arithmetic.output, np.frombuffer(out, np.uint8), self._term)
 
-    def _sum_any(
-        self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array
-    ) -> None:
+    def _sum_any(self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array) -> None:
         term = self._term[: total.nbytes].view(total.dtype)
         for index, (source, weight) in enumerate(
             zip(arithmetic.inputs, arithmetic.weights, strict=True)
         ):
             raw = self._raw[: source.nbytes(count)]
-            read(index, memoryview(raw))
+            read(index, raw.data)
             target = term if index else total
             widen(raw, source, target)
             if not arithmetic.uniform:
@@ -204,7 +202,7 @@ class CpuKernel:
         term = self._term[: total.nbytes].view(np.float32)
         raw = self._raw[: 2 * count]
         for index, weight in enumerate(weights):
-            read(index, memoryview(raw))
+            read(index, raw.data)
             target = term if index else total
             if not _widen_float16_scaled(raw, target):
                 return False

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from swavg.kernels.base import Arithmetic, ReadChunk
-from swavg.kernels.cpu import CpuKernel, limits, narrow, pack_codes, unpack_codes, widen
+from swavg.kernels.cpu import CpuKernel, limits, narrow, widen
+from swavg.packing import pack_codes, unpack_codes
 from swavg.weights import sums_to_one
 
 Array = np.ndarray[Any, Any]
@@ -36,9 +37,7 @@ class Trouble:
     inputs: Sequence[tuple[int, float]]
 
 
-def repair(
-    arithmetic: Arithmetic, count: int, read: ReadChunk, out: memoryview
-) -> Trouble | None:
+def repair(arithmetic: Arithmetic, count: int, read: ReadChunk, out: memoryview) -> Trouble | None:
     """Recompute the chunk into ``out``; what cannot be represented is NaN, Inf or the nearest
     value there, and the first such element is returned."""
     CpuKernel(count).weighted_sum(arithmetic, count, read, out)
@@ -64,7 +63,7 @@ def repair(
     guilty = []
     for position, dtype in enumerate(arithmetic.inputs):
         raw = np.empty(dtype.nbytes(count), np.uint8)
-        read(position, memoryview(raw))
+        read(position, raw.data)
         values = np.empty(count)
         widen(raw, dtype, values)
         if not np.isfinite(values[index]):
@@ -72,9 +71,7 @@ def repair(
     return Trouble(index, float(total[index]), guilty)
 
 
-def _in_float64(
-    arithmetic: Arithmetic, count: int, read: ReadChunk
-) -> tuple[Array, Array, Array]:
+def _in_float64(arithmetic: Arithmetic, count: int, read: ReadChunk) -> tuple[Array, Array, Array]:
     """The first input, where all inputs have its value, and the weighted sum, in float64."""
     first, same = np.empty(count), np.ones(count, bool)
     total, values = np.zeros(count), np.empty(count)
@@ -82,7 +79,7 @@ def _in_float64(
         zip(arithmetic.inputs, arithmetic.weights, strict=True)
     ):
         raw = np.empty(dtype.nbytes(count), np.uint8)
-        read(position, memoryview(raw))
+        read(position, raw.data)
         widen(raw, dtype, values)
         if position == 0:
             first[:] = values

@@ -15,8 +15,9 @@ import numpy as np
 from swavg.dtypes import DType
 from swavg.errors import MissingDependencyError, RequestError
 from swavg.kernels.base import Arithmetic, ReadChunk
-from swavg.kernels.cpu import limits, pack_codes, unpack_codes
+from swavg.kernels.cpu import limits
 from swavg.kernels.tables import table
+from swavg.packing import pack_codes, unpack_codes
 
 try:
     import torch
@@ -58,7 +59,11 @@ class TorchKernel:
     def __init__(self, elements: int, itemsize: int = 8, device: str = "cuda") -> None:
         self._device = check_device(device)
         self._cuda = self._device.type == "cuda"
-        self._stream = torch.cuda.Stream(self._device) if self._cuda else None
+        self._stream = (
+            torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            if self._cuda
+            else None
+        )
         self._staging = [
             torch.empty(elements * itemsize, dtype=torch.uint8, pin_memory=self._cuda)
             for _ in range(2)
@@ -101,14 +106,14 @@ class TorchKernel:
         if self._copied[slot] is not None:
             self._copied[slot].synchronize()
         host = self._staging[slot][: source.nbytes(count)]
-        read(index, memoryview(host.numpy()))
+        read(index, host.numpy().data)
         if source.bits < 8:
             codes = unpack_codes(host.numpy(), source)
             return torch.from_numpy(codes).to(self._device)
         if not self._cuda:
             return host
         device = host.to(self._device, non_blocking=True)
-        self._copied[slot] = torch.cuda.Event()
+        self._copied[slot] = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._copied[slot].record(self._stream)
         return device
 

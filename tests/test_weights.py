@@ -1,0 +1,81 @@
+"""The numbers."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swavg import weights
+from swavg.errors import RequestError
+
+FINITE = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+@given(st.integers(1, 1000))
+def test_the_mean_gives_each_checkpoint_one_nth(n):
+    assert weights.mean(n) == (1 / n,) * n
+    assert weights.is_uniform(weights.mean(n))
+
+
+def test_the_mean_of_nothing_is_refused():
+    with pytest.raises(RequestError, match="nothing to average"):
+        weights.mean(0)
+
+
+@given(st.lists(FINITE, min_size=1, max_size=9))
+def test_raw_weights_are_used_as_they_are(values):
+    assert weights.given(values, len(values), "raw") == tuple(values)
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=9).filter(lambda v: sum(v) > 1e-3))
+def test_normalized_weights_sum_to_one_and_keep_their_ratios(values):
+    found = weights.given(values, len(values), "normalize")
+    assert math.isclose(math.fsum(found), 1, abs_tol=1e-12)
+    for one, other in zip(found, values, strict=True):
+        assert math.isclose(one * math.fsum(values), other, rel_tol=1e-12, abs_tol=1e-300)
+
+
+def test_weight_zero_and_negative_weights_are_weights():
+    assert weights.given([0, 1], 2) == (0.0, 1.0)
+    assert weights.given([-0.5, 1.5], 2) == (-0.5, 1.5)
+
+
+def test_a_wrong_count_names_both_counts():
+    with pytest.raises(RequestError, match=r"3 weights for 2 checkpoints\."):
+        weights.given([0.2, 0.3, 0.5], 2)
+    with pytest.raises(RequestError, match=r"1 weight for 2 checkpoints\."):
+        weights.given([1], 2)
+
+
+def test_a_sum_other_than_one_offers_both_ways_out():
+    with pytest.raises(RequestError, match=r"sum to 0\.9, not 1.*--normalize.*--raw-weights"):
+        weights.given([0.4, 0.5], 2)
+
+
+def test_thirds_typed_with_seven_digits_count_as_one():
+    found = weights.given([0.3333333] * 3, 3)
+    assert found == (0.3333333,) * 3
+    assert weights.is_uniform(found)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused(bad):
+    with pytest.raises(RequestError, match="not a finite number"):
+        weights.given([bad, 1.0], 2, "raw")
+
+
+def test_weights_that_sum_to_zero_cannot_be_normalized():
+    with pytest.raises(RequestError, match="sum to 0"):
+        weights.given([1, -1], 2, "normalize")
+
+
+def test_unequal_weights_and_equal_ones_of_another_sum_are_not_the_mean():
+    assert not weights.is_uniform((0.4, 0.6))
+    assert not weights.is_uniform((1.0, 1.0))
+
+
+def test_renormalized_weights_keep_the_sum_of_all():
+    assert weights.renormalized((0.5, 0.3, 0.2), (0, 2)) == pytest.approx((0.5 / 0.7, 0.2 / 0.7))
+    with pytest.raises(RequestError, match="cannot renormalize"):
+        weights.renormalized((0.0, 1.0), (0,))
