@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from swavg.average import Job as Job
-    from swavg.average import Report as Report
-    from swavg.average import average as average
-    from swavg.average import prepare as prepare
+    from swavg.averaging import Job as Job
+    from swavg.averaging import Report as Report
+    from swavg.averaging import average as average
+    from swavg.averaging import prepare as prepare
     from swavg.errors import InputError as InputError
     from swavg.errors import MismatchError as MismatchError
     from swavg.errors import MissingDependencyError as MissingDependencyError
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from swavg.stream import Resources as Resources
 
 _HOMES = {
-    "average": "swavg.average",
-    "prepare": "swavg.average",
-    "Job": "swavg.average",
-    "Report": "swavg.average",
+    "average": "swavg.averaging",
+    "prepare": "swavg.averaging",
+    "Job": "swavg.averaging",
+    "Report": "swavg.averaging",
     "open_checkpoint": "swavg.formats",
     "Policy": "swavg.plan",
     "Resources": "swavg.stream",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from swavg.average import InputSummary, Progress, Report
+    from swavg.averaging import InputSummary, Progress, Report
     from swavg.errors import Difference
 
 _MOST_ROWS = 30

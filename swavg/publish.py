@@ -37,8 +37,6 @@ class Sink:
         while view:
             try:
                 count = os.write(self._fd, view)
-            except BrokenPipeError:
-                raise
             except OSError as error:
                 raise OutputError(self._shown, _reason(error)) from None
             self.written += count
@@ -56,6 +54,8 @@ class Sink:
 def _reason(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "cannot be written: the disk is full"
+    if error.errno == errno.EPIPE:
+        return "cannot be written: its reader went away"
     return f"cannot be written: {error.strerror}"
 
 
@@ -79,6 +79,8 @@ def check_destination(
 ) -> None:
     """Raise OutputError for what would fail later: an existing file, no folder, no space."""
     if is_stream(path):
+        if folder:
+            raise OutputError(path, "is no folder, which the output would be")
         return
     target = destination(path)
     if os.path.lexists(target) and not force:
@@ -186,7 +188,10 @@ def _move(temporary: Path, target: Path, *, force: bool, shown: str) -> None:
     try:
         if not force:
             _rename_new(temporary, target)
-        elif temporary.is_dir() and target.exists():
+        elif temporary.is_dir() and os.path.lexists(target):
+            if not target.is_dir():
+                # Exchanged, it would end up under the temporary name: a lost file or device.
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
             _exchange(temporary, target)
         else:
             os.rename(temporary, target)

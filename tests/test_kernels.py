@@ -278,7 +278,7 @@ def test_the_float16_shortcut_gives_the_bits_of_the_plain_sum(weights, seed):
 @pytest.mark.parametrize("dtype", [d for d in FLOATS if d.name != "float8_e8m0fnu"], ids=str)
 def test_a_result_beyond_the_largest_value_is_noticed(dtype):
     high = limits(dtype)[1]
-    if np.isinf(high):
+    if dtype.bits >= 32:
         inside, outside = [np.finfo(dtype.numpy()).max] * 8, [np.inf] * 8
     else:
         inside = [np.nextafter(np.float32(high), np.float32(0))] * 8

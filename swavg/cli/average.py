@@ -148,7 +148,7 @@ def average(
     swavg average a b -o - | zstd > c.safetensors.zst
     """
     from swavg import console
-    from swavg.average import STDOUT, prepare
+    from swavg.averaging import STDOUT, prepare
     from swavg.plan import Policy
     from swavg.stream import Resources
 

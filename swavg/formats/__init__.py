@@ -46,13 +46,26 @@ def open_checkpoint(
         head = bytes(read_exactly(fd, file, 0, min(_HEAD, file.size)))
     if not head:
         raise InputError(path, "is empty (0 bytes)")
-    from swavg.formats.torch_legacy import looks_like_torch_legacy, open_torch_legacy
+    from swavg.formats.torch_legacy import (
+        looks_like_torch_legacy,
+        looks_like_torch_tar,
+        open_torch_legacy,
+    )
     from swavg.formats.torch_zip import looks_like_torch_zip, open_torch_zip
 
+    # Its length may begin with the magic of another format: 640 with that of a pickle.
+    if looks_like_safetensors(head):
+        return open_safetensors(path, shared)
     if looks_like_torch_zip(head):
         return open_torch_zip(path, key=key)
     if looks_like_torch_legacy(head):
         return open_torch_legacy(path, key=key)
+    if looks_like_torch_tar(head):
+        raise InputError(
+            path,
+            "is a tar file; if PyTorch 0.1 wrote it, its format is not read any more",
+            hint="Unpack it, or load and save it again with torch 1.x.",
+        )
     for magic, problem, hint in _KNOWN_OTHERS:
         if head.startswith(magic):
             raise InputError(path, problem, hint=hint)
@@ -60,12 +73,14 @@ def open_checkpoint(
         raise InputError(
             path, "is a web page, not a checkpoint", hint="Was it a download that failed?"
         )
-    if looks_like_safetensors(head) or path.endswith(".safetensors"):
-        return open_safetensors(path, shared)
     if not any(head):
         raise InputError(
             path, "starts with zeros: no checkpoint", hint="Was the copy or download cut short?"
         )
+    if path.endswith(".safetensors"):
+        return open_safetensors(path, shared)
+    if path.endswith(".index.json"):
+        raise InputError(path, "is only the index of a checkpoint", hint="Give its folder.")
     raise InputError(
         path,
         "is neither a safetensors nor a PyTorch file",

@@ -80,6 +80,12 @@ class InputFile:
             facts = os.stat(path) if fd is None else os.fstat(fd)
         except FileNotFoundError:
             raise InputError(path, "no such file") from None
+        except ValueError:
+            raise InputError(
+                path.replace("\0", "\\0"),
+                "no file has a NUL byte in its name",
+                hint="For paths that are separated by NUL, use --null.",
+            ) from None
         except OSError as error:
             raise InputError(path, f"cannot be read: {error.strerror}") from None
         if not stat.S_ISREG(facts.st_mode):

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 from swavg.errors import InputError
 from swavg.formats.base import Checkpoint, InputFile, Tensor, open_input, read_exactly
-from swavg.formats.safetensors import Shared
+from swavg.formats.safetensors import Shared, unique
 
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")
 _SUFFIXES = (".safetensors", ".bin")
-_INDEX_LIMIT = 256 << 20
+_INDEX_LIMIT = 64 << 20
+_INDEX_ENTRIES = 1_000_000
 
 WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
@@ -77,6 +78,8 @@ def open_folder(
         full = os.path.join(path, name)
         if index is not None and not os.path.exists(full):
             raise InputError(full, f"missing, though '{index}' lists it")
+        if os.path.isdir(full):
+            raise InputError(full, "is a folder, where a file with weights is expected")
         shard = open_checkpoint(full, key=key, shared=shared)
         notes += [f"{name}: {note}" for note in shard.notes]
         for text, value in shard.metadata.items():
@@ -147,8 +150,10 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
         if file.size > _INDEX_LIMIT:
             raise InputError(path, f"has {file.size:,} bytes, more than an index could need")
         text = bytes(read_exactly(fd, file, 0, file.size))
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > _INDEX_ENTRIES:
+        raise InputError(path, f"lists more than {_INDEX_ENTRIES:,} tensors")
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
         weight_map = content["weight_map"]
         metadata = content.get("metadata", {})
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):

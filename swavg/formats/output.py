@@ -126,7 +126,10 @@ def _metadata(template: Checkpoint, recipe: str) -> dict[str, str]:
 
 
 def _other_content(template: Checkpoint) -> str:
-    others: Sequence[str] = getattr(template, "other_entries", ())
+    others: Sequence[str] = (
+        *getattr(template, "other_entries", ()),
+        *getattr(template, "non_tensors", ()),
+    )
     if not others:
         return ""
     shown = ", ".join(f"'{name}'" for name in others[:5])

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from swavg.errors import RequestError
 from swavg.formats.base import Checkpoint, FilePool, InputFile, Tensor
 from swavg.packing import unpack_codes
 
@@ -95,48 +94,49 @@ def _read_box(
 
 
 def read_rows(checkpoint: Checkpoint, tensor: Tensor, index: Any) -> np.ndarray[Any, Any]:
-    """``tensor[index]``: a slice along the first dimension reads only its own bytes."""
-    spec, extent = tensor.spec, tensor.extent
-    first, *others = index if isinstance(index, tuple) else (index,)
-    shape = spec.shape
-    start, stop, squeeze, step = 0, shape[0] if shape else 1, False, 1
-    if shape and isinstance(first, slice):
-        start, stop, step = first.indices(shape[0])
-        if step != 1:
-            first, start, stop = first, 0, shape[0]
-        else:
+    """``tensor[index]``: a slice along the first dimension reads only its own bytes.
+
+    Raises IndexError as NumPy does, and for a first index that is not a slice, an integer or
+    ``...``.
+    """
+    spec = tensor.spec
+    indices = index if isinstance(index, tuple) else (index,)
+    first = indices[0] if indices else Ellipsis
+    rows = spec.shape[0] if spec.shape else 1
+    start, stop = 0, rows
+    if spec.shape and isinstance(first, slice):
+        if first.step in (None, 1):
+            start, stop, _ = first.indices(rows)
             stop = max(start, stop)
-    elif shape and isinstance(first, (int, np.integer)):
-        row = int(first) + (shape[0] if first < 0 else 0)
-        if not 0 <= row < shape[0]:
-            raise IndexError(f"{spec.name}: row {first} of {shape[0]}")
-        start, stop, squeeze = row, row + 1, True
+            indices = (slice(None), *indices[1:])
+    elif spec.shape and isinstance(first, (int, np.integer)) and not isinstance(first, bool):
+        row = int(first) + (rows if first < 0 else 0)
+        if not 0 <= row < rows:
+            raise IndexError(f"{spec.name}: row {first} of {rows}")
+        start, stop = row, row + 1
+        indices = (0, *indices[1:])
     elif first is not Ellipsis:
         raise IndexError(f"{spec.name}: index with a slice, an integer or ...")
-    inner = math.prod(shape[1:]) if shape else 1
-    shape_read = (stop - start, *shape[1:]) if shape else ()
-    numel = (stop - start) * inner
-    dtype = spec.dtype
-    file = checkpoint.files[extent.file]
+    inner = math.prod(spec.shape[1:])
+    flat = _elements(checkpoint.files[tensor.extent.file], tensor, start * inner, stop * inner)
+    read: np.ndarray[Any, Any] = flat.reshape((stop - start, *spec.shape[1:])[: len(spec.shape)])
+    return read[indices]
+
+
+def _elements(file: InputFile, tensor: Tensor, start: int, stop: int) -> np.ndarray[Any, Any]:
+    """The row-major elements ``[start, stop)`` of ``tensor``."""
+    dtype, extent = tensor.spec.dtype, tensor.extent
     with FilePool() as pool:
         if dtype.bits % 8:
-            head = start * inner * dtype.bits
-            if head % 8 or numel * dtype.bits % 8:
-                raise RequestError(f"{spec.name}: these rows of {dtype} do not fill whole bytes")
-            raw = pool.read(file, extent.offset + head // 8, dtype.nbytes(numel))
-            array = unpack_codes(np.frombuffer(raw, np.uint8), dtype).view(dtype.numpy())
-        else:
-            raw = bytearray(numel * dtype.itemsize)
-            if extent.strides is None:
-                offset = extent.offset + start * inner * dtype.itemsize
-                pool.read_into(file, offset, memoryview(raw))
-            elif numel:
-                gather(pool, file, tensor, start * inner, stop * inner, memoryview(raw))
-            array = np.frombuffer(raw, dtype.numpy())
-    array = array.reshape(shape_read)
-    if squeeze:
-        array = array[0]
-    elif shape and isinstance(first, slice) and step != 1:
-        array = array[first]
-    rest = (slice(None),) * (not squeeze and bool(shape) and first is not Ellipsis) + tuple(others)
-    return array[(Ellipsis, *others)] if first is Ellipsis and others else array[rest]
+            # Eight elements fill whole bytes, whatever their size.
+            head, tail = start // 8 * 8, min(-(-stop // 8) * 8, tensor.spec.numel)
+            offset, size = dtype.nbytes(head), dtype.nbytes(tail - head) if stop > start else 0
+            packed = np.frombuffer(pool.read(file, extent.offset + offset, size), np.uint8)
+            codes = unpack_codes(packed, dtype)[start - head :][: stop - start]
+            return codes.view(dtype.numpy())
+        raw = bytearray((stop - start) * dtype.itemsize)
+        if extent.strides is None:
+            pool.read_into(file, extent.offset + start * dtype.itemsize, memoryview(raw))
+        elif raw:
+            gather(pool, file, tensor, start, stop, memoryview(raw))
+        return np.frombuffer(raw, dtype.numpy())

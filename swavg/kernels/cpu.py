@@ -85,7 +85,8 @@ def limits(dtype: DType) -> tuple[float, float]:
     high = {
         "float16": 65520.0,
         "bfloat16": float.fromhex("0x1.ffp127"),
-        "float32": float("inf"),
+        # Half a step above the largest; as a float32 it is Inf, which is right as well.
+        "float32": float.fromhex("0x1.ffffffp127"),
         "float64": float("inf"),
     }[dtype.name]
     return -high, high

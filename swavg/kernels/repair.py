@@ -51,12 +51,11 @@ def repair(arithmetic: Arithmetic, count: int, read: ReadChunk, out: memoryview)
         if not sums_to_one(arithmetic.weights) and not arithmetic.uniform:
             same[:] = False
         kept = bad & same & ~np.isnan(first)
-        fixed = np.where(kept, first, total)[bad]
-        fixed[np.isnan(fixed)] = np.nan
-        _replace(bytes_out, arithmetic, bad, fixed)
-        widen(bytes_out, arithmetic.output, rounded)
-        inside = (total > low) & (total < high) & np.isfinite(rounded)
-    wrong = bad & ~inside & ~kept
+        values = np.where(kept, first, total)
+        values[np.isnan(values)] = np.nan
+        _replace(bytes_out, arithmetic, bad, values[bad])
+        inside = (values > low) & (values < high)
+    wrong = bad & ~inside & ~(kept & np.isinf(first))
     if not wrong.any():
         return None
     index = int(np.argmax(wrong))

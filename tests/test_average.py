@@ -1,0 +1,371 @@
+"""The whole path as a library: values against torch, and the properties that never bend."""
+
+import itertools
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import load, save, series, state
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import swavg
+from swavg import Policy, Resources
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def reference(states, weights):
+    """The weighted sum in float64, rounded to each tensor's dtype."""
+    found = {}
+    for name, tensor in states[0].items():
+        if tensor.is_floating_point():
+            total = sum(w * s[name].double() for s, w in zip(states, weights, strict=True))
+            found[name] = total.to(tensor.dtype)
+        else:
+            found[name] = states[-1][name]
+    return found
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_mean_of_two_equals_torch(tmp_path, dtype):
+    states = [state(seed, dtype) for seed in (1, 2)]
+    paths = [save(tmp_path / f"{i}.safetensors", s) for i, s in enumerate(states)]
+    report = swavg.average(paths, output=tmp_path / "out.safetensors")
+    assert_equal(load(tmp_path / "out.safetensors"), reference(states, [0.5, 0.5]))
+    assert report.output == str(tmp_path / "out.safetensors")
+    assert report.tensors["averaged"] == 3
+    assert report.tensors["integer"] == 1
+
+
+def test_given_weights_are_used_in_order_also_zero_and_negative_ones(tmp_path):
+    states = [state(seed, torch.float64) for seed in (1, 2, 3)]
+    paths = [save(tmp_path / f"{i}.safetensors", s) for i, s in enumerate(states)]
+    swavg.average(paths, [1.5, 0, -0.5], output=tmp_path / "out.safetensors")
+    found = load(tmp_path / "out.safetensors")
+    for name in ("body.weight", "head.weight"):
+        expected = 1.5 * states[0][name] + 0 * states[1][name] - 0.5 * states[2][name]
+        assert torch.equal(found[name], expected)
+
+
+def test_raw_and_normalized_weights(tmp_path):
+    paths = series(tmp_path, 2)
+    swavg.average(paths, [2, 2], output=tmp_path / "raw.safetensors", sum_to="raw")
+    swavg.average(paths, [2, 2], output=tmp_path / "mean.safetensors", sum_to="normalize")
+    raw, mean = load(tmp_path / "raw.safetensors"), load(tmp_path / "mean.safetensors")
+    torch.testing.assert_close(raw["body.bias"], 4 * mean["body.bias"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_checkpoints_return_themselves_bit_for_bit(tmp_path, dtype):
+    tensors = state(1, dtype)
+    paths = [save(tmp_path / f"{i}.safetensors", tensors) for i in range(7)]
+    swavg.average(paths, output=tmp_path / "out.safetensors")
+    assert_equal(load(tmp_path / "out.safetensors"), tensors)
+
+
+@given(
+    chunk=st.sampled_from([12, 13, 15]),
+    threads=st.integers(1, 5),
+    device=st.sampled_from(["cpu", "torch"]),
+    weights=st.sampled_from([None, [0.1, 0.7, 0.2]]),
+    dtype=st.sampled_from(DTYPES),
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_chunks_threads_and_kernel_never_change_a_bit(
+    tmp_path, chunk, threads, device, weights, dtype, monkeypatch
+):
+    folder = tmp_path / str(dtype)
+    if not folder.exists():
+        for seed in (1, 2, 3):
+            generator = torch.Generator().manual_seed(seed)
+            big = torch.randn(123, 457, generator=generator).to(dtype)
+            save(folder / f"{seed}.safetensors", state(seed, dtype, big=big))
+    paths = sorted(map(str, folder.glob("?.safetensors")))
+    reference_path = folder / f"reference-{weights is None}.st"
+    if not reference_path.exists():
+        swavg.average(paths, weights, output=reference_path, resources=Resources(threads=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("swavg.stream._CHUNK_BYTES", 1 << chunk)
+        out = folder / "out.safetensors"
+        swavg.average(paths, weights, output=out, resources=Resources(device, threads), force=True)
+    assert out.read_bytes() == reference_path.read_bytes()
+
+
+def test_the_same_call_gives_the_same_bytes(tmp_path):
+    paths = series(tmp_path)
+    for name in ("one", "two"):
+        swavg.average(paths, output=tmp_path / f"{name}.safetensors")
+    one, two = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "two"))
+    assert one == two
+
+
+def test_the_recipe_is_in_the_metadata_and_the_templates_own_stays(tmp_path):
+    first = save(tmp_path / "run" / "a.safetensors", state(1), {"epoch": "1"})
+    last = save(tmp_path / "run" / "b.safetensors", state(2), {"epoch": "2", "format": "pt"})
+    swavg.average([first, last], [0.25, 0.75], output=tmp_path / "out.safetensors")
+    metadata = swavg.open_checkpoint(tmp_path / "out.safetensors").metadata
+    assert metadata["epoch"] == "2"
+    assert json.loads(metadata["swavg"]) == {
+        "method": "weighted",
+        "inputs": ["a.safetensors", "b.safetensors"],
+        "weights": [0.25, 0.75],
+        "options": {},
+        "version": swavg.__version__,
+    }
+    assert str(tmp_path) not in metadata["swavg"]
+
+
+def test_inputs_of_the_same_name_are_told_apart_in_the_recipe(tmp_path):
+    paths = [save(tmp_path / run / "model.safetensors", state(1)) for run in ("x", "y")]
+    report = swavg.average(paths, output=tmp_path / "out.safetensors")
+    assert [entry.name for entry in report.inputs] == ["x/model.safetensors", "y/model.safetensors"]
+
+
+def test_integers_follow_the_policy_and_are_reported_where_they_differ(tmp_path):
+    paths = [
+        save(tmp_path / f"{i}.safetensors", {"x": torch.ones(2), "n": torch.tensor([i, 7])})
+        for i in (4, 9, 6)
+    ]
+    expected = {"last": 6, "first": 4, "max": 9, "mean": 6}
+    for rule, value in expected.items():
+        out = tmp_path / f"{rule}.st"
+        report = swavg.average(paths, output=out, policy=Policy(integers=rule))
+        assert load(out)["n"].tolist() == [value, 7]
+        assert report.differing_integers == ("n",)
+    with pytest.raises(swavg.MismatchError, match=r"'n' \(int64\) differs"):
+        swavg.average(paths, output=tmp_path / "e.st", policy=Policy(integers="error"))
+    assert not (tmp_path / "e.st").exists()
+
+
+def test_identical_integers_and_bools_are_copied_whatever_the_policy(tmp_path):
+    tensors = {"x": torch.ones(2), "n": torch.tensor([2**62]), "b": torch.tensor([True, False])}
+    paths = [save(tmp_path / f"{i}.safetensors", tensors) for i in range(2)]
+    out = tmp_path / "out.safetensors"
+    report = swavg.average(paths, output=out, policy=Policy(integers="error"))
+    assert_equal(load(out), tensors)
+    assert report.differing_integers == ()
+
+
+def test_nan_is_refused_with_the_tensor_the_place_and_the_input(tmp_path):
+    tensors = state(2)
+    tensors["head.weight"][1, 3] = float("nan")
+    paths = [
+        save(tmp_path / "good.safetensors", state(1)),
+        save(tmp_path / "bad.safetensors", tensors),
+    ]
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(swavg.NumericsError) as caught:
+        swavg.average(paths, output=out)
+    assert caught.value.message == "bad.safetensors: 'head.weight' at [1, 3] is NaN."
+    assert not out.exists()
+    report = swavg.average(paths, output=out, policy=Policy(allow_nonfinite=True))
+    assert torch.isnan(load(out)["head.weight"][1, 3])
+    assert torch.isfinite(load(out)["head.weight"]).sum() == 20
+    assert len(report.nonfinite) == 1
+
+
+def test_an_overflow_of_the_output_dtype_offers_a_wider_one(tmp_path):
+    paths = [save(tmp_path / f"{i}.safetensors", {"x": torch.tensor([1.0, 7e4])}) for i in range(2)]
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(swavg.NumericsError, match=r"overflows float16.*--dtype float32"):
+        swavg.average(paths, output=out, policy=Policy(dtype="float16"))
+    assert not out.exists()
+
+
+def test_a_float32_overflow_is_found_too(tmp_path):
+    paths = [save(tmp_path / f"{i}.st", {"x": torch.tensor([3e38])}) for i in range(2)]
+    with pytest.raises(swavg.NumericsError, match=r"6e\+38 overflows float32.*--dtype float64"):
+        swavg.average(paths, [1, 1], output=tmp_path / "out.safetensors", sum_to="raw")
+
+
+def test_float16_sums_do_not_overflow_on_the_way(tmp_path):
+    paths = [
+        save(tmp_path / f"{i}.safetensors", {"x": torch.tensor([60000.0]).half()}) for i in range(4)
+    ]
+    swavg.average(paths, output=tmp_path / "out.safetensors")
+    assert load(tmp_path / "out.safetensors")["x"].item() == 60000
+
+
+def test_a_mask_of_minus_infinity_that_all_share_survives(tmp_path):
+    mask = torch.full((4, 4), float("-inf")).triu(1)
+    paths = [
+        save(tmp_path / f"{i}.safetensors", {"x": torch.ones(2) * i, "mask": mask}) for i in (1, 2)
+    ]
+    swavg.average(paths, [1.5, -0.5], output=tmp_path / "out.safetensors")
+    assert torch.equal(load(tmp_path / "out.safetensors")["mask"], mask)
+
+
+def test_a_nan_times_weight_zero_is_a_nan(tmp_path):
+    paths = [
+        save(tmp_path / f"{i}.safetensors", {"x": torch.tensor([value])})
+        for i, value in enumerate((1.0, float("nan")))
+    ]
+    with pytest.raises(swavg.NumericsError, match=r"1\.safetensors: 'x' at \[0\] is NaN"):
+        swavg.average(paths, [1, 0], output=tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("wanted", ["float32", "float64", "float16", "bfloat16"])
+def test_the_output_dtype_is_rounded_to_once(tmp_path, wanted):
+    states = [state(seed) for seed in (1, 2, 3)]
+    paths = [save(tmp_path / f"{i}.safetensors", s) for i, s in enumerate(states)]
+    swavg.average(paths, output=tmp_path / "out.safetensors", policy=Policy(dtype=wanted))
+    found = load(tmp_path / "out.safetensors")
+    exact = sum(s["body.weight"].double() for s in states) / 3
+    assert found["body.weight"].dtype == getattr(torch, wanted)
+    if wanted in ("float32", "float64"):
+        assert torch.equal(found["body.weight"], exact.to(getattr(torch, wanted)))
+    else:
+        error = (found["body.weight"].double() - exact).abs()
+        ulp = 2.0 ** (torch.floor(torch.log2(exact.abs())) - (10 if wanted == "float16" else 7))
+        assert (error <= ulp / 2).all()
+
+
+def test_complex_tensors_are_averaged_by_their_parts(tmp_path):
+    tensors = [torch.randn(5, dtype=torch.complex64) for _ in range(2)]
+    paths = [save(tmp_path / f"{i}.safetensors", {"c": t}) for i, t in enumerate(tensors)]
+    swavg.average(paths, output=tmp_path / "out.safetensors")
+    exact = sum(t.to(torch.complex128) for t in tensors) / 2
+    assert torch.equal(load(tmp_path / "out.safetensors")["c"], exact.to(torch.complex64))
+
+
+def test_a_scalar_an_empty_tensor_and_one_checkpoint_alone(tmp_path):
+    tensors = {"s": torch.tensor(3.0), "e": torch.zeros(0, 4), "x": torch.ones(3)}
+    path = save(tmp_path / "a.safetensors", tensors)
+    swavg.average([path], output=tmp_path / "out.safetensors")
+    assert_equal(load(tmp_path / "out.safetensors"), tensors)
+
+
+def test_averages_of_pt_and_safetensors_of_the_same_values_agree(tmp_path):
+    states = [state(seed) for seed in (1, 2)]
+    for index, tensors in enumerate(states):
+        save(tmp_path / f"{index}.safetensors", tensors)
+        torch.save({"state_dict": tensors, "epoch": index}, tmp_path / f"{index}.pt")
+    st_paths = sorted(tmp_path.glob("*.safetensors"))
+    pt_paths = sorted(tmp_path.glob("*.pt"))
+    swavg.average(st_paths, output=tmp_path / "out.safetensors")
+    swavg.average(pt_paths, output=tmp_path / "out.pt")
+    swavg.average([st_paths[0], pt_paths[1]], output=tmp_path / "mixed.safetensors")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert found["epoch"] == 1
+    expected = reference(states, [0.5, 0.5])
+    assert_equal(found["state_dict"], expected)
+    assert_equal(load(tmp_path / "out.safetensors"), expected)
+    assert_equal(load(tmp_path / "mixed.safetensors"), expected)
+
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(6, 4)
+        self.head = torch.nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_tied_tensors_are_averaged_once_and_stay_tied_in_a_pt(tmp_path):
+    for index in range(2):
+        model = Tied()
+        torch.nn.init.constant_(model.embed.weight, 2.0 + 2 * index)
+        torch.save(model.state_dict(), tmp_path / f"{index}.pt")
+    paths = sorted(tmp_path.glob("*.pt"))
+    report = swavg.average(paths, output=tmp_path / "out.pt")
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert (found["embed.weight"] == 3).all()
+    assert found["head.weight"].data_ptr() == found["embed.weight"].data_ptr()
+    assert report.ties == (("embed.weight", "head.weight"),)
+    swavg.average(paths, output=tmp_path / "out.safetensors")
+    both = load(tmp_path / "out.safetensors")
+    assert torch.equal(both["embed.weight"], both["head.weight"])
+    assert (both["head.weight"] == 3).all()
+    swavg.average(paths, output=tmp_path / "one.safetensors", policy=Policy(drop_ties=True))
+    assert list(load(tmp_path / "one.safetensors")) == ["embed.weight"]
+
+
+def test_a_tie_that_another_input_breaks_is_no_tie(tmp_path):
+    model = Tied()
+    torch.save(model.state_dict(), tmp_path / "tied.pt")
+    apart = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    apart["head.weight"] += 1
+    save(tmp_path / "apart.safetensors", apart)
+    paths = [tmp_path / "tied.pt", tmp_path / "apart.safetensors"]
+    report = swavg.average(paths, output=tmp_path / "out.safetensors")
+    found = load(tmp_path / "out.safetensors")
+    assert report.ties == ()
+    torch.testing.assert_close(found["head.weight"], found["embed.weight"] + 0.5)
+
+
+def test_tensors_of_different_memory_layout_are_averaged_by_index(tmp_path):
+    for index, memory in enumerate((torch.contiguous_format, torch.channels_last)):
+        weight = torch.randn(8, 6, 5, 7, generator=torch.Generator().manual_seed(index))
+        torch.save({"w": weight.to(memory_format=memory)}, tmp_path / f"{index}.pt")
+    paths = sorted(tmp_path.glob("*.pt"))
+    loaded = [torch.load(path)["w"] for path in paths]
+    expected = (sum(each.double() for each in loaded) / 2).float()
+    for name in ("out.pt", "out.safetensors"):
+        swavg.average(paths, output=tmp_path / name)
+    assert torch.equal(torch.load(tmp_path / "out.pt")["w"], expected)
+    assert torch.equal(load(tmp_path / "out.safetensors")["w"], expected)
+
+
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=2, max_size=4),
+    seed=st.integers(0, 2**16),
+)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_permuted_view_is_read_as_torch_reads_it(tmp_path, shape, seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(shape)).tolist()
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).permute(order)
+    path = tmp_path / "view.pt"
+    torch.save({"w": tensor, "plain": torch.ones(1)}, path)
+    assert np.array_equal(swavg.open_checkpoint(path).read("w"), tensor.numpy())
+    with monkeypatch.context() as patch:
+        patch.setattr("swavg.stream._CHUNK_BYTES", 1 << 6)
+        patch.setattr("swavg.formats.read._HULL", 1)
+        swavg.average([path, path], output=tmp_path / "out.safetensors", force=True)
+    assert torch.equal(load(tmp_path / "out.safetensors")["w"], tensor.contiguous())
+
+
+def test_a_report_and_a_job_are_plain_values(tmp_path):
+    job = swavg.prepare(series(tmp_path), output=tmp_path / "out.safetensors")
+    assert pickle.loads(pickle.dumps(job.plan)) == job.plan
+    assert pickle.loads(pickle.dumps(job.output)).layouts == job.output.layouts
+    before = job.report()
+    assert before.seconds is None
+    assert before.written == sum(layout.size for layout in job.output.layouts)
+    after = job.run()
+    assert after.seconds is not None
+    assert json.loads(json.dumps(after.to_json()))["tensors"]["averaged"] == 3
+    assert Path(after.output).stat().st_size == before.written
+
+
+def test_progress_ends_with_all_bytes_read(tmp_path):
+    seen = []
+    swavg.average(series(tmp_path), output=tmp_path / "out.safetensors", on_progress=seen.append)
+    assert seen[-1].read == seen[-1].total > 0
+    assert all(a.read <= b.read for a, b in itertools.pairwise(seen))
+
+
+def test_the_memory_bound_is_kept_or_refused_with_the_least_possible(tmp_path):
+    paths = series(tmp_path)
+    job = swavg.prepare(paths, output=tmp_path / "o.st", resources=Resources(memory=1 << 20))
+    assert job.budget.memory <= 1 << 20
+    with pytest.raises(swavg.RequestError, match="too little: at least"):
+        swavg.prepare(paths, output=tmp_path / "o.st", resources=Resources(memory=1000))
+    many = swavg.prepare(paths, output=tmp_path / "o.st", resources=Resources(threads=64))
+    assert many.budget.memory <= 32 << 20
+    assert many.budget.threads > 8
