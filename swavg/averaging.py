@@ -14,6 +14,7 @@ from swavg import publish, weights
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.base import Checkpoint, FilePool, Layout, Tensor, open_input
+from swavg.formats.folder import weights_stem
 from swavg.formats.output import Output, choose_target, default_path, lay_out
 from swavg.plan import Plan, Policy, by_canonical_name, canonical, make_plan
 from swavg.recipe import as_text, recipe, short_names
@@ -106,8 +107,9 @@ class Job:
         set, is an input, or the disk has no room."""
         path = self.output.target.path
         if path is None:
+            _refuse_inputs_as_stdout(self.checkpoints)
             return
-        _refuse_inputs(path, self.output, self.checkpoints)
+        _refuse_inputs(path, self.checkpoints)
         folder = self.output.target.kind == "folder"
         publish.check_destination(path, self.output.size, force=self._force, folder=folder)
         if folder and os.path.isdir(path):
@@ -157,6 +159,9 @@ class Job:
                 for name, source in self.output.side_files.items():
                     _copy(source, name, folder, target.path)
                 self._check_inputs()
+                # The run may have taken an hour, in which someone put something there.
+                if os.path.isdir(target.path):
+                    _refuse_other_files(target.path, self.output)
         else:
             with publish.new_file(target.path, force=self._force) as sink:
                 _fill(sink, layouts[0], stream, tick)
@@ -367,44 +372,56 @@ def _same_bytes(pool: FilePool, checkpoint: Checkpoint, one: Tensor, other: Tens
     )
 
 
-def _refuse_inputs(path: str, output: Output, checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise OutputError if publishing would touch an input."""
+def _refuse_inputs(path: str, checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise OutputError if publishing would touch an input, or the links that lead to one."""
     try:
         facts = os.stat(path)
     except OSError:
         return
+    real = os.path.realpath(path)
     for checkpoint in checkpoints:
         same = any(
             (file.device, file.inode) == (facts.st_dev, facts.st_ino) for file in checkpoint.files
         )
-        inside = os.path.isdir(path) and any(
-            os.path.realpath(file.path).startswith(os.path.realpath(path) + os.sep)
-            for file in checkpoint.files
-        )
-        if same or inside:
+        # Where they lie by name as well as by content: in the hub cache, shards are links.
+        places = [checkpoint.path, *(file.path for file in checkpoint.files)]
+        found = {os.path.realpath(place) for place in places}
+        for place in places:
+            parent, name = os.path.split(os.path.abspath(place))
+            found.add(os.path.join(os.path.realpath(parent), name))
+        if same or real in found or any(place.startswith(real + os.sep) for place in found):
             raise OutputError(
                 path,
-                "is an input" if same else f"holds the input {checkpoint.path}",
+                f"holds the input {checkpoint.path}" if os.path.isdir(path) else "is an input",
                 hint="swavg never writes over an input; choose another -o.",
             )
+
+
+def _refuse_inputs_as_stdout(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise OutputError if standard output was redirected into an input (``-o - >> a``)."""
+    facts = os.fstat(sys.stdout.fileno())
+    for checkpoint in checkpoints:
+        for file in checkpoint.files:
+            if (file.device, file.inode) == (facts.st_dev, facts.st_ino):
+                raise OutputError("standard output", f"is the input {file.path}")
 
 
 def _refuse_other_files(path: str, output: Output) -> None:
     """Raise OutputError if replacing the folder would lose anything but an older checkpoint."""
     written = {layout.name for layout in output.layouts} | {*output.files, *output.side_files}
+    stems = {weights_stem(layout.name) for layout in output.layouts}
     others = [
         entry.name
         for entry in os.scandir(path)
         if entry.name not in written
-        and (
-            not entry.is_file() or not entry.name.endswith((".safetensors", ".bin", ".index.json"))
-        )
+        # Weights of another name (step-100.safetensors) are not ours to remove.
+        and (entry.is_dir(follow_symlinks=False) or weights_stem(entry.name) not in stems)
     ]
     if others:
         shown = ", ".join(sorted(others)[:4]) + (", ..." if len(others) > 4 else "")
         raise OutputError(
             path,
-            f"would be replaced, but holds what a checkpoint does not: {shown}",
+            f"would be replaced, but holds what the new checkpoint does not: {shown}",
             hint="Choose another -o, or remove the folder yourself.",
         )
 
@@ -421,7 +438,10 @@ def _copy(source: str, name: str, folder: Any, shown: str) -> None:
     with open_input(source) as (fd, file), publish.write_into(folder, name, shown=shown) as sink:
         position = 0
         while position < file.size:
-            data = os.pread(fd, 1 << 20, position)
+            try:
+                data = os.pread(fd, 1 << 20, position)
+            except OSError as error:
+                raise InputError(source, f"read error: {error.strerror}") from None
             if not data:
                 raise InputError(source, "was cut short while it was copied")
             sink.write(data)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from swavg.averaging import InputSummary, Progress, Report
     from swavg.errors import Difference
 
-_MOST_ROWS = 30
+_MOST_ROWS = 20
 
 
 def size(count: float) -> str:
@@ -103,22 +103,40 @@ def _plain(text: str) -> str:
 
 
 def differences(found: Sequence[Difference], all_of_them: bool) -> None:
-    """A table of everything in which checkpoints differ, on stderr."""
+    """Everything in which checkpoints differ, on stderr: tensors that some lack, grouped by which
+    do, and a table of shapes and dtypes."""
+    console = _console(sys.stderr)
+    lacking: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    others = []
+    for difference in found:
+        if difference.what == "missing":
+            lacking.setdefault(difference.facts, []).append(difference.name)
+        else:
+            others.append(difference)
+    for facts, names in lacking.items():
+        without = [source for source, fact in facts if fact == "missing"]
+        console.print(
+            f"[bold]missing in {_plain(', '.join(_some(without)))}[/]"
+            f" ({len(names)} tensor{'s' * (len(names) > 1)})"
+        )
+        for name in names if all_of_them else names[:_MOST_ROWS]:
+            console.print(f"  {_plain(name)}")
+        if not all_of_them and len(names) > _MOST_ROWS:
+            console.print(f"  ... and {len(names) - _MOST_ROWS} more; -v shows all")
+    if not others:
+        return
     table = _table("tensor", "differs in", "what each input has")
-    shown = found if all_of_them else found[:_MOST_ROWS]
-    for difference in shown:
+    for difference in others if all_of_them else others[:_MOST_ROWS]:
         groups: dict[str, list[str]] = {}
         for source, fact in difference.facts:
             groups.setdefault(fact, []).append(source)
-        facts = "\n".join(
-            f"{fact}: {', '.join(_some(sources))}" for fact, sources in groups.items()
+        facts_shown = "\n".join(
+            f"{fact} in {', '.join(_some(sources))}" for fact, sources in groups.items()
         )
-        what = "presence" if difference.what == "missing" else difference.what
-        table.add_row(_plain(difference.name), what, _plain(facts))
-    console = _console(sys.stderr)
+        table.add_row(_plain(difference.name), difference.what, _plain(facts_shown))
     console.print(table)
-    if len(shown) < len(found):
-        console.print(f"... and {len(found) - len(shown)} more; -v shows all.")
+    if not all_of_them and len(others) > _MOST_ROWS:
+        console.print(f"... and {len(others) - _MOST_ROWS} more; -v shows all.")
 
 
 def _some(names: Sequence[str], most: int = 4) -> Sequence[str]:

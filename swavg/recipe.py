@@ -47,4 +47,6 @@ def recipe(
 
 def as_text(value: dict[str, Any]) -> str:
     """One line of JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    # A file name need not be UTF-8; the metadata must be.
+    return text.encode(errors="backslashreplace").decode()

@@ -209,7 +209,7 @@ def test_strict_differences_come_as_a_table_of_all(tmp_path):
     done = swavg("average", "a.safetensors", "b.safetensors", cwd=tmp_path)
     assert done.returncode == 3
     text = " ".join(done.stderr.split())
-    for fact in ("extra", "missing: a.safetensors", "head.weight", "[3, 7]", "[4, 7]"):
+    for fact in ("extra", "missing in a.safetensors", "head.weight", "[3, 7]", "[4, 7]"):
         assert fact in text
     assert "--lenient" in text
     lenient = swavg("average", "a.safetensors", "b.safetensors", "--lenient", cwd=tmp_path)

@@ -112,7 +112,7 @@ def test_every_code_reads_the_bytes_that_the_rust_core_reads(tmp_path: Path, cod
     top = 2 if code == "BOOL" else 256
     content = bytes(7 * i % top for i in range(dtype.nbytes(24)))
     data = make.packed({"x": (code, (4, 6), content), "none": (code, (0,), b"")})
-    reference = {name: value for name, value in safetensors.deserialize(data)}
+    reference = dict(safetensors.deserialize(data))
     assert bytes(reference["x"]["data"]) == content
     checkpoint = opened(tmp_path / "a.safetensors", data)
     whole = checkpoint["x"][...]
@@ -224,9 +224,7 @@ def test_names_of_any_kind_read_as_the_library_reads_them(tmp_path: Path) -> Non
 
 def test_tensors_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
     data = make.packed({"z": ("U8", (2,), b"ab"), "a": ("U8", (1,), b"c"), "m": ("U8", (0,), b"")})
-    assert list(opened(tmp_path / "a.safetensors", data)) == ["z", "m", "a"] or list(
-        opened(tmp_path / "a.safetensors", data)
-    ) == ["z", "a", "m"]
+    assert list(opened(tmp_path / "a.safetensors", data)) == ["z", "a", "m"]
 
 
 def test_a_file_without_tensors_opens(tmp_path: Path) -> None:
@@ -239,7 +237,7 @@ def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
     assert opened(tmp_path / "a.pt", data).read("x").tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("length", [640, 0x8B1F, 0x04034B50 & 0xFFFF])
+@pytest.mark.parametrize("length", [640, 0x8B1F])
 def test_a_header_whose_length_looks_like_another_format_opens(tmp_path: Path, length: int) -> None:
     header = b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
     path = make.raw_file(tmp_path / "a", header + b" " * (length - len(header)), b"\7")
@@ -273,7 +271,7 @@ def test_torch_tensors_are_written_as_the_library_writes_them(
 
 
 @relaxed
-@given(st.lists(st.tuples(st.text(max_size=4), st.sampled_from("F I".split())), max_size=8))
+@given(st.lists(st.tuples(st.text(max_size=4), st.sampled_from(["F", "I"])), max_size=8))
 def test_names_in_any_order_are_written_as_the_library_writes_them(
     tmp_path: Path, wanted: list[tuple[str, str]]
 ) -> None:
@@ -286,17 +284,20 @@ def test_names_in_any_order_are_written_as_the_library_writes_them(
     assert laid_out(tmp_path / "a", data, {}, seed=len(data)) == data
 
 
-def test_all_codes_are_ordered_as_the_rust_core_ranks_them(tmp_path: Path) -> None:
-    tensors = {code: (code, (8,), bytes(BY_SAFETENSORS[code].nbytes(8))) for code in BY_SAFETENSORS}
-    data = laid_out(tmp_path / "a", make.packed(tensors), {})
-    # Aligned to its own size: what the order by rank is for.
-    checkpoint = opened(tmp_path / "b", data)
-    starts = [tensor.extent.offset for tensor in checkpoint.tensors.values()]
-    widths = [max(1, tensor.spec.dtype.bits // 8) for tensor in checkpoint.tensors.values()]
-    assert widths == sorted(widths, reverse=True)
-    assert [start % 8 for start in starts[:1]] == [0]
-    assert [name for name, _ in safetensors.deserialize(data)] != []
-    assert set(dict(safetensors.deserialize(data))) == set(BY_SAFETENSORS)
+def test_every_dtype_is_ranked_as_the_rust_core_ranks_it(tmp_path: Path) -> None:
+    from safetensors._safetensors_rust import TensorSpec
+
+    # The core reads F6 but writes none.
+    content = np.zeros(64, np.uint8)
+    specs = {}
+    for code in BY_SAFETENSORS.keys() - {"F6_E2M3", "F6_E3M2"}:
+        dtype = BY_SAFETENSORS[code]
+        name = "float4_e2m1fn_x2" if code == "F4" else dtype.name
+        specs[code] = TensorSpec(
+            dtype=name, shape=[8], data_ptr=content.ctypes.data, data_len=max(8, dtype.nbytes(8))
+        )
+    data = safetensors.serialize(specs)
+    assert laid_out(tmp_path / "a", data, {}) == data
 
 
 def test_a_small_file_is_these_bytes(tmp_path: Path) -> None:

@@ -159,24 +159,21 @@ class FilePool:
         self._idle: OrderedDict[InputFile, list[int]] = OrderedDict()
         self._open = 0
 
-    @contextmanager
-    def _borrow(self, file: InputFile) -> Iterator[int]:
-        fd = -1
+    def _take(self, file: InputFile) -> int:
         with self._lock:
             fds = self._idle.get(file)
             if fds:
                 fd = fds.pop()
                 if not fds:
                     del self._idle[file]
-        if fd < 0:
-            fd = self._opened(file)
-        try:
-            yield fd
-        finally:
-            with self._lock:
-                self._idle.setdefault(file, []).append(fd)
-                self._idle.move_to_end(file)
-                self._trim(self._limit)
+                return fd
+        return self._opened(file)
+
+    def _give(self, file: InputFile, fd: int) -> None:
+        with self._lock:
+            self._idle.setdefault(file, []).append(fd)
+            self._idle.move_to_end(file)
+            self._trim(self._limit)
 
     def _opened(self, file: InputFile) -> int:
         with self._lock:
@@ -209,8 +206,11 @@ class FilePool:
 
     def read_into(self, file: InputFile, offset: int, target: memoryview) -> None:
         """Fill ``target`` with the bytes at ``offset``; InputError if they are not there."""
-        with self._borrow(file) as fd:
+        fd = self._take(file)
+        try:
             _fill(fd, file, offset, target)
+        finally:
+            self._give(file, fd)
 
     def read(self, file: InputFile, offset: int, size: int) -> bytearray:
         """The ``size`` bytes at ``offset``."""

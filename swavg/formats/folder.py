@@ -182,6 +182,12 @@ def _others(path: str, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, .
     return tuple(side), tuple(left)
 
 
+def weights_stem(name: str) -> str | None:
+    """``model`` for any name of that checkpoint's weights and index; None for another file."""
+    found = re.fullmatch(r"(.+?)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", name)
+    return found[1] if found else None
+
+
 def shard_names(stem: str, suffix: str, count: int) -> Sequence[str]:
     """File names of ``count`` shards, as Hugging Face numbers them."""
     if count == 1:

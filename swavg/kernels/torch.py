@@ -132,12 +132,12 @@ class TorchKernel:
         return self._table(dtype)[0][raw.int()]
 
     def _narrow(self, total: torch.Tensor, dtype: DType) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = limits(dtype)
         if dtype.name in ("float32", "float64"):
             rounded = total.to(_NATIVE[dtype.name])
-            return rounded, ((rounded < high) & (rounded > low)).all()
+            return rounded, torch.isfinite(rounded).all()
         if total.dtype == torch.float64:
             total = _round_to_odd(total)
+        low, high = limits(dtype)
         finite = ((total < high) & (total > low)).all()
         if dtype.name in _NATIVE:
             return total.to(_NATIVE[dtype.name]), finite
