@@ -152,7 +152,7 @@ class Job:
                 for layout in layouts:
                     with publish.write_into(folder, layout.name, shown=target.path) as sink:
                         _fill(sink, layout, stream, tick)
-                    layout.verify(sink.path)
+                    _verify(layout, sink.path, target.path)
                 for name, data in self.output.files.items():
                     with publish.write_into(folder, name, shown=target.path) as sink:
                         sink.write(data)
@@ -166,7 +166,7 @@ class Job:
             with publish.new_file(target.path, force=self._force) as sink:
                 _fill(sink, layouts[0], stream, tick)
                 if not publish.is_stream(target.path):
-                    layouts[0].verify(sink.path)
+                    _verify(layouts[0], sink.path, target.path)
                 self._check_inputs()
 
     def _check_inputs(self) -> None:
@@ -432,6 +432,14 @@ def _fill(sink: publish.Sink, layout: Layout, stream: Stream, tick: Callable[[],
         tick()
     if sink.written != layout.size:
         raise AssertionError(f"{sink.written} bytes written, {layout.size} planned")
+
+
+def _verify(layout: Layout, path: str, shown: str) -> None:
+    try:
+        layout.verify(path)
+    except OutputError as error:
+        # Its temporary name means nothing to anyone.
+        raise OutputError(shown, error.problem) from None
 
 
 def _copy(source: str, name: str, folder: Any, shown: str) -> None:

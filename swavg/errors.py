@@ -22,7 +22,9 @@ class SwavgError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return self.message if self.hint is None else f"{self.message} {self.hint}"
+        if self.hint is None:
+            return self.message
+        return f"{self.message.removesuffix('.')}. {self.hint}"
 
 
 class RequestError(SwavgError):

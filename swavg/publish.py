@@ -7,11 +7,8 @@ Until the rename the destination is as it was; on any error the temporary is rem
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
-import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +99,7 @@ def check_destination(
 def _temporary(target: Path) -> Path:
     # The name stays under NAME_MAX however long the destination's own is.
     stem = os.fsencode(target.name)[:200].decode(errors="ignore")
-    return target.with_name(f".{stem}.{secrets.token_hex(4)}{TEMPORARY}")
+    return target.with_name(f".{stem}.{os.urandom(4).hex()}{TEMPORARY}")
 
 
 @contextlib.contextmanager
@@ -165,7 +162,7 @@ def new_folder(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
         _sync_folder(temporary)
         _move(temporary, target, force=force, shown=os.fspath(path))
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 @contextlib.contextmanager
@@ -174,6 +171,17 @@ def write_into(folder: Path, name: str, *, shown: str) -> Iterator[Sink]:
     with _opened(str(folder / name), os.O_RDWR | os.O_CREAT | os.O_EXCL, shown=shown) as sink:
         yield sink
         sink.sync()
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        # Interrupted: what is left of it must still go.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _keep_mode(target: Path, temporary: Path) -> None:
@@ -237,11 +245,13 @@ def _exchange(source: Path, target: Path) -> None:
     except BaseException:
         os.rename(aside, target)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
 
 
 def _renameat2(source: Path, target: Path, flag: int) -> bool:
     """Linux's renameat2; False where the system or the file system does not have it."""
+    import ctypes
+
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):

@@ -152,6 +152,8 @@ def average(
     from swavg.plan import Policy
     from swavg.stream import Resources
 
+    if output in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
+        output = STDOUT
     paths = read_paths(checkpoints, null)
     if not paths:
         raise click.UsageError("Give the checkpoints to average, or '-' to read paths from stdin.")

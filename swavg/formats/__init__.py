@@ -46,6 +46,10 @@ def open_checkpoint(
         head = bytes(read_exactly(fd, file, 0, min(_HEAD, file.size)))
     if not head:
         raise InputError(path, "is empty (0 bytes)")
+    # Its length may begin with the magic of another format: 640 with that of a pickle.
+    if looks_like_safetensors(head):
+        return open_safetensors(path, shared)
+    # Only now: safetensors need none of the code for pickles.
     from swavg.formats.torch_legacy import (
         looks_like_torch_legacy,
         looks_like_torch_tar,
@@ -53,9 +57,6 @@ def open_checkpoint(
     )
     from swavg.formats.torch_zip import looks_like_torch_zip, open_torch_zip
 
-    # Its length may begin with the magic of another format: 640 with that of a pickle.
-    if looks_like_safetensors(head):
-        return open_safetensors(path, shared)
     if looks_like_torch_zip(head):
         return open_torch_zip(path, key=key)
     if looks_like_torch_legacy(head):

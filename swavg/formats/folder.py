@@ -33,6 +33,7 @@ class FolderCheckpoint(Checkpoint):
     index_metadata: Mapping[str, object] = None  # type: ignore[assignment]
     side_files: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    index_name: str | None = None
 
     format = "folder"
 
@@ -100,7 +101,7 @@ def open_folder(
             raise InputError(os.path.join(path, home), f"has no '{name}', though '{index}' says so")
     side, left = _others(path, set(names) | ({index} if index is not None else set()))
     return FolderCheckpoint(
-        path, tuple(files), tensors, header, tuple(notes), shards, metadata, side, left
+        path, tuple(files), tensors, header, tuple(notes), shards, metadata, side, left, index
     )
 
 

@@ -12,6 +12,7 @@ from swavg.errors import RequestError
 from swavg.formats.base import Checkpoint, Layout, Task
 from swavg.formats.folder import FolderCheckpoint, shard_names
 from swavg.formats.safetensors import lay_out_safetensors
+from swavg.publish import is_stream
 
 Kind = Literal["safetensors", "torch", "folder"]
 
@@ -61,6 +62,10 @@ def choose_target(path: str | None, first: Checkpoint, max_shard_size: int | Non
     if os.path.isdir(bare) and first.format != "folder" and max_shard_size is None:
         # As cp does: a file goes into an existing folder.
         return choose_target(os.path.join(bare, default_path(first)), first, None)
+    if is_stream(bare):
+        # A FIFO or a device takes one file.
+        torch_like = first.format.startswith("torch") and suffix != ".safetensors"
+        return Target(bare, "torch" if torch_like or suffix in TORCH_SUFFIXES else "safetensors")
     if path.endswith("/") or os.path.isdir(bare) or max_shard_size is not None:
         if suffix in (".safetensors", *TORCH_SUFFIXES) and not os.path.isdir(bare):
             raise RequestError(
@@ -199,7 +204,10 @@ def _folder(
             "metadata": {**index_metadata, "total_size": total},
             "weight_map": dict(sorted(weight_map.items())),
         }
-        files[f"{stem}{suffix}.index.json"] = (json.dumps(content, indent=2) + "\n").encode()
+        index_name = f"{stem}{suffix}.index.json"
+        if like is not None and like.index_name and max_shard_size is None:
+            index_name = like.index_name
+        files[index_name] = (json.dumps(content, indent=2) + "\n").encode()
     side = {} if like is None else {name: os.path.join(like.path, name) for name in like.side_files}
     notes = []
     if like is not None and like.left_out:
