@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = 32 << 20
 """Bytes for buffers: with the interpreter and NumPy the process stays under 96 MiB."""
 
-_CHUNK_BYTES = 1 << 20
+_BLOCK = 1 << 18
+_BLOCKS = 4
 _SMALLEST_CHUNK = 1 << 12
 
 
@@ -39,10 +40,15 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Worker threads, and elements and bytes of the widest chunk, within a bound on memory."""
+    """Worker threads and sizes, within a bound on memory.
+
+    A kernel computes blocks of ``elements``, few enough for the processor's cache; a worker hands
+    over chunks of ``blocks`` blocks, large enough that handing over costs nothing.
+    """
 
     threads: int
     elements: int
+    blocks: int
     input_size: int
     sum_size: int
     output_size: int
@@ -52,7 +58,13 @@ class Budget:
     def memory(self) -> int:
         """Bytes of all buffers."""
         per_thread = self.input_size * (6 if self.gathers else 1) + 2 * self.sum_size
-        return self.elements * (self.threads * per_thread + (self.threads + 2) * self.output_size)
+        buffers = (self.threads + 2) * self.blocks * self.output_size
+        return self.elements * (self.threads * per_thread + buffers)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk at most."""
+        return self.elements * self.blocks * self.output_size
 
     @classmethod
     def within(cls, resources: Resources, layouts: Sequence[Layout], policy: Policy) -> Budget:
@@ -76,8 +88,9 @@ class Budget:
                     gathers = gathers or source.extent.strides is not None
                 if task.kind == "average" and accumulator(task, policy) == "float64":
                     sum_size = 8
-        best = min(_CHUNK_BYTES // input_size, 1 << 19)
-        budget = cls(threads, best, input_size, sum_size, output_size, gathers)
+        budget = cls(threads, _BLOCK, _BLOCKS, input_size, sum_size, output_size, gathers)
+        while budget.memory > limit and budget.blocks > 1:
+            budget = replace(budget, blocks=budget.blocks // 2)
         while budget.memory > limit and budget.elements > 1 << 16:
             budget = replace(budget, elements=budget.elements // 2)
         while budget.memory > limit and budget.threads > 1:
@@ -108,6 +121,12 @@ class Piece:
     @property
     def nbytes_read(self) -> int:
         return sum(source.spec.dtype.nbytes(self.count) for source in self.task.sources)
+
+    def blocks(self, most: int) -> Iterator[Piece]:
+        """The piece cut into blocks of at most ``most`` elements."""
+        for start in range(self.start, self.start + self.count, most):
+            count = min(most, self.start + self.count - start)
+            yield Piece(self.task, start, count, self.members)
 
     def locate(self, index: int) -> tuple[str, tuple[int, ...]]:
         """Name and index of the ``index``-th element of the piece (counted from its start)."""
@@ -173,13 +192,11 @@ def _join(run: Sequence[Task]) -> tuple[Task, tuple[Any, ...]]:
 
 def cut(layout: Layout, budget: Budget) -> Iterator[Piece]:
     """The pieces of a layout, in order; none for tensors without elements."""
-    copied_bytes = budget.elements * budget.output_size
     tasks = joined(layout.tasks, 4096 if layout.joined else 1)
     for task, members in tasks:
-        parts = 2 if task.dtype.kind == "complex" else 1
-        most = budget.elements // parts
+        most = budget.elements * budget.blocks // task.parts
         if task.kind == "copy":
-            most = max(8, copied_bytes * 8 // task.dtype.bits // 8 * 8)
+            most = max(8, budget.chunk_bytes * 8 // task.dtype.bits // 8 * 8)
         elif task.kind == "integer":
             # All inputs are held at once.
             most = max(1024, most // (4 * len(task.sources)))
@@ -218,7 +235,7 @@ class Stream:
         self._kernels: list[Kernel] = []
         self._repairing = threading.Lock()
         self._workers = ThreadPoolExecutor(budget.threads, thread_name_prefix="swavg")
-        size = budget.elements * budget.output_size
+        size = budget.chunk_bytes
         self._free = [bytearray(size) for _ in range(budget.threads + 2)]
         self.tally = Tally()
 
@@ -238,7 +255,7 @@ class Stream:
         Raises InputError, NumericsError or MismatchError as they come up.
         """
         pieces = cut(layout, self._budget)
-        pending: deque[tuple[Future[bool], Piece, bytearray]] = deque()
+        pending: deque[tuple[Future[str | None], Piece, bytearray]] = deque()
         try:
             while True:
                 while self._free:
@@ -263,19 +280,31 @@ class Stream:
             wait([future for future, _, _ in pending if not future.cancelled()])
             self._free += [buffer for _, _, buffer in pending]
 
-    def _count(self, piece: Piece, clean: bool) -> None:
+    def _count(self, piece: Piece, odd: str | None) -> None:
         self.tally.read += piece.nbytes_read
         self.tally.written += piece.nbytes
-        if not clean:
-            noted = (
-                self.tally.differing_integers
-                if piece.task.kind == "integer"
-                else self.tally.nonfinite
-            )
-            noted[piece.locate(0)[0]] = None
+        if odd is not None:
+            integer = piece.task.kind == "integer"
+            noted = self.tally.differing_integers if integer else self.tally.nonfinite
+            noted[odd] = None
 
-    def _compute(self, piece: Piece, out: memoryview) -> bool:
-        """Fill ``out``; False for integers that differ and for floats that are not finite."""
+    def _compute(self, piece: Piece, out: memoryview) -> str | None:
+        """Fill ``out``; the name of a tensor whose integers differ or whose floats are not finite
+        (and are let through), None if there is nothing to say."""
+        task = piece.task
+        if task.kind == "copy":
+            self._reader(piece)(0, out)
+            return None
+        if task.kind == "integer":
+            return self._integers(piece, out)
+        odd = None
+        arithmetic = self._arithmetic(task)
+        for block in piece.blocks(self._budget.elements // task.parts):
+            at = task.dtype.nbytes(block.start - piece.start)
+            odd = self._floats(block, arithmetic, out[at : at + block.nbytes]) or odd
+        return odd
+
+    def _reader(self, piece: Piece) -> Callable[[int, memoryview], None]:
         task = piece.task
 
         def read(index: int, target: memoryview) -> None:
@@ -289,30 +318,23 @@ class Stream:
 
                 gather(self._pool, file, source, piece.start, piece.start + piece.count, target)
 
-        if task.kind == "copy":
-            read(0, out)
-            return True
-        if task.kind == "integer":
-            return self._integers(piece, read, out)
-        return self._floats(piece, read, out)
+        return read
 
-    def _floats(self, piece: Piece, read: Any, out: memoryview) -> bool:
-        task = piece.task
-        arithmetic = self._arithmetic(task)
-        count = piece.count * (2 if task.dtype.kind == "complex" else 1)
+    def _floats(self, piece: Piece, arithmetic: Arithmetic, out: memoryview) -> str | None:
+        task, read = piece.task, self._reader(piece)
+        count = piece.count * task.parts
         if self._kernel().weighted_sum(arithmetic, count, read, out):
-            return True
+            return None
         from swavg.kernels.repair import repair
 
         # One at a time: this path takes more memory, and is rare.
         with self._repairing:
             trouble = repair(arithmetic, count, read, out)
         if trouble is None:
-            return True
+            return None
+        name, position = piece.locate(trouble.index // task.parts)
         if self._policy.allow_nonfinite:
-            return False
-        index = trouble.index // (count // piece.count)
-        name, position = piece.locate(index)
+            return name
         place = f"'{name}'" + (f" at {list(position)}" if position else "")
         if trouble.inputs:
             first, value = trouble.inputs[0]
@@ -356,12 +378,12 @@ class Stream:
         # "torch" is the torch kernel on the processor: for tests, not offered to users.
         return "cpu" if self._device == "torch" else self._device
 
-    def _integers(self, piece: Piece, read: Any, out: memoryview) -> bool:
+    def _integers(self, piece: Piece, out: memoryview) -> str | None:
         import numpy as np
 
         from swavg.kernels.integers import combine
 
-        task, rule = piece.task, self._policy.integers
+        task, rule, read = piece.task, self._policy.integers, self._reader(piece)
         arrays = []
         for index in range(len(task.sources)):
             raw = bytearray(piece.nbytes)
@@ -369,7 +391,7 @@ class Stream:
             arrays.append(np.frombuffer(raw, task.dtype.numpy()))
         if all(np.array_equal(arrays[0], array) for array in arrays[1:]):
             out[:] = arrays[0].view(np.uint8).data
-            return True
+            return None
         name, _ = piece.locate(0)
         if rule == "error":
             raise MismatchError(
@@ -381,7 +403,7 @@ class Stream:
         except OverflowError as error:
             raise NumericsError(f"'{name}': the mean {error}.") from None
         out[:] = np.ascontiguousarray(result).view(np.uint8).data
-        return False
+        return name
 
 
 def _spelled(value: float) -> str:

@@ -76,6 +76,7 @@ def test_equal_checkpoints_return_themselves_bit_for_bit(tmp_path, dtype):
 
 @given(
     chunk=st.sampled_from([12, 13, 15]),
+    blocks=st.integers(1, 3),
     threads=st.integers(1, 5),
     device=st.sampled_from(["cpu", "torch"]),
     weights=st.sampled_from([None, [0.1, 0.7, 0.2]]),
@@ -85,7 +86,7 @@ def test_equal_checkpoints_return_themselves_bit_for_bit(tmp_path, dtype):
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_chunks_threads_and_kernel_never_change_a_bit(
-    tmp_path, chunk, threads, device, weights, dtype, monkeypatch
+    tmp_path, chunk, blocks, threads, device, weights, dtype, monkeypatch
 ):
     folder = tmp_path / str(dtype)
     if not folder.exists():
@@ -98,7 +99,8 @@ def test_chunks_threads_and_kernel_never_change_a_bit(
     if not reference_path.exists():
         swavg.average(paths, weights, output=reference_path, resources=Resources(threads=1))
     with monkeypatch.context() as patch:
-        patch.setattr("swavg.stream._CHUNK_BYTES", 1 << chunk)
+        patch.setattr("swavg.stream._BLOCK", 1 << chunk)
+        patch.setattr("swavg.stream._BLOCKS", blocks)
         out = folder / "out.safetensors"
         swavg.average(paths, weights, output=out, resources=Resources(device, threads), force=True)
     assert out.read_bytes() == reference_path.read_bytes()
@@ -334,7 +336,7 @@ def test_any_permuted_view_is_read_as_torch_reads_it(tmp_path, shape, seed, monk
     torch.save({"w": tensor, "plain": torch.ones(1)}, path)
     assert np.array_equal(swavg.open_checkpoint(path).read("w"), tensor.numpy())
     with monkeypatch.context() as patch:
-        patch.setattr("swavg.stream._CHUNK_BYTES", 1 << 6)
+        patch.setattr("swavg.stream._BLOCK", 1 << 6)
         patch.setattr("swavg.formats.read._HULL", 1)
         swavg.average([path, path], output=tmp_path / "out.safetensors", force=True)
     assert torch.equal(load(tmp_path / "out.safetensors")["w"], tensor.contiguous())

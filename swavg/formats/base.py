@@ -348,6 +348,11 @@ class Task:
     def nbytes(self) -> int:
         return self.dtype.nbytes(self.numel)
 
+    @property
+    def parts(self) -> int:
+        """Real numbers per element: 2 for complex dtypes."""
+        return 2 if self.dtype.kind == "complex" else 1
+
 
 def copy_of_bytes(input: int, file: int, offset: int, nbytes: int) -> Task:
     """A task that copies raw bytes which belong to no averaged tensor."""

@@ -13,11 +13,17 @@ from swavg.packing import pack_codes, unpack_codes
 
 Array = np.ndarray[Any, Any]
 
-_F16_SIGN_AND_BODY = np.int32(np.array(0x8FFFE000, np.uint32).view(np.int32))
-_2_112 = np.float32(2.0**112)
-_EXPONENT = np.int32(0x7F800000)
-_MAGNITUDE = np.int32(0x7FFFFFFF)
-_SMALLEST_NORMAL_F16 = np.int32(113 << 23)
+# Constants as arrays without dimensions: ufuncs take them in half the time of Python numbers, which
+# counts, since other threads wait for the interpreter meanwhile.
+_SIGN_AND_BODY = np.array(0x8FFFE000, np.uint32).view(np.int32)
+_EXPONENT = np.array(0x7F800000, np.int32)
+_MAGNITUDE = np.array(0x7FFFFFFF, np.int32)
+_SMALLEST_NORMAL_F16 = np.array(113 << 23, np.int32)
+_STEP_F16 = np.array(13 << 23, np.int32)
+_BIAS_F16 = np.array(((113 + 13) << 10) & 0xFFFF, np.uint16)
+_SIGN_F16 = np.array(0x8000, np.uint16)
+_13, _16 = np.array(13, np.int32), np.array(16, np.int32)
+_2_112 = np.array(2.0**112, np.float32)
 
 
 def widen(raw: Array, dtype: DType, out: Array) -> None:
@@ -41,7 +47,7 @@ def _is32(array: Array) -> bool:
 def _widen_float16(raw: Array, out: Array) -> None:
     """float16 to float32 through integers, several times as fast as NumPy's cast, as exact."""
     if _widen_float16_scaled(raw, out):
-        np.multiply(out, _2_112, out=out)
+        np.multiply(out, _2_112, out)
     else:
         np.copyto(out, raw.view(np.float16))
 
@@ -52,12 +58,14 @@ def _widen_float16_scaled(raw: Array, out: Array) -> bool:
     A float16's exponent and fraction, moved to their places in a float32, are that value.
     """
     half = raw.view(np.int16)
-    if half.max(initial=0) >= 0x7C00 or raw.view(np.uint16).max(initial=0) >= 0xFC00:
+    if not half.size:
+        return True
+    if half.max() >= 0x7C00 or raw.view(np.uint16).max() >= 0xFC00:
         return False
     bits = out.view(np.int32)
-    np.copyto(bits, half)
-    np.left_shift(bits, 13, out=bits)
-    np.bitwise_and(bits, _F16_SIGN_AND_BODY, out=bits)
+    bits[...] = half
+    np.left_shift(bits, _13, bits)
+    np.bitwise_and(bits, _SIGN_AND_BODY, bits)
     return True
 
 
@@ -134,22 +142,22 @@ def _narrow_float16(values: Array, out: Array, scratch: Array | None) -> None:
     bits = values.view(np.int32)
     step = np.empty_like(bits) if scratch is None else scratch.view(np.int32)[: bits.size]
     half = out.view(np.uint16)
-    np.right_shift(bits, 16, out=step)
+    np.right_shift(bits, _16, step)
     np.copyto(half, step, casting="unsafe")
-    np.bitwise_and(half, 0x8000, out=half)
-    np.bitwise_and(bits, _MAGNITUDE, out=bits)
-    np.bitwise_and(bits, _EXPONENT, out=step)
+    np.bitwise_and(half, _SIGN_F16, half)
+    np.bitwise_and(bits, _MAGNITUDE, bits)
+    np.bitwise_and(bits, _EXPONENT, step)
     np.maximum(step, _SMALLEST_NORMAL_F16, out=step)
-    np.add(step, np.int32(13 << 23), out=step)
-    np.add(values, step.view(np.float32), out=values)
-    np.subtract(bits, step, out=bits)
-    np.right_shift(step, 13, out=step)
-    np.add(bits, step, out=bits)
+    np.add(step, _STEP_F16, step)
+    np.add(values, step.view(np.float32), values)
+    np.subtract(bits, step, bits)
+    np.right_shift(step, _13, step)
+    np.add(bits, step, bits)
     # What is left has 16 bits: the constant and the sign are added at half the cost.
     magnitude = step.view(np.uint16)[: bits.size]
     np.copyto(magnitude, bits, casting="unsafe")
-    np.subtract(magnitude, np.uint16(((113 + 13) << 10) & 0xFFFF), out=magnitude)
-    np.bitwise_or(half, magnitude, out=half)
+    np.subtract(magnitude, _BIAS_F16, magnitude)
+    np.bitwise_or(half, magnitude, half)
 
 
 class CpuKernel:
@@ -170,7 +178,7 @@ class CpuKernel:
             if not (half and self._sum_float16(arithmetic, count, read, total)):
                 self._sum_any(arithmetic, count, read, total)
             if arithmetic.uniform:
-                np.divide(total, dtype.type(len(arithmetic.inputs)), out=total)
+                np.divide(total, np.array(len(arithmetic.inputs), dtype), total)
             return narrow(total, arithmetic.output, np.frombuffer(out, np.uint8), self._term)
 
     def _sum_any(self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array) -> None:
@@ -182,14 +190,14 @@ class CpuKernel:
             read(index, raw.data)
             if index and arithmetic.uniform and source.name in ("float32", "bfloat16"):
                 # NumPy widens and adds in one pass; both conversions are exact.
-                np.add(total, raw.view(source.numpy()), out=total)
+                np.add(total, raw.view(source.numpy()), total)
                 continue
             target = term if index else total
             widen(raw, source, target)
             if not arithmetic.uniform:
-                np.multiply(target, total.dtype.type(weight), out=target)
+                np.multiply(target, np.array(weight, total.dtype), target)
             if index:
-                np.add(total, term, out=total)
+                np.add(total, term, total)
 
     def _sum_float16(
         self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array
@@ -201,7 +209,7 @@ class CpuKernel:
         product. Uniform: sums of multiples of 2^-136 below 2^-126 are exact in float32 as they
         are in the unscaled sum, and above that the rounding is the same.
         """
-        weights = [np.float32(weight) * _2_112 for weight in arithmetic.weights]
+        weights = [np.array(np.float32(w) * _2_112) for w in arithmetic.weights]
         if not all(0 < abs(weight) < np.inf for weight in weights):
             return False
         term = self._term[: total.nbytes].view(np.float32)
@@ -212,11 +220,11 @@ class CpuKernel:
             if not _widen_float16_scaled(raw, target):
                 return False
             if not arithmetic.uniform:
-                np.multiply(target, weight, out=target)
+                np.multiply(target, weight, target)
             if index:
-                np.add(total, term, out=total)
+                np.add(total, term, total)
         if arithmetic.uniform:
-            np.multiply(total, _2_112, out=total)
+            np.multiply(total, _2_112, total)
         return True
 
     def close(self) -> None:
