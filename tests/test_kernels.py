@@ -437,3 +437,20 @@ def test_torch_is_the_second_opinion_on_casts():
     narrow(values.copy(), BY_NAME["bfloat16"], out)
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
     np.testing.assert_array_equal(out.view(np.int16), expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 16, 100])
+def test_float16_means_have_the_bits_of_divided_float32_sums_also_where_subnormal(n):
+    rng = np.random.default_rng(n)
+    half, count = BY_NAME["float16"], 1 << 14
+    for scale in (2.0**-24, 2.0**-15, 2.0**-13, 1.0, 30000.0):
+        rows = np.clip(rng.standard_normal((n, count)) * scale, -65504, 65504).astype(NUMPY_HALF)
+        # Ties, and both sides of the smallest normal number.
+        rows[:, :64] = np.float16(2.0**-14) * np.float16(rng.integers(-2, 3, (n, 64)))
+        out, finite = mean_of([bytes_of(row) for row in rows], half, count)
+        total = rows[0].astype(np.float32)
+        for row in rows[1:]:
+            total = total + row.astype(np.float32)
+        expected = (total / np.float32(n)).astype(NUMPY_HALF)
+        assert finite
+        np.testing.assert_array_equal(out.view(np.uint16), expected.view(np.uint16))

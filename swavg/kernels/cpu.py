@@ -22,6 +22,10 @@ _SMALLEST_NORMAL_F16 = np.array(113 << 23, np.int32)
 _STEP_F16 = np.array(13 << 23, np.int32)
 _BIAS_F16 = np.array(((113 + 13) << 10) & 0xFFFF, np.uint16)
 _SIGN_F16 = np.array(0x8000, np.uint16)
+_BODY_F16 = np.array(0x7FFF, np.uint16)
+_EXPONENT_TOP = np.array(0x7F80, np.uint16)
+_HALF_STEP_F16 = np.array(0xFFF, np.int32)
+_1 = np.array(1, np.int32)
 _13, _16 = np.array(13, np.int32), np.array(16, np.int32)
 _2_112 = np.array(2.0**112, np.float32)
 
@@ -160,6 +164,40 @@ def _narrow_float16(values: Array, out: Array, scratch: Array | None) -> None:
     np.bitwise_or(half, magnitude, half)
 
 
+def _narrow_float16_mean(total: Array, n: int, out: Array, scratch: Array) -> bool:
+    """The mean of ``n`` float16 values, from their float32 sum times 2^-112; False on overflow.
+
+    So scaled, a float32 has float16's exponent and fraction at bit 13: rounding is an integer
+    addition. Where the mean is subnormal in float16, the scaled quotient is subnormal in float32
+    and loses bits: if ``n`` is no power of two, those elements are divided unscaled. The bits are
+    those of :func:`narrow`.
+    """
+    mean = scratch[: total.nbytes].view(np.float32)
+    np.divide(total, np.array(n, np.float32), mean)
+    limit = 65520.0 * 2.0**-112
+    if not _between(mean, -limit, limit):
+        return False
+    bits, half = mean.view(np.int32), out.view(np.uint16)
+    half[...] = bits.view(np.uint16)[1::2]
+    subnormal = fixed = np.empty(0, np.intp)
+    if n & (n - 1) or n > 1 << 13:
+        subnormal = np.flatnonzero((half & _EXPONENT_TOP) == 0)
+        fixed = (total[subnormal] * _2_112 / np.float32(n)).astype(np.float16).view(np.uint16)
+    rounded = total.view(np.int32)
+    np.right_shift(bits, _13, rounded)
+    np.bitwise_and(rounded, _1, rounded)
+    np.add(rounded, bits, rounded)
+    np.add(rounded, _HALF_STEP_F16, rounded)
+    np.right_shift(rounded, _13, rounded)
+    magnitude = scratch.view(np.uint16)[: half.size]
+    np.copyto(magnitude, rounded, casting="unsafe")
+    np.bitwise_and(magnitude, _BODY_F16, magnitude)
+    np.bitwise_and(half, _SIGN_F16, half)
+    np.bitwise_or(half, magnitude, half)
+    half[subnormal] = fixed
+    return True
+
+
 class CpuKernel:
     """Weighted sums with NumPy and ml_dtypes, for chunks of up to ``elements`` elements."""
 
@@ -173,13 +211,20 @@ class CpuKernel:
     ) -> bool:
         dtype = BY_NAME[arithmetic.accumulator].numpy()
         total = self._sum[: count * dtype.itemsize].view(dtype)
+        target = np.frombuffer(out, np.uint8)
         half = dtype == np.float32 and all(each.name == "float16" for each in arithmetic.inputs)
+        n = len(arithmetic.inputs)
         with np.errstate(all="ignore"):
-            if not (half and self._sum_float16(arithmetic, count, read, total)):
+            if half and self._sum_float16(arithmetic, count, read, total):
+                if arithmetic.uniform and arithmetic.output.name == "float16":
+                    return _narrow_float16_mean(total, n, target, self._term)
+                if arithmetic.uniform:
+                    np.multiply(total, _2_112, total)
+            else:
                 self._sum_any(arithmetic, count, read, total)
             if arithmetic.uniform:
-                np.divide(total, np.array(len(arithmetic.inputs), dtype), total)
-            return narrow(total, arithmetic.output, np.frombuffer(out, np.uint8), self._term)
+                np.divide(total, np.array(n, dtype), total)
+            return narrow(total, arithmetic.output, target, self._term)
 
     def _sum_any(self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array) -> None:
         term = self._term[: total.nbytes].view(total.dtype)
@@ -202,8 +247,8 @@ class CpuKernel:
     def _sum_float16(
         self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array
     ) -> bool:
-        """The sum of float16 inputs without a multiplication to undo their scale; False if an
-        input is not finite or a weight too large.
+        """The sum of float16 inputs without multiplications to undo their scale (a uniform sum
+        stays 2^-112 times too small); False if an input is not finite or a weight too large.
 
         The bits are those of :meth:`_sum_any`. Weighted: x 2^-112 times w 2^112 is the same
         product. Uniform: sums of multiples of 2^-136 below 2^-126 are exact in float32 as they
@@ -223,8 +268,6 @@ class CpuKernel:
                 np.multiply(target, weight, target)
             if index:
                 np.add(total, term, total)
-        if arithmetic.uniform:
-            np.multiply(total, _2_112, total)
         return True
 
     def close(self) -> None:
