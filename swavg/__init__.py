@@ -15,7 +15,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from swavg.averaging import Job as Job
-    from swavg.averaging import Report as Report
     from swavg.averaging import average as average
     from swavg.averaging import prepare as prepare
     from swavg.errors import InputError as InputError
@@ -26,17 +25,18 @@ if TYPE_CHECKING:
     from swavg.errors import RequestError as RequestError
     from swavg.errors import SwavgError as SwavgError
     from swavg.formats import open_checkpoint as open_checkpoint
+    from swavg.pieces import Resources as Resources
     from swavg.plan import Policy as Policy
-    from swavg.stream import Resources as Resources
+    from swavg.report import Report as Report
 
 _HOMES = {
     "average": "swavg.averaging",
     "prepare": "swavg.averaging",
     "Job": "swavg.averaging",
-    "Report": "swavg.averaging",
+    "Report": "swavg.report",
     "open_checkpoint": "swavg.formats",
     "Policy": "swavg.plan",
-    "Resources": "swavg.stream",
+    "Resources": "swavg.pieces",
     "SwavgError": "swavg.errors",
     "RequestError": "swavg.errors",
     "MissingDependencyError": "swavg.errors",

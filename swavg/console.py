@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from swavg.averaging import InputSummary, Progress, Report
     from swavg.errors import Difference
+    from swavg.report import InputSummary, Progress, Report
 
 _MOST_ROWS = 20
 
@@ -98,8 +98,12 @@ def error(message: str, hint: str | None) -> None:
 def _plain(text: str) -> str:
     from rich.markup import escape
 
-    printable = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    return escape(printable)
+    return escape(printable(text))
+
+
+def printable(text: str) -> str:
+    """``text`` without terminal codes: what cannot be printed is escaped, lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def differences(found: Sequence[Difference], all_of_them: bool) -> None:

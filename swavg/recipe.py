@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,17 +27,24 @@ def short_names(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def recipe(
-    inputs: Sequence[str], weights: Sequence[float], policy: Policy, method: str | None = None
+    inputs: Sequence[str],
+    weights: Sequence[float],
+    policy: Policy,
+    method: str | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The recipe as plain values: method, inputs with their weights, options that are not the
-    default, and swavg's version."""
+    """The recipe as plain values: method with its ``details``, inputs with their weights, options
+    that are not the default, and swavg's version. A mean says of how many (``n``)."""
     options = {
         entry.name: getattr(policy, entry.name)
         for entry in fields(policy)
         if getattr(policy, entry.name) != entry.default
     }
+    mean = is_uniform(weights)
     return {
-        "method": method or ("mean" if is_uniform(weights) else "weighted"),
+        "method": method or ("mean" if mean else "weighted"),
+        **({"n": len(weights)} if mean and method is None else {}),
+        **(details or {}),
         "inputs": list(inputs),
         "weights": list(weights),
         "options": options,

@@ -99,8 +99,8 @@ def test_chunks_threads_and_kernel_never_change_a_bit(
     if not reference_path.exists():
         swavg.average(paths, weights, output=reference_path, resources=Resources(threads=1))
     with monkeypatch.context() as patch:
-        patch.setattr("swavg.stream._BLOCK", 1 << chunk)
-        patch.setattr("swavg.stream._BLOCKS", blocks)
+        patch.setattr("swavg.pieces._BLOCK", 1 << chunk)
+        patch.setattr("swavg.pieces._BLOCKS", blocks)
         out = folder / "out.safetensors"
         swavg.average(paths, weights, output=out, resources=Resources(device, threads), force=True)
     assert out.read_bytes() == reference_path.read_bytes()
@@ -336,7 +336,7 @@ def test_any_permuted_view_is_read_as_torch_reads_it(tmp_path, shape, seed, monk
     torch.save({"w": tensor, "plain": torch.ones(1)}, path)
     assert np.array_equal(swavg.open_checkpoint(path).read("w"), tensor.numpy())
     with monkeypatch.context() as patch:
-        patch.setattr("swavg.stream._BLOCK", 1 << 6)
+        patch.setattr("swavg.pieces._BLOCK", 1 << 6)
         patch.setattr("swavg.formats.read._HULL", 1)
         swavg.average([path, path], output=tmp_path / "out.safetensors", force=True)
     assert torch.equal(load(tmp_path / "out.safetensors")["w"], tensor.contiguous())

@@ -148,9 +148,10 @@ def average(
     swavg average a b -o - | zstd > c.safetensors.zst
     """
     from swavg import console
-    from swavg.averaging import STDOUT, prepare
+    from swavg.averaging import prepare
+    from swavg.pieces import Resources
     from swavg.plan import Policy
-    from swavg.stream import Resources
+    from swavg.report import STDOUT
 
     if output in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
         output = STDOUT

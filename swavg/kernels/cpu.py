@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -201,16 +202,19 @@ def _narrow_float16_mean(total: Array, n: int, out: Array, scratch: Array) -> bo
 class CpuKernel:
     """Weighted sums with NumPy and ml_dtypes, for chunks of up to ``elements`` elements."""
 
-    def __init__(self, elements: int, itemsize: int = 8, accumulator_size: int = 8) -> None:
+    def __init__(
+        self, elements: int, itemsize: int = 8, accumulator_size: int = 8, rows: int = 1
+    ) -> None:
         self._raw = np.empty(elements * itemsize, np.uint8)
         self._term = np.empty(elements * accumulator_size, np.uint8)
-        self._sum = np.empty(elements * accumulator_size, np.uint8)
+        self._sums = [np.empty(elements * accumulator_size, np.uint8) for _ in range(rows)]
+        self._product = np.empty(elements * accumulator_size if rows > 1 else 0, np.uint8)
 
     def weighted_sum(
         self, arithmetic: Arithmetic, count: int, read: ReadChunk, out: memoryview
     ) -> bool:
         dtype = BY_NAME[arithmetic.accumulator].numpy()
-        total = self._sum[: count * dtype.itemsize].view(dtype)
+        total = self._sums[0][: count * dtype.itemsize].view(dtype)
         target = np.frombuffer(out, np.uint8)
         half = dtype == np.float32 and all(each.name == "float16" for each in arithmetic.inputs)
         n = len(arithmetic.inputs)
@@ -225,6 +229,53 @@ class CpuKernel:
             if arithmetic.uniform:
                 np.divide(total, np.array(n, dtype), total)
             return narrow(total, arithmetic.output, target, self._term)
+
+    def weighted_sums(
+        self,
+        rows: Sequence[Arithmetic],
+        positions: Sequence[Sequence[int]],
+        inputs: Sequence[DType],
+        count: int,
+        read: ReadChunk,
+        outs: Sequence[memoryview],
+    ) -> list[bool]:
+        """Several sums over one read: row ``r`` is made of the inputs ``positions[r]``, ascending.
+
+        All rows have one accumulator. The bits of each are those of :meth:`weighted_sum`.
+        """
+        dtype = BY_NAME[rows[0].accumulator].numpy()
+        nbytes = count * dtype.itemsize
+        term = self._term[:nbytes].view(dtype)
+        product = self._product[:nbytes].view(dtype)
+        totals = [buffer[:nbytes].view(dtype) for buffer in self._sums[: len(rows)]]
+        weights = [
+            dict(zip(where, row.weights, strict=True))
+            for row, where in zip(rows, positions, strict=True)
+        ]
+        with np.errstate(all="ignore"):
+            for index, source in enumerate(inputs):
+                raw = self._raw[: source.nbytes(count)]
+                read(index, raw.data)
+                widen(raw, source, term)
+                for row, where, weight, total in zip(rows, positions, weights, totals, strict=True):
+                    if index not in weight:
+                        continue
+                    first = index == where[0]
+                    if row.uniform:
+                        if first:
+                            total[...] = term
+                        else:
+                            np.add(total, term, total)
+                        continue
+                    np.multiply(term, np.array(weight[index], dtype), total if first else product)
+                    if not first:
+                        np.add(total, product, total)
+            finite = []
+            for row, total, out in zip(rows, totals, outs, strict=True):
+                if row.uniform:
+                    np.divide(total, np.array(len(row.inputs), dtype), total)
+                finite.append(narrow(total, row.output, np.frombuffer(out, np.uint8), self._term))
+            return finite
 
     def _sum_any(self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array) -> None:
         term = self._term[: total.nbytes].view(total.dtype)
@@ -271,4 +322,5 @@ class CpuKernel:
         return True
 
     def close(self) -> None:
-        self._raw = self._term = self._sum = np.empty(0, np.uint8)
+        self._raw = self._term = self._product = np.empty(0, np.uint8)
+        self._sums = []
