@@ -91,18 +91,33 @@ def evaluate(state: dict[str, Tensor], digits: Digits) -> tuple[float, float]:
     return cross_entropy(logits, labels).item(), 100 * accuracy
 
 
-def average(suffix: str) -> Path:
-    """Show a command, run it in the repository as shown, and return the path that it printed."""
-    command = (
-        f".venv/bin/swavg average {OUT.name}/epoch-*{suffix} -o {OUT.name}/average{suffix} --force"
-    )
+def run(command: str) -> list[Path]:
+    """Show a command, run it in the repository as shown, and return the paths that it printed."""
     console.print(f"[bold]$[/] {command}")
-    run = subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if run.returncode != 0:
-        sys.exit(run.returncode)  # swavg has said why
-    published = run.stdout.removesuffix("\n")
-    console.print(published)
-    return ROOT / published
+    done = subprocess.run(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(done.returncode)  # swavg has said why
+    published = done.stdout.splitlines()
+    for path in published:
+        console.print(path)
+    return [ROOT / path for path in published]
+
+
+def average(suffix: str) -> Path:
+    """The mean of the whole tail."""
+    command = f"{OUT.name}/epoch-*{suffix} -o {OUT.name}/average{suffix} --force"
+    return run(f".venv/bin/swavg average {command}")[0]
+
+
+def sweep() -> dict[str, dict[str, Tensor]]:
+    """The mean of the last five and an EMA, from one read, by name."""
+    recipes = {"mean of the last 5": "uniform:last=5", "EMA, half-life 3": "ema:half-life=3"}
+    options = " ".join(f"-r {recipe}" for recipe in recipes.values())
+    paths = run(
+        f".venv/bin/swavg sweep {OUT.name} --pattern 'epoch-*.safetensors' {options}"
+        f" -d {OUT.name}/sweep --force"
+    )
+    return {name: load_file(path) for name, path in zip(recipes, paths, strict=True)}
 
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -111,7 +126,12 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     )
 
 
-def show_table(names: list[str], mean: dict[str, Tensor], digits: Digits) -> None:
+def show_table(
+    names: list[str],
+    mean: dict[str, Tensor],
+    others: dict[str, dict[str, Tensor]],
+    digits: Digits,
+) -> None:
     table = Table(box=None, pad_edge=False, title_justify="left")
     table.add_column("checkpoint")
     table.add_column("test loss", justify="right")
@@ -121,12 +141,13 @@ def show_table(names: list[str], mean: dict[str, Tensor], digits: Digits) -> Non
     labels = [*names[:-1], f"{names[-1]} (the last)"]
     for label, (loss, accuracy) in zip(labels, scores, strict=True):
         table.add_row(label, f"{loss:.3f}", f"{accuracy:.2f} %")
-    table.add_row(
-        f"average of the {len(names)}", f"{score[0]:.3f}", f"{score[1]:.2f} %", style="bold"
-    )
+    for label, state in (*others.items(), (f"mean of the {len(names)}", mean)):
+        loss, accuracy = evaluate(state, digits)
+        table.add_row(label, f"{loss:.3f}", f"{accuracy:.2f} %", style="bold")
     console.print(table)
     console.print(
-        f"\nThe average has a lower loss than {sum(score[0] < loss for loss, _ in scores)}"
+        f"\nThe mean of the {len(names)} has a lower loss than"
+        f" {sum(score[0] < loss for loss, _ in scores)}"
         f" and a higher accuracy than {sum(score[1] > accuracy for _, accuracy in scores)}"
         f" of the {len(names)} checkpoints ({len(digits.test[1])} test images)."
     )
@@ -176,7 +197,9 @@ def main() -> None:
     if not same_bits(mean, checkpoint["model"]):
         sys.exit("The averages of the .pt and of the .safetensors files differ.")
     console.print("Both averages hold the same bits.\n")
-    show_table(names, mean, digits)
+    others = sweep()
+    console.print()
+    show_table(names, mean, others, digits)
     show_next(names)
 
 

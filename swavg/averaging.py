@@ -131,6 +131,11 @@ class Job:
             nonfinite=nonfinite,
             notes=(*self.notes, *plan.notes, *self.output.notes),
             warnings=() if geometry is None else geometry.warnings(plan.inputs),
+            running_statistics=tuple(
+                task.name
+                for task in tasks
+                if task.kind == "average" and task.name.endswith((".running_var", ".running_mean"))
+            ),
             recipe=self.recipe,
             seconds=seconds,
         )

@@ -38,7 +38,7 @@ def number(count: float) -> str:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+    return Console(file=stream, highlight=False, emoji=False, soft_wrap=not stream.isatty())
 
 
 @contextmanager
@@ -160,32 +160,88 @@ def _table(*headings: str) -> Table:
 def plan(report: Report) -> None:
     """The plan of a run that has not been made, on stdout."""
     console = _console(sys.stdout)
-    table = _inputs(report.inputs)
-    console.print(table)
-    for label, value in _facts(report):
+    console.print(_inputs(report.inputs))
+    for label, value in (*_facts(report), *_shape_of(report)):
         console.print(f"[bold]{label:<9}[/] {_plain(value)}")
     if report.treated:
         console.print(_treated(report.treated, all_of_them=True))
 
 
+_BAR = 12
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def bar(share: float, width: int = _BAR) -> str:
+    """A bar of block characters, ``share`` (0 to 1) of ``width`` columns long."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
 def _inputs(inputs: Sequence[InputSummary]) -> Table:
-    table = _table("weight", "checkpoint", "size", "tensors", "dtypes")
-    for column in (0, 2, 3):
-        table.columns[column].justify = "right"
-    for entry in inputs:
-        total = sum(entry.dtypes.values()) or 1
-        mix = ", ".join(
-            f"{dtype} {share:.0%}" if 0.005 <= (share := count / total) < 0.995 else dtype
-            for dtype, count in entry.dtypes.items()
-        )
+    """The inputs with their weights; what all have in common stands once, in the title."""
+    measured = any(entry.distance is not None for entry in inputs)
+    mixes = [_mix(entry) for entry in inputs]
+    alike = (
+        len(inputs) > 1
+        and len({(entry.tensors, *mix) for entry, mix in zip(inputs, mixes, strict=True)}) == 1
+    )
+    headings = ["weight", "", "checkpoint", *(("distance", "cosine") if measured else ()), "size"]
+    table = _table(*headings, *(() if alike else ("tensors", "dtypes")))
+    if alike:
+        count = _count(inputs[0].tensors, "tensor")
+        table.title = f"{len(inputs)} checkpoints of {count}, {', '.join(mixes[0])}"
+        table.title_justify = "left"
+        table.title_style = ""
+    for column in table.columns:
+        if column.header != "checkpoint" and column.header != "dtypes":
+            column.no_wrap = True
+        if column.header in ("weight", "size", "tensors", "distance", "cosine"):
+            column.justify = "right"
+    largest = max((abs(entry.weight) for entry in inputs), default=0.0) or 1.0
+    for entry, mix in zip(inputs, mixes, strict=True):
+        colour = "red" if entry.weight < 0 else "cyan"
+        measures = (_measure(entry.distance), _measure(entry.cosine)) if measured else ()
         table.add_row(
-            f"{entry.weight:.6g}",
+            f"{entry.weight:.4g}",
+            f"[{colour}]{bar(abs(entry.weight) / largest)}[/]",
             _plain(entry.name),
+            *measures,
             size(entry.size),
-            str(entry.tensors),
-            mix,
+            *(() if alike else (str(entry.tensors), ", ".join(mix))),
         )
     return table
+
+
+def _mix(entry: InputSummary) -> tuple[str, ...]:
+    total = sum(entry.dtypes.values()) or 1
+    return tuple(
+        f"{dtype} {share:.0%}" if 0.005 <= (share := count / total) < 0.995 else dtype
+        for dtype, count in entry.dtypes.items()
+    )
+
+
+def _measure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _shape_of(report: Report) -> Iterator[tuple[str, str]]:
+    """The effective number of checkpoints and the half-life of the weights."""
+    from swavg.errors import RequestError
+    from swavg.weights import effective_number, half_life_of
+
+    numbers = [entry.weight for entry in report.inputs]
+    if len(numbers) < 2:
+        return
+    try:
+        effective = effective_number(numbers)
+        half = half_life_of(numbers)
+    except RequestError:
+        return
+    yield (
+        "weights",
+        f"as {effective:.3g} equal checkpoints (1/sum w^2); half of the weight lies in the"
+        f" newest {half:.3g}",
+    )
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
@@ -210,28 +266,52 @@ def _treated(treated: Sequence[Mapping[str, str]], all_of_them: bool) -> Table:
     return table
 
 
-def summary(report: Report, verbose: bool) -> None:
-    """What a run did, on stderr: notes, exceptions, and one line with the figures."""
-    warn(report.notes)
+def summary(reports: Sequence[Report], verbose: bool) -> None:
+    """What a run did, on stderr: notes, exceptions, and one line per output with the figures."""
     console = _console(sys.stderr)
+    first = reports[0]
+    warn(list(dict.fromkeys(note for report in reports for note in report.notes)))
+    for report in reports:
+        _exceptions(report, verbose)
+        for warning in report.warnings:
+            console.print(f"[yellow]warning[/] {_plain(warning)}")
+        if verbose:
+            console.print(_inputs(report.inputs))
+            for label, value in (*_facts(report), *_shape_of(report)):
+                console.print(f"[bold]{label:<9}[/] {_plain(value)}")
+    seconds = first.seconds or 0.0
+    for report in reports:
+        n = len(report.inputs)
+        name = f" {_plain(report.output)}:" if len(reports) > 1 else ":"
+        rate = (
+            f", {size(report.read / seconds)}/s read" if seconds > 0.01 and len(reports) < 2 else ""
+        )
+        console.print(
+            f"[green]averaged[/] {_count(n, 'checkpoint')}{name}"
+            f" {_count(report.tensors['averaged'], 'tensor')}, {number(report.elements)} elements,"
+            f" {size(report.written)} in {seconds:.2f} s{rate}"
+        )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _exceptions(report: Report, verbose: bool) -> None:
     if report.treated:
-        console.print(_treated(report.treated, verbose))
+        _console(sys.stderr).print(_treated(report.treated, verbose))
+    most = 99 if verbose else 4
     if report.differing_integers:
         rule = report.recipe.get("options", {}).get("integers", "last")
-        names = ", ".join(_some(report.differing_integers, 99 if verbose else 4))
+        names = ", ".join(_some(report.differing_integers, most))
         warn([f"integer tensors that differ: took the {rule} of {names}"])
     if report.nonfinite:
-        names = ", ".join(_some(report.nonfinite, 99 if verbose else 4))
-        warn([f"NaN or Inf in the result: {names}"])
-    if verbose:
-        console.print(_inputs(report.inputs))
-        for label, value in _facts(report):
-            console.print(f"[bold]{label:<9}[/] {_plain(value)}")
-    seconds = report.seconds or 0.0
-    rate = f", {size(report.read / seconds)}/s read" if seconds > 0.01 else ""
-    n = len(report.inputs)
-    console.print(
-        f"[green]averaged[/] {n} checkpoint{'s' * (n != 1)}:"
-        f" {report.tensors['averaged']} tensors, {number(report.elements)} elements,"
-        f" {size(report.written)} in {seconds:.2f} s{rate}"
-    )
+        warn([f"NaN or Inf in the result: {', '.join(_some(report.nonfinite, most))}"])
+    averages = sorted(name for name in report.running_statistics)
+    if averages:
+        warn(
+            [
+                f"batch-norm statistics were averaged ({', '.join(_some(averages, 2))}): recompute"
+                " them with torch.optim.swa_utils.update_bn before judging the result"
+            ]
+        )

@@ -32,7 +32,9 @@ class Policy:
     floats of 8 and 16 bits, else float64). ``integers`` decides for integer and bool tensors that
     differ. ``drop_ties`` writes a tied tensor once where a format cannot express ties.
     ``allow_nonfinite`` lets NaN and Inf through. ``weights_only`` writes a bare state dict.
-    ``max_shard_size`` in bytes makes the output a folder of shards. ``key`` is the dotted path of
+    ``mixed_dtypes`` lets floats of different dtypes match even when strict (a float32 average and
+    the bfloat16 checkpoint that is added to it). ``max_shard_size`` in bytes makes the output a
+    folder of shards. ``key`` is the dotted path of
     the state dict in PyTorch files.
     """
 
@@ -49,6 +51,7 @@ class Policy:
     allow_nonfinite: bool = False
     weights_only: bool = False
     max_shard_size: int | None = None
+    mixed_dtypes: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -293,6 +296,10 @@ class _Matcher:
         if len({tensor.spec.shape for tensor in tensors}) > 1:
             shapes = [str(list(tensor.spec.shape)) for tensor in tensors]
             return self._fact(shown, "shape", shapes)
+        if self._policy.mixed_dtypes and all(
+            _compatible(tensor, tensors[-1]) for tensor in tensors
+        ):
+            return None
         if len({tensor.spec.dtype.name for tensor in tensors}) > 1:
             return self._fact(shown, "dtype", [tensor.spec.dtype.name for tensor in tensors])
         return None

@@ -44,8 +44,9 @@ class Report:
     """What was (or, before a run, will be) done.
 
     ``tensors`` counts what became of them; ``treated`` lists those that were not averaged over all
-    inputs, with the reason. ``read`` and ``written`` are bytes; ``memory`` is the bound on buffers
-    in bytes; ``seconds`` is None before a run.
+    inputs, with the reason. ``warnings`` name inputs that look wrong; ``running_statistics`` are
+    batch-norm buffers that were averaged like weights. ``read`` and ``written`` are bytes;
+    ``memory`` is the bound on buffers in bytes; ``seconds`` is None before a run.
     """
 
     output: str
@@ -65,6 +66,7 @@ class Report:
     nonfinite: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    running_statistics: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
 

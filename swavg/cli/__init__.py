@@ -14,7 +14,17 @@ import click
 from swavg import __version__
 from swavg.errors import MismatchError, SwavgError
 
-_COMMANDS = {"average": "Average checkpoints into one."}
+_COMMANDS = {
+    "average": "Average checkpoints into one.",
+    "ema": "Exponential moving average of a series.",
+    "update": "Add checkpoints to a running average, or move a window on.",
+    "window": "The mean between two running averages.",
+    "posthoc": "EMAs of any width from power-function snapshots.",
+    "sweep": "Many averages from one read of a series.",
+    "list": "Show a series: steps, metrics, and what would be chosen.",
+    "inspect": "Show what a checkpoint holds.",
+    "diff": "Show in what two checkpoints differ.",
+}
 
 
 class _LazyGroup(click.Group):

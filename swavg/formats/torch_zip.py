@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swavg.errors import InputError
-from swavg.formats.base import Checkpoint, Task, TensorSpec, open_input
+from swavg.formats.base import Checkpoint, FilePool, Task, TensorSpec, open_input
 from swavg.formats.torch_frames import Member, TorchZipLayout, archive_size
 from swavg.formats.torch_pickle import MAX_BYTES, read_pickle
 from swavg.formats.torch_plain import RECIPE, lay_out_plain, recipe_member
@@ -26,6 +26,7 @@ __all__ = [
     "lay_out_plain",
     "looks_like_torch_zip",
     "open_torch_zip",
+    "recorded_recipe",
 ]
 
 
@@ -195,3 +196,15 @@ def lay_out_like(
         tuple(template.specs.values()),
         template.root_key,
     )
+
+
+def recorded_recipe(checkpoint: Checkpoint) -> str | None:
+    """The recipe that swavg added to a torch zip, as text; None if there is none."""
+    if not isinstance(checkpoint, TorchZipCheckpoint):
+        return None
+    for record in checkpoint.records:
+        if record.name == f"{checkpoint.root}/{RECIPE}":
+            with FilePool() as pool:
+                data = pool.read(checkpoint.files[0], record.offset, record.size)
+            return data.decode(errors="replace")
+    return None

@@ -1,7 +1,4 @@
-"""Averaging methods as vectors of weights over an ordered list of checkpoints.
-
-Pure functions to tuples of floats; no tensor is touched here.
-"""
+"""The mean and the user's own weights, and what the engine asks about any weights."""
 
 from __future__ import annotations
 

@@ -1,0 +1,45 @@
+"""``swavg diff``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from swavg.errors import MismatchError
+
+
+@click.command()
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--values", is_flag=True, help="Read the values: how far the tensors lie apart.")
+@click.option("--all", "everything", is_flag=True, help="List everything, not the first 20.")
+@click.option(
+    "--key",
+    metavar="PATH",
+    help="Where the state dict lies in each .pt, such as model.state_dict. [default: found]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def diff(a: str, b: str, values: bool, everything: bool, key: str | None, as_json: bool) -> int:
+    """Show in what two checkpoints differ: names, shapes, dtypes, and values.
+
+    What wrappers put into names (module., _orig_mod.) does not count. Only headers are read, unless
+    --values is given; that streams both in constant memory, and lists ||a-b||/||a||, the largest
+    |a-b| and the cosine of each tensor in float64, the farthest first. NaN equals NaN.
+
+    \b
+    swavg diff a.pt b.safetensors                  do they fit together?
+    swavg diff step-100.pt step-200.pt --values    what moved, and how far?
+
+    Exit codes: 0 if nothing differs; 3 if names, shapes or dtypes differ or, with --values, any
+    value does; the others are those of swavg.
+    """
+    from swavg import console_looking, looking
+
+    with console_looking.progress_bar("comparing", values) as on_progress:
+        found = looking.diff(a, b, key=key, values=values, on_progress=on_progress)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        console_looking.show_comparison(found, everything=everything)
+    return 0 if found.same else MismatchError.exit_code

@@ -1,0 +1,32 @@
+"""Looking at checkpoints: what one holds, and in what two differ. Nothing is changed or executed.
+
+Statistics and distances are streamed: chunks of a bounded size, whatever the size of a tensor,
+computed in float64 and combined in order.
+"""
+
+from swavg.looking.comparison import Comparison, Mismatch, diff
+from swavg.looking.figures import Distance, Statistics
+from swavg.looking.inspection import (
+    Entry,
+    Folder,
+    Inspection,
+    Pickled,
+    Shard,
+    Total,
+    inspect,
+)
+
+__all__ = [
+    "Comparison",
+    "Distance",
+    "Entry",
+    "Folder",
+    "Inspection",
+    "Mismatch",
+    "Pickled",
+    "Shard",
+    "Statistics",
+    "Total",
+    "diff",
+    "inspect",
+]

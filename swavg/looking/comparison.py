@@ -1,0 +1,148 @@
+"""In what two checkpoints differ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from swavg.formats import open_checkpoint
+from swavg.formats.base import Checkpoint
+from swavg.looking.figures import Distance, jsonable
+from swavg.plan import by_canonical_name, canonical
+from swavg.recipe import short_names
+
+if TYPE_CHECKING:
+    from swavg.looking.chunks import OnProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A tensor that both have, with another dtype or shape: A's and B's."""
+
+    name: str
+    dtypes: tuple[str, str]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """In what checkpoints A and B differ, by canonical names.
+
+    ``tensors`` counts those of each; ``matching`` those alike in name, shape and dtype. With
+    values, ``distances`` has every tensor that both have in one shape, the farthest first, and
+    ``total`` sums the floats among them (steps and positions would drown them), ties once.
+    """
+
+    a: str
+    b: str
+    tensors: tuple[int, int]
+    matching: int
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+    mismatches: tuple[Mismatch, ...]
+    distances: tuple[Distance, ...] | None
+    total: Distance | None
+    notes: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """True if nothing that was looked at differs."""
+        return self.same_keys and not any(each.differing for each in self.distances or ())
+
+    @property
+    def same_keys(self) -> bool:
+        """True if names, shapes and dtypes are the same."""
+        return not (self.only_in_a or self.only_in_b or self.mismatches)
+
+    @property
+    def identical(self) -> int:
+        """Tensors of equal values."""
+        return sum(not each.differing for each in self.distances or ())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``; floats that JSON lacks become text (``"inf"``)."""
+        found = cast(dict[str, Any], jsonable(asdict(self)))
+        counted = {} if self.distances is None else {"identical": self.identical}
+        return {"same": self.same} | found | counted
+
+
+def diff(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    values: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Comparison:
+    """In what the checkpoints ``a`` and ``b`` differ: names, shapes, dtypes, and with ``values``
+    how far the tensors lie apart. ``key`` is the dotted path of the state dict in PyTorch files.
+
+    What wrappers put into names (``module.``, ``_orig_mod.``) does not count. Raises InputError.
+    """
+    paths = [os.fspath(a), os.fspath(b)]
+    shared: dict[Any, Any] = {}
+    one, other = (open_checkpoint(path, key=key, shared=shared) for path in paths)
+    shown = short_names(paths)
+    names = [by_canonical_name(list(checkpoint.tensors)) for checkpoint in (one, other)]
+    both = {
+        name: (one.tensors[actual], other.tensors[names[1][name]])
+        for name, actual in names[0].items()
+        if name in names[1]
+    }
+    mismatches = tuple(
+        Mismatch(name, (x.dtype.name, y.dtype.name), (x.shape, y.shape))
+        for name, (left, right) in both.items()
+        for x, y in [(left.spec, right.spec)]
+        if (x.dtype.name, x.shape) != (y.dtype.name, y.shape)
+    )
+    lacking = [tuple(n for n in names[i] if n not in names[1 - i]) for i in (0, 1)]
+    notes = [
+        note
+        for i, checkpoint in enumerate((one, other))
+        for note in (
+            *(f"{shown[i]}: {note}" for note in checkpoint.notes),
+            *_wrapper_notes(shown[i], names[i]),
+            *_tie_notes(checkpoint, lacking[i], names[1 - i], shown[1 - i]),
+        )
+    ]
+    distances, summed = None, None
+    if values:
+        alike = {
+            name: pair for name, pair in both.items() if pair[0].spec.shape == pair[1].spec.shape
+        }
+        from swavg.looking.products import distances_of
+
+        distances, summed = distances_of(one, other, alike, on_progress)
+    return Comparison(
+        shown[0],
+        shown[1],
+        (len(one), len(other)),
+        len(both) - len(mismatches),
+        lacking[0],
+        lacking[1],
+        mismatches,
+        distances,
+        summed,
+        tuple(notes),
+    )
+
+
+def _wrapper_notes(shown: str, names: Mapping[str, str]) -> Iterator[str]:
+    wrapped = [actual for name, actual in names.items() if name != actual]
+    for wrapper in ("module.", "_orig_mod."):
+        count = sum(wrapper in actual for actual in wrapped)
+        if count:
+            yield f"{shown}: '{wrapper}' in {count} names does not count"
+
+
+def _tie_notes(
+    checkpoint: Checkpoint, lacking: Sequence[str], there: Mapping[str, str], shown: str
+) -> Iterator[str]:
+    for group in checkpoint.ties:
+        members = [canonical(name) for name in group]
+        partner = next((name for name in members if name in there), None)
+        for name in members:
+            if partner is not None and name in lacking:
+                yield f"'{name}', which {shown} lacks, is tied to '{partner}', which it has"

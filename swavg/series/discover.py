@@ -1,0 +1,157 @@
+"""From folders and paths to a series: what belongs to it, and in which order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from swavg.formats.base import InputFile
+from swavg.series.candidates import (
+    Candidate,
+    add_steps,
+    common_unit,
+    open_inside,
+    prevailing_unit,
+    repeats,
+    without_copies,
+    without_links,
+    without_unreadable,
+)
+from swavg.series.metrics import beside, from_file
+from swavg.series.model import Series, Snapshot, Unit, is_generic, labels
+from swavg.series.names import NameFacts, read_name
+from swavg.series.search import is_one_checkpoint, search
+
+
+def discover(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    pattern: str | None = None,
+    keep_order: bool = False,
+    metrics_file: str | os.PathLike[str] | None = None,
+    read_inside: bool = True,
+) -> Series:
+    """The series of ``paths``, ordered by training step, with the metrics that lie beside it.
+
+    A folder that is no checkpoint itself is searched for checkpoint files and checkpoint folders
+    whose names match the glob ``pattern``; with a pattern, a checkpoint folder is searched too.
+    Steps come from the names; where a name has none, the checkpoint is opened, unless
+    ``read_inside`` is False. ``keep_order`` leaves the paths as given. InputError if a path or
+    the ``metrics_file`` is missing or broken, or a folder holds no checkpoint.
+    """
+    notes: list[str] = []
+    candidates: list[Candidate] = []
+    named = [os.fspath(path) for path in paths]
+    for path in named:
+        if os.path.isdir(path) and (pattern is not None or not is_one_checkpoint(path, notes)):
+            candidates += search(path, pattern, notes)
+        else:
+            if not os.path.exists(path):
+                InputFile.identify(path)
+            candidates.append(Candidate(path, _named(path, named)))
+    candidates = without_links(candidates, notes)
+    for candidate in candidates:
+        candidate.counts = dict(candidate.name.counts)
+        if read_inside and not candidate.counts:
+            open_inside(candidate)
+    candidates = without_unreadable(candidates, notes)
+    unit = common_unit(candidates, search=read_inside)
+    if unit == "epoch" and read_inside and repeats(candidates, unit):
+        add_steps(candidates)
+    candidates = without_copies(candidates, unit, notes)
+    # A copy that was left out may have been all that stood in the way.
+    unit = common_unit(candidates) or prevailing_unit(candidates, notes)
+    snapshots = [_snapshot(candidate, unit) for candidate in candidates]
+    if not keep_order:
+        snapshots = _in_order(snapshots, unit, notes, explicit=len(named) > 1)
+    notes += _missing_and_equal(snapshots, unit)
+    snapshots, more = beside(snapshots)
+    notes += more
+    if metrics_file is not None:
+        snapshots, more = from_file(os.fspath(metrics_file), snapshots, unit)
+        notes += more
+    return Series(tuple(snapshots), tuple(notes), unit)
+
+
+def given(paths: Iterable[str | os.PathLike[str]], *, keep_order: bool = False) -> Series | None:
+    """The series of paths that are all files or checkpoint folders, by their names alone; None if
+    one has to be searched, is missing, or if they are ambiguous.
+
+    Where not all names have a step in a common unit, the order given stands. Opens nothing.
+    """
+    names = [os.fspath(path) for path in paths]
+    if not all(is_one_checkpoint(p, []) if os.path.isdir(p) else os.path.exists(p) for p in names):
+        return None
+    candidates = [Candidate(path, _named(path, names)) for path in names]
+    for candidate in candidates:
+        candidate.counts = dict(candidate.name.counts)
+    unit = common_unit(candidates)
+    complete = all(unit in candidate.counts for candidate in candidates)
+    snapshots = [_snapshot(candidate, unit) for candidate in candidates]
+    notes: list[str] = []
+    if unit is not None and complete and not keep_order:
+        snapshots = _in_order(snapshots, unit, notes, explicit=len(names) > 1)
+    return Series(tuple(snapshots), tuple(notes), unit)
+
+
+def _named(path: str, given: Sequence[str]) -> NameFacts:
+    """What the name of a given path says, or that of its folder if it holds no other one."""
+    full = os.path.abspath(path)
+    facts = read_name(os.path.basename(full))
+    parent = os.path.dirname(full)
+    alone = sum(os.path.dirname(os.path.abspath(other)) == parent for other in given) == 1
+    if not facts.counts and is_generic(os.path.basename(full)) and alone:
+        above = read_name(os.path.basename(parent))
+        return replace(facts, counts=above.counts, is_copy=facts.is_copy and not above.counts)
+    return facts
+
+
+def _snapshot(candidate: Candidate, unit: Unit | None) -> Snapshot:
+    step = None if unit is None else candidate.counts.get(unit)
+    metrics = dict(candidate.name.metrics)
+    if candidate.inside is not None:
+        metrics = {**candidate.inside.metrics, **metrics}
+    if step is None:
+        return Snapshot(candidate.path, None, metrics, "none", candidate.counts)
+    source = "name" if unit in candidate.name.counts else "file"
+    return Snapshot(candidate.path, step, metrics, source, candidate.counts)  # type: ignore[arg-type]
+
+
+def _in_order(
+    snapshots: list[Snapshot], unit: Unit | None, notes: list[str], *, explicit: bool
+) -> list[Snapshot]:
+    """By step; those without one stay before the others, in the order in which they came."""
+
+    def key(snapshot: Snapshot) -> tuple[int, float]:
+        # Within an epoch by step, its end (checkpoint3.pt beside checkpoint_3_500.pt) last.
+        step = -1 if snapshot.step is None else snapshot.step
+        within = snapshot.counts.get("step", float("inf")) if unit == "epoch" else 0
+        return step, within if step >= 0 else 0
+
+    ordered = sorted(snapshots, key=key)
+    if explicit and ordered != snapshots:
+        notes.append(
+            f"put in {unit} order: {labels([snapshot.path for snapshot in ordered], 6)}"
+            " (--keep-order leaves the order given)"
+        )
+    return ordered
+
+
+def _missing_and_equal(snapshots: Sequence[Snapshot], unit: Unit | None) -> list[str]:
+    notes = []
+    lacking = [snapshot.path for snapshot in snapshots if snapshot.step is None]
+    if len(lacking) == len(snapshots) and len(snapshots) > 1:
+        notes.append("no steps known, neither from names nor from the files: the order stands")
+    elif lacking and len(snapshots) > 1:
+        notes.append(f"no {unit} known for {labels(lacking)}; the others have one")
+    by_step: dict[int, list[str]] = {}
+    for snapshot in snapshots:
+        if snapshot.step is not None:
+            by_step.setdefault(snapshot.step, []).append(snapshot.path)
+    equal = [(step, paths) for step, paths in by_step.items() if len(paths) > 1]
+    for step, paths in equal[:3]:
+        notes.append(f"{len(paths)} are of {unit} {step}: {labels(paths)}")
+    if len(equal) > 3:
+        notes.append(f"... and so at {len(equal) - 3} more {unit}s")
+    return notes

@@ -1,0 +1,147 @@
+"""Steps and metrics from the names of files and folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from swavg.series.model import Unit
+
+SUFFIXES = (
+    ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl", ".model", ".zip",
+)  # fmt: skip
+"""Suffixes that hold no part of a step; a name may end in several (``.pth.tar``)."""
+
+_UNITS: Mapping[str, Unit] = {
+    "step": "step", "steps": "step", "globalstep": "step", "iter": "step", "iters": "step",
+    "iteration": "step", "iterations": "step", "itr": "step", "update": "step", "updates": "step",
+    "numupdates": "step", "epoch": "epoch", "ep": "epoch",
+}  # fmt: skip
+
+_NUMBER = r"(?P<number>\d{1,12})(?P<thousands>[kKmM])?(?![A-Za-z\d])(?!\.\d)"
+# 'step' behind a letter is another word: timestep, nstep.
+_WORD_THEN_NUMBER = re.compile(
+    r"(?<![A-Za-z])(?P<word>global[_-]?step|num[_-]?updates|steps?|iterations?|iters?|itr"
+    rf"|updates?|epoch|ep)[=_.:\s-]?{_NUMBER}",
+    re.IGNORECASE,
+)
+_NUMBER_THEN_WORD = re.compile(
+    r"(?<![A-Za-z\d.])(?P<number>\d{1,12})(?P<thousands>[kKmM])?[_-]?"
+    r"(?P<word>steps?|iters?|iterations?|updates?|epoch)(?![A-Za-z\d])",
+    re.IGNORECASE,
+)
+_TAG = r"(?:[-_.](?:best|last|latest|final|ema|swa|avg|average|averaged|unsharded|hf|shard0|v\d+))*"
+_FAIRSEQ = re.compile(rf"checkpoint_(\d{{1,9}})_(\d{{1,9}}){_TAG}")
+_CHECKPOINT = re.compile(
+    rf"(?:.*[._-])?(?:checkpoint|chkpt|ckpt|chk|cp)(?P<gap>[-_=.]?)(?P<number>\d{{1,9}}){_TAG}",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(
+    r"(?:(?:.*[._-])?(?:model|net|network|weights|params|state|snapshot|save|iterate)[-_=.])?"
+    rf"(?P<number>\d{{1,9}}){_TAG}",
+    re.IGNORECASE,
+)
+_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+_SHARD = re.compile(r"-\d+-of-\d+$")
+
+_COPY = re.compile(
+    r"(?:.*[-_.])?(best|last|latest|final)(?:[-_.](?:ckpt|checkpoint|model|v\d+|ema))*"
+    r"|checkpoint|ckpt|latest_checkpoint",
+    re.IGNORECASE,
+)
+"""Names of what is a copy of another snapshot, or the state from which training resumes."""
+
+_ASSIGNED = re.compile(
+    r"(?<![A-Za-z\d])(?P<name>[A-Za-z][A-Za-z\d_/.@]*?)="
+    r"(?P<value>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|nan|-?inf)(?![A-Za-z\d])",
+    re.IGNORECASE,
+)
+_SCORED = re.compile(
+    r"(?<![A-Za-z\d])(?P<name>(?:(?:val|valid|validation|eval|dev|test|train|cv)[_.-])?"
+    r"(?:loss|acc|accuracy|bleu|wer|cer|ppl|perplexity|f1|auc|map|miou|psnr|ssim|fid))"
+    r"[_-](?P<value>-?\d+\.\d+)(?![A-Za-z\d])",
+    re.IGNORECASE,
+)
+_NO_METRIC = {
+    *_UNITS, "global_step", "num_updates", "lr", "seed", "bs", "batch", "batch_size", "fold", "v",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class NameFacts:
+    """What a name says: counts by unit, metrics, and whether it is a copy by its name."""
+
+    counts: Mapping[Unit, int] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    is_copy: bool = False
+
+
+def read_name(name: str) -> NameFacts:
+    """The facts in the last part of a path: ``epoch=3-step=1200-val_loss=0.5.ckpt``.
+
+    Hashes, dates, version numbers and sizes (v0.1, resnet50, 7b, 00001-of-00002) are no steps.
+    """
+    stem, suffixes = _split(name)
+    counts: dict[Unit, int] = dict(_counts(stem, suffixes))
+    metrics = {} if _SHARD.search(stem) else _metrics(stem)
+    return NameFacts(counts, metrics, not counts and _COPY.fullmatch(stem) is not None)
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is one of several parts of a checkpoint."""
+    return _SHARD.search(_split(name)[0]) is not None
+
+
+def _split(name: str) -> tuple[str, str]:
+    stem = name
+    while stem.lower().endswith(SUFFIXES):
+        stem = stem[: stem.rindex(".")]
+    return stem, name[len(stem) :].lower()
+
+
+def _counts(stem: str, suffixes: str) -> Iterator[tuple[Unit, int]]:
+    if _SHARD.search(stem):
+        return
+    found = _worded(stem)
+    if found:
+        yield from found.items()
+        return
+    if match := _FAIRSEQ.fullmatch(stem):
+        yield "epoch", int(match[1])
+        yield "step", int(match[2])
+    elif match := _CHECKPOINT.fullmatch(stem):
+        # timm numbers checkpoint-12.pth.tar by epoch and fairseq checkpoint12.pt; checkpoint-500
+        # (Hugging Face) and ckpt-1000 are steps.
+        by_epoch = suffixes == ".pth.tar" or (stem.startswith("checkpoint") and not match["gap"])
+        if not _DATE.fullmatch(match["number"]):
+            yield "epoch" if by_epoch else "step", int(match["number"])
+    elif (match := _NUMBERED.fullmatch(stem)) and not _DATE.fullmatch(match["number"]):
+        yield "number", int(match["number"])
+
+
+def _worded(stem: str) -> dict[Unit, int]:
+    """Counts that say their unit: ``step_10``, ``12epoch``."""
+    orders = [_WORD_THEN_NUMBER, _NUMBER_THEN_WORD]
+    # '3_epoch_100_step' against 'epoch_3_step_100': the end that has the number decides.
+    if stem[:1].isdigit():
+        orders.reverse()
+    found: dict[Unit, int] = {}
+    for pattern in orders:
+        for match in pattern.finditer(stem):
+            scale = {"k": 1000, "m": 1_000_000}.get((match["thousands"] or "").lower(), 1)
+            word = re.sub("[_-]", "", match["word"].lower())
+            found.setdefault(_UNITS[word], int(match["number"]) * scale)
+        if found:
+            break
+    return found
+
+
+def _metrics(stem: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for pattern in (_SCORED, _ASSIGNED):
+        for match in pattern.finditer(stem):
+            name = match["name"]
+            if name.lower() not in _NO_METRIC:
+                found[name] = float(match["value"])
+    return found

@@ -1,0 +1,142 @@
+"""Folders of a run: what in them is a checkpoint, and what is left aside."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Sequence
+
+from swavg.errors import InputError
+from swavg.formats.folder import is_checkpoint_folder
+from swavg.series.candidates import Candidate
+from swavg.series.model import is_generic, labels
+from swavg.series.names import SUFFIXES, is_shard, read_name
+
+_PARTIAL = (".tmp", ".temp", ".partial", ".part", ".swavg-partial", ".incomplete", ".lock")
+_TRAINING_STATE = re.compile(
+    r"(?:optim|optimi[sz]er|(?:lr_)?scheduler|(?:grad_)?scaler|rng_state|random_states?"
+    r"|training_args|train_args|trainer_state)s?(?:[-_.].*)?"
+    r"|.*[-_.](?:optim|optimi[sz]er|scheduler|scaler|optim_states?)(?:[-_.]?\d+)?",
+    re.IGNORECASE,
+)
+# Megatron's weights.
+_NOT_TRAINING_STATE = "model_optim_rng"
+
+
+def is_one_checkpoint(path: str, notes: list[str]) -> bool:
+    """Whether a folder is one checkpoint, rather than a place where a run keeps its own."""
+    if not is_checkpoint_folder(path):
+        return False
+    names = _listed(path)
+    usual = any(
+        name.endswith(".index.json")
+        or (is_generic(name) and name.endswith((".safetensors", ".bin")) and not is_shard(name))
+        for name in names
+    )
+    snapshots = [name for name in names if name.endswith(SUFFIXES) and read_name(name).counts]
+    if snapshots and not usual:
+        # A lone safetensors file among a run's snapshots does not make their folder a checkpoint.
+        return False
+    inner = [
+        os.path.join(path, name)
+        for name in names
+        if read_name(name).counts and is_checkpoint_folder(os.path.join(path, name))
+    ]
+    if inner:
+        notes.append(
+            f"{path} is a checkpoint itself and was taken as one; to choose among"
+            f" {labels(inner)} in it, give a --pattern"
+        )
+    return True
+
+
+def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate]:
+    found: list[Candidate] = []
+    partial, training, shards, foreign = [], [], [], []
+    for name in _listed(folder):
+        if pattern is not None and not fnmatch.fnmatchcase(name, pattern):
+            continue
+        path = os.path.join(folder, name)
+        facts = read_name(name)
+        stem = name.partition(".")[0]
+        if os.path.isdir(path):
+            if name.endswith(_PARTIAL) or (name.startswith(".") and facts.counts):
+                partial.append(path)
+            elif is_checkpoint_folder(path):
+                found.append(Candidate(path, facts, searched=True))
+            elif facts.counts:
+                foreign.append(path)
+            continue
+        whole = name.lower()
+        while whole.endswith(_PARTIAL):
+            whole = whole[: whole.rindex(".")]
+        weighty = whole.endswith(SUFFIXES) or ("." not in whole and bool(facts.counts))
+        if not weighty and not (facts.counts and _looks_like_one(path)):
+            continue
+        if whole != name.lower() or name.startswith(".") or _is_empty(path):
+            partial.append(path)
+        elif _TRAINING_STATE.fullmatch(stem) and not stem.startswith(_NOT_TRAINING_STATE):
+            training.append(path)
+        elif is_shard(name):
+            shards.append(path)
+        elif name.lower().endswith(SUFFIXES) or _looks_like_one(path):
+            found.append(Candidate(path, facts, searched=True))
+    for ignored, what in (
+        (partial, "partial, temporary or empty"),
+        (training, "training state, not weights"),
+        (shards, "a part of a checkpoint without its index"),
+        (foreign, "a folder in which swavg finds no checkpoint"),
+    ):
+        if ignored:
+            notes.append(f"ignored {labels(ignored)}: {what}")
+    if not found:
+        raise _nothing_in(folder, pattern, [*partial, *training, *shards, *foreign])
+    return found
+
+
+def _nothing_in(folder: str, pattern: str | None, ignored: Sequence[str]) -> InputError:
+    problem = "holds no checkpoints"
+    if pattern is not None:
+        problem += f" that match '{pattern}'"
+    if ignored:
+        problem += f" but what was ignored: {labels(ignored)}"
+    below = [
+        path
+        for name in _listed(folder)
+        if os.path.isdir(path := os.path.join(folder, name))
+        and any(other.lower().endswith(SUFFIXES) for other in _listed(path))
+    ]
+    hint = f"Folders are searched one level deep; try {below[0]}." if below else None
+    return InputError(folder, problem, hint=hint)
+
+
+def _listed(folder: str) -> list[str]:
+    """The names in a folder, numbers in their order: 2 before 10."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise InputError(folder, f"cannot be read: {error.strerror}") from None
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return os.stat(path).st_size == 0
+    except OSError:
+        # A link to nowhere.
+        return True
+
+
+def _looks_like_one(path: str) -> bool:
+    """Whether a file without a usual suffix starts as checkpoints do."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    return head.startswith((b"PK\3\4", b"\x80")) or head[8:9] == b"{"

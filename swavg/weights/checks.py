@@ -1,0 +1,46 @@
+"""What every schedule asks of its arguments; each check raises RequestError and names the value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from swavg.errors import RequestError
+
+
+def check_count(what: str, count: int, least: int = 1) -> None:
+    """``count`` is at least ``least``."""
+    if count < least:
+        raise RequestError(f"{what} is {count}; it must be at least {least}.")
+
+
+def check_decay(decay: float) -> None:
+    """0 <= ``decay`` < 1: at 1 a new checkpoint would never count."""
+    if not 0 <= decay < 1:
+        raise RequestError(
+            f"The decay {decay} is not in [0, 1).",
+            hint="0 keeps only the newest checkpoint; 0.999 remembers about 1000.",
+        )
+
+
+def check_positive(what: str, value: float) -> None:
+    """``value`` is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise RequestError(f"{what} is {value}; it must be a number above 0.")
+
+
+def check_steps(steps: Sequence[float], *, above: float = -math.inf) -> None:
+    """``steps`` are finite, above ``above``, at least one, each larger than the one before."""
+    if not steps:
+        raise RequestError("There is nothing to average.")
+    for step in steps:
+        if not (math.isfinite(step) and step > above):
+            bound = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
+            raise RequestError(f"The step {step} is not {bound}.")
+    for earlier, later in pairwise(steps):
+        if later <= earlier:
+            raise RequestError(
+                f"Step {later} comes after step {earlier}: steps must increase.",
+                hint="Give the checkpoints in the order of their steps, each step once.",
+            )

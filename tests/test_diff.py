@@ -1,0 +1,336 @@
+"""Comparing two checkpoints: keys, shapes, dtypes and values."""
+
+import json
+import math
+import subprocess
+import sys
+
+import make
+import numpy as np
+import pytest
+import torch
+from checkpoints import save, state
+from test_memory import MIB, PROMISE, peak, sparse
+from torch_files import DTYPES
+
+from swavg.dtypes import BY_SAFETENSORS
+from swavg.looking import Mismatch, chunks, diff
+
+
+def run(*args, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "swavg", *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def both(folder, a, b):
+    """A safetensors file of each; their paths."""
+    return save(folder / "a.safetensors", a), save(folder / "b.safetensors", b)
+
+
+def distance(folder, a, b):
+    (found,) = diff(*both(folder, {"w": a}, {"w": b}), values=True).distances
+    return found
+
+
+def test_a_checkpoint_does_not_differ_from_itself(tmp_path):
+    found = diff(*both(tmp_path, state(1), state(1)), values=True)
+    assert found.same
+    assert (found.matching, found.identical) == (4, 4)
+    assert (found.total.relative, found.total.cosine, found.total.differing) == (0, 1, 0)
+
+
+ONES, TWOS = torch.ones(2), torch.full((2,), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "only_in_a", "only_in_b", "mismatches"),
+    [
+        ({"x": ONES, "y": ONES}, {"y": ONES}, ("x",), (), ()),
+        ({"y": ONES}, {"y": ONES, "z": ONES}, (), ("z",), ()),
+        ({"x": ONES}, {"z": ONES}, ("x",), ("z",), ()),
+        (
+            {"x": ONES},
+            {"x": torch.ones(3)},
+            (),
+            (),
+            (Mismatch("x", ("float32", "float32"), ((2,), (3,))),),
+        ),
+        (
+            {"x": ONES},
+            {"x": ONES.half()},
+            (),
+            (),
+            (Mismatch("x", ("float32", "float16"), ((2,), (2,))),),
+        ),
+        (
+            {"x": torch.tensor(1)},
+            {"x": torch.tensor([1.0])},
+            (),
+            (),
+            (Mismatch("x", ("int64", "float32"), ((), (1,))),),
+        ),
+        ({"module.x": ONES}, {"x": ONES}, (), (), ()),
+        ({"module._orig_mod.x.y": ONES}, {"_orig_mod.x.y": ONES}, (), (), ()),
+        ({"module.x": ONES, "x": ONES}, {"x": ONES}, ("module.x",), (), ()),
+    ],
+)
+def test_names_shapes_and_dtypes_that_differ(tmp_path, a, b, only_in_a, only_in_b, mismatches):
+    found = diff(*both(tmp_path, a, b))
+    assert (found.only_in_a, found.only_in_b) == (only_in_a, only_in_b)
+    assert found.mismatches == mismatches
+    assert found.same == (not (only_in_a or only_in_b or mismatches))
+
+
+def test_wrappers_do_not_count_but_are_said(tmp_path):
+    found = diff(*both(tmp_path, {"module.x.w": ONES, "module.y": ONES}, {"x.w": ONES, "y": ONES}))
+    assert found.same
+    assert found.notes == ("a.safetensors: 'module.' in 2 names does not count",)
+
+
+def test_a_missing_name_that_is_tied_to_one_present_is_explained(tmp_path):
+    shared = torch.ones(3)
+    torch.save({"embed": shared, "head": shared}, tmp_path / "a.pt")
+    found = diff(tmp_path / "a.pt", save(tmp_path / "b.safetensors", {"embed": shared}))
+    assert found.only_in_a == ("head",)
+    assert "'head', which b.safetensors lacks, is tied to 'embed', which it has" in found.notes
+
+
+@pytest.mark.parametrize("step", [1 << 17, 64, 7])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_distances_of_every_dtype_are_those_of_torch_whatever_the_chunk(
+    tmp_path, monkeypatch, dtype, step
+):
+    monkeypatch.setattr(chunks, "CHUNK", step)
+    random = np.random.default_rng(5)
+    pair = []
+    for _ in "ab":
+        whole = torch.from_numpy(random.integers(1, 60, (31, 2)).astype(np.float64))
+        if dtype.is_complex:
+            whole = torch.view_as_complex(whole)
+        elif dtype == torch.bool:
+            whole = whole > 20
+        if dtype == torch.complex32:
+            pair.append(torch.view_as_complex(torch.view_as_real(whole).half()))
+        else:
+            pair.append(whole.to(dtype))
+    for name, tensor in zip("ab", pair, strict=True):
+        torch.save({"w": tensor}, tmp_path / f"{name}.pt")
+    (found,) = diff(tmp_path / "a.pt", tmp_path / "b.pt", values=True).distances
+    a, b = (each.to(torch.complex128).reshape(-1) for each in pair)
+    assert found.differing == int((a != b).sum())
+    assert found.distance == pytest.approx(torch.linalg.norm(a - b).item(), rel=1e-13)
+    relative = torch.linalg.norm(a - b) / torch.linalg.norm(a)
+    assert found.relative == pytest.approx(relative.item(), rel=1e-13)
+    assert found.largest == pytest.approx((a - b).abs().max().item(), rel=1e-15)
+    cosine = torch.vdot(a, b).real / torch.linalg.norm(a) / torch.linalg.norm(b)
+    assert found.cosine == pytest.approx(cosine.item(), rel=1e-13)
+
+
+@pytest.mark.parametrize("code", ["F4", "F6_E2M3", "F6_E3M2"])
+def test_distances_of_packed_floats_are_those_of_their_elements(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(chunks, "CHUNK", 11)
+    random = np.random.default_rng(1)
+    wide = []
+    for name in "ab":
+        data = bytes(random.integers(0, 256, 48, dtype=np.uint8))
+        elements = 48 * 8 // BY_SAFETENSORS[code].bits
+        packed = make.packed({"w": (code, [elements], data)})
+        (tmp_path / f"{name}.safetensors").write_bytes(packed)
+        wide.append(make.unpacked(data, code).astype(np.float64))
+    a, b = wide
+    paths = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    (found,) = diff(*paths, values=True).distances
+    assert found.relative == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-14)
+    assert found.differing == np.count_nonzero(a != b)
+
+
+def test_values_of_different_dtypes_are_compared_in_float64(tmp_path):
+    a = torch.tensor([1.0, 0.1], dtype=torch.float64)
+    found = diff(*both(tmp_path, {"w": a}, {"w": a.bfloat16()}), values=True)
+    assert len(found.mismatches) == 1
+    (each,) = found.distances
+    assert each.differing == 1
+    assert each.largest == abs(0.1 - torch.tensor(0.1).bfloat16().item())
+
+
+def test_a_real_and_a_complex_tensor_are_compared_as_complex(tmp_path):
+    found = distance(tmp_path, torch.tensor([3.0, 1.0]), torch.tensor([3 + 4j, 1 + 0j]))
+    assert (found.differing, found.distance, found.largest) == (1, 4, 4)
+    assert found.norms == pytest.approx((math.sqrt(10), math.sqrt(26)))
+
+
+def test_large_integers_are_told_apart_exactly(tmp_path):
+    a = torch.tensor([2**53, -(2**63), 5])
+    found = distance(tmp_path, a, torch.tensor([2**53 + 1, 2**63 - 1, 5]))
+    assert found.differing == 2
+    assert found.largest == 2.0**64
+    one = distance(tmp_path, a[:1], a[:1] + 1)
+    assert (one.differing, one.largest, one.distance) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("step", [1 << 17, 2])
+def test_nan_equals_nan_and_is_left_out_of_the_figures(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(chunks, "CHUNK", step)
+    nan, inf = math.nan, math.inf
+    a = torch.tensor([nan, nan, inf, inf, 3.0, 0.0, 4.0])
+    b = torch.tensor([nan, 1.0, inf, -inf, 3.0, -0.0, 2.0])
+    found = distance(tmp_path, a, b)
+    assert (found.differing, found.nonfinite) == (3, 2)
+    assert (found.distance, found.norms, found.largest) == (2, (5, math.sqrt(13)), 2)
+    assert distance(tmp_path, a, a).differing == 0
+
+
+def test_a_tensor_of_zeros_has_neither_relative_distance_nor_angle(tmp_path):
+    found = distance(tmp_path, torch.zeros(3), torch.ones(3))
+    assert (found.relative, found.cosine, found.largest) == (None, None, 1)
+    same = distance(tmp_path, torch.zeros(3), torch.zeros(3))
+    assert (same.relative, same.cosine, same.differing) == (0, None, 0)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_products_beyond_float64_neither_overflow_nor_vanish(tmp_path, monkeypatch, scale):
+    monkeypatch.setattr(chunks, "CHUNK", 2)
+    a = torch.tensor([3.0, 4.0, 1.0], dtype=torch.float64)
+    b = torch.tensor([4.0, 3.0, 1.0], dtype=torch.float64)
+    found = distance(tmp_path, a * scale, b * scale)
+    assert found.relative == pytest.approx(math.sqrt(2 / 26), rel=1e-14)
+    assert found.cosine == pytest.approx(25 / 26, rel=1e-14)
+    assert found.distance == pytest.approx(math.sqrt(2) * scale, rel=1e-14)
+
+
+def test_the_difference_of_the_largest_numbers_is_not_lost(tmp_path):
+    top = torch.tensor([1.7e308], dtype=torch.float64)
+    found = distance(tmp_path, top, -top)
+    assert (found.relative, found.cosine) == (2, -1)
+
+
+def test_empty_tensors_are_the_same(tmp_path):
+    found = distance(tmp_path, torch.empty(0, 3), torch.empty(0, 3))
+    assert (found.differing, found.elements, found.relative) == (0, 0, 0)
+
+
+def test_strides_do_not_matter(tmp_path):
+    base = torch.arange(12.0).reshape(3, 4)
+    torch.save({"w": base.t()}, tmp_path / "a.pt")
+    torch.save({"w": base.t().contiguous()}, tmp_path / "b.pt")
+    assert diff(tmp_path / "a.pt", tmp_path / "b.pt", values=True).same
+
+
+def test_the_farthest_come_first_and_steps_do_not_drown_the_total(tmp_path):
+    a = {"near": ONES, "far": ONES, "same": ONES, "nan": ONES, "zero": 0 * ONES, "step": ONES.int()}
+    b = a | {"near": 1.1 * ONES, "far": 3 * ONES, "nan": math.nan * ONES, "zero": ONES}
+    found = diff(*both(tmp_path, a, b | {"step": 9000 * ONES.int()}), values=True)
+    names = [each.name for each in found.distances]
+    assert names == ["nan", "zero", "step", "far", "near", "same"]
+    assert found.identical == 1
+    assert found.total.elements == 10
+    squares = 2 * (0.1**2 + 2**2 + 1)
+    assert found.total.relative == pytest.approx(math.sqrt(squares / 6), rel=1e-6)
+
+
+def test_tied_tensors_count_once_in_the_total(tmp_path):
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        shared = torch.full((2,), value)
+        torch.save({"x": shared, "y": shared, "z": torch.ones(4)}, tmp_path / f"{name}.pt")
+    found = diff(tmp_path / "a.pt", tmp_path / "b.pt", values=True)
+    assert [each.name for each in found.distances] == ["x", "y", "z"]
+    assert found.total.distance == pytest.approx(math.sqrt(8))
+    assert found.total.elements == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "code", "verdict"),
+    [
+        ({}, [], 0, "the same"),
+        ({}, ["--values"], 0, "the same"),
+        ({"head.weight": torch.zeros(3, 7)}, [], 0, "the same"),
+        ({"head.weight": torch.zeros(3, 7)}, ["--values"], 3, "different"),
+        ({"head.weight": torch.zeros(2, 7)}, [], 3, "different"),
+        ({"head.weight": torch.zeros(3, 7).half()}, [], 3, "different"),
+        ({"more": torch.zeros(1)}, [], 3, "different"),
+    ],
+)
+def test_the_exit_code_says_whether_anything_differs(tmp_path, change, flags, code, verdict):
+    both(tmp_path, state(1), state(1) | change)
+    done = run("diff", "a.safetensors", "b.safetensors", *flags, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout.splitlines()[-1] == verdict
+    as_json = run("diff", "a.safetensors", "b.safetensors", "--json", *flags, cwd=tmp_path)
+    assert as_json.returncode == code
+    assert json.loads(as_json.stdout)["same"] == (code == 0)
+
+
+def test_the_report_names_what_differs(tmp_path):
+    a = {"one.w": ONES, "both.w": ONES, "shape.w": ONES, "moved.w": ONES}
+    b = {"two.w": ONES, "both.w": ONES, "shape.w": torch.ones(3), "moved.w": 1.5 * ONES}
+    done = run("diff", *both(tmp_path, a, b), "--values")
+    assert done.returncode == 3
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["only", "in", "A", "(1)"] in rows
+    assert rows[rows.index(["only", "in", "B", "(1)"]) + 1] == ["two.w"]
+    assert ["shape.w", "float32", "[2]", "float32", "[3]"] in rows
+    assert ["moved.w", "0.5", "0.5", "1.000000", "100.00%"] in rows
+    assert ["all", "floats", "0.3536", "0.5", "0.980581", "50.00%"] in rows
+    assert "2 alike, 1 only in A, 1 only in B, 1 of other dtype or shape" in done.stdout
+
+
+def test_long_lists_are_cut_unless_all_is_asked_for(tmp_path):
+    many = {f"t{i:02}": torch.tensor([i + 1.0]) for i in range(30)}
+    paths = both(tmp_path, many, {name: -each for name, each in many.items()})
+    assert "and 10 more; --all" in run("diff", *paths, "--values").stdout
+    shown = run("diff", *paths, "--values", "--all").stdout
+    assert all(name in shown for name in many)
+
+
+def test_names_can_neither_move_the_cursor_nor_pass_for_rows_or_markup(tmp_path):
+    name = "a\x1b[2J[red]\n:smile:"
+    paths = both(tmp_path, {name: ONES, "\x9bx": ONES}, {name: TWOS})
+    done = run("diff", *paths, "--values")
+    assert not {"\x1b", "\x9b"} & set(done.stdout)
+    assert r"a\x1b[2J[red]\n:smile:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["a.safetensors"], 2, "Missing argument 'B'"),
+        (["a.safetensors", "missing"], 4, "missing: no such file"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(tmp_path, args, code, said):
+    both(tmp_path, state(1), state(2))
+    done = run("diff", *args, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("codes", [("BF16", "BF16"), ("F32", "F16"), ("F64", "F64")])
+def test_files_larger_than_the_promise_are_compared_within_it(tmp_path, codes):
+    paths = []
+    for name, code in zip("ab", codes, strict=True):
+        itemsize = BY_SAFETENSORS[code].itemsize
+        path = sparse(tmp_path / f"{name}.safetensors", [16 * MIB], code, itemsize)
+        with open(path, "r+b") as file:
+            file.seek(-itemsize, 2)
+            file.write(bytes([1] * itemsize) if name == "a" else bytes(itemsize))
+        paths.append(path)
+    code = (
+        "import sys\nfrom swavg.looking import diff\n"
+        "assert diff(*sys.argv[1:], values=True).distances[0].differing == 1\n"
+        "import re\nstatus = open('/proc/self/status').read()\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])"
+    )
+    done = make.python(code, *paths)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) * 1024 <= PROMISE
+
+
+def test_equal_files_larger_than_the_promise_are_compared_within_it(tmp_path):
+    paths = [sparse(tmp_path / f"{name}.safetensors", [64 * MIB]) for name in "ab"]
+    assert peak("diff", *paths, "--values") <= PROMISE
