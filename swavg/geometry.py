@@ -7,7 +7,6 @@ adjacent tensors), so it does not depend on chunks or threads, and costs a few p
 from __future__ import annotations
 
 import math
-import statistics
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,7 +129,7 @@ class Geometry:
                 f"{names[index]} points elsewhere (cosine {cosines[index]:.2f} with the average):"
                 " is it of another run?"
             )
-        middle = statistics.median(distances)
+        middle = float(np.median(distances))
         for index, distance in enumerate(distances):
             if len(names) > 2 and index not in apart and distance > FAR * middle > 0:
                 said.append(

@@ -65,7 +65,7 @@ class Stream:
         self._workers = ThreadPoolExecutor(budget.threads, thread_name_prefix="swavg")
         size = budget.chunk_bytes
         self._free = [
-            tuple(bytearray(size) for _ in range(budget.rows)) for _ in range(budget.threads + 2)
+            tuple(_buffer(size) for _ in range(budget.rows)) for _ in range(budget.threads + 2)
         ]
         self.tally = Tally()
 
@@ -86,7 +86,7 @@ class Stream:
         InputError, NumericsError or MismatchError as they come up.
         """
         pieces = cut(layouts, self._budget)
-        pending: deque[tuple[Future[_Found], Piece, tuple[bytearray, ...]]] = deque()
+        pending: deque[tuple[Future[_Found], Piece, tuple[memoryview, ...]]] = deque()
         try:
             while True:
                 while self._free:
@@ -282,9 +282,16 @@ class Stream:
         return name
 
 
-def _views(buffers: Sequence[bytearray], piece: Piece) -> tuple[memoryview, ...]:
+def _buffer(size: int) -> memoryview:
+    import numpy as np
+
+    # Not cleared: pages that are never used take no memory and no time.
+    return np.empty(size, np.uint8).data
+
+
+def _views(buffers: Sequence[memoryview], piece: Piece) -> tuple[memoryview, ...]:
     # Fewer rows than buffers where a run has outputs of several kinds.
-    return tuple(memoryview(buffer)[: piece.nbytes] for buffer in buffers[: len(piece.rows)])
+    return tuple(buffer[: piece.nbytes] for buffer in buffers[: len(piece.rows)])
 
 
 def _spelled(value: float) -> str:

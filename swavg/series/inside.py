@@ -6,7 +6,6 @@ tensors).
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -17,11 +16,6 @@ from typing import Any
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
 from swavg.formats.base import open_input, read_exactly
-from swavg.formats.torch_pickle import MAX_BYTES, read_pickle
-from swavg.formats.torch_plain import RECIPE
-from swavg.formats.torch_records import Record, read_records
-from swavg.formats.torch_values import Opaque, View
-from swavg.formats.torch_zip import looks_like_torch_zip
 from swavg.series.model import Unit
 
 _STEPS = ("global_step", "step", "num_updates", "iteration", "global_iteration", "iter")
@@ -43,17 +37,20 @@ def read_inside(path: str) -> Inside:
     """Counts and metrics in the checkpoint at ``path``. InputError if it cannot be opened."""
     if os.path.isdir(path):
         state = read_json(os.path.join(path, "trainer_state.json"))
-        counts = _counts(state) if isinstance(state, Mapping) else {}
+        counts = counts_in(state) if isinstance(state, Mapping) else {}
         if counts:
             return Inside(counts)
     else:
         with open_input(path) as (fd, file):
             head = bytes(os.pread(fd, 8, 0))
-            if looks_like_torch_zip(head):
-                return _of_torch(_TorchZip(path, fd, read_records(fd, file)))
+            if head.startswith(b"PK\3\4"):
+                # Only now: names that carry the step need none of the code for pickles.
+                from swavg.series.inside_torch import read_torch
+
+                return read_torch(path, fd, file)
             if head[:1] == b"\x80":
                 scalars = getattr(open_checkpoint(path), "scalars", {})
-                return Inside(_counts(scalars), dict(_scores(scalars)))
+                return Inside(counts_in(scalars), dict(scores_in(scalars)))
     return _of_metadata(open_checkpoint(path).metadata)
 
 
@@ -85,7 +82,7 @@ def _count(value: Any) -> int | None:
     return int(found)
 
 
-def _counts(entries: Mapping[Any, Any]) -> dict[Unit, int]:
+def counts_in(entries: Mapping[Any, Any]) -> dict[Unit, int]:
     found: dict[Unit, int] = {}
     units: tuple[tuple[Unit, tuple[str, ...]], ...] = (("step", _STEPS), ("epoch", _EPOCHS))
     for unit, names in units:
@@ -96,131 +93,29 @@ def _counts(entries: Mapping[Any, Any]) -> dict[Unit, int]:
     return found
 
 
-def _scores(entries: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
+def scores_in(entries: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
     for name in _SCORES:
         if (value := number(entries.get(name))) is not None:
             yield name, value
 
 
 def _of_metadata(metadata: Mapping[str, str]) -> Inside:
-    counts = _counts(metadata)
-    metrics = dict(_scores(metadata))
+    counts = counts_in(metadata)
+    metrics = dict(scores_in(metadata))
     try:
         recipe = json.loads(metadata["swavg"])
     except (KeyError, ValueError, RecursionError):
         return Inside(counts, metrics, averaged="swavg" in metadata)
     if isinstance(recipe, dict):
-        counts = {**_counts(recipe), **counts}
+        counts = {**counts_in(recipe), **counts}
         given = recipe.get("metrics")
-        metrics |= _numbers(given) if isinstance(given, dict) else {}
+        metrics |= numbers_in(given) if isinstance(given, dict) else {}
     return Inside(counts, metrics, averaged=True)
 
 
-def _numbers(entries: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
+def numbers_in(entries: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
     return {
         f"{prefix}{name}": found
         for name, value in entries.items()
         if isinstance(name, str) and (found := number(value)) is not None
     }
-
-
-class _TorchZip:
-    """The object of a torch zip, and the numbers in its one-element tensors."""
-
-    def __init__(self, path: str, fd: int, records: tuple[Record, ...]) -> None:
-        self.path = path
-        self._fd = fd
-        self._root = records[0].name.partition("/")[0] if records else ""
-        self._records = {record.name: record for record in records}
-        self.averaged = f"{self._root}/{RECIPE}" in self._records
-        self.top = self._unpickled()
-
-    def _unpickled(self) -> Any:
-        record = self._records.get(f"{self._root}/data.pkl")
-        if record is None or record.size > MAX_BYTES:
-            raise InputError(self.path, "a zip, but no torch checkpoint")
-        with io.FileIO(os.dup(self._fd), "rb") as raw:
-            raw.seek(record.offset)
-            with io.BufferedReader(raw, 1 << 16) as source:
-                return read_pickle(self.path, source, record.size)[0]
-
-    def number(self, value: Any) -> float | None:
-        """A plain number, or the one element of a tensor."""
-        if not isinstance(value, View):
-            return number(value)
-        record = self._records.get(f"{self._root}/data/{value.storage.key}")
-        size = value.dtype.bits // 8
-        if record is None or size == 0 or value.size not in ((), (1,), [1], []):
-            return None
-        place = value.offset * size if type(value.offset) is int else -1
-        if not 0 <= place <= record.size - size:
-            return None
-        import numpy as np
-
-        data = os.pread(self._fd, size, record.offset + place)
-        try:
-            return float(np.frombuffer(data, value.dtype.numpy())[0])
-        except (TypeError, ValueError):
-            return None
-
-
-def _entries(node: Any) -> Mapping[Any, Any]:
-    if isinstance(node, Opaque):
-        return node.pairs or (node.state if isinstance(node.state, dict) else {})
-    return node if isinstance(node, dict) else {}
-
-
-def _of_torch(file: _TorchZip) -> Inside:
-    top = _entries(file.top)
-    plain = {name: file.number(value) for name, value in top.items() if name != "state_dict"}
-    counts = _counts(plain)
-    metrics = dict(_scores(plain))
-    # timm
-    for name, value in _entries(top.get("metrics")).items():
-        if isinstance(name, str) and (found := file.number(value)) is not None:
-            metrics[name] = found
-    metrics |= _of_lightning(file, _entries(top.get("callbacks")))
-    for unit, value in _of_fairseq(top).items():
-        counts.setdefault(unit, value)
-    metrics |= dict(_scores(_entries(top.get("extra_state"))))
-    return Inside(counts, metrics, file.averaged)
-
-
-def _of_lightning(file: _TorchZip, callbacks: Mapping[Any, Any]) -> dict[str, float]:
-    """The score of each ModelCheckpoint when the file was written, by the metric it monitors."""
-    metrics = {}
-    for state in map(_entries, callbacks.values()):
-        monitor, score = state.get("monitor"), file.number(state.get("current_score"))
-        if isinstance(monitor, str) and score is not None:
-            metrics[monitor] = score
-    return metrics
-
-
-def _of_fairseq(top: Mapping[Any, Any]) -> dict[Unit, int]:
-    history = top.get("optimizer_history")
-    last = history[-1] if isinstance(history, list) and history else None
-    iterator = _entries(_entries(top.get("extra_state")).get("train_iterator"))
-    return {**_counts(_entries(iterator)), **_counts(_entries(last))}
-
-
-def espnet_stats(path: str) -> dict[int, dict[str, float]]:
-    """Metrics by epoch from the reporter in ESPnet's ``checkpoint.pth``; empty if there are none.
-
-    They are called as ESPnet calls them: ``valid.acc``.
-    """
-    try:
-        with open_input(path) as (fd, file):
-            if not looks_like_torch_zip(bytes(os.pread(fd, 8, 0))):
-                return {}
-            top = _entries(_TorchZip(path, fd, read_records(fd, file)).top)
-    except InputError:
-        return {}
-    found: dict[int, dict[str, float]] = {}
-    for epoch, groups in _entries(_entries(top.get("reporter")).get("stats")).items():
-        if type(epoch) is int:
-            found[epoch] = {
-                name: value
-                for group, values in _entries(groups).items()
-                for name, value in _numbers(_entries(values), f"{group}.").items()
-            }
-    return found

@@ -13,7 +13,7 @@ from typing import Any
 
 from swavg.errors import InputError
 from swavg.formats.base import open_input, read_exactly
-from swavg.series.inside import espnet_stats, number, read_inside, read_json
+from swavg.series.inside import number, read_inside, read_json
 from swavg.series.model import Series, Snapshot, Unit, label, labels
 
 _STEP = ("step", "global_step", "steps", "iteration", "iter", "num_updates", "updates")
@@ -37,13 +37,21 @@ def beside(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:
         found: dict[str, float] = dict(_yaml(snapshot.path, notes))
         if (epoch := snapshot.counts.get("epoch")) is not None:
             if parent not in by_epoch:
-                by_epoch[parent] = espnet_stats(os.path.join(parent, "checkpoint.pth"))
+                by_epoch[parent] = _espnet_stats(os.path.join(parent, "checkpoint.pth"))
             found |= by_epoch[parent].get(epoch, {})
         if (step := snapshot.counts.get("step")) is not None:
             found |= logged.get(parent, {}).get(step, {})
         # The name of a checkpoint belongs to it alone.
         result.append(replace(snapshot, metrics={**found, **snapshot.metrics}))
     return result, notes
+
+
+def _espnet_stats(path: str) -> dict[int, dict[str, float]]:
+    if not os.path.exists(path):
+        return {}
+    from swavg.series.inside_torch import espnet_stats
+
+    return espnet_stats(path)
 
 
 def _trainer_states(snapshots: Sequence[Snapshot]) -> dict[str, dict[int, dict[str, float]]]:
