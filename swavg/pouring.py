@@ -1,4 +1,4 @@
-"""From chunks to files: one output directly, several side by side, each in a thread of its own."""
+"""From chunks to files: one output or several side by side."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def pour(
     if len(sinks) == 1:
         for data in layouts[0].frame(only for (only,) in chunks):
             sinks[0].write(data)
+            tick()
+    elif all(layout.joined for layout in layouts):
+        # Nothing stands between the chunks: one thread serves all outputs.
+        for sink, layout in zip(sinks, layouts, strict=True):
+            for data in layout.frame(iter(())):
+                sink.write(data)
+        for views in chunks:
+            for sink, view in zip(sinks, views, strict=True):
+                sink.write(view)
             tick()
     else:
         _pour_many(sinks, layouts, chunks, tick)

@@ -369,7 +369,8 @@ class Layout:
 
     ``name`` is relative to the output folder (empty for a single file). ``tasks`` are in the order
     of the file; ``size`` is the file's size in bytes. ``joined`` says that the bytes of successive
-    tasks follow each other directly, so that a chunk may span several.
+    tasks follow each other directly, behind a header and to the end, so that a chunk may span
+    several.
     """
 
     name: str
