@@ -21,7 +21,7 @@ from swavg.plan import Plan, Policy, make_plan
 from swavg.pouring import pour
 from swavg.recipe import as_text, recipe, short_names
 from swavg.report import STDOUT, Progress, Report, summary_of
-from swavg.stream import Stream
+from swavg.stream import Stream, Tally
 from swavg.ties import confirmed_ties
 
 if TYPE_CHECKING:
@@ -148,51 +148,60 @@ def run_together(
     input, and publish all outputs or none before all are complete. Raises a SwavgError."""
     for job in jobs:
         job.check()
-    if not _alike(jobs):
-        return [job.run(on_progress) for job in jobs]
     begun = time.monotonic()
+    groups = [list(jobs)] if _alike(jobs) else [[job] for job in jobs]
+    total = sum(read for group in groups for read in _reads(group))
+    done = 0
+    found = []
+    # Nothing gets its name before the last output is complete.
+    with ExitStack() as stack:
+        opens = {id(job): stack.enter_context(_publishing(job)) for job in jobs}
+        for group in groups:
+            base = done
+
+            def tick(read: int, base: int = base) -> None:
+                if on_progress is not None:
+                    on_progress(Progress(base + read, total, time.monotonic() - begun))
+
+            tally, geometry = _stream(group, [opens[id(job)] for job in group], tick)
+            done += tally.read
+            found += [(job, tally, geometry) for job in group]
+    seconds = time.monotonic() - begun
+    return [
+        job.report(seconds, tuple(tally.differing_integers), tuple(tally.nonfinite), geometry)
+        for job, tally, geometry in found
+    ]
+
+
+def _stream(
+    jobs: Sequence[Job], opens: Sequence[OpenSink], tick: Callable[[int], None]
+) -> tuple[Tally, Geometry | None]:
+    """Pour the outputs of jobs that are alike into their sinks, and check the inputs."""
     first = jobs[0]
-    total = sum(layout_read for layout_read in _reads(jobs))
     geometry = None
     if first.geometry and len(jobs) == 1:
         from swavg.geometry import Geometry
 
         geometry = Geometry(len(first.members))
-
-    def tick() -> None:
-        if on_progress is not None:
-            seconds = time.monotonic() - begun
-            on_progress(Progress(stream.tally.read, total, seconds))
-
-    shown = _all_names(jobs)
-    with ExitStack() as stack:
-        opens = [stack.enter_context(_publishing(job)) for job in jobs]
-        stream = stack.enter_context(
-            Stream(
-                first.checkpoints,
-                shown,
-                first.plan.policy,
-                first.budget,
-                first.resources.device,
-                geometry,
-            )
-        )
+    with Stream(
+        first.checkpoints,
+        _all_names(jobs),
+        first.plan.policy,
+        first.budget,
+        first.resources.device,
+        geometry,
+    ) as stream:
         for layouts in zip(*(job.output.layouts for job in jobs), strict=True):
             with ExitStack() as files:
                 sinks = [
                     files.enter_context(open_sink(layout))
                     for open_sink, layout in zip(opens, layouts, strict=True)
                 ]
-                pour(sinks, layouts, stream.chunks(layouts), tick)
+                pour(sinks, layouts, stream.chunks(layouts), lambda: tick(stream.tally.read))
         for checkpoint in first.checkpoints:
             for file in checkpoint.files:
                 file.check()
-    seconds = time.monotonic() - begun
-    tally = stream.tally
-    return [
-        job.report(seconds, tuple(tally.differing_integers), tuple(tally.nonfinite), geometry)
-        for job in jobs
-    ]
+    return stream.tally, geometry
 
 
 def _alike(jobs: Sequence[Job]) -> bool:

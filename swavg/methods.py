@@ -104,10 +104,12 @@ def smoothing(
     per_step: bool = False,
     debias: bool = False,
     warmup: str | None = None,
+    counting: str | None = "step",
 ) -> Smoothing:
     """The EMA that exactly one of ``decay``, ``half_life`` and ``span`` describes.
 
-    ``half_life`` and ``span`` are amounts (:func:`amount`). Raises RequestError.
+    ``half_life`` and ``span`` are amounts (:func:`amount`). ``counting`` is the unit of the steps
+    (``Series.unit``). Raises RequestError.
     """
     if sum(value is not None for value in (decay, half_life, span)) != 1:
         raise RequestError("Give one of --decay, --half-life and --span.")
@@ -116,6 +118,11 @@ def smoothing(
     text = half_life if half_life is not None else span
     assert text is not None
     value, unit = amount(text, steps)
+    if unit == "steps" and "step" in text and counting not in (None, "step"):
+        raise RequestError(
+            f"'{text}' is in steps, but the checkpoints count {counting}s.",
+            hint=f"Leave the word out to count {counting}s, or count in checkpoints.",
+        )
     if per_step and unit == "checkpoints":
         raise RequestError("--per-step counts steps; the amount is in checkpoints.")
     found = (
@@ -139,7 +146,7 @@ def ema(
         details = how.details(series.steps, len(series))
         wanted = Wanted(output, how.over(series.steps), None, "ema", details)
         return prepare_many(series.paths, [wanted], **run)[0]
-    earlier = recorded(resume, "ema")
+    earlier = recorded(resume, "ema", _key(run))
     for name, value in (("decay", how.decay), ("per_step", how.per_step), ("debias", how.debias)):
         was = earlier.get(name, False)
         if was != value and not (name == "decay" and abs(was - value) < 1e-12):
@@ -161,6 +168,9 @@ def ema(
         if step is None:
             raise InputError(resume, "does not say at which step it ended")
         decays = weights.decays_by_step((step, *known(steps)), how.decay)
+        if how.debias and held == 1:
+            # One checkpoint alone stands for a gap as long as the next one's.
+            before = 1 - decays[0]
     else:
         decays = (how.decay,) * len(new)
     numbers = weights.resume_with_decays(decays, mass=before)
@@ -180,7 +190,7 @@ def update(
     n is read from the average's recipe unless ``count`` gives it. Kept in float32 unless the
     policy says otherwise, so that it does not drift.
     """
-    n = counted(average, count)
+    n = counted(average, count, _key(run))
     details = {"n": n + len(new)}
     wanted = Wanted(output, weights.running(n, len(new)), None, "running mean", details)
     return prepare_many([average, *new], [wanted], **in_float32(run))[0]
@@ -196,7 +206,7 @@ def slide(
     **run: Any,
 ) -> Job:
     """A window moved on: the mean ``average`` with ``add`` let in and ``drop`` let out."""
-    n = counted(average, count)
+    n = counted(average, count, _key(run))
     numbers = weights.slide(n, len(add), len(drop))
     details = {"n": n + len(add) - len(drop)}
     # The order also decides the template: the newest comes last.
@@ -218,8 +228,13 @@ def window(
 
     ``counts`` are s and e; by default the ``n`` of the two recipes.
     """
-    s, e = counts if counts is not None else (counted(start, None), counted(end, None))
-    wanted = Wanted(output, weights.window(s, e), None, "window", {"n": e - s})
+    if counts is None:
+        s, e = (float(counted(path, None, _key(run), "--counts S E")) for path in (start, end))
+    else:
+        s, e = counts
+    n = e - s
+    details = {"n": int(n) if n == int(n) else n}
+    wanted = Wanted(output, weights.window(s, e), None, "window", details)
     return prepare_many([start, end], [wanted], **in_float32(run))[0]
 
 
@@ -238,7 +253,7 @@ def posthoc(
     recipes. ``at_step`` is the step of the EMA, by default the last. Raises RequestError.
     """
     steps = known(series.steps)
-    gammas = _gammas(series.snapshots, profiles)
+    gammas = _gammas(series.snapshots, profiles, _key(run))
     target = max(steps) if at_step is None else at_step
     wanted = []
     for sigma_rel, output in zip(sigma_rels, outputs, strict=True):
@@ -253,7 +268,9 @@ def posthoc(
     return prepare_many(series.paths, wanted, **run)
 
 
-def _gammas(snapshots: Sequence[Snapshot], profiles: Sequence[float]) -> list[float]:
+def _gammas(
+    snapshots: Sequence[Snapshot], profiles: Sequence[float], key: str | None
+) -> list[float]:
     if profiles:
         if len(profiles) not in (1, len(snapshots)):
             raise RequestError(f"{len(profiles)} profiles for {len(snapshots)} snapshots.")
@@ -261,8 +278,8 @@ def _gammas(snapshots: Sequence[Snapshot], profiles: Sequence[float]) -> list[fl
         return [weights.gamma_from_sigma_rel(width) for width in given]
     found = []
     for snapshot in snapshots:
-        profile = recipe_of(snapshot.path).get("profile")
-        if not isinstance(profile, Mapping) or not isinstance(profile.get("gamma"), (int, float)):
+        profile = recipe_of(snapshot.path, key).get("profile")
+        if not isinstance(profile, Mapping) or not is_number(profile.get("gamma")):
             raise InputError(
                 snapshot.path,
                 "does not say of which profile it is an EMA",
@@ -368,29 +385,48 @@ def _weighed(picked: Series, recipe: SweepRecipe) -> tuple[tuple[float, ...], di
         per_step="per-step" in options,
         debias="debias" in options,
         warmup=options.get("warmup"),
+        counting=picked.unit,
     )
     return how.over(picked.steps), how.details(picked.steps, len(picked))
 
 
-def recipe_of(path: Path) -> dict[str, Any]:
-    """The recipe that swavg recorded in a checkpoint; empty if there is none."""
-    checkpoint = open_checkpoint(path)
+def recipe_of(path: Path, key: str | None = None) -> dict[str, Any]:
+    """The recipe that swavg recorded in a checkpoint; empty if there is none. ``key`` as in
+    :class:`swavg.plan.Policy`."""
+    checkpoint = open_checkpoint(path, key=key)
     text = checkpoint.metadata.get("swavg")
+    if text is None and checkpoint.format == "folder" and checkpoint.files[0].path.endswith(".bin"):
+        return recipe_of(checkpoint.files[0].path, key)
     if text is None and checkpoint.format == "torch":
         from swavg.formats.torch_zip import recorded_recipe
 
         text = recorded_recipe(checkpoint)
     try:
         found = json.loads(text) if text is not None else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def recorded(path: Path, method: str) -> dict[str, Any]:
-    """The recipe of an output of ``method``; InputError if it is none."""
-    found = recipe_of(path)
-    if found.get("method") != method or not isinstance(found.get("n"), int):
+def is_number(value: object) -> bool:
+    """True for a finite number that is no bool: metadata may hold anything."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return is_number(value) and value >= 1 and value == int(value)
+
+
+def recorded(path: Path, method: str, key: str | None = None) -> dict[str, Any]:
+    """The recipe of an EMA that can be continued; InputError if it is none."""
+    found = recipe_of(path, key)
+    whole = (
+        _is_count(found.get("n"))
+        and is_number(found.get("decay"))
+        and (found.get("step") is None or is_number(found["step"]))
+        and is_number(found.get("mass", 1.0))
+    )
+    if found.get("method") != method or not whole:
         raise InputError(
             path,
             f"is no {method} that swavg wrote: its metadata has no such recipe",
@@ -399,23 +435,26 @@ def recorded(path: Path, method: str) -> dict[str, Any]:
     return found
 
 
-def counted(path: Path, count: int | None) -> int:
+def counted(path: Path, count: int | None, key: str | None = None, option: str = "--count") -> int:
     """Of how many checkpoints ``path`` is the mean: ``count``, else as recorded."""
     if count is not None:
         if count < 1:
             raise RequestError(f"A mean of {count} checkpoints is none.")
         return count
-    found = recipe_of(path)
-    n = found.get("n")
-    if found.get("method") not in ("mean", "running mean", "sliding mean", "window") or not (
-        isinstance(n, (int, float)) and n > 0
-    ):
+    found = recipe_of(path, key)
+    means = ("mean", "running mean", "sliding mean", "window")
+    if found.get("method") not in means or not _is_count(found.get("n")):
         raise InputError(
             path,
             "does not say of how many checkpoints it is the mean",
-            hint="Give the number with --count.",
+            hint=f"Give the number with {option}.",
         )
-    return int(n)
+    return int(found["n"])
+
+
+def _key(run: Mapping[str, Any]) -> str | None:
+    policy = run.get("policy")
+    return policy.key if isinstance(policy, Policy) else None
 
 
 def in_float32(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class _Spout:
             self.error = error
         finally:
             # Nobody waits for a thread that has ended.
-            self._done.release(1_000_000)
+            self._done.release()
 
     def _given(self) -> Iterator[memoryview]:
         while (view := self._chunks.get()) is not None:

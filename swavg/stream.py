@@ -125,8 +125,15 @@ class Stream:
         if len(piece.rows) == 1:
             return self._one(piece, piece.task, outs[0])
         arithmetics = [self._arithmetic(row) for row in piece.rows if row.kind == "average"]
-        together = len(arithmetics) == len(piece.rows) and (
-            len({arithmetic.accumulator for arithmetic in arithmetics}) == 1
+        together = (
+            len(arithmetics) == len(piece.rows)
+            and len({arithmetic.accumulator for arithmetic in arithmetics}) == 1
+            # Each input is read once, in order: one that is given twice goes row by row.
+            and all(
+                before < after
+                for row in piece.rows
+                for before, after in zip(row.inputs, row.inputs[1:], strict=False)
+            )
         )
         if together and hasattr(self._kernel(), "weighted_sums"):
             return self._together(piece, arithmetics, outs)

@@ -204,3 +204,10 @@ def test_wrong_calls_are_usage_errors(run, args, said):
     assert finished.returncode == 2
     assert said in " ".join(finished.stderr.split())
     assert "Traceback" not in finished.stderr
+
+
+def test_the_weights_of_a_folder_go_by_step_and_not_by_name(tmp_path):
+    save(tmp_path / "f" / "a-step-200.safetensors", state(200))
+    save(tmp_path / "f" / "b-step-100.safetensors", state(100))
+    done("average", "f", "--weights", "1", "0", "-o", "o.safetensors", cwd=tmp_path)
+    assert_bias(tmp_path / "o.safetensors", bias((100,)))

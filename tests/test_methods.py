@@ -1,6 +1,7 @@
 """The commands as functions: each equals its running form, computed by torch."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import swavg
 from swavg import Policy, methods
-from swavg.averaging import run_together
+from swavg.averaging import Wanted, prepare_many, run_together
 from swavg.series import discover
 
 RELAXED = settings(
@@ -289,3 +290,60 @@ def test_the_recipe_in_a_pt_is_found_as_well(tmp_path):
     found = torch.load(tmp_path / "new.pt", weights_only=True)
     expected = sum(state(i)["body.bias"].double() for i in (1, 2, 3)) / 3
     torch.testing.assert_close(found["body.bias"].double(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_path_given_twice_counts_twice_also_in_a_sweep(tmp_path):
+    one = save(tmp_path / "a.safetensors", {"x": torch.ones(3)})
+    two = save(tmp_path / "b.safetensors", {"x": torch.full((3,), 4.0)})
+    rows = [Wanted(tmp_path / "m.st", (1 / 3,) * 3, (0, 1, 2)),
+            Wanted(tmp_path / "e.st", (0.25, 0.25, 0.5), (0, 0, 2))]  # fmt: skip
+    run_together(prepare_many([one, one, two], rows))
+    assert load(tmp_path / "m.st")["x"].tolist() == [2.0] * 3
+    assert load(tmp_path / "e.st")["x"].tolist() == [2.5] * 3
+
+
+def test_unlike_outputs_are_published_together_or_not_at_all(tmp_path):
+    bad = {"w": torch.tensor([float("nan")]), "x": torch.ones(1)}
+    paths = [save(tmp_path / "1.safetensors", bad)]
+    paths += [save(tmp_path / f"{i}.safetensors", {"w": torch.ones(1)}) for i in (2, 3)]
+    rows = [Wanted(tmp_path / "a.st", (0.5, 0.5), (1, 2)),
+            Wanted(tmp_path / "b.st", (1 / 3,) * 3, (0, 1, 2))]  # fmt: skip
+    with pytest.raises(swavg.NumericsError, match="is NaN"):
+        run_together(prepare_many(paths, rows, policy=Policy(strict=False)))
+    assert not list(tmp_path.glob("*.st"))
+
+
+def test_a_debiased_ema_of_one_checkpoint_can_be_resumed_by_step(tmp_path):
+    run_of(tmp_path / "run", [100, 200, 300])
+    how = methods.Smoothing(0.99, per_step=True, debias=True)
+    series = discover([tmp_path / "run"])
+    methods.ema(series, how, output=tmp_path / "whole.st").run()
+    early = discover([tmp_path / "run" / "step-100.safetensors"])
+    methods.ema(early, how, output=tmp_path / "early.st").run()
+    methods.ema(series, how, output=tmp_path / "late.st", resume=tmp_path / "early.st").run()
+    assert_close(tmp_path / "late.st", load(tmp_path / "whole.st"), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"decay": "0.9"}, {"step": "100"}, {"mass": None}, {"n": True}, {"n": -1}, {"n": 2.5}],
+)
+def test_a_recipe_with_odd_values_is_refused_and_not_believed(tmp_path, odd):
+    recipe = {"method": "ema", "n": 2, "decay": 0.9, "per_step": False, "step": 2} | odd
+    path = save(tmp_path / "e.safetensors", state(1), {"swavg": json.dumps(recipe)})
+    run_of(tmp_path / "run", [3])
+    with pytest.raises(swavg.InputError, match="is no ema that swavg wrote"):
+        methods.ema(discover([tmp_path / "run"]), methods.Smoothing(0.9), output=None, resume=path)
+
+
+def test_steps_are_not_taken_for_epochs():
+    with pytest.raises(swavg.RequestError, match="the checkpoints count epochs"):
+        methods.smoothing((1, 2), half_life="2000steps", counting="epoch")
+
+
+def test_the_recipe_of_a_folder_of_bin_files_is_found(tmp_path):
+    for index in (1, 2):
+        (tmp_path / f"{index}").mkdir()
+        torch.save(state(index), tmp_path / f"{index}" / "pytorch_model.bin")
+    swavg.average([tmp_path / "1", tmp_path / "2"], output=tmp_path / "avg")
+    assert methods.recipe_of(tmp_path / "avg")["n"] == 2

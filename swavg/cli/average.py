@@ -66,8 +66,11 @@ def average(
 
     values = [value for group in weights for value in group] if weights else None
     if values is not None and choosing.by_position:
-        # Weights belong to the paths as they were given.
-        choosing = replace(choosing, keep_order=True)
+        from swavg.series import given as named
+
+        # Weights belong to the paths as they were given; those of a searched folder go by step.
+        if named(paths, keep_order=True) is not None:
+            choosing = replace(choosing, keep_order=True)
     series = choose(paths, choosing)
     n = len(series)
     numbers = mean(n) if values is None else given(values, n, sum_to or "one")  # type: ignore[arg-type]

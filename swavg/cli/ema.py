@@ -77,10 +77,11 @@ def ema(
         per_step=per_step,
         debias=debias,
         warmup=warmup,
+        counting=series.unit,
     )
     notes = list(series.notes)
     if half_life is not None or span is not None:
-        unit = "steps" if how.per_step else "checkpoints"
+        unit = f"{series.unit or 'step'}s" if how.per_step else "checkpoints"
         notes.append(f"counted in {unit}: the decay is {how.decay:.8g} per {unit[:-1]}")
     job = methods.ema(series, how, output=where, resume=resume, **running.arguments)
     running.do([job], notes)
