@@ -148,6 +148,7 @@ def run_together(
     input, and publish all outputs or none before all are complete. Raises a SwavgError."""
     for job in jobs:
         job.check()
+    _check_room(jobs)
     begun = time.monotonic()
     groups = [list(jobs)] if _alike(jobs) else [[job] for job in jobs]
     total = sum(read for group in groups for read in _reads(group))
@@ -171,6 +172,18 @@ def run_together(
         job.report(seconds, tuple(tally.differing_integers), tuple(tally.nonfinite), geometry)
         for job, tally, geometry in found
     ]
+
+
+def _check_room(jobs: Sequence[Job]) -> None:
+    """Raise OutputError if the outputs together do not fit where each alone would."""
+    sizes: dict[str, int] = {}
+    for job in jobs:
+        path = job.output.target.path
+        if path is not None and not publish.is_stream(path):
+            parent = os.path.dirname(os.path.realpath(path))
+            sizes[parent] = sizes.get(parent, 0) + job.output.size
+    for parent, size in sizes.items():
+        publish.check_room(parent, size, shown=parent)
 
 
 def _stream(

@@ -179,7 +179,13 @@ def ema(
         details["mass"] = 1 - (1 - before) * math.prod(decays)
     wanted = Wanted(output, numbers, None, "ema", details)
     policy = replace(run.get("policy") or Policy(), mixed_dtypes=True)
-    return prepare_many([resume, *(s.path for s in new)], [wanted], **{**run, "policy": policy})[0]
+    paths = [resume, *(s.path for s in new)]
+    job = prepare_many(paths, [wanted], **{**run, "policy": policy})[0]
+    if len(new) < len(series):
+        left = len(series) - len(new)
+        note = f"left out {left} up to step {step}, which the EMA holds already"
+        job = replace(job, notes=(*job.notes, note))
+    return job
 
 
 def update(

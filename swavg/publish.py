@@ -90,10 +90,15 @@ def check_destination(
         raise OutputError(path, f"there is no folder '{parent}'", hint="Create it first.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(path, f"the folder '{parent}' is not writable")
-    room = os.statvfs(parent)
+    check_room(parent, size, shown=path)
+
+
+def check_room(folder: str | os.PathLike[str], size: int, *, shown: str | os.PathLike[str]) -> None:
+    """Raise OutputError if the disk of ``folder`` has less than ``size`` bytes free."""
+    room = os.statvfs(folder)
     free = room.f_bavail * room.f_frsize
     if room.f_blocks and free < size:
-        raise OutputError(path, f"needs {size:,} bytes, and only {free:,} are free")
+        raise OutputError(shown, f"needs {size:,} bytes, and only {free:,} are free")
 
 
 def _temporary(target: Path) -> Path:

@@ -126,6 +126,18 @@ def test_outputs_of_different_shape_are_run_one_after_the_other(tmp_path):
     assert torch.equal(load(tmp_path / "b.st")["extra"], torch.ones(5))
 
 
+def test_outputs_that_fit_alone_but_not_together_are_refused_at_once(tmp_path, monkeypatch):
+    paths = series(tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    jobs = prepare_many(paths, wanted(tmp_path / "out", ".safetensors"))
+    largest = max(job.output.size for job in jobs)
+    facts = type("Facts", (), {"f_bavail": largest, "f_frsize": 1, "f_blocks": 1})
+    monkeypatch.setattr("os.statvfs", lambda path: facts)
+    with pytest.raises(swavg.OutputError, match="are free"):
+        run_together(jobs)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 class TestGeometry:
     def report(self, tmp_path, tensors, **more):
         paths = [save(tmp_path / f"{i}.safetensors", t) for i, t in enumerate(tensors)]
