@@ -393,3 +393,17 @@ def test_a_series_from_ls_through_head_is_averaged(tmp_path):
 def _header(path):
     data = Path(path).read_bytes()
     return data[8 : 8 + int.from_bytes(data[:8], "little")]
+
+
+def test_a_device_without_torch_says_what_to_install(pair):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from swavg.cli import main\n"
+        "main(['average', 'a.safetensors', 'b.safetensors', '--device', 'cuda'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=pair, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install 'swavg[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -21,7 +21,7 @@ from swavg.packing import pack_codes, unpack_codes
 
 try:
     import torch
-except ImportError as error:  # pragma: no cover - exercised in a process without torch
+except ImportError as error:
     raise MissingDependencyError(
         "--device other than cpu needs PyTorch, which is not installed.",
         hint="Install it with: pip install 'swavg[torch]'.",
