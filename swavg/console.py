@@ -50,13 +50,13 @@ def progress_bar(shown: bool) -> Iterator[Callable[[Progress], None] | None]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.progress import Progress as Bar
 
-    bar = Progress(
+    bar = Bar(
         TextColumn("averaging"),
         BarColumn(bar_width=None),
         DownloadColumn(),
@@ -68,13 +68,13 @@ def progress_bar(shown: bool) -> Iterator[Callable[[Progress], None] | None]:
     task = bar.add_task("averaging", total=None)
     drawn = 0.0
 
-    def update(progress: object) -> None:
+    def update(progress: Progress) -> None:
         nonlocal drawn
-        now: float = progress.seconds  # type: ignore[attr-defined]
+        now = progress.seconds
         # The bar redraws ten times a second; telling it more often only costs time.
         if now - drawn >= 0.05:
             drawn = now
-            bar.update(task, completed=progress.read, total=progress.total)  # type: ignore[attr-defined]
+            bar.update(task, completed=progress.read, total=progress.total)
 
     with bar:
         yield update

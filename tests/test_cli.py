@@ -407,3 +407,16 @@ def test_a_device_without_torch_says_what_to_install(pair):
     assert done.returncode == 2
     assert "pip install 'swavg[torch]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("args", [["inspect", "a.safetensors"], ["average", "--help"]])
+def test_a_reader_that_has_gone_is_an_output_that_cannot_be_written(pair, args):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [*SWAVG, *args], cwd=pair, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(theirs)
+    assert done.returncode == 5
+    assert "reader of standard output went away" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -66,7 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     args = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = cli.main(args=args, prog_name="swavg", standalone_mode=False)
-        _exit(code if isinstance(code, int) else 0)
     except SwavgError as error:
         _report(error, "-v" in args or "--verbose" in args)
         _exit(error.exit_code)
@@ -76,11 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         print("swavg: interrupted; nothing was written", file=sys.stderr)
         _exit(130)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # Click exits by itself for one reason only: standard output was closed.
         print("swavg: the reader of standard output went away", file=sys.stderr)
         # What is left in the buffer has nowhere to go.
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115
         _exit(5)
+    _exit(code if isinstance(code, int) else 0)
 
 
 def _exit(code: int) -> NoReturn:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from swavg.errors import InputError
 from swavg.formats.base import Checkpoint, InputFile, Tensor, open_input, read_exactly
@@ -29,8 +29,8 @@ class FolderCheckpoint(Checkpoint):
     """An opened folder. ``shards`` maps the file names to the names of their tensors, in order;
     ``index_metadata`` is that of the index; ``side_files`` are the names of the other files."""
 
-    shards: Mapping[str, tuple[str, ...]] = None  # type: ignore[assignment]
-    index_metadata: Mapping[str, object] = None  # type: ignore[assignment]
+    shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    index_metadata: Mapping[str, object] = field(default_factory=dict)
     side_files: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     index_name: str | None = None
