@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from swavg import publish, weights
+from swavg.crew import can_fork
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.base import Checkpoint, Layout, open_input
+from swavg.formats.base import Checkpoint, Layout, Task, open_input
 from swavg.formats.output import Output, choose_target, default_path, lay_out
 from swavg.guard import refuse_inputs, refuse_inputs_as_stdout, refuse_other_files
 from swavg.pieces import Budget, Resources
@@ -99,6 +100,7 @@ class Job:
         written = [task for layout in self.output.layouts for task in layout.tasks]
         counts = {
             "averaged": sum(task.kind == "average" and len(task.inputs) > 0 for task in tasks),
+            "pooled": sum(task.kind == "pooled" for task in tasks),
             "integer": sum(task.kind == "integer" for task in tasks),
             "copied": sum(task.kind == "copy" for task in tasks),
             "dropped": sum(
@@ -121,7 +123,7 @@ class Job:
             written=self.output.size,
             files=len(self.output.layouts),
             memory=self.budget.memory,
-            threads=self.budget.threads,
+            threads=self.budget.workers,
             device=self.resources.device,
             treated=tuple(
                 {"name": entry.name, "how": entry.how, "why": entry.why} for entry in plan.treated
@@ -131,14 +133,22 @@ class Job:
             nonfinite=nonfinite,
             notes=(*self.notes, *plan.notes, *self.output.notes),
             warnings=() if geometry is None else geometry.warnings(plan.inputs),
-            running_statistics=tuple(
-                task.name
-                for task in tasks
-                if task.kind == "average" and task.name.endswith((".running_var", ".running_mean"))
-            ),
+            running_statistics=_averaged_statistics(tasks),
             recipe=self.recipe,
             seconds=seconds,
         )
+
+
+def _averaged_statistics(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """Batch-norm buffers that are averaged like weights: those of layers that are not pooled."""
+    pooled = {task.name.removesuffix("var") for task in tasks if task.kind == "pooled"}
+    return tuple(
+        task.name
+        for task in tasks
+        if task.kind == "average"
+        and task.name.endswith((".running_var", ".running_mean"))
+        and task.name.removesuffix("mean") not in pooled
+    )
 
 
 def run_together(
@@ -191,30 +201,27 @@ def _stream(
 ) -> tuple[Tally, Geometry | None]:
     """Pour the outputs of jobs that are alike into their sinks, and check the inputs."""
     first = jobs[0]
-    geometry = None
-    if first.geometry and len(jobs) == 1:
-        from swavg.geometry import Geometry
-
-        geometry = Geometry(len(first.members))
+    rounds = list(zip(*(job.output.layouts for job in jobs), strict=True))
     with Stream(
         first.checkpoints,
         _all_names(jobs),
         first.plan.policy,
         first.budget,
+        rounds,
         first.resources.device,
-        geometry,
+        len(first.members) if first.geometry and len(jobs) == 1 else None,
     ) as stream:
-        for layouts in zip(*(job.output.layouts for job in jobs), strict=True):
+        for turn, layouts in enumerate(rounds):
             with ExitStack() as files:
                 sinks = [
                     files.enter_context(open_sink(layout))
                     for open_sink, layout in zip(opens, layouts, strict=True)
                 ]
-                pour(sinks, layouts, stream.chunks(layouts), lambda: tick(stream.tally.read))
+                pour(sinks, layouts, stream.chunks(turn), lambda: tick(stream.tally.read))
         for checkpoint in first.checkpoints:
             for file in checkpoint.files:
                 file.check()
-    return stream.tally, geometry
+    return stream.tally, stream.geometry
 
 
 def _alike(jobs: Sequence[Job]) -> bool:
@@ -392,7 +399,7 @@ def prepare_many(
         members = each.members if each.members is not None else tuple(range(len(paths)))
         jobs.append(_job(each, members, checkpoints, shown, policy, resources, tuple(notes), force))
     layouts = [layout for job in jobs for layout in job.output.layouts]
-    budget = Budget.within(resources, layouts, policy, len(jobs))
+    budget = Budget.within(resources, layouts, policy, len(jobs), can_fork)
     return [replace(job, budget=budget, geometry=geometry) for job in jobs]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ def progress_bar(shown: bool) -> Iterator[Callable[[Progress], None] | None]:
         TimeRemainingColumn(compact=True),
         console=_console(sys.stderr),
         transient=True,
+        # A thread that redraws would rule out worker processes.
+        auto_refresh=False,
     )
     task = bar.add_task("averaging", total=None)
     drawn = 0.0
@@ -71,10 +74,10 @@ def progress_bar(shown: bool) -> Iterator[Callable[[Progress], None] | None]:
     def update(progress: Progress) -> None:
         nonlocal drawn
         now = progress.seconds
-        # The bar redraws ten times a second; telling it more often only costs time.
-        if now - drawn >= 0.05:
+        # Ten times a second; more often only costs time.
+        if now - drawn >= 0.1:
             drawn = now
-            bar.update(task, completed=progress.read, total=progress.total)
+            bar.update(task, completed=progress.read, total=progress.total, refresh=True)
 
     with bar:
         yield update
@@ -247,14 +250,18 @@ def _shape_of(report: Report) -> Iterator[tuple[str, str]]:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     counts = report.tensors
     parts = [f"{counts['averaged']} averaged"]
-    parts += [f"{counts[kind]} {kind}" for kind in ("integer", "copied", "dropped") if counts[kind]]
+    parts += [
+        f"{counts[kind]} {kind}"
+        for kind in ("pooled", "integer", "copied", "dropped")
+        if counts[kind]
+    ]
     ties = f", {len(report.ties)} tied" if report.ties else ""
     yield "tensors", ", ".join(parts) + f" ({number(report.elements)} elements{ties})"
     yield "reads", size(report.read)
     files = f" in {report.files} files" if report.files > 1 else ""
     name = "standard output" if report.output == "-" else report.output
     yield "writes", f"{size(report.written)}{files} to {name} ({report.format})"
-    yield "buffers", f"{size(report.memory)}, {report.threads} threads, on {report.device}"
+    yield "buffers", f"{size(report.memory)}, {report.threads} workers, on {report.device}"
 
 
 def _treated(treated: Sequence[Mapping[str, str]], all_of_them: bool) -> Table:
@@ -298,8 +305,10 @@ def _count(n: int, noun: str) -> str:
 
 
 def _exceptions(report: Report, verbose: bool) -> None:
-    if report.treated:
-        _console(sys.stderr).print(_treated(report.treated, verbose))
+    # Tensors that were pooled were asked for, all of them.
+    treated = [entry for entry in report.treated if verbose or entry["how"] != "pooled"]
+    if treated:
+        _console(sys.stderr).print(_treated(treated, verbose))
     most = 99 if verbose else 4
     if report.differing_integers:
         rule = report.recipe.get("options", {}).get("integers", "last")
@@ -311,7 +320,21 @@ def _exceptions(report: Report, verbose: bool) -> None:
     if averages:
         warn(
             [
-                f"batch-norm statistics were averaged ({', '.join(_some(averages, 2))}): recompute"
-                " them with torch.optim.swa_utils.update_bn before judging the result"
+                f"batch-norm statistics were averaged ({', '.join(_some(averages, 2))}): before"
+                f" judging the result recompute them with: swavg bn {_named(report.output)}"
+                " --model ... --data ..."
             ]
         )
+    if report.tensors["pooled"]:
+        layers = _count(report.tensors["pooled"], "batch-norm layer")
+        warn(
+            [
+                f"statistics of {layers} were pooled: they describe the activations of the inputs,"
+                f" not of their average; with data: swavg bn {_named(report.output)} --model ..."
+                " --data ..."
+            ]
+        )
+
+
+def _named(output: str) -> str:
+    return "OUT" if output == "-" else shlex.quote(output)

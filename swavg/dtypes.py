@@ -7,6 +7,7 @@ first element in the lowest bits. Nothing heavier than the standard library is i
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,23 +67,28 @@ class DType:
 
     def numpy(self) -> np.dtype[Any]:
         """The NumPy dtype (from ml_dtypes where NumPy has none of its own)."""
-        import numpy as np
-
         if self.numpy_name is None:
             raise RequestError(f"NumPy has no dtype for {self.name}")
-        if hasattr(np, self.numpy_name):
-            found: np.dtype[Any] = np.dtype(getattr(np, self.numpy_name))
-            return found
-        import ml_dtypes
-
-        found = np.dtype(getattr(ml_dtypes, self.numpy_name))
-        return found
+        return _numpy_dtype(self.numpy_name)
 
     def __str__(self) -> str:
         return self.name
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_by_name, (self.name,))
+
+
+@functools.cache
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    import numpy as np
+
+    if hasattr(np, name):
+        found: np.dtype[Any] = np.dtype(getattr(np, name))
+        return found
+    import ml_dtypes
+
+    found = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 def _by_name(name: str) -> DType:

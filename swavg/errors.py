@@ -21,10 +21,26 @@ class SwavgError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # The arguments of a kind are not those that it hands to its base class.
+        return _restored, (type(self), self.args, self.__dict__)
+
     def __str__(self) -> str:
         if self.hint is None:
             return self.message
         return f"{self.message.removesuffix('.')}. {self.hint}"
+
+
+def _restored(
+    kind: type[SwavgError], args: tuple[object, ...], facts: dict[str, object]
+) -> SwavgError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
+
+
+class WorkerError(SwavgError):
+    """A worker process ended before it was done: killed, or out of memory."""
 
 
 class RequestError(SwavgError):

@@ -6,7 +6,6 @@ Every function returns jobs that have decided everything and written nothing; ``
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -17,8 +16,8 @@ from typing import Any, Literal
 from swavg import weights
 from swavg.averaging import Job, Path, Wanted, prepare_many
 from swavg.errors import InputError, RequestError
-from swavg.formats import open_checkpoint
 from swavg.plan import Policy
+from swavg.recipe import recipe_of as recipe_of
 from swavg.series import Series, Snapshot, select
 
 Unit = Literal["checkpoints", "steps"]
@@ -394,24 +393,6 @@ def _weighed(picked: Series, recipe: SweepRecipe) -> tuple[tuple[float, ...], di
         counting=picked.unit,
     )
     return how.over(picked.steps), how.details(picked.steps, len(picked))
-
-
-def recipe_of(path: Path, key: str | None = None) -> dict[str, Any]:
-    """The recipe that swavg recorded in a checkpoint; empty if there is none. ``key`` as in
-    :class:`swavg.plan.Policy`."""
-    checkpoint = open_checkpoint(path, key=key)
-    text = checkpoint.metadata.get("swavg")
-    if text is None and checkpoint.format == "folder" and checkpoint.files[0].path.endswith(".bin"):
-        return recipe_of(checkpoint.files[0].path, key)
-    if text is None and checkpoint.format == "torch":
-        from swavg.formats.torch_zip import recorded_recipe
-
-        text = recorded_recipe(checkpoint)
-    try:
-        found = json.loads(text) if text is not None else {}
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_number(value: object) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,32 +12,48 @@ from swavg.formats.base import Layout, Task
 from swavg.plan import Policy, accumulator
 
 DEFAULT_MEMORY = 32 << 20
-"""Bytes for buffers: with the interpreter and NumPy the process stays under 96 MiB."""
+"""Bytes for buffers: with interpreters and NumPy the processes together stay under 96 MiB."""
 
 _BLOCK = 1 << 18
 _BLOCKS = 4
 _SMALLEST_CHUNK = 1 << 12
+_LONGEST_RUN = 4096
+
+# Processes do not wait for each other between blocks: these fit a core's own cache.
+_PROCESS_BLOCK = 1 << 16
+_PROCESS_CHUNK = 1 << 21
+"""Bytes that a process hands over at a time, at most (and 2^20 elements, as threads do)."""
+_PROCESS_MEMORY = 5 << 20
+_PROCESS_MEMORY_PER_TASK = 512
+"""Bytes that a forked process has for itself, buffers excepted: also of the plan, whose pages do
+not all stay shared."""
+_WORTH_A_FORK = 64 << 20
+"""Bytes to read from which on processes pay."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a run may use: ``device`` (cpu, cuda or cuda:N), ``threads`` (None: the processors of
-    this process), ``memory`` in bytes for buffers (None: 32 MiB). None changes the result."""
+    """What a run may use: ``device`` (cpu, cuda or cuda:N), ``threads`` (how many workers; None:
+    the processors of this process), ``memory`` in bytes for buffers (None: 32 MiB), and
+    ``processes`` (None: workers are processes where a fork is safe and pays, else threads). None
+    changes the result."""
 
     device: str = "cpu"
     threads: int | None = None
     memory: int | None = None
+    processes: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Worker threads and sizes, within a bound on memory.
+    """Workers and sizes, within a bound on memory.
 
     A kernel computes blocks of ``elements``, few enough for the processor's cache; a worker hands
-    over chunks of ``blocks`` blocks, large enough that handing over costs nothing.
+    over chunks of ``blocks`` blocks, large enough that handing over costs nothing. ``spare`` is
+    the number of chunks beyond one per worker.
     """
 
-    threads: int
+    workers: int
     elements: int
     blocks: int
     input_size: int
@@ -46,14 +61,16 @@ class Budget:
     output_size: int
     gathers: bool
     rows: int = 1
+    processes: bool = False
+    spare: int = 2
 
     @property
     def memory(self) -> int:
         """Bytes of all buffers."""
-        per_thread = self.input_size * (6 if self.gathers else 1)
-        per_thread += (1 + self.rows) * self.sum_size
-        buffers = (self.threads + 2) * self.blocks * self.output_size * self.rows
-        return self.elements * (self.threads * per_thread + buffers)
+        per_worker = self.input_size * (6 if self.gathers else 1)
+        per_worker += (1 + self.rows) * self.sum_size
+        buffers = (self.workers + self.spare) * self.blocks * self.output_size * self.rows
+        return self.elements * (self.workers * per_worker + buffers)
 
     @property
     def chunk_bytes(self) -> int:
@@ -62,36 +79,49 @@ class Budget:
 
     @classmethod
     def within(
-        cls, resources: Resources, layouts: Sequence[Layout], policy: Policy, rows: int = 1
+        cls,
+        resources: Resources,
+        layouts: Sequence[Layout],
+        policy: Policy,
+        rows: int = 1,
+        can_fork: Callable[[], bool] = lambda: False,
     ) -> Budget:
         """The best budget for these tasks, computed for ``rows`` outputs at once; RequestError if
         the memory cannot do."""
-        threads = resources.threads
-        if threads is None:
-            threads = (
+        workers = resources.threads
+        if workers is None:
+            workers = (
                 len(os.sched_getaffinity(0))
                 if hasattr(os, "sched_getaffinity")
                 else os.cpu_count() or 1
             )
-        if threads < 1:
+        if workers < 1:
             raise RequestError("--threads is at least 1.")
         limit = DEFAULT_MEMORY if resources.memory is None else resources.memory
-        input_size, sum_size, output_size, gathers = 1, 4, 1, False
+        input_size, sum_size, output_size, gathers, reads = 1, 4, 1, False, 0
         for layout in layouts:
             for task in layout.tasks:
                 output_size = max(output_size, -(-task.dtype.part.bits // 8))
                 for source in task.sources:
+                    reads += source.spec.nbytes
                     input_size = max(input_size, -(-source.spec.dtype.part.bits // 8))
                     gathers = gathers or source.extent.strides is not None
                 if task.kind == "average" and accumulator(task, policy) == "float64":
                     sum_size = 8
-        budget = cls(threads, _BLOCK, _BLOCKS, input_size, sum_size, output_size, gathers, rows)
+        budget = cls(workers, _BLOCK, _BLOCKS, input_size, sum_size, output_size, gathers, rows)
+        wanted = resources.processes
+        if wanted is None:
+            wanted = reads // rows >= _WORTH_A_FORK
+        if wanted and resources.device == "cpu" and can_fork():
+            found = budget._for_processes(limit, sum(len(layout.tasks) for layout in layouts))
+            if found is not None:
+                return found
         while budget.memory > limit and budget.blocks > 1:
             budget = replace(budget, blocks=budget.blocks // 2)
         while budget.memory > limit and budget.elements > 1 << 16:
             budget = replace(budget, elements=budget.elements // 2)
-        while budget.memory > limit and budget.threads > 1:
-            budget = replace(budget, threads=budget.threads - 1)
+        while budget.memory > limit and budget.workers > 1:
+            budget = replace(budget, workers=budget.workers - 1)
         while budget.memory > limit and budget.elements > _SMALLEST_CHUNK:
             budget = replace(budget, elements=budget.elements // 2)
         if budget.memory > limit:
@@ -100,17 +130,45 @@ class Budget:
             )
         return budget
 
+    def _for_processes(self, limit: int, tasks: int) -> Budget | None:
+        """The same for processes, as many as have room; None if that is not even two."""
+        own = _PROCESS_MEMORY + _PROCESS_MEMORY_PER_TASK * tasks
+        workers = min(self.workers, limit // own)
+        elements = min(_PROCESS_BLOCK, self.elements)
+        blocks = max(1, min(_PROCESS_CHUNK // self.output_size, 1 << 20) // elements)
+        budget = replace(self, workers=workers, elements=elements, blocks=blocks, processes=True)
+        while budget.memory > limit and budget.blocks > 1:
+            budget = replace(budget, blocks=budget.blocks // 2)
+        while budget.memory > limit and budget.workers > 1:
+            budget = replace(budget, workers=budget.workers - 1)
+        return budget if budget.workers > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Successive tasks of a layout that are computed as one: ``count`` of them from ``first`` on,
+    with ``numel`` elements in all."""
+
+    first: int
+    count: int
+    numel: int
+
+    def rows(self, layouts: Sequence[Layout]) -> tuple[Task, ...]:
+        """The one task, in each of the layouts."""
+        tasks = (layout.tasks[self.first] for layout in layouts)
+        return tuple(task if self.count == 1 else _widened(task, self.numel) for task in tasks)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Elements ``[start, start + count)`` of a task, in one or more outputs (``rows``: the same
-    tensor with other weights); ``members`` are the tensors that a joined task is made of, as
-    (first element, name, shape)."""
+    """Elements ``[start, start + count)`` of a run of tasks, in one or more outputs (``rows``: the
+    same tensor with other weights). ``tasks`` are those of the first layout, unjoined."""
 
     rows: tuple[Task, ...]
     start: int
     count: int
-    members: tuple[tuple[int, str, tuple[int, ...]], ...]
+    run: Run
+    tasks: Sequence[Task]
 
     @property
     def task(self) -> Task:
@@ -130,19 +188,20 @@ class Piece:
         """The piece cut into blocks of at most ``most`` elements."""
         for start in range(self.start, self.start + self.count, most):
             count = min(most, self.start + self.count - start)
-            yield Piece(self.rows, start, count, self.members)
+            yield replace(self, start=start, count=count)
 
     def locate(self, index: int) -> tuple[str, tuple[int, ...]]:
         """Name and index of the ``index``-th element of the piece (counted from its start)."""
-        absolute = self.start + index
-        at = bisect.bisect_right([first for first, _, _ in self.members], absolute) - 1
-        first, name, shape = self.members[at]
-        rest = absolute - first
+        rest = self.start + index
+        for task in self.tasks[self.run.first : self.run.first + self.run.count]:
+            if rest < task.numel:
+                break
+            rest -= task.numel
         position = []
-        for extent in reversed(shape):
+        for extent in reversed(task.shape):
             position.append(rest % extent)
             rest //= extent
-        return name, tuple(reversed(position))
+        return task.name, tuple(reversed(position))
 
 
 def union(rows: Sequence[Task]) -> tuple[tuple[int, ...], tuple[Any, ...]]:
@@ -156,19 +215,21 @@ def union(rows: Sequence[Task]) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     return inputs, tuple(found[index] for index in inputs)
 
 
-def joined(
-    columns: Sequence[tuple[Task, ...]], most: int = 4096
-) -> Iterator[tuple[tuple[Task, ...], tuple[Any, ...]]]:
-    """Tasks (one per output) with their members; successive ones whose bytes are adjacent
-    everywhere become one."""
-    run: list[tuple[Task, ...]] = []
-    for column in columns:
-        if run and (len(run) == most or not all(map(_continues, run[-1], column))):
-            yield _join(run)
-            run = []
-        run.append(column)
-    if run:
-        yield _join(run)
+def runs(layouts: Sequence[Layout]) -> Iterator[Run]:
+    """The runs of layouts that differ in weights only: tasks whose bytes are adjacent everywhere,
+    if the layouts are joined."""
+    most = _LONGEST_RUN if layouts[0].joined else 1
+    first, numel = 0, 0
+    before: tuple[Task, ...] | None = None
+    at = 0
+    for at, column in enumerate(zip(*(layout.tasks for layout in layouts), strict=True)):
+        if before is not None and (at - first == most or not all(map(_continues, before, column))):
+            yield Run(first, at - first, numel)
+            first, numel = at, 0
+        numel += column[0].numel
+        before = column
+    if before is not None:
+        yield Run(first, at + 1 - first, numel)
 
 
 def _continues(before: Task, task: Task) -> bool:
@@ -190,16 +251,6 @@ def _continues(before: Task, task: Task) -> bool:
     )
 
 
-def _join(run: Sequence[tuple[Task, ...]]) -> tuple[tuple[Task, ...], tuple[Any, ...]]:
-    members, start = [], 0
-    for column in run:
-        members.append((start, column[0].name, column[0].shape))
-        start += column[0].numel
-    if len(run) == 1:
-        return run[0], tuple(members)
-    return tuple(_widened(first, start) for first in run[0]), tuple(members)
-
-
 def _widened(task: Task, numel: int) -> Task:
     sources = tuple(
         replace(
@@ -214,14 +265,14 @@ def _widened(task: Task, numel: int) -> Task:
 
 def cut(layouts: Sequence[Layout], budget: Budget) -> Iterator[Piece]:
     """The pieces of layouts that differ in weights only, in order; none for empty tensors."""
-    columns = list(zip(*(layout.tasks for layout in layouts), strict=True))
-    for rows, members in joined(columns, 4096 if layouts[0].joined else 1):
+    for run in runs(layouts):
+        rows = run.rows(layouts)
         task = rows[0]
         most = budget.elements * budget.blocks // task.parts
         if all(row.kind == "copy" for row in rows):
             most = max(8, budget.chunk_bytes * 8 // task.dtype.bits // 8 * 8)
-        elif task.kind == "integer":
+        elif task.kind == "integer" or any(row.kind == "pooled" for row in rows):
             # All inputs are held at once.
-            most = max(1024, most // (4 * len(task.sources)))
+            most = max(1024, most // (4 * max(len(row.sources) for row in rows)))
         for start in range(0, task.numel, most):
-            yield Piece(rows, start, min(most, task.numel - start), members)
+            yield Piece(rows, start, min(most, task.numel - start), run, layouts[0].tasks)

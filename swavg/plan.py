@@ -34,7 +34,8 @@ class Policy:
     ``allow_nonfinite`` lets NaN and Inf through. ``weights_only`` writes a bare state dict.
     ``mixed_dtypes`` lets floats of different dtypes match even when strict (a float32 average and
     the bfloat16 checkpoint that is added to it). ``max_shard_size`` in bytes makes the output a
-    folder of shards. ``key`` is the dotted path of
+    folder of shards. ``pool_batch_norm`` makes running variances those of a mixture of the inputs
+    (see :mod:`swavg.kernels.pooling`). ``key`` is the dotted path of
     the state dict in PyTorch files.
     """
 
@@ -52,6 +53,7 @@ class Policy:
     weights_only: bool = False
     max_shard_size: int | None = None
     mixed_dtypes: bool = False
+    pool_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -74,7 +76,7 @@ class Treated:
     """A tensor that was not simply averaged over all inputs: ``how`` and ``why``, in words."""
 
     name: str
-    how: Literal["copied", "dropped", "averaged over some", "excluded"]
+    how: Literal["copied", "dropped", "averaged over some", "excluded", "pooled"]
     why: str
 
 
@@ -170,6 +172,10 @@ def make_plan(
         raise _mismatch(differences, inputs)
     if not any(task.kind != "copy" and matcher.selected_task(task) for task in tasks):
         matcher.complain_about_nothing(names)
+    if policy.pool_batch_norm:
+        tasks, pooled, notes = _pooled(tasks)
+        treated += pooled
+        matcher.notes += notes
     return Plan(
         tuple(inputs),
         tuple(weights),
@@ -179,6 +185,24 @@ def make_plan(
         tuple(treated),
         tuple(matcher.notes),
     )
+
+
+def _pooled(tasks: Sequence[Task]) -> tuple[list[Task], list[Treated], list[str]]:
+    """The tasks with running variances pooled, and what to report of that."""
+    from swavg.pooling import mean_of, pool_statistics
+
+    found, not_pooled = pool_statistics(tasks)
+    treated = [
+        Treated(task.name, "pooled", f"variance of the mixture, with {mean_of(task.name)}")
+        for task in found
+        if task.kind == "pooled"
+    ]
+    notes = [
+        f"not pooled: {name}, as {mean_of(name)} is not averaged with it" for name in not_pooled
+    ]
+    if not treated:
+        notes.append("there are no batch-norm statistics to pool (running_mean and running_var)")
+    return found, treated, notes
 
 
 def _mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> MismatchError:

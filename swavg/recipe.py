@@ -12,6 +12,8 @@ from dataclasses import fields
 from typing import Any
 
 from swavg import __version__
+from swavg.formats import open_checkpoint
+from swavg.formats.base import Checkpoint
 from swavg.plan import Policy
 from swavg.weights import is_uniform
 
@@ -50,6 +52,28 @@ def recipe(
         "options": options,
         "version": __version__,
     }
+
+
+def recipe_of(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Any]:
+    """The recipe that swavg recorded in a checkpoint; empty if there is none. ``key`` as in
+    :class:`swavg.plan.Policy`."""
+    return recorded_in(open_checkpoint(path, key=key), key)
+
+
+def recorded_in(checkpoint: Checkpoint, key: str | None = None) -> dict[str, Any]:
+    """The recipe that swavg recorded in an open checkpoint; empty if there is none."""
+    text = checkpoint.metadata.get("swavg")
+    if text is None and checkpoint.format == "folder" and checkpoint.files[0].path.endswith(".bin"):
+        return recipe_of(checkpoint.files[0].path, key)
+    if text is None and checkpoint.format == "torch":
+        from swavg.formats.torch_zip import recorded_recipe
+
+        text = recorded_recipe(checkpoint)
+    try:
+        found = json.loads(text) if text is not None else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def as_text(value: dict[str, Any]) -> str:

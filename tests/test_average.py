@@ -370,4 +370,4 @@ def test_the_memory_bound_is_kept_or_refused_with_the_least_possible(tmp_path):
         swavg.prepare(paths, output=tmp_path / "o.st", resources=Resources(memory=1000))
     many = swavg.prepare(paths, output=tmp_path / "o.st", resources=Resources(threads=64))
     assert many.budget.memory <= 32 << 20
-    assert many.budget.threads > 8
+    assert many.budget.workers > 8

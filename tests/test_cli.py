@@ -254,7 +254,7 @@ def test_json_is_the_whole_report(pair):
     done = json.loads(swavg(*args, cwd=pair).stdout)
     assert done["output"] == "averaged.safetensors"
     assert done["tensors"] == {
-        "averaged": 3, "integer": 1, "copied": 0, "dropped": 0, "excluded": 0
+        "averaged": 3, "pooled": 0, "integer": 1, "copied": 0, "dropped": 0, "excluded": 0
     }  # fmt: skip
     assert [entry["weight"] for entry in done["inputs"]] == [0.5, 0.5]
     assert done["written"] == (pair / "averaged.safetensors").stat().st_size == planned["written"]

@@ -184,7 +184,7 @@ def test_batch_norm_statistics_are_pointed_out(tmp_path):
     for name in "ab":
         torch.save(model.state_dict(), tmp_path / f"{name}.pt")
     finished = done("average", "a.pt", "b.pt", "--no-geometry", cwd=tmp_path)
-    assert "update_bn" in finished.stderr
+    assert "swavg bn averaged.pt --model" in " ".join(finished.stderr.split())
 
 
 @pytest.mark.parametrize(

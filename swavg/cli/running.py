@@ -51,6 +51,9 @@ _POLICY = (
                  show_default=True, help="Sums are taken in this dtype."),
     click.option("--integers", type=click.Choice(["last", "first", "max", "mean", "error"]),
                  default="last", show_default=True, help="Integer and bool tensors that differ."),
+    click.option("--pool-batch-norm", is_flag=True,
+                 help="Running variances become those of a mixture of the inputs; 'swavg bn'"
+                 " recomputes them, with data."),
     click.option("--drop-ties", is_flag=True,
                  help="Write tied tensors once in safetensors (under their first name)."),
     click.option("--weights-only", is_flag=True, help="Write a bare state dict to a .pt."),
@@ -65,7 +68,7 @@ _RUN = (
     click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda|cuda:N",
                  help="Where to compute. The bytes are the same."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N",
-                 help="Worker threads. [default: the processors of this process]"),
+                 help="Workers. [default: the processors of this process]"),
     click.option("--memory", type=Size(), metavar="SIZE",
                  help="Bound on buffers. [default: 32MiB]"),
     click.option("--force", is_flag=True, help="Replace an existing output."),
@@ -165,11 +168,13 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     run_names = ("geometry", "device", "threads", "memory", "force", "dry_run", "as_json",
                  "quiet", "verbose")  # fmt: skip
     policy_names = ("strict", "missing", "include", "exclude", "drop_excluded", "key", "dtype",
-                    "accumulate", "integers", "drop_ties", "weights_only", "max_shard_size",
-                    "allow_nonfinite")  # fmt: skip
+                    "accumulate", "integers", "pool_batch_norm", "drop_ties", "weights_only",
+                    "max_shard_size", "allow_nonfinite")  # fmt: skip
 
     @functools.wraps(command)
     def bundled(**values: Any) -> Any:
+        # NumPy's linear algebra has next to nothing to do here: no threads for it.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         policy = {name: values.pop(name) for name in policy_names}
         run = {name: values.pop(name) for name in run_names}
         return command(running=Running(policy, **run), **values)

@@ -73,6 +73,10 @@ class InputFile:
     mtime_ns: int
     ctime_ns: int
 
+    def __hash__(self) -> int:
+        # Looked up with every read; a string remembers its hash.
+        return hash(self.path)
+
     @classmethod
     def identify(cls, path: str, fd: int | None = None) -> InputFile:
         """Facts of ``path`` (or of the open ``fd``); InputError unless it is a regular file."""
@@ -317,15 +321,16 @@ class LazyTensor:
         return read_rows(self.checkpoint, self.tensor, index)
 
 
-TaskKind = Literal["average", "integer", "copy"]
+TaskKind = Literal["average", "integer", "copy", "pooled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """Bytes of the output: ``shape`` elements of ``dtype`` in row-major order.
 
-    ``kind`` is ``average`` (a weighted sum of floats), ``integer`` (the policy for integers) or
-    ``copy`` (bytes of the one source). ``inputs`` are indices of checkpoints, in order; ``sources``
+    ``kind`` is ``average`` (a weighted sum of floats), ``integer`` (the policy for integers),
+    ``copy`` (bytes of the one source) or ``pooled`` (the variance of a mixture: of all inputs the
+    variances, then of all the means). ``inputs`` are indices of checkpoints, in order; ``sources``
     and ``weights`` belong to them one to one. ``uniform`` means the mean: add, then divide by the
     number of inputs. A source may have another dtype than the output, and other strides; its
     shape is the task's.

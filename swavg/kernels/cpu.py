@@ -23,7 +23,6 @@ _SMALLEST_NORMAL_F16 = np.array(113 << 23, np.int32)
 _STEP_F16 = np.array(13 << 23, np.int32)
 _BIAS_F16 = np.array(((113 + 13) << 10) & 0xFFFF, np.uint16)
 _SIGN_F16 = np.array(0x8000, np.uint16)
-_BODY_F16 = np.array(0x7FFF, np.uint16)
 _EXPONENT_TOP = np.array(0x7F80, np.uint16)
 _HALF_STEP_F16 = np.array(0xFFF, np.int32)
 _1 = np.array(1, np.int32)
@@ -65,7 +64,7 @@ def _widen_float16_scaled(raw: Array, out: Array) -> bool:
     half = raw.view(np.int16)
     if not half.size:
         return True
-    if half.max() >= 0x7C00 or raw.view(np.uint16).max() >= 0xFC00:
+    if not _finite(raw, "float16"):
         return False
     bits = out.view(np.int32)
     bits[...] = half
@@ -111,15 +110,15 @@ def narrow(accumulated: Array, dtype: DType, out: Array, scratch: Array | None =
     ``accumulated`` is overwritten. False if a value is NaN, Inf or beyond the dtype's range.
     """
     if dtype.name in ("float32", "float64"):
-        target = out.view(dtype.numpy())
-        np.copyto(target, accumulated, casting="unsafe")
-        return _between(target, -np.inf, np.inf)
+        np.copyto(out.view(dtype.numpy()), accumulated, casting="unsafe")
+        return _finite(out, dtype.name)
     if not _is32(accumulated):
         accumulated = round_to_odd(accumulated)
-    finite = _between(accumulated, *limits(dtype))
     if dtype.name == "bfloat16":
         np.copyto(out.view(dtype.numpy()), accumulated, casting="unsafe")
-    elif dtype.name == "float16":
+        return _finite(out, dtype.name)
+    finite = _between(accumulated, *limits(dtype))
+    if dtype.name == "float16":
         if finite:
             _narrow_float16(accumulated, out, scratch)
         else:
@@ -132,9 +131,38 @@ def narrow(accumulated: Array, dtype: DType, out: Array, scratch: Array | None =
     return finite
 
 
+# Infinity's bits: what is below, as a signed and as an unsigned number, is positive and finite, and
+# negative and finite.
+_INFINITIES: dict[str, tuple[Any, int, Any, int]] = {
+    "float16": (np.int16, 0x7C00, np.uint16, 0xFC00),
+    "bfloat16": (np.int16, 0x7F80, np.uint16, 0xFF80),
+    "float32": (np.int32, 0x7F800000, np.uint32, 0xFF800000),
+    "float64": (np.int64, 0x7FF << 52, np.uint64, 0xFFF << 52),
+}
+
+
+def _finite(raw: Array, name: str) -> bool:
+    """True if the bytes ``raw`` of a dtype hold neither NaN nor Inf."""
+    signed, positive, unsigned, negative = _INFINITIES[name]
+    return not raw.size or bool(
+        np.maximum.reduce(raw.view(signed)) < positive
+        and np.maximum.reduce(raw.view(unsigned)) < negative
+    )
+
+
+def _divide(total: Array, n: int, out: Array) -> None:
+    """Divide by ``n``; by a power of two through its reciprocal, which is exact, and faster."""
+    if n & (n - 1):
+        np.divide(total, np.array(n, total.dtype), out)
+    else:
+        np.multiply(total, np.array(1 / n, total.dtype), out)
+
+
 def _between(values: Array, low: float, high: float) -> bool:
     # NaN fails both comparisons.
-    return not values.size or bool(values.max() < high and values.min() > low)
+    return not values.size or bool(
+        np.maximum.reduce(values) < high and np.minimum.reduce(values) > low
+    )
 
 
 def _narrow_float16(values: Array, out: Array, scratch: Array | None) -> None:
@@ -174,29 +202,59 @@ def _narrow_float16_mean(total: Array, n: int, out: Array, scratch: Array) -> bo
     those of :func:`narrow`.
     """
     mean = scratch[: total.nbytes].view(np.float32)
-    np.divide(total, np.array(n, np.float32), mean)
-    limit = 65520.0 * 2.0**-112
-    if not _between(mean, -limit, limit):
-        return False
+    _divide(total, n, mean)
     bits, half = mean.view(np.int32), out.view(np.uint16)
-    half[...] = bits.view(np.uint16)[1::2]
+    rounded = total.view(np.int32)
     subnormal = fixed = np.empty(0, np.intp)
     if n & (n - 1) or n > 1 << 13:
+        half[...] = bits.view(np.uint16)[1::2]
         subnormal = np.flatnonzero((half & _EXPONENT_TOP) == 0)
         fixed = (total[subnormal] * _2_112 / np.float32(n)).astype(np.float16).view(np.uint16)
-    rounded = total.view(np.int32)
+    else:
+        np.right_shift(bits, _16, rounded)
+        np.copyto(half, rounded, casting="unsafe")
     np.right_shift(bits, _13, rounded)
     np.bitwise_and(rounded, _1, rounded)
     np.add(rounded, bits, rounded)
     np.add(rounded, _HALF_STEP_F16, rounded)
     np.right_shift(rounded, _13, rounded)
+    # The mean of finite numbers is below 2^17: 16 bits hold it without its sign.
     magnitude = scratch.view(np.uint16)[: half.size]
     np.copyto(magnitude, rounded, casting="unsafe")
-    np.bitwise_and(magnitude, _BODY_F16, magnitude)
+    if half.size and np.maximum.reduce(magnitude) >= 0x7C00:
+        return False
     np.bitwise_and(half, _SIGN_F16, half)
     np.bitwise_or(half, magnitude, half)
     half[subnormal] = fixed
     return True
+
+
+class _Constants:
+    """What a kernel needs to know of an arithmetic: the ``dtype`` of the sum, and per input its
+    dtype, its weight (None: uniform) and the dtype as which NumPy adds it right away (None: it
+    must be widened first). ``scaled`` tells whether all is float16 and no weight too large."""
+
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        self.dtype = BY_NAME[arithmetic.accumulator].numpy()
+        self.terms: list[tuple[DType, Array | None, np.dtype[Any] | None]] = [
+            (
+                source,
+                None if arithmetic.uniform else np.array(weight, self.dtype),
+                source.numpy()
+                if arithmetic.uniform and source.name in ("float32", "bfloat16")
+                else None,
+            )
+            for source, weight in zip(arithmetic.inputs, arithmetic.weights, strict=True)
+        ]
+        with np.errstate(all="ignore"):
+            self.scaled_weights = [
+                np.array(np.float32(weight) * _2_112) for weight in arithmetic.weights
+            ]
+        self.scaled = (
+            self.dtype == np.float32
+            and all(each.name == "float16" for each in arithmetic.inputs)
+            and all(0 < abs(weight) < np.inf for weight in self.scaled_weights)
+        )
 
 
 class CpuKernel:
@@ -209,25 +267,26 @@ class CpuKernel:
         self._term = np.empty(elements * accumulator_size, np.uint8)
         self._sums = [np.empty(elements * accumulator_size, np.uint8) for _ in range(rows)]
         self._product = np.empty(elements * accumulator_size if rows > 1 else 0, np.uint8)
+        self._known: tuple[Arithmetic | None, Any] = None, None
 
     def weighted_sum(
         self, arithmetic: Arithmetic, count: int, read: ReadChunk, out: memoryview
     ) -> bool:
-        dtype = BY_NAME[arithmetic.accumulator].numpy()
-        total = self._sums[0][: count * dtype.itemsize].view(dtype)
+        if arithmetic is not self._known[0]:
+            self._known = arithmetic, _Constants(arithmetic)
+        constants, n = self._known[1], len(arithmetic.inputs)
+        total = self._sums[0][: count * constants.dtype.itemsize].view(constants.dtype)
         target = np.frombuffer(out, np.uint8)
-        half = dtype == np.float32 and all(each.name == "float16" for each in arithmetic.inputs)
-        n = len(arithmetic.inputs)
         with np.errstate(all="ignore"):
-            if half and self._sum_float16(arithmetic, count, read, total):
+            if constants.scaled and self._sum_float16(constants, count, read, total):
                 if arithmetic.uniform and arithmetic.output.name == "float16":
                     return _narrow_float16_mean(total, n, target, self._term)
                 if arithmetic.uniform:
                     np.multiply(total, _2_112, total)
             else:
-                self._sum_any(arithmetic, count, read, total)
+                self._sum_any(constants, count, read, total)
             if arithmetic.uniform:
-                np.divide(total, np.array(n, dtype), total)
+                _divide(total, n, total)
             return narrow(total, arithmetic.output, target, self._term)
 
     def weighted_sums(
@@ -273,50 +332,46 @@ class CpuKernel:
             finite = []
             for row, total, out in zip(rows, totals, outs, strict=True):
                 if row.uniform:
-                    np.divide(total, np.array(len(row.inputs), dtype), total)
+                    _divide(total, len(row.inputs), total)
                 finite.append(narrow(total, row.output, np.frombuffer(out, np.uint8), self._term))
             return finite
 
-    def _sum_any(self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array) -> None:
+    def _sum_any(self, constants: _Constants, count: int, read: ReadChunk, total: Array) -> None:
         term = self._term[: total.nbytes].view(total.dtype)
-        for index, (source, weight) in enumerate(
-            zip(arithmetic.inputs, arithmetic.weights, strict=True)
-        ):
+        for index, (source, weight, addable) in enumerate(constants.terms):
             raw = self._raw[: source.nbytes(count)]
             read(index, raw.data)
-            if index and arithmetic.uniform and source.name in ("float32", "bfloat16"):
+            if index and addable is not None:
                 # NumPy widens and adds in one pass; both conversions are exact.
-                np.add(total, raw.view(source.numpy()), total)
+                np.add(total, raw.view(addable), total)
                 continue
             target = term if index else total
             widen(raw, source, target)
-            if not arithmetic.uniform:
-                np.multiply(target, np.array(weight, total.dtype), target)
+            if weight is not None:
+                np.multiply(target, weight, target)
             if index:
                 np.add(total, term, total)
 
     def _sum_float16(
-        self, arithmetic: Arithmetic, count: int, read: ReadChunk, total: Array
+        self, constants: _Constants, count: int, read: ReadChunk, total: Array
     ) -> bool:
         """The sum of float16 inputs without multiplications to undo their scale (a uniform sum
-        stays 2^-112 times too small); False if an input is not finite or a weight too large.
+        stays 2^-112 times too small); False if an input is not finite.
 
         The bits are those of :meth:`_sum_any`. Weighted: x 2^-112 times w 2^112 is the same
         product. Uniform: sums of multiples of 2^-136 below 2^-126 are exact in float32 as they
         are in the unscaled sum, and above that the rounding is the same.
         """
-        weights = [np.array(np.float32(w) * _2_112) for w in arithmetic.weights]
-        if not all(0 < abs(weight) < np.inf for weight in weights):
-            return False
         term = self._term[: total.nbytes].view(np.float32)
         raw = self._raw[: 2 * count]
-        for index, weight in enumerate(weights):
-            read(index, raw.data)
+        data = raw.data
+        for index, (_, weight, _) in enumerate(constants.terms):
+            read(index, data)
             target = term if index else total
             if not _widen_float16_scaled(raw, target):
                 return False
-            if not arithmetic.uniform:
-                np.multiply(target, weight, target)
+            if weight is not None:
+                np.multiply(target, constants.scaled_weights[index], target)
             if index:
                 np.add(total, term, total)
         return True

@@ -48,10 +48,11 @@ def read_inside(path: str) -> Inside:
                 from swavg.series.inside_torch import read_torch
 
                 return read_torch(path, fd, file)
-            if head[:1] == b"\x80":
-                scalars = getattr(open_checkpoint(path), "scalars", {})
-                return Inside(counts_in(scalars), dict(scores_in(scalars)))
-    return _of_metadata(open_checkpoint(path).metadata)
+    checkpoint = open_checkpoint(path)
+    scalars = getattr(checkpoint, "scalars", None)
+    if scalars is not None:
+        return Inside(counts_in(scalars), dict(scores_in(scalars)))
+    return _of_metadata(checkpoint.metadata)
 
 
 def read_json(path: str) -> Any:
@@ -102,15 +103,27 @@ def scores_in(entries: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
 def _of_metadata(metadata: Mapping[str, str]) -> Inside:
     counts = counts_in(metadata)
     metrics = dict(scores_in(metadata))
+    if "swavg" not in metadata:
+        # A snapshot (swavg.training). In an average these are those of the last of its inputs.
+        return Inside(counts, metrics | numbers_in(_object(metadata.get("metrics"))))
     try:
         recipe = json.loads(metadata["swavg"])
-    except (KeyError, ValueError, RecursionError):
-        return Inside(counts, metrics, averaged="swavg" in metadata)
+    except (ValueError, RecursionError):
+        return Inside(counts, metrics, averaged=True)
     if isinstance(recipe, dict):
-        counts = {**counts_in(recipe), **counts}
+        counts |= counts_in(recipe)
         given = recipe.get("metrics")
         metrics |= numbers_in(given) if isinstance(given, dict) else {}
     return Inside(counts, metrics, averaged=True)
+
+
+def _object(text: str | None) -> Mapping[Any, Any]:
+    """The JSON object in ``text``; empty if there is none."""
+    try:
+        found = json.loads(text) if text is not None else {}
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def numbers_in(entries: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:

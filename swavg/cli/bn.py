@@ -1,0 +1,111 @@
+"""``swavg bn``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from swavg.cli.running import STDOUT, Running
+
+
+@click.command()
+@click.argument("averaged", metavar="AVERAGED")
+@click.option(
+    "--model",
+    required=True,
+    metavar="MODULE:NAME",
+    help="A function that returns the model, or the model: package.module:build or"
+    " path/to/file.py:build.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="MODULE:NAME",
+    help="A function that returns batches of training inputs (a DataLoader, a list), or these.",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="Where to write; '-' streams to stdout. [default: AVERAGED with -bn behind its stem]",
+)
+@click.option(
+    "--batches",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Take only the first N batches. [default: all]",
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda|cuda:N",
+    help="Where to run the model.",
+)
+@click.option(
+    "--key",
+    metavar="PATH",
+    help="Where the state dict lies in a .pt, such as model.state_dict. [default: found]",
+)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def bn(
+    averaged: str,
+    model: str,
+    data: str,
+    output: str | None,
+    batches: int | None,
+    device: str,
+    key: str | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Recompute the batch-norm statistics of an average with one pass over data.
+
+    Statistics that were averaged belong to none of the inputs, nor to the averaged weights. Here
+    the model runs on training data with these weights, and its running means and variances become
+    the averages over all batches. Only these tensors change; the rest is copied as bytes.
+
+    A batch is (inputs..., target), one tensor, or a mapping of keyword arguments. The code that
+    --model and --data name is run; it is found from the current folder, too.
+
+    \b
+    swavg bn averaged.pt --model train:build_model --data train:build_loader
+    swavg bn avg.safetensors --model model.py:Net --data data.py:loader --batches 100 -o avg-bn.pt
+    """
+    running = Running({}, False, device, None, None, force, False, as_json, quiet, False)
+    where = running.where(output)
+    from swavg import console_bn
+    from swavg.training import loading
+
+    loading.require_torch()
+    from swavg.training.recalibrate import check_output, device_of, recalibrate
+
+    # Building the data may take minutes: what can be refused is refused before.
+    device_of(device)
+    check_output(averaged, where, key=key, force=force)
+    with loading.prints_on_stderr():
+        net = loading.build_model(model)
+        loader = loading.build_batches(data)
+        with console_bn.progress_bar(not quiet) as on_batch:
+            done = recalibrate(
+                averaged,
+                net,
+                loader,
+                output=where,
+                limit=batches,
+                device=device,
+                key=key,
+                force=force,
+                on_batch=on_batch,
+            )
+    if not quiet:
+        console_bn.summary(done)
+    if as_json:
+        click.echo(json.dumps(asdict(done), indent=2, ensure_ascii=False))
+    elif done.output != STDOUT:
+        click.echo(done.output)

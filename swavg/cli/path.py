@@ -1,0 +1,138 @@
+"""``swavg path``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from swavg.cli.options import read_paths
+from swavg.cli.surveying import Surveying, surveying_options
+
+if TYPE_CHECKING:
+    from swavg.landscape.line import Line, Route
+    from swavg.landscape.outputs import Outputs
+    from swavg.landscape.survey import Survey
+
+
+@click.command()
+@click.argument("checkpoints", nargs=-1, required=True, metavar="A B [C...]")
+@click.option("--points", type=click.IntRange(min=2), default=25, show_default=True, metavar="N",
+              help="Points along the line.")  # fmt: skip
+@click.option("--from", "start", type=float, default=-0.25, show_default=True, metavar="T",
+              help="Where it begins; A lies at 0.")  # fmt: skip
+@click.option("--to", "end", type=float, default=1.25, show_default=True, metavar="T",
+              help="Where it ends; the last checkpoint lies at 1.")  # fmt: skip
+@surveying_options
+def path(
+    checkpoints: tuple[str, ...],
+    points: int,
+    start: float,
+    end: float,
+    surveying: Surveying,
+) -> int:
+    """The loss along the straight line between two checkpoints: can they be averaged?
+
+    Says how high the barrier between them is, above the straight line between their losses, and
+    what their mean has. Of more than two, the line goes from each to the next. What --model and
+    --data name is the user's code, and is run; it is found from the current folder, too. An
+    interrupted run goes on when it is called again.
+
+    \b
+    swavg path a.pt b.pt --model train:build_model --data train:test_loader
+    swavg path a.pt b.pt --model train.py:Net --data train.py:test --metric both -o line.pdf
+    """
+    from swavg.landscape import line as lines
+    from swavg.landscape import table as tables
+
+    paths = read_paths(checkpoints, False)
+    outputs = surveying.outputs("path")
+    opened = surveying.open(paths)
+    model = surveying.build()
+    with surveying.measuring() as on_read:
+        route = lines.route(
+            opened,
+            surveying.weights(model),
+            points=points,
+            start=start,
+            end=end,
+            on_read=on_read,
+        )
+    labels = surveying.name(len(paths), route.names)
+    survey = lines.survey_of(route, opened, surveying.asked(model))
+    outputs.check(survey, opened)
+    if surveying.dry_run:
+        _explain(survey, route, outputs)
+        return 0
+    if not surveying.quiet:
+        from swavg import console
+
+        console.warn(surveying.notes(model))
+    with tables.opened(
+        outputs.csv,
+        survey.asked,
+        survey.columns,
+        anew=surveying.restart,
+        force=surveying.force,
+    ) as table:
+        values = surveying.run(survey, table, model, opened)
+        if values is None:
+            return 130
+        line = lines.line_of(route, values)
+        outputs.publish(survey, table, _drawn(line, labels, surveying, outputs))
+    _report(line, labels, surveying, outputs)
+    return 0
+
+
+def _drawn(line: Line, labels: list[str], surveying: Surveying, outputs: Outputs) -> bytes | None:
+    if outputs.figure is None:
+        return None
+    from swavg.landscape.drawing import encoded, figure_format
+    from swavg.landscape.line_figure import draw
+
+    figure = draw(line, surveying.metrics, labels=labels, subject=surveying.subject)
+    return encoded(figure, figure_format(outputs.figure))
+
+
+def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:
+    from swavg import console_landscape
+
+    apart = ", ".join(f"{length:.4g}" for length in route.lengths)
+    console_landscape.dry_run(
+        [
+            ("line", f"{' to '.join(route.names)}, {apart} apart"),
+            ("points", f"{len(route.ts)} from t = {route.ts[0]:g} to {route.ts[-1]:g}"),
+            ("evaluates", f"{survey.evaluations} points"),
+            ("writes", ", ".join(outputs.paths)),
+        ]
+    )
+
+
+def _report(line: Line, labels: list[str], surveying: Surveying, outputs: Outputs) -> None:
+    from swavg import console_landscape
+    from swavg.landscape.line import verdict
+
+    if not surveying.quiet:
+        if surveying.drawn():
+            for metric in surveying.metrics:
+                console_landscape.line_picture(line, metric, labels)
+        console_landscape.line_report(line, labels)
+    found = verdict(line)
+    report: dict[str, Any] = {
+        "figure": outputs.figure,
+        "csv": outputs.csv,
+        "checkpoints": list(line.route.names),
+        "lengths": list(line.route.lengths),
+        "t": list(line.route.ts),
+        "loss": list(line.series("loss")),
+        "error": list(line.series("error")) if line.judged else None,
+        "mean": {"loss": line.mean.loss, "error": line.mean.error},
+        "barriers": {
+            metric: [asdict(barrier) for barrier in line.barriers(metric)]
+            for metric in ("loss", *(("error",) if line.judged else ()))
+        },
+        "safe": found.safe,
+        "verdict": found.text,
+    }
+    surveying.finish(outputs, report, ())

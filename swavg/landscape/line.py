@@ -1,0 +1,255 @@
+"""The survey of the straight line between two checkpoints, or through several in turn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swavg import __version__
+from swavg.errors import NumericsError, RequestError
+from swavg.formats.base import Checkpoint
+from swavg.landscape.grid import spaced
+from swavg.landscape.products import Names, OnRead, offset_products
+from swavg.landscape.surface import Metric
+from swavg.landscape.survey import VALUES, Stop, Survey, Value, number_text, one_line
+from swavg.recipe import short_names
+
+COLUMNS = ("t", "name", "distance", *VALUES)
+
+MEAN = "mean"
+
+# Nearer than this, a point is the checkpoint (or mean) beside it.
+_SAME = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The line through checkpoints 0, 1, ...: at t, 1 - t of one and t of the next.
+
+    ``ts`` ascend and have every checkpoint and, of two, their mean at 0.5. ``lengths`` are the
+    distances from each checkpoint to the next.
+    """
+
+    names: tuple[str, ...]
+    lengths: tuple[float, ...]
+    ts: tuple[float, ...]
+
+    def coefficients(self, t: float) -> tuple[float, ...]:
+        """Of every checkpoint at ``t``; their sum is 1. Beyond the ends the line goes on."""
+        count = len(self.names)
+        segment = min(max(math.floor(t), 0), count - 2)
+        part = t - segment
+        found = [0.0] * count
+        found[segment], found[segment + 1] = 1 - part, part
+        return tuple(found)
+
+    def distance(self, t: float) -> float:
+        """From the first checkpoint along the line; negative before it."""
+        segment = min(max(math.floor(t), 0), len(self.lengths) - 1)
+        return math.fsum(self.lengths[:segment]) + (t - segment) * self.lengths[segment]
+
+    def name(self, t: float) -> str:
+        if t == int(t) and 0 <= t < len(self.names):
+            return self.names[int(t)]
+        return MEAN if len(self.names) == 2 and t == 0.5 else ""
+
+
+def route(
+    checkpoints: Sequence[Checkpoint],
+    names: Names,
+    *,
+    points: int,
+    start: float,
+    end: float,
+    on_read: OnRead | None = None,
+) -> Route:
+    """``points`` from ``start`` before the first checkpoint to ``end`` past the last but one, and
+    the checkpoints themselves (``start`` 0 and ``end`` 1: from the first to the last).
+
+    Raises RequestError, and what :func:`offset_products` raises.
+    """
+    count = len(checkpoints)
+    if count < 2:
+        raise RequestError("a line goes through two checkpoints or more; one was given.")
+    if points < 2:
+        raise RequestError(f"--points is {points}; a line needs two.")
+    if not (-math.inf < start <= 0 and 1 <= end < math.inf):
+        raise RequestError(
+            f"--from {start:g} --to {end:g} leaves out a checkpoint; they lie at 0 and 1.",
+            hint="Give --from 0 or less, and --to 1 or more.",
+        )
+    shown = [one_line(name) for name in short_names([each.path for each in checkpoints])]
+    lengths: list[float] = []
+    for index in range(count - 1):
+        pair = checkpoints[index : index + 2]
+
+        def counted(read: int, whole: int, before: int = index) -> None:
+            if on_read is not None:
+                on_read(before * whole + read, (count - 1) * whole)
+
+        square = float(offset_products(pair, names, counted)[1, -1])
+        if square == 0:
+            raise RequestError(
+                f"{shown[index]} and {shown[index + 1]} have the same weights: there is no line"
+                " between them."
+            )
+        lengths.append(math.sqrt(square))
+    fixed = [float(index) for index in range(count)] + ([0.5] if count == 2 else [])
+    between = [
+        t
+        for t in spaced(start, count - 2 + end, points)
+        if all(abs(t - knot) > _SAME for knot in fixed)
+    ]
+    return Route(tuple(shown), tuple(lengths), tuple(sorted([*fixed, *between])))
+
+
+def survey_of(found: Route, checkpoints: Sequence[Checkpoint], asked: Mapping[str, Any]) -> Survey:
+    """The points along the line; before them, of more than two, the mean of all."""
+    whole = {
+        "survey": "path",
+        "version": __version__,
+        "checkpoints": [
+            {"name": name, "bytes": each.size}
+            for name, each in zip(found.names, checkpoints, strict=True)
+        ],
+        "lengths": list(found.lengths),
+        **asked,
+    }
+    count = len(found.names)
+    stops = []
+    if count > 2:
+        stops.append(Stop(("", MEAN, ""), (1 / count,) * count))
+    stops += [
+        Stop(
+            (number_text(t), found.name(t), number_text(found.distance(t))),
+            found.coefficients(t),
+        )
+        for t in found.ts
+    ]
+    return Survey(whole, COLUMNS, tuple(stops))
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Between checkpoints ``index`` and the next: the largest ``height`` of a value above the
+    straight line between the values at the ends (Entezari et al. 2022), at ``t``;
+    0 at the ends if it is nowhere above. ``over_mean`` is the largest value less the mean of the
+    ends (Frankle et al. 2020, section 2)."""
+
+    index: int
+    height: float
+    t: float
+    over_mean: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was found along a route: ``values`` at its ``ts``, and that of the ``mean`` of all."""
+
+    route: Route
+    values: tuple[Value, ...]
+    mean: Value
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are error rates."""
+        return all(value.error is not None for value in self.values)
+
+    def series(self, metric: Metric) -> tuple[float, ...]:
+        """The values along the line; NaN where there is none."""
+        return tuple(number(value, metric) for value in self.values)
+
+    def at(self, index: int, metric: Metric) -> float:
+        """The value at checkpoint ``index``."""
+        return self.series(metric)[self.route.ts.index(float(index))]
+
+    def barriers(self, metric: Metric) -> tuple[Barrier, ...]:
+        return tuple(self._barrier(index, metric) for index in range(len(self.route.names) - 1))
+
+    def _barrier(self, index: int, metric: Metric) -> Barrier:
+        first, second = self.at(index, metric), self.at(index + 1, metric)
+        best, top = Barrier(index, 0.0, float(index), 0.0), -math.inf
+        for t, value in zip(self.route.ts, self.series(metric), strict=True):
+            if not index <= t <= index + 1:
+                continue
+            # What is not a number is as high as can be.
+            value = math.inf if math.isnan(value) else value
+            part = t - index
+            height = value - ((1 - part) * first + part * second)
+            top = max(top, value - (first + second) / 2)
+            if height > best.height:
+                best = Barrier(index, height, t, 0.0)
+        return Barrier(best.index, best.height, best.t, top)
+
+
+def number(value: Value, metric: Metric) -> float:
+    found = value.loss if metric == "loss" else value.error
+    return math.nan if found is None else found
+
+
+def line_of(found: Route, values: Sequence[Value]) -> Line:
+    """Raises NumericsError if a checkpoint itself has no finite loss."""
+    count = len(found.names)
+    if count > 2:
+        mean, along = values[0], tuple(values[1:])
+    else:
+        along = tuple(values)
+        mean = along[found.ts.index(0.5)]
+    line = Line(found, along, mean)
+    for index, name in enumerate(found.names):
+        if not math.isfinite(line.at(index, "loss")):
+            raise NumericsError(
+                f"{name}: its loss is {line.at(index, 'loss')}.",
+                hint="Does the model with this checkpoint give numbers on this data at all?",
+            )
+    return line
+
+
+# Beyond the ends, what rises by more than this many times the range between them is cut.
+_HIGHEST = 4.0
+
+
+def extent(line: Line, metric: Metric) -> tuple[float, float]:
+    """The lowest and the highest value to show, which differ: all that lies between the
+    checkpoints, and what is beyond the ends unless it would leave no room for that."""
+    values = line.series(metric)
+    last = len(line.route.names) - 1
+    inside = [value for t, value in zip(line.route.ts, values, strict=True) if 0 <= t <= last]
+    inside.append(number(line.mean, metric))
+    low = min(filter(math.isfinite, inside))
+    high = max(filter(math.isfinite, inside))
+    room = high - low or abs(high) * 0.1 or 1.0
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(low, *finite), min(max(high, *finite), high + _HIGHEST * room)
+    return (low, high) if high > low else (low - room / 2, high + room / 2)
+
+
+# Up to this share of wrong answers more, runs count as connected (Frankle et al. 2020, section 2).
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``safe``: the mean may be expected to be no worse than what it is made of."""
+
+    safe: bool
+    text: str
+
+
+def verdict(line: Line) -> Verdict:
+    """No barrier where it is below 2 % of error, or without classes 2 % of the ends' loss; and the
+    mean is no worse than the worst of the checkpoints by more than that."""
+    metric: Metric = "error" if line.judged else "loss"
+    ends = [line.at(index, metric) for index in range(len(line.route.names))]
+    allowed = TOLERANCE if metric == "error" else TOLERANCE * max(map(abs, ends))
+    worst = max(line.barriers(metric), key=lambda barrier: barrier.height)
+    mean = number(line.mean, metric)
+    if worst.height > allowed:
+        return Verdict(False, "a barrier: do not average these")
+    if not mean <= max(ends) + allowed:
+        return Verdict(False, "no barrier, but the mean is worse than all of them")
+    if mean < min(ends):
+        return Verdict(True, "no barrier: averaging is safe, and the mean is better than all")
+    return Verdict(True, "no barrier: averaging is safe")

@@ -1,0 +1,252 @@
+"""Averages put straight into a model: files are streamed into its parameters, tensor by tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from swavg import weights as schedules
+from swavg.dtypes import Accumulator, DType
+from swavg.errors import MismatchError, NumericsError, RequestError
+from swavg.formats import base, open_checkpoint
+from swavg.formats.read import boxes, gather
+from swavg.kernels.base import Arithmetic
+from swavg.kernels.cpu import CpuKernel
+from swavg.kernels.repair import Trouble, repair
+from swavg.recipe import short_names
+from swavg.training.matching import Match, match, model_dtype
+from swavg.training.state import own_rows, own_tensors
+from swavg.training.wrapped import is_sharded, local, part_of
+
+_BLOCK = 1 << 18
+
+Path = str | os.PathLike[str]
+
+
+def apply_swa(
+    model: nn.Module,
+    checkpoints: Sequence[Path | base.Checkpoint],
+    weights: Sequence[float] | None = None,
+    strict: bool = True,
+    *,
+    sum_to: schedules.Sum = "one",
+    buffers: bool = True,
+    key: str | None = None,
+    allow_nonfinite: bool = False,
+) -> tuple[str, ...]:
+    """Put the weighted sum of checkpoints into a model, without a second copy of it.
+
+    ``checkpoints`` are files or folders of any format that swavg opens (``key`` is the dotted path
+    of the state dict in PyTorch files). ``weights`` are one number each (None: the mean); they
+    must sum to 1 unless ``sum_to`` is ``normalize`` or ``raw``. Parameters and floating-point
+    buffers (running statistics) become the sum, rounded once to their own dtype: the bits that
+    ``swavg.average`` and ``load_state_dict`` give where the files have the model's dtypes.
+    Integer buffers take the last checkpoint's values. With ``buffers`` False only parameters are
+    written. What else the checkpoints hold is not looked at.
+
+    Strict: every tensor of the model must be in every checkpoint, in its shape; MismatchError
+    names those that are not. Not strict: they keep the model's own value, and their names are
+    returned. Either way this is decided before the model is touched.
+
+    A value that is NaN or Inf is refused with NumericsError, as ``swavg average`` does, unless
+    ``allow_nonfinite`` is set (or all checkpoints have the same Inf there). That shows only while
+    the files are read: the model then holds the average in part, as after an InputError.
+
+    Beside the model this takes some megabytes; for a tensor that is sharded along another
+    dimension than its first, the whole of that tensor. In a distributed run every rank calls this
+    and reads what it holds itself.
+    """
+    with Blend(
+        model,
+        checkpoints,
+        strict=strict,
+        buffers=buffers,
+        key=key,
+        allow_nonfinite=allow_nonfinite,
+    ) as blend:
+        blend.apply(weights, sum_to=sum_to)
+        return blend.kept
+
+
+class Blend:
+    """Checkpoints that are opened and matched with a model once, to put many weighted sums of
+    them into it.
+
+    ``kept`` are the names of the model's tensors that keep their own value (only if not strict).
+    The arguments and the errors are those of :func:`apply_swa`. ``with`` or :meth:`close` closes
+    the files.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoints: Sequence[Path | base.Checkpoint],
+        *,
+        strict: bool = True,
+        buffers: bool = True,
+        key: str | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        if isinstance(checkpoints, (str, os.PathLike)) or not checkpoints:
+            raise RequestError("No checkpoints given.", hint="Give a list of paths.")
+        shared: dict[Any, Any] = {}
+        self._checkpoints = [
+            each
+            if isinstance(each, base.Checkpoint)
+            else open_checkpoint(os.fspath(each), key=key, shared=shared)
+            for each in checkpoints
+        ]
+        self._shown = short_names([each.path for each in self._checkpoints])
+        self._model = model
+        self._buffers = buffers
+        self._allow_nonfinite = allow_nonfinite
+        tensors = own_tensors(model, buffers=buffers)
+        self._matches, self.kept = match(tensors, self._checkpoints, self._shown, strict)
+        most = max(source.spec.numel for each in self._matches for source in each.sources[:1])
+        # A multiple of 8: a block of any dtype is whole bytes.
+        self._block = min(_BLOCK, -(-most // 8) * 8 or 8)
+        self._kernel = CpuKernel(2 * self._block)
+        self._staging = torch.empty(16 * self._block, dtype=torch.uint8)
+        self._bytes = self._staging.numpy().data
+        self._pool = base.FilePool()
+
+    def __enter__(self) -> Blend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files. They are opened again when they are needed."""
+        self._pool.close()
+
+    def apply(
+        self, weights: Sequence[float] | None = None, *, sum_to: schedules.Sum = "raw"
+    ) -> None:
+        """Put the sum with ``weights`` (None: the mean), of any sign and sum, into the model.
+
+        Raises RequestError for another count of weights, InputError for a file that changed since
+        it was opened, NumericsError as :func:`apply_swa`.
+        """
+        n = len(self._checkpoints)
+        numbers = schedules.mean(n) if weights is None else schedules.given(weights, n, sum_to)
+        # Asked for anew: a model that was moved has other buffers, FSDP2 puts its shards back.
+        tensors = own_tensors(self._model, buffers=self._buffers)
+        with torch.no_grad():
+            for each in self._matches:
+                self._make(each, tensors[each.name], numbers)
+        for checkpoint in self._checkpoints:
+            for file in checkpoint.files:
+                file.check()
+
+    def _make(self, each: Match, tensor: Tensor, weights: Sequence[float]) -> None:
+        dtype = model_dtype(tensor)
+        if tuple(tensor.shape) != each.sources[0].spec.shape or dtype is None:
+            raise MismatchError(f"'{each.name}' of the model is no longer what it was.")
+        if not is_sharded(tensor):
+            self._fill(each, tensor, dtype, 0, weights)
+            return
+        rows = own_rows(tensor)
+        if rows is not None:
+            self._fill(each, rows.part, dtype, rows.first, weights)
+            return
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype)
+        self._fill(each, whole, dtype, 0, weights)
+        local(tensor).copy_(part_of(whole, tensor))
+
+    def _fill(
+        self, each: Match, target: Tensor, dtype: DType, first: int, weights: Sequence[float]
+    ) -> None:
+        """Write the elements from ``first`` on, in row-major order, to all of ``target``."""
+        arithmetic = _arithmetic(each, dtype, weights)
+        flat = target.detach().view(-1) if target.is_contiguous() else None
+        parts = 1 if arithmetic is None else 2 if dtype.kind == "complex" else 1
+        for start in range(0, target.numel(), self._block):
+            stop = min(start + self._block, target.numel())
+            if arithmetic is None:
+                made = self._last(each, first + start, first + stop)
+            else:
+                self._sum(each, arithmetic, first + start, stop - start, parts)
+                made = self._staging[: dtype.nbytes(stop - start)].view(target.dtype)
+            if flat is not None:
+                flat[start:stop].copy_(made)
+            else:
+                _scatter(target, start, stop, made)
+
+    def _last(self, each: Match, start: int, stop: int) -> Tensor:
+        """Elements of the last checkpoint, in its own dtype."""
+        dtype = each.sources[-1].spec.dtype
+        data = self._bytes[: dtype.nbytes(stop - start)]
+        self._read(len(each.sources) - 1, each.sources[-1], start, stop, data)
+        return self._staging[: len(data)].view(getattr(torch, dtype.name))
+
+    def _sum(self, each: Match, arithmetic: Arithmetic, start: int, count: int, parts: int) -> None:
+        """Fill the front of the staging buffer with ``count`` elements of the sum."""
+
+        def read(index: int, data: memoryview) -> None:
+            self._read(index, each.sources[index], start, start + count, data)
+
+        out = self._bytes[: arithmetic.output.nbytes(count * parts)]
+        if self._kernel.weighted_sum(arithmetic, count * parts, read, out):
+            return
+        trouble = repair(arithmetic, count * parts, read, out)
+        if trouble is not None and not self._allow_nonfinite:
+            raise self._refused(each, arithmetic, start + trouble.index // parts, trouble)
+
+    def _read(
+        self, index: int, source: base.Tensor, start: int, stop: int, data: memoryview
+    ) -> None:
+        file = self._checkpoints[index].files[source.extent.file]
+        if source.extent.strides is None:
+            offset = source.extent.offset + source.spec.dtype.nbytes(start)
+            self._pool.read_into(file, offset, data)
+        elif stop > start:
+            gather(self._pool, file, source, start, stop, data)
+
+    def _refused(
+        self, each: Match, arithmetic: Arithmetic, index: int, trouble: Trouble
+    ) -> NumericsError:
+        shape = each.sources[0].spec.shape
+        position = [int(at) for at in np.unravel_index(index, shape)] if shape else []
+        place = f"'{each.name}'" + (f" at {position}" if position else "")
+        after = "The model holds the average in part now."
+        if trouble.inputs:
+            input_, value = trouble.inputs[0]
+            return NumericsError(
+                f"{self._shown[input_]}: {place} is {value}.",
+                hint=f"Leave that checkpoint out, or set allow_nonfinite=True. {after}",
+            )
+        return NumericsError(
+            f"{place}: the sum {trouble.value:.6g} overflows {arithmetic.output}.",
+            hint=f"Set allow_nonfinite=True to let it through. {after}",
+        )
+
+
+def _arithmetic(each: Match, dtype: DType, weights: Sequence[float]) -> Arithmetic | None:
+    """How the sum is taken; None for integers, which are not summed."""
+    if not dtype.floating:
+        return None
+    inputs = tuple(source.spec.dtype for source in each.sources)
+    # As swavg.plan.accumulator: the widest that the inputs ask for.
+    wide = any(each.accumulator == "float64" for each in inputs)
+    kind: Accumulator = "float64" if wide else "float32"
+    uniform = schedules.is_uniform(weights)
+    return Arithmetic(
+        tuple(each.part for each in inputs), tuple(weights), uniform, kind, dtype.part
+    )
+
+
+def _scatter(target: Tensor, start: int, stop: int, made: Tensor) -> None:
+    """Write row-major elements of a tensor that lies otherwise in memory (channels last, say)."""
+    done = 0
+    for box in boxes(tuple(target.shape), start, stop):
+        part = target.detach()
+        for dimension, (first, count) in enumerate(box):
+            part = part.narrow(dimension, first, count)
+        part.copy_(made[done : done + part.numel()].view(part.shape))
+        done += part.numel()

@@ -1,0 +1,179 @@
+"""Batch-norm statistics computed anew: one pass over data, exact cumulative averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from swavg.errors import RequestError
+from swavg.training.wrapped import modules, unwrap
+
+Weigh = Literal["batches", "elements"]
+
+
+def update_bn(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    weigh: Weigh = "batches",
+) -> list[str]:
+    """Recompute the running statistics of batch-norm layers in one pass over ``batches``.
+
+    Their running mean and variance become the averages of those of the batches, and their counters
+    count these alone. As in ``torch.optim.swa_utils.update_bn`` each batch counts the same, a
+    small last one too, and on the same network without dropout the results are the same bits;
+    ``weigh="elements"`` counts each by its elements per channel. (Neither adds the variance of the
+    batches' means: it is the variance within a batch, of which batch-norm makes use in training.)
+
+    Only the batch-norm layers are in training mode meanwhile: dropout is off, as it is where the
+    statistics are used. Instance-norm layers that track statistics are treated alike. Modes and
+    momenta are set back afterwards; after an error, in the data too, the statistics as well.
+    Layers that no batch comes by keep theirs. In half precision averages are kept in float64.
+
+    A batch is what :func:`swavg.training.loading.split` says: a tensor, (inputs..., target) or a
+    mapping; ``forward(model, batch)`` does something else with it. ``device`` is where batches are
+    moved. The model is used without its DDP and compile wrappers, so each rank computes over what
+    it is given: give all ranks the same batches (or use SyncBatchNorm, which has statistics over
+    all ranks).
+
+    Returns the plain names of the buffers that were recomputed. Raises RequestError if there is no
+    batch, or if ``weigh`` is something else.
+    """
+    if weigh not in ("batches", "elements"):
+        raise RequestError(f"weigh is {weigh!r}; it is 'batches' or 'elements'.")
+    run = _default() if forward is None else forward
+    inner = unwrap(model)
+    layers: dict[_NormBase, _Layer] = {}
+    for name, module in modules(inner):
+        if isinstance(module, _NormBase) and module.running_mean is not None:
+            layers.setdefault(module, _Layer(name, module, weigh))
+    if not layers:
+        return []
+    used = 0
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_interpreted())
+        stack.enter_context(_modes(inner, layers))
+        for layer in layers.values():
+            stack.enter_context(layer.counting())
+        for batch in batches:
+            used += 1
+            if device is not None:
+                batch = _on(batch, device)
+            run(inner, batch)
+        if used == 0:
+            raise RequestError(
+                "There is no batch to compute batch-norm statistics from.",
+                hint="An iterator that was used up gives none: pass a DataLoader or a list.",
+            )
+        for layer in layers.values():
+            layer.finish()
+    return [name for layer in layers.values() for name in layer.changed]
+
+
+def _default() -> Callable[[nn.Module, Any], Any]:
+    from swavg.training.loading import forward
+
+    return forward
+
+
+def _on(batch: Any, device: torch.device | str) -> Any:
+    from swavg.training.loading import to_device
+
+    return to_device(batch, device)
+
+
+class _Layer:
+    """One layer: its old statistics, and the averages as they grow."""
+
+    def __init__(self, name: str, module: _NormBase, weigh: Weigh) -> None:
+        self._name = name
+        self._module = module
+        self._weigh = weigh
+        self._momentum = module.momentum
+        self._old = {name: tensor.clone() for name, tensor in self._buffers()}
+        self._total = 0
+        self._share = 0.0
+        # Cumulative averages in half precision stop moving: each new batch's part rounds to 0.
+        wide = module.running_mean is not None and module.running_mean.itemsize < 4
+        self._wide: dict[str, Tensor] | None = {} if wide else None
+        self._done = False
+
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            tensor = getattr(self._module, name, None)
+            if tensor is not None:
+                yield name, tensor
+
+    @property
+    def changed(self) -> list[str]:
+        prefix = f"{self._name}." if self._name else ""
+        # Instance-norm has a counter, too, but does not count.
+        counts = isinstance(self._module, _BatchNorm)
+        names = [name for name, tensor in self._buffers() if counts or tensor.is_floating_point()]
+        return [prefix + name for name in names] if self._total else []
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        before = self._module.register_forward_pre_hook(self._before, with_kwargs=True)
+        after = self._module.register_forward_hook(self._after)
+        self._module.reset_running_stats()
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+            self._module.momentum = self._momentum
+            if not self._done or self._total == 0:
+                for name, tensor in self._buffers():
+                    tensor.copy_(self._old[name])
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # As the momentum: instance-norm has no cumulative average of its own.
+        given = args[0] if args else named["input"]
+        elements = given.numel() // self._module.num_features
+        new = 1 if self._weigh == "batches" else elements
+        self._total += new
+        self._share = new / self._total
+        self._module.momentum = self._share if self._wide is None else 1.0
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._wide is None:
+            return
+        for name, tensor in self._buffers():
+            if tensor.is_floating_point():
+                now = tensor.double()
+                average = self._wide.setdefault(name, now.clone())
+                average.lerp_(now, self._share)
+
+    def finish(self) -> None:
+        for name, tensor in self._buffers():
+            if self._wide is not None and name in self._wide:
+                tensor.copy_(self._wide[name])
+        self._done = True
+
+
+@contextmanager
+def _modes(model: nn.Module, training: Iterable[nn.Module]) -> Iterator[None]:
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        for module in training:
+            module.training = True
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _interpreted() -> AbstractContextManager[Any]:
+    """Without compiled code, which would be compiled anew for every momentum."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")

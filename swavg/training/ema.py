@@ -1,0 +1,205 @@
+"""The exponential moving average (EMA) of a model while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from swavg.errors import RequestError
+from swavg.training.moving import lerp
+from swavg.training.shadow import Buffers, Frozen, Shadow
+from swavg.weights import WARMUPS, warmup_decay
+from swavg.weights.checks import check_count, check_decay
+
+
+class EMA:
+    """The EMA of ``model``'s weights, started from the model as it is.
+
+        >>> ema = EMA(model, decay=0.999)
+        >>> for batch in batches:
+        ...     train(batch)
+        ...     ema.update()  # after each optimizer step
+        >>> with ema.applied():
+        ...     evaluate(model)
+
+    Each update is ``a <- a + (1 - decay) (w - a)``, one fused call for all tensors of a device and
+    dtype. ``decay`` is per update made: with ``every=10`` only each tenth call makes one.
+
+    - ``warmup``: a schedule of :data:`swavg.weights.WARMUPS`, with ``warmup_options`` as
+      :func:`swavg.weights.warmup_decay` takes them. The first update has t = 1; with
+      ``inverse-gamma`` t = 0, a copy of the model.
+    - ``device``: where the averages lie, such as ``"cpu"``. Unless given, beside the model.
+    - Averages of float16 and bfloat16 weights are float32: with a decay of 0.999 a bfloat16
+      average would never move. They are rounded where they are applied.
+    - ``buffers``: ``"copy"`` takes the model's at each update; ``"average"`` averages those that
+      are no integers. Buffers outside the state dict are not touched.
+    - ``frozen``: a parameter that has never required a gradient takes no memory and no time; its
+      average is its own value. One that requires it later starts at the first update after; one
+      that is frozen later is averaged on. ``"average"`` averages all from the start: for frozen
+      weights that change all the same, as those of a momentum encoder.
+    - Tied parameters are one. Those that come, go or change their shape make :meth:`update` raise;
+      :meth:`refresh` goes on with them.
+
+    Works on models that are compiled, in DDP, or sharded by FSDP2 (build it after ``fully_shard``;
+    each rank averages its own part). Names are those of the model without wrappers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float = 0.999,
+        *,
+        warmup: str | None = None,
+        warmup_options: Mapping[str, float] | None = None,
+        every: int = 1,
+        device: torch.device | str | None = None,
+        buffers: Buffers = "copy",
+        frozen: Frozen = "keep",
+    ) -> None:
+        check_decay(decay)
+        check_count("every", every)
+        self.decay = decay
+        self.every = every
+        self._warmup = warmup
+        self._options = dict(warmup_options or {})
+        if warmup is None and self._options:
+            raise RequestError("warmup_options without a warmup.")
+        unknown = set(self._options) - {"gamma", "power", "minimum", "tau"}
+        if unknown:
+            raise RequestError(
+                f"warmup_options: '{min(unknown)}' is none; there are gamma, power, minimum, tau."
+            )
+        if warmup is not None and warmup not in WARMUPS:
+            raise RequestError(
+                f"There is no warm-up called {warmup!r}.", hint=f"There are: {', '.join(WARMUPS)}."
+            )
+        self.num_updates = 0
+        """How many updates were made."""
+        self.step: int | None = None
+        """The step that the last call of :meth:`update` was given."""
+        self._calls = 0
+        # Of a mistaken option one learns now, not after the first step.
+        self.next_decay()
+        self._shadow = Shadow(model, device=device, buffers=buffers, frozen=frozen)
+
+    def next_decay(self) -> float:
+        """The decay that the next update uses."""
+        if self._warmup is None:
+            return self.decay
+        t = self.num_updates + (self._warmup != "inverse-gamma")
+        return warmup_decay(self._warmup, t, self.decay, **self._options)
+
+    def update(self, step: int | None = None) -> None:
+        """Average the model's present weights in, at each ``every``-th call.
+
+        ``step``, the number of optimizer steps done, may be given: then the steps that
+        ``every`` divides count instead of calls, and a step that does not increase (one that is
+        done twice) is an error. Raises RequestError while the average is applied, and if the
+        model's parameters are no longer the same.
+        """
+        self._shadow.forbid_applied("update")
+        if step is not None and self.step is not None and step <= self.step:
+            raise RequestError(f"Step {step} comes after step {self.step}: steps must increase.")
+        due = (self._calls + 1 if step is None else step) % self.every == 0
+        if due:
+            self._shadow.move(partial(lerp, weight=1 - self.next_decay()))
+            self.num_updates += 1
+        self._calls += 1
+        self.step = self.step if step is None else step
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights in the block, and its own again after it, also after
+        an error. Parameters must not be changed in it. Buffers may be: recomputed batch-norm
+        statistics stay with the average (until the next update, where they are copied)."""
+        with self._shadow.in_model():
+            yield
+
+    def apply_shadow(self) -> None:
+        """Give the model the averaged weights, until :meth:`restore`. Raises RequestError if it
+        has them already."""
+        self._shadow.apply()
+
+    def restore(self) -> None:
+        """Give the model its own weights back. Raises RequestError if it has them."""
+        self._shadow.restore()
+
+    def register(self) -> None:
+        """Start again from the model as it is, with no update made."""
+        self._shadow.start()
+        self.num_updates = 0
+        self.step = None
+        self._calls = 0
+
+    def refresh(self) -> None:
+        """Go on with a model whose parameters have changed: a new one, or one of a new shape,
+        starts at its present value; what is gone is forgotten."""
+        self._shadow.refresh()
+
+    def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Tensor]:
+        """The model's whole state dict with the averaged values, as copies: in the average's dtype
+        (float32 for half precision), or with ``dtype="model"`` in the model's. What is no tensor
+        (extra state) is left out. Under FSDP2 a collective: every rank gets the whole."""
+        return self._shadow.averaged(dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it takes to go on bit for bit; ``torch.load`` reads it with ``weights_only``.
+
+        Like a module's, it holds the averages themselves and not copies. Under FSDP2 a collective:
+        every rank gets whole tensors, which another number of ranks can load.
+        """
+        return {
+            "version": 1,
+            **self._settings(),
+            "num_updates": self.num_updates,
+            "calls": self._calls,
+            "step": self.step,
+            **self._shadow.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`. Raises RequestError if it was made with another decay
+        or schedule, and MismatchError, naming them, for other names and shapes."""
+        check_state(state, "EMA", {*self._settings(), "num_updates", "calls", "step"})
+        for name, value in self._settings().items():
+            if state[name] != value:
+                raise RequestError(
+                    f"The state was made with {name} {state[name]}, not {value}.",
+                    hint="Build the EMA with the same; ema.decay can be set after loading.",
+                )
+        self._shadow.load(state)
+        self.num_updates = int(state["num_updates"])
+        self._calls = int(state["calls"])
+        self.step = state["step"]
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "decay": self.decay,
+            "warmup": self._warmup,
+            "warmup_options": dict(self._options),
+            "every": self.every,
+        }
+
+    def __repr__(self) -> str:
+        schedule = "" if self._warmup is None else f", warmup={self._warmup!r}"
+        return f"EMA(decay={self.decay}{schedule}, num_updates={self.num_updates})"
+
+
+def check_state(state: Mapping[str, Any], kind: str, needed: set[str]) -> None:
+    """Raise RequestError unless ``state`` has the entries of a state dict of ``kind``."""
+    lacking = sorted({"averages", "own", *needed} - set(state))
+    if lacking:
+        raise RequestError(
+            f"This is no state dict of {kind}: it has no '{lacking[0]}'.",
+            hint=f"Load what {kind}.state_dict() returned.",
+        )
+    if state.get("version") != 1:
+        raise RequestError(
+            f"This state dict of {kind} has version {state.get('version')}, not 1.",
+            hint="Load it with the swavg that wrote it.",
+        )

@@ -1,0 +1,276 @@
+"""``swavg bn``: an averaged checkpoint with its batch-norm statistics recomputed, nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from swavg import __version__
+from swavg.errors import MismatchError, RequestError, SwavgError
+from swavg.formats import open_checkpoint
+from swavg.formats.base import Checkpoint
+from swavg.formats.output import default_path
+from swavg.kernels.torch import check_device
+from swavg.plan import by_canonical_name, canonical
+from swavg.recipe import recorded_in, short_names
+from swavg.report import STDOUT
+from swavg.training.apply import apply_swa
+from swavg.training.batchnorm import update_bn
+from swavg.training.loading import examples, forward, to_device
+from swavg.training.moved import Moved, moved
+from swavg.training.named import failed
+from swavg.training.replacing import copy_of, copying_job, held, rounded
+from swavg.training.state import own_tensors
+
+Path = str | os.PathLike[str]
+OnBatch = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What :func:`recalibrate` did.
+
+    ``buffers`` are the tensors of the checkpoint that were replaced, of ``layers`` batch-norm
+    layers; ``batches`` and ``examples`` (None if a batch does not tell) are what they were
+    computed on. ``moved`` says how far they moved. ``written`` are bytes.
+    """
+
+    output: str
+    format: str
+    input: str
+    layers: int
+    buffers: tuple[str, ...]
+    batches: int
+    examples: int | None
+    moved: Moved
+    written: int
+    seconds: float
+    notes: tuple[str, ...]
+    recipe: Mapping[str, Any]
+
+
+def recalibrate(
+    averaged: Path,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    output: Path | None = "",
+    limit: int | None = None,
+    device: str = "cpu",
+    key: str | None = None,
+    force: bool = False,
+    on_batch: OnBatch | None = None,
+) -> Recalibration:
+    """Write ``averaged`` with the running statistics that its weights have on ``batches``.
+
+    The weights are put into ``model``, which is left with them, on ``device``, with the new
+    statistics. At most ``limit`` batches are taken, each as
+    :func:`swavg.training.loading.forward` understands it; means and variances are cumulative
+    averages over them (:func:`swavg.training.update_bn`). All but the statistics is copied as
+    bytes, and they keep their dtypes. ``output`` is a path, None for standard output, or empty for
+    the default: ``averaged`` with ``-bn`` behind its stem. ``key`` is the dotted path of the state
+    dict in a PyTorch file. ``on_batch`` is called after each batch with the number done and in
+    all (None: unknown). Raises a SwavgError; the destination is then as it was.
+    """
+    begun = time.monotonic()
+    checkpoint = open_checkpoint(averaged, key=key)
+    where = _check_output(checkpoint, output, force)
+    _check_layers(model)
+    model.to(device_of(device))
+    notes = _fill(model, checkpoint)
+    seen = _Seen(limit, device, on_batch)
+    with torch.no_grad():
+        names = _run(model, seen.of(batches))
+    found = _replaced(model, names, checkpoint)
+    layers, unused = _used(model, names)
+    if not layers:
+        raise RequestError(f"No batch came by a batch-norm layer of {type(model).__name__}.")
+    if unused:
+        shown = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        notes.append(f"no batch came by {shown} ({len(unused)} layers): as in the average")
+    values = _recipe(checkpoint, layers, seen)
+    parts = {name: rounded(tensor, checkpoint, name) for name, tensor in found.items()}
+    with held(parts, checkpoint) as fresh:
+        tasks = [
+            copy_of(name, 1, fresh.tensors[name])
+            if name in fresh.tensors
+            else copy_of(name, 0, checkpoint.tensors[name])
+            for name in checkpoint.tensors
+        ]
+        job = copying_job([checkpoint, fresh], tasks, where, values, force)
+        report = job.run()
+        change = moved(checkpoint, fresh)
+    return Recalibration(
+        STDOUT if where is None else report.output,
+        report.format,
+        checkpoint.path,
+        layers,
+        tuple(found),
+        seen.batches,
+        seen.examples,
+        change,
+        report.written,
+        time.monotonic() - begun,
+        (*checkpoint.notes, *notes, *report.notes),
+        values,
+    )
+
+
+def check_output(
+    averaged: Path, output: Path | None = "", *, key: str | None = None, force: bool = False
+) -> None:
+    """Raise what :func:`recalibrate` would for these arguments before the model runs: InputError,
+    or OutputError if the output exists, is the input, or has no room."""
+    _check_output(open_checkpoint(averaged, key=key), output, force)
+
+
+def _check_output(checkpoint: Checkpoint, output: Path | None, force: bool) -> str | None:
+    where = None if output is None else os.fspath(output) or default_output(checkpoint)
+    copies = [copy_of(name, 0, tensor) for name, tensor in checkpoint.tensors.items()]
+    copying_job([checkpoint], copies, where, {}, force).check()
+    return where
+
+
+def default_output(checkpoint: Checkpoint) -> str:
+    """``run/averaged-bn.pt`` for ``run/averaged.pt``."""
+    path = checkpoint.path.rstrip("/") or checkpoint.path
+    suffix = default_path(checkpoint).removeprefix("averaged")
+    return f"{path.removesuffix(suffix)}-bn{suffix}"
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device ``name``; RequestError if this machine has none."""
+    try:
+        return check_device(name)
+    except RequestError as error:
+        # Its own hint is for averages, which are the same on all devices.
+        raise RequestError(error.message, hint="Use cpu, cuda or cuda:N.") from None
+
+
+def _check_layers(model: nn.Module) -> None:
+    """RequestError if no layer has running statistics."""
+    kind = nn.modules.batchnorm._NormBase
+    layers = [module for module in model.modules() if isinstance(module, kind)]
+    if all(layer.running_mean is None for layer in layers):
+        without = f" (its {len(layers)} layers keep none)" if layers else ""
+        raise RequestError(
+            f"{type(model).__name__} has no batch-norm with running statistics{without}:"
+            " there is nothing to recompute.",
+            hint="The average can be used as it is.",
+        )
+
+
+def _used(model: nn.Module, changed: Sequence[str]) -> tuple[int, list[str]]:
+    """How many layers have new statistics, and the names of the others that have any."""
+    own = own_tensors(model)
+    used = {id(own[name]) for name in map(canonical, changed) if name in own}
+    means = {id(own[name]): name for name in own if name.rpartition(".")[2] == "running_mean"}
+    unused = [name.removesuffix(".running_mean") for key, name in means.items() if key not in used]
+    return len(means) - len(unused), unused
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Put the checkpoint into the model; notes on what of it the model lacks."""
+    try:
+        apply_swa(model, [checkpoint], allow_nonfinite=True)
+    except MismatchError as error:
+        # Files of torch before 0.4.1 do not count the batches.
+        counters = [
+            each.what == "missing" and each.name.endswith("num_batches_tracked")
+            for each in error.differences
+        ]
+        if not counters or not all(counters):
+            raise MismatchError(
+                error.message,
+                differences=error.differences,
+                hint="Is it the model that was averaged? In a .pt, --key chooses the state dict.",
+            ) from None
+        apply_swa(model, [checkpoint], strict=False, allow_nonfinite=True)
+    own = own_tensors(model)
+    others = [name for name in by_canonical_name(list(checkpoint.tensors)) if name not in own]
+    if not others:
+        return []
+    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return [f"the model has no {shown} ({len(others)} of {len(checkpoint)} tensors): copied"]
+
+
+class _Seen:
+    """Counts the batches that go through, on their way to the device."""
+
+    def __init__(self, limit: int | None, device: str, on_batch: OnBatch | None) -> None:
+        if limit is not None and limit < 1:
+            raise RequestError("At least one batch is needed.")
+        self._limit = limit
+        self._device = device
+        self._on_batch = on_batch
+        self.batches = 0
+        self.examples: int | None = 0
+
+    def of(self, batches: Iterable[Any]) -> Iterator[Any]:
+        total = getattr(batches, "total", None)
+        if self._limit is not None:
+            total = self._limit if total is None else min(self._limit, total)
+        for batch in itertools.islice(batches, self._limit):
+            yield to_device(batch, self._device)
+            self.batches += 1
+            count = examples(batch)
+            known = self.examples is not None and count is not None
+            self.examples = self.examples + count if known else None  # type: ignore[operator]
+            if self._on_batch is not None:
+                self._on_batch(self.batches, total)
+
+
+def _run(model: nn.Module, batches: Iterator[Any]) -> list[str]:
+    first = next(batches, None)
+    if first is None:
+        raise RequestError(
+            "The data gave no batches: there is nothing to compute statistics on.",
+            hint="Was a generator used up, or is the data set smaller than a batch (drop_last)?",
+        )
+    try:
+        return list(update_bn(model, itertools.chain([first], batches), forward=forward))
+    except SwavgError:
+        raise
+    except Exception as error:
+        hint = "A batch is (inputs..., target), one tensor, or a mapping of keyword arguments."
+        raise failed("Running the model on the data failed", error, hint) from error
+
+
+def _replaced(
+    model: nn.Module, names: Sequence[str], checkpoint: Checkpoint
+) -> dict[str, torch.Tensor]:
+    """The new buffers by the names that they have in the checkpoint."""
+    own = own_tensors(model)
+    changed = {id(own[name]) for name in map(canonical, names) if name in own}
+    actual = by_canonical_name(list(checkpoint.tensors))
+    # A layer that is used under two names has its statistics under both.
+    found = {
+        actual[name]: tensor
+        for name, tensor in own.items()
+        if id(tensor) in changed and name in actual
+    }
+    for group in checkpoint.ties:
+        given = next((found[name] for name in group if name in found), None)
+        if given is not None:
+            found.update({name: given for name in group if name not in found})
+    return found
+
+
+def _recipe(checkpoint: Checkpoint, layers: int, seen: _Seen) -> dict[str, Any]:
+    """The checkpoint's own recipe, with what was done to it."""
+    own = recorded_in(checkpoint) or {
+        "method": "copy",
+        "inputs": list(short_names([checkpoint.path])),
+        "weights": [1.0],
+        "options": {},
+        "version": __version__,
+    }
+    done = {"layers": layers, "batches": seen.batches, "examples": seen.examples}
+    return {**own, "batch_norm": done}

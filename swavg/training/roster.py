@@ -1,0 +1,131 @@
+"""What of a model is averaged: each parameter and persistent buffer once, found where it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from swavg.errors import RequestError
+from swavg.training.wrapped import modules, plain_names, settle, unwrap
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """A place in a module that holds a parameter or buffer, under the first of its names."""
+
+    name: str
+    owner: dict[str, Any]
+    key: str
+    is_buffer: bool
+
+    def tensor(self) -> Tensor | None:
+        """What is there now; None where a buffer is not set."""
+        found: Tensor | None = self.owner.get(self.key)
+        return found
+
+
+class Roster:
+    """The parameters and persistent buffers of ``model``, tied ones once.
+
+    They are looked up anew each time: a module may replace its tensors (``buffer = ...``), and
+    FSDP2 does. Buffers that are not in the state dict are not looked at.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        settle(model)
+        self.model = model
+        self.slots: list[Slot] = []
+        self._aliases: list[tuple[Slot, Slot]] = []
+        self._layout: list[tuple[nn.Module, tuple[Any, ...], int]] = []
+        seen_modules: set[int] = set()
+        first: dict[int, Slot] = {}
+        for prefix, module in modules(model):
+            if id(module) not in seen_modules:
+                seen_modules.add(id(module))
+                count = len(module._parameters)
+                self._layout.append((module, tuple(module._modules.values()), count))
+            for slot in _slots(prefix, module):
+                tensor = slot.tensor()
+                _check(slot, tensor)
+                if tensor is None:
+                    if slot.is_buffer:
+                        self.slots.append(slot)
+                elif id(tensor) in first:
+                    if slot.owner is not first[id(tensor)].owner:
+                        self._aliases.append((slot, first[id(tensor)]))
+                else:
+                    first[id(tensor)] = slot
+                    self.slots.append(slot)
+
+    def check(self) -> None:
+        """Raise RequestError if modules or parameters came, went, or are no longer tied."""
+        settle(self.model)
+        for module, children, count in self._layout:
+            if len(module._parameters) != count or tuple(module._modules.values()) != children:
+                raise self._changed()
+        for alias, slot in self._aliases:
+            if alias.tensor() is not slot.tensor():
+                raise RequestError(
+                    f"'{alias.name}' and '{slot.name}' were one tensor and are two now.",
+                    hint="Call refresh() to average both from here on.",
+                )
+
+    def _changed(self) -> RequestError:
+        now = {slot.name for slot in Roster(self.model).slots}
+        known = {slot.name for slot in self.slots}
+        facts = [
+            f"{', '.join(shown(names))} {what}"
+            for names, what in ((now - known, "came"), (known - now, "went"))
+            if names
+        ]
+        said = "; ".join(facts) if facts else "modules were replaced"
+        return RequestError(
+            f"The model is no longer the one that is averaged: {said}.",
+            hint="Call refresh() to go on with it: what is new starts at its value of then.",
+        )
+
+    def state(self) -> dict[str, tuple[Tensor, Slot | None]]:
+        """The model's state dict by plain names, live tensors with their slots; values that are
+        no tensors are left out. Tied names give the same tensor."""
+        by_id = {id(slot.tensor()): slot for slot in self.slots}
+        names = plain_names(self.model)
+        entries = unwrap(self.model).state_dict(keep_vars=True)
+        return {
+            names.get(raw, raw): (value, by_id.get(id(value)))
+            for raw, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+
+
+def _slots(prefix: str, module: nn.Module) -> Iterable[Slot]:
+    dot = f"{prefix}." if prefix else ""
+    for key in module._parameters:
+        yield Slot(f"{dot}{key}", module._parameters, key, False)
+    for key in module._buffers:
+        if key not in module._non_persistent_buffers_set:
+            yield Slot(f"{dot}{key}", module._buffers, key, True)
+
+
+def _check(slot: Slot, tensor: Tensor | None) -> None:
+    if tensor is None:
+        return
+    if is_lazy(tensor):
+        raise RequestError(
+            f"'{slot.name}' has no shape yet.", hint="Send one batch through the model first."
+        )
+    if tensor.is_meta:
+        raise RequestError(
+            f"'{slot.name}' is on the meta device: it has no values.",
+            hint="Give the model its weights first.",
+        )
+
+
+def shown(names: Iterable[str], most: int = 5) -> list[str]:
+    """The first names, quoted, and how many more there are."""
+    ordered = sorted(names)
+    more = [f"{len(ordered) - most} more"] if len(ordered) > most else []
+    return [f"'{name}'" for name in ordered[:most]] + more

@@ -1,0 +1,242 @@
+"""Snapshots of a model as safetensors files that the command line reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from swavg import __version__, publish
+from swavg.dtypes import BY_NAME, DType
+from swavg.errors import OutputError, RequestError
+from swavg.formats.base import Task
+from swavg.formats.safetensors import SafetensorsLayout, lay_out_safetensors
+from swavg.plan import by_canonical_name
+from swavg.recipe import as_text
+from swavg.training.wrapped import is_sharded, plain_names, rank, unwrap
+
+_OURS = ("step", "epoch", "metrics", "format", "swavg")
+_EXTRA_STATE = "_extra_state"
+_CHUNK = 16 << 20
+
+
+def save_snapshot(
+    path: str | os.PathLike[str],
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    step: int | None = None,
+    epoch: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> Path:
+    """Write a model's state dict as a safetensors file, which appears whole or not at all.
+
+    ``model`` is a module (plain, compiled, in DDP, or sharded by FSDP2) or a mapping of names to
+    tensors. Parameters and persistent buffers are written, as they are, without the names that
+    wrappers add; a tied tensor under each of its names, so that the file loads strictly. Extra
+    state that is no tensor (``get_extra_state``) is left out; there is never optimizer state.
+
+    ``step`` (optimizer steps done), ``epoch`` and ``metrics`` (one number each) are recorded where
+    ``swavg list``, ``--best`` and ``ema --per-step`` find them. ``recipe`` marks an average: how
+    it was made, as ``swavg posthoc`` reads it. ``metadata`` are further strings.
+
+    One tensor at a time is held in memory besides the model, at most. In a distributed run every
+    rank calls this and rank 0 writes. If the state is sharded, each tensor is gathered for it, and
+    a failure of rank 0 raises in all ranks; otherwise the ranks do not talk to each other, and
+    the others return without waiting for the file.
+
+    Raises OutputError if ``path`` exists and ``force`` is not set, or cannot be written, and
+    RequestError for what no safetensors file holds.
+    """
+    target = Path(path)
+    tensors = _tensors(model)
+    layout = lay_out_safetensors(
+        [_task(name, tensor) for name, tensor in tensors.items()],
+        _metadata(step, epoch, metrics, recipe, metadata),
+    )
+    if not any(map(is_sharded, tensors.values())):
+        if rank() == 0:
+            _write(target, layout, tensors.__getitem__, force)
+        return target
+    _write_sharded(target, layout, tensors, force)
+    return target
+
+
+def _tensors(model: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors to write, by plain name."""
+    entries: dict[Any, Any]
+    if isinstance(model, nn.Module):
+        names = plain_names(model)
+        entries = {
+            names.get(name, name): value for name, value in unwrap(model).state_dict().items()
+        }
+    elif isinstance(model, Mapping):
+        entries = dict(model)
+    else:
+        raise RequestError(
+            f"A snapshot is of a module or a state dict, not of {type(model).__name__}."
+        )
+    found: dict[str, Tensor] = {}
+    for name, value in entries.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif not isinstance(name, str) or name.rpartition(".")[2] != _EXTRA_STATE:
+            raise RequestError(
+                f"'{name}' is {type(value).__name__}, and a safetensors file holds tensors only.",
+                hint="Pass a mapping without it.",
+            )
+    if not found:
+        raise RequestError("There is no tensor to save.")
+    if isinstance(model, nn.Module):
+        return found
+    # A mapping may come from a wrapped model.
+    return {plain: found[name] for plain, name in by_canonical_name(list(found)).items()}
+
+
+def _task(name: str, tensor: Tensor) -> Task:
+    return Task(name, "copy", _dtype(name, tensor), tuple(tensor.shape), (), ())
+
+
+def _dtype(name: str, tensor: Tensor) -> DType:
+    spelled = str(tensor.dtype).removeprefix("torch.")
+    found = BY_NAME.get(spelled)
+    if found is None or found.safetensors is None or tensor.layout is not torch.strided:
+        what = spelled if tensor.layout is torch.strided else f"sparse ({tensor.layout})"
+        raise RequestError(
+            f"'{name}' is {what}, which no safetensors file holds.",
+            hint="Pass a mapping without it, or with it converted.",
+        )
+    if tensor.is_meta:
+        raise RequestError(
+            f"'{name}' is on the meta device: it has no values to save.",
+            hint="Give the model its weights first.",
+        )
+    return found
+
+
+def _metadata(
+    step: int | None,
+    epoch: int | None,
+    metrics: Mapping[str, Any] | None,
+    recipe: Mapping[str, Any] | None,
+    metadata: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """The strings of the header. Metrics of an average stand in its recipe, so that they do not
+    pass for those of an average that is made of it."""
+    more = {} if metadata is None else dict(metadata)
+    for name, value in more.items():
+        if name in _OURS or not isinstance(value, str):
+            raise RequestError(
+                f"metadata: '{name}' is set by save_snapshot itself."
+                if name in _OURS
+                else f"metadata: '{name}' is {type(value).__name__}; only strings can be recorded."
+            )
+    # transformers refuses files that do not say which framework wrote them.
+    found = {"format": "pt", **more}
+    for name, count in (("step", step), ("epoch", epoch)):
+        if count is not None:
+            found[name] = str(checked_count(name, count))
+    numbers = {} if metrics is None else {str(k): _number(str(k), v) for k, v in metrics.items()}
+    if recipe is not None:
+        own = {"metrics": numbers} if numbers else {}
+        found["swavg"] = as_text({"version": __version__, **recipe, **own})
+    elif numbers:
+        found["metrics"] = json.dumps(numbers, ensure_ascii=False)
+    return found
+
+
+def checked_count(name: str, value: Any) -> int:
+    """``value`` as an int; RequestError unless it is a whole number of at least 0."""
+    try:
+        found = operator.index(value)
+    except (TypeError, RuntimeError):
+        found = -1
+    if found < 0 or isinstance(value, bool):
+        raise RequestError(f"{name} is {value!r}; it must be a whole number of at least 0.")
+    return found
+
+
+def _number(name: str, value: Any) -> float | str:
+    """A metric as JSON holds it, which has no NaN: as text then."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise RequestError(
+            f"The metric '{name}' is no single number: {type(value).__name__}.",
+            hint="Give a float or a tensor of one element.",
+        ) from None
+    return found if math.isfinite(found) else str(found)
+
+
+def _write(
+    path: Path, layout: SafetensorsLayout, get: Callable[[str], Tensor], force: bool
+) -> None:
+    try:
+        publish.check_destination(path, layout.size, force=force)
+        with publish.new_file(path, force=force) as sink:
+            for data in layout.frame(_chunks(layout, get)):
+                sink.write(data)
+            if not publish.is_stream(path):
+                layout.verify(sink.path)
+    except OutputError as error:
+        hint = error.hint
+        if hint is not None and "--force" in hint:
+            hint = "Pass force=True to replace it."
+        raise OutputError(path, error.problem, hint=hint) from None
+
+
+def _chunks(layout: SafetensorsLayout, get: Callable[[str], Tensor]) -> Iterator[memoryview]:
+    for task in layout.tasks:
+        # Always asked for: where tensors are gathered, all ranks do so in the same order.
+        tensor = get(task.name)
+        if tensor.numel():
+            yield from _bytes_of(tensor)
+
+
+def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor in row-major order: views of it where it lies so in main memory."""
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
+    step = flat.numel() if flat.device.type == "cpu" else max(1, _CHUNK // flat.element_size())
+    for start in range(0, flat.numel(), step):
+        part: memoryview = flat[start : start + step].cpu().view(torch.uint8).numpy().data
+        yield part
+
+
+def _write_sharded(
+    path: Path, layout: SafetensorsLayout, tensors: Mapping[str, Tensor], force: bool
+) -> None:
+    """All ranks gather tensor by tensor, rank 0 writes; every rank learns how it ended."""
+    missing = [task.name for task in layout.tasks]
+
+    def gather(name: str) -> Tensor:
+        missing.remove(name)
+        tensor: Any = tensors[name]
+        full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+        return full
+
+    problem: Exception | None = None
+    if rank() == 0:
+        try:
+            _write(path, layout, gather, force)
+        except Exception as error:
+            problem = error
+    # The other ranks, and rank 0 for what it did not get to: they wait for it in each gather.
+    for name in list(missing):
+        gather(name)
+    told = [None if problem is None else getattr(problem, "problem", str(problem))]
+    if dist.is_initialized():
+        dist.broadcast_object_list(told, src=0)
+    if problem is not None:
+        raise problem
+    if told[0] is not None:
+        raise OutputError(path, f"rank 0 could not write it: {told[0]}")

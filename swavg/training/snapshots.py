@@ -1,0 +1,225 @@
+"""A folder of snapshots: every N steps one, of which the last K and the best M stay."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from swavg.errors import InputError, OutputError, RequestError
+from swavg.formats import open_checkpoint
+from swavg.series import guess_mode
+from swavg.series.inside import read_inside
+from swavg.training.snapshot import checked_count, save_snapshot
+from swavg.training.wrapped import rank
+
+_SUFFIX = ".safetensors"
+_MARK = "snapshots"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    step: int
+    path: Path
+    value: float | None
+
+
+class Snapshots:
+    """Saves a snapshot every ``every`` steps into ``folder``, and deletes those that are neither
+    among the last ``keep`` nor the best ``best``.
+
+    Without ``keep`` and ``best`` all stay; with ``best`` alone, only the best. The best are those
+    with the lowest or highest ``metric``, by its name or as ``mode`` (``min`` or ``max``) says; of
+    equals the earlier. A snapshot without the metric, or where it is NaN or infinite, is never
+    among them. ``name`` has the step in it: ``step-{step}`` or ``run-{step:08d}``.
+
+    A snapshot is deleted only when the newer one is safely on the disk. Only files of this name
+    pattern that ``Snapshots`` itself wrote are ever deleted or replaced: those of an earlier
+    process, too, which are found in the folder. After training went back to an earlier step, the
+    last are those that were written last.
+
+    ``swavg average FOLDER --last 5`` averages the newest, ``--best 3 --metric NAME`` the best.
+    In a distributed run every rank calls :meth:`save`, and rank 0 writes and deletes.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        every: int = 1,
+        keep: int | None = None,
+        best: int | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+        name: str = "step-{step}",
+    ) -> None:
+        _check(every, keep, best, metric, mode)
+        self.folder = Path(folder)
+        self.every = every
+        self._keep = 0 if keep is None and best is not None else keep
+        self._best = 0 if best is None else best
+        self._metric = metric
+        self._sign = -1 if (mode or guess_mode(metric or "")) == "max" else 1
+        self._name = name
+        self._pattern = _pattern(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = [self._own(path) for path in self.folder.iterdir()]
+        self._kept = sorted(
+            (each for each in found if each is not None), key=lambda each: each.step
+        )
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The snapshots that there are, oldest first."""
+        return tuple(each.path for each in self._kept)
+
+    @property
+    def best_paths(self) -> tuple[Path, ...]:
+        """The best snapshots, best first."""
+        return tuple(each.path for each in self._ranked()[: self._best])
+
+    def due(self, step: int) -> bool:
+        """Whether :meth:`save` saves at ``step``."""
+        return step % self.every == 0
+
+    def save(
+        self,
+        model: nn.Module | Mapping[str, Tensor],
+        step: int,
+        metrics: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Path | None:
+        """Save the model if ``step`` is a multiple of ``every``; the path, or None.
+
+        ``more`` are arguments of :func:`save_snapshot`: ``epoch``, ``recipe``, ``metadata``. The
+        path may be gone already if the snapshot is none to keep. Raises as that does; then
+        nothing was deleted.
+        """
+        step = checked_count("step", step)
+        if not self.due(step):
+            return None
+        path = self.folder / f"{self._name.format(step=step)}{_SUFFIX}"
+        metadata = dict(more.pop("metadata", None) or {})
+        # An average that is made of snapshots takes over their metadata, but not their recipe.
+        recipe = more.pop("recipe", None)
+        if recipe is None:
+            metadata[_MARK] = self._name
+        else:
+            recipe = {**recipe, _MARK: self._name}
+        # What an interrupted run wrote at this step makes way; what is not ours does not.
+        force = rank() == 0 and self._own(path) is not None
+        save_snapshot(
+            path,
+            model,
+            step=step,
+            metrics=metrics,
+            recipe=recipe,
+            metadata=metadata,
+            force=force,
+            **more,
+        )
+        value = None if metrics is None or self._metric is None else metrics.get(self._metric)
+        kept = _Kept(step, path, None if value is None else float(value))
+        self._kept = [each for each in self._kept if each.path != path] + [kept]
+        self._prune()
+        return path
+
+    def _prune(self) -> None:
+        if self._keep is None:
+            return
+        first = len(self._kept) - self._keep
+        staying = {each.path for each in self._kept[max(first, 0) :]}
+        staying |= {each.path for each in self._ranked()[: self._best]}
+        for each in self._kept:
+            # Looked at again: someone may have put something else in its place.
+            if each.path not in staying and rank() == 0 and self._own(each.path) is not None:
+                _delete(each.path)
+        self._kept = [each for each in self._kept if each.path in staying]
+
+    def _ranked(self) -> list[_Kept]:
+        comparable = [each for each in self._kept if math.isfinite(_or_nan(each.value))]
+        return sorted(comparable, key=lambda each: self._sign * _or_nan(each.value))
+
+    def _own(self, path: Path) -> _Kept | None:
+        """The snapshot at ``path`` if it is one that this class wrote; else None."""
+        match = self._pattern.fullmatch(path.name)
+        if match is None or path.name != f"{self._name.format(step=int(match[1]))}{_SUFFIX}":
+            return None
+        try:
+            metadata = open_checkpoint(str(path)).metadata
+            inside = read_inside(str(path))
+        except InputError:
+            return None
+        step = int(match[1])
+        if _mark(metadata) != self._name or inside.counts.get("step") != step:
+            return None
+        return _Kept(step, path, inside.metrics.get(self._metric or ""))
+
+
+def _mark(metadata: Mapping[str, str]) -> Any:
+    if "swavg" not in metadata:
+        return metadata.get(_MARK)
+    try:
+        return json.loads(metadata["swavg"])[_MARK]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _delete(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError(path, f"cannot be deleted: {error.strerror}") from None
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _check(
+    every: int, keep: int | None, best: int | None, metric: str | None, mode: str | None
+) -> None:
+    for name, count, least in (("every", every, 1), ("keep", keep, 0), ("best", best, 0)):
+        if count is not None and count < least:
+            raise RequestError(f"{name} is {count}; it must be at least {least}.")
+    if not keep and not best and (keep, best) != (None, None):
+        raise RequestError("No snapshot would stay: keep and best are both 0.")
+    if mode not in (None, "min", "max"):
+        raise RequestError(f"mode is {mode!r}; it can be min or max.")
+    if best and metric is None:
+        raise RequestError("The best by which metric?", hint="Name it: metric='val_loss'.")
+    if best and mode is None and guess_mode(metric or "") is None:
+        raise RequestError(
+            f"Is lower or higher {metric} better? Its name does not say.",
+            hint="Give mode='min' or mode='max'.",
+        )
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """What file names of ``name`` look like, with the step as the first group."""
+    hint = "Write it like step-{step} or run-{step:08d}."
+    try:
+        parts = list(string.Formatter().parse(name))
+        fields = [field for _, field, _, _ in parts if field is not None]
+        name.format(step=0)
+    except (ValueError, KeyError, IndexError, AttributeError):
+        raise RequestError(f"'{name}' is no name of snapshots.", hint=hint) from None
+    if fields != ["step"] or os.sep in name or name.startswith("."):
+        raise RequestError(f"'{name}' is no name of snapshots.", hint=hint)
+    return re.compile(
+        "".join(
+            re.escape(text) + (r"(\d+)" if field is not None else "") for text, field, _, _ in parts
+        )
+        + re.escape(_SUFFIX),
+        re.ASCII,
+    )

@@ -1,0 +1,313 @@
+"""Stochastic weight averaging (SWA) while a model trains.
+
+Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization"
+(arXiv 1803.05407).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from swavg.errors import RequestError
+from swavg.training.around import Around, Parameters
+from swavg.training.batchnorm import update_bn
+from swavg.training.ema import check_state
+from swavg.training.moving import running_mean
+from swavg.training.schedule import Anneal, SWASchedule
+from swavg.training.shadow import Buffers, Frozen, Shadow
+from swavg.weights.checks import check_count
+
+
+class SWA(Around):
+    """The running mean of weights, from step ``start`` on, at every ``every``-th step.
+
+    Around an optimizer, as ``torchcontrib.optim.SWA`` was:
+
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = SWA(sgd, start=1000, every=50, lr=0.05, model=model)
+        >>> for batch in batches:
+        ...     optimizer.zero_grad()
+        ...     loss(model, batch).backward()
+        ...     optimizer.step()
+        >>> optimizer.swap()
+        >>> optimizer.update_bn(batches)
+
+    or of a model, with ``step()`` called after the optimizer's (and, to average once an epoch, once
+    an epoch: then ``start`` and ``every`` count epochs):
+
+        >>> swa = SWA(model, start=1000, every=50, lr=0.05, optimizer=optimizer)
+
+    Steps count from 1. After step s > ``start`` with ``(s - start) % every == 0`` the weights are
+    averaged in: ``a <- a + (w - a) / (n + 1)``, the first is a copy. With ``start=None`` only
+    :meth:`update` averages. From step ``start + 1`` on the learning rate goes to ``lr`` within
+    ``anneal_steps`` steps, or with ``lr_low`` in cycles of ``every`` steps from ``lr`` down to
+    ``lr_low``, each ending where its weights are averaged
+    (:class:`~swavg.training.SWASchedule`). Without ``lr`` it is left alone.
+
+    Averages are float32 for half precision and take memory from the first on. ``device``,
+    ``buffers`` and ``frozen`` are as in :class:`~swavg.training.EMA`. An optimizer alone knows
+    neither names nor buffers: with ``model``, :meth:`averaged` and :meth:`update_bn` know them.
+
+    Around an optimizer it is one itself, to learning-rate schedulers and GradScaler too: parameter
+    groups, state and hooks are the inner one's.
+    """
+
+    def __init__(
+        self,
+        optimizer_or_model: Optimizer | nn.Module,
+        start: int | None = None,
+        every: int = 1,
+        lr: float | Sequence[float] | None = None,
+        *,
+        lr_low: float | Sequence[float] | None = None,
+        anneal_steps: int = 0,
+        anneal: Anneal = "cos",
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        device: torch.device | str | None = None,
+        buffers: Buffers = "copy",
+        frozen: Frozen = "keep",
+    ) -> None:
+        self._around = isinstance(optimizer_or_model, Optimizer)
+        if isinstance(optimizer_or_model, Optimizer):
+            if optimizer is not None:
+                raise RequestError("Two optimizers were given.")
+            optimizer = optimizer_or_model
+        else:
+            if model is not None:
+                raise RequestError("Two models were given.")
+            model = optimizer_or_model
+        if start is not None:
+            check_count("start", start, 0)
+        check_count("every", every)
+        super().__init__(optimizer)
+        self._model = model
+        self._start = start
+        self._every = every
+        self._kept: dict[str, Any] = {"device": device, "buffers": buffers, "frozen": frozen}
+        self.n = 0
+        """Of how many weights the average is the mean."""
+        self.steps = 0
+        """How many steps were done."""
+        self.schedule: SWASchedule | None = None
+        self._shadow: Shadow | None = None
+        if lr is None:
+            if lr_low is not None or anneal_steps != 0:
+                raise RequestError("lr_low and anneal_steps need lr, the rate of the averaging.")
+        elif optimizer is None:
+            raise RequestError(
+                "lr needs the optimizer whose rate it is.", hint="Pass optimizer=..."
+            )
+        elif start is None:
+            raise RequestError("lr needs start, the step from which on it holds.")
+        else:
+            self.schedule = SWASchedule(
+                optimizer,
+                lr,
+                lr_low=lr_low,
+                cycle=None if lr_low is None else every,
+                anneal_steps=anneal_steps,
+                anneal=anneal,
+            )
+            if not self._around and start == 0:
+                self.schedule.step()
+
+    # ---- Steps.
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do the inner optimizer's step, or note that it was done; average if it is time.
+
+        Returns what the inner optimizer's returns. Raises RequestError while swapped.
+        """
+        self._forbid_swapped("do a step")
+        loss = None
+        if self._around and self.optimizer is not None:
+            # Before the step, so that a scheduler that has also set the rate does not have its way.
+            if self.schedule is not None and self._start is not None and self.steps >= self._start:
+                self.schedule.step()
+            loss = self.optimizer.step() if closure is None else self.optimizer.step(closure)
+        self.steps += 1
+        if self._start is None:
+            return loss
+        done = self.steps - self._start
+        if done > 0 and done % self._every == 0:
+            self.update()
+        if not self._around and self.schedule is not None and done >= 0:
+            self.schedule.step()
+        return loss
+
+    def update(self) -> None:
+        """Average the present weights in, whatever the step."""
+        self._forbid_swapped("update")
+        if self._shadow is None:
+            # Made from the weights of now: their copy is the mean of one.
+            self._shadow = Shadow(self._averaged_model(), **self._kept)
+        else:
+            self._shadow.move(partial(running_mean, n=self.n), chunked=True)
+        self.n += 1
+
+    def reset(self) -> None:
+        """Forget the average: the next update starts a new one. Steps and rates go on."""
+        self._forbid_swapped("start again")
+        self._shadow = None
+        self.n = 0
+
+    # ---- The average.
+
+    @property
+    def is_swapped(self) -> bool:
+        """True while the model has the averaged weights."""
+        return self._shadow is not None and self._shadow.applied
+
+    def swap(self) -> None:
+        """Exchange the model's weights and the averaged ones, in place; again, back.
+
+        While the model has the averaged ones, stepping, updating and saving the state are errors.
+        Raises RequestError if nothing was averaged yet.
+        """
+        shadow = self._needed()
+        if shadow.applied:
+            shadow.restore()
+        else:
+            shadow.apply()
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The model has the averaged weights in the block, and its own again after it, also after
+        an error. Batch-norm statistics that are recomputed in it stay with the average."""
+        with self._needed().in_model():
+            yield
+
+    def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Tensor]:
+        """The model's whole state dict with the averaged values, as :meth:`EMA.averaged`."""
+        self._require_model("averaged()")
+        return self._needed().averaged(dtype)
+
+    def update_bn(
+        self,
+        batches: Iterable[Any],
+        *,
+        device: torch.device | str | None = None,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> list[str]:
+        """Recompute the average's batch-norm statistics over ``batches``
+        (:func:`~swavg.training.update_bn`). They stay with the average, until the next update
+        unless buffers are averaged; the model's own are as before once it is swapped back."""
+        model = self._require_model("update_bn()")
+        if self.is_swapped:
+            return update_bn(model, batches, device=device, forward=forward)
+        with self.swapped():
+            return update_bn(model, batches, device=device, forward=forward)
+
+    def refresh(self) -> None:
+        """Go on with a model whose parameters have changed, as :meth:`EMA.refresh`."""
+        if self._shadow is not None:
+            self._shadow.refresh()
+
+    def _averaged_model(self) -> nn.Module:
+        if self._model is not None:
+            return self._model
+        assert self.optimizer is not None
+        return Parameters(self.optimizer)
+
+    def _require_model(self, what: str) -> nn.Module:
+        if self._model is None:
+            raise RequestError(
+                f"{what} needs the model, which an optimizer does not know.",
+                hint="Build it with SWA(optimizer, ..., model=model).",
+            )
+        return self._model
+
+    def _needed(self) -> Shadow:
+        if self._shadow is None:
+            where = "" if self._start is None else f": averaging starts after step {self._start}"
+            raise RequestError(f"Nothing was averaged yet, after {self.steps} steps{where}.")
+        return self._shadow
+
+    def _forbid_swapped(self, act: str) -> None:
+        if self._shadow is not None:
+            self._shadow.forbid_applied(act)
+
+    # ---- State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it takes to go on bit for bit: average, position, and the inner optimizer's
+        state. It holds the averages themselves, not copies."""
+        self._forbid_swapped("save the state")
+        none: dict[str, Any] = {"averages": {}, "own": []}
+        return {
+            "version": 1,
+            "n": self.n,
+            "steps": self.steps,
+            "settings": self._settings(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            **(none if self._shadow is None else self._shadow.state()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`. Raises RequestError if it was made with other settings,
+        and MismatchError for other names and shapes."""
+        self._forbid_swapped("load a state")
+        check_state(state, "SWA", {"n", "steps", "settings", "schedule", "optimizer"})
+        for name, value in self._settings().items():
+            if state["settings"].get(name) != value:
+                raise RequestError(
+                    f"The state was made with {name} {state['settings'].get(name)}, not {value}.",
+                    hint="Build the SWA with the same settings.",
+                )
+        shadow = None
+        if state["n"] > 0:
+            shadow = Shadow(self._averaged_model(), **self._kept)
+            shadow.load(state)
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self._shadow = shadow
+        self.n = int(state["n"])
+        self.steps = int(state["steps"])
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "start": self._start,
+            "every": self._every,
+            "schedule": None if self.schedule is None else self.schedule.settings(),
+            "optimizer": self.optimizer is not None,
+        }
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The inner optimizer's. Its parameters are averaged from the next update on; before that
+        their average is what they are now."""
+        self._forbid_swapped("add parameters")
+        self.inner("add_param_group()").add_param_group(param_group)
+        if self._shadow is not None and self._model is None:
+            self._shadow.refresh(self._averaged_model())
+
+    def __repr__(self) -> str:
+        around = "" if self.optimizer is None else f"{type(self.optimizer).__name__}, "
+        return f"SWA({around}start={self._start}, every={self._every}, n={self.n})"
+
+    # ---- The names of torchcontrib.
+
+    def update_swa(self) -> None:
+        """:meth:`update`."""
+        self.update()
+
+    def swap_swa_sgd(self) -> None:
+        """:meth:`swap`."""
+        self.swap()
+
+    @staticmethod
+    def bn_update(
+        loader: Iterable[Any], model: nn.Module, device: torch.device | str | None = None
+    ) -> None:
+        """:func:`~swavg.training.update_bn`."""
+        update_bn(model, loader, device=device)

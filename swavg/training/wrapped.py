@@ -1,0 +1,167 @@
+"""Models inside the wrappers of training: torch.compile, DDP, FSDP2, activation checkpointing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swavg.errors import RequestError
+
+_INNER = {
+    "OptimizedModule": "_orig_mod",
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "OffloadWrapper": "_checkpoint_wrapped_module",
+}
+"""Where torch's wrappers hold what they wrap, by the name of their class."""
+
+
+def inside(module: nn.Module) -> tuple[str, nn.Module] | None:
+    """Attribute and module that a wrapper holds; None for a module that is no wrapper.
+
+    Raises RequestError for the first FullyShardedDataParallel, whose parameters are pieces of one
+    flat tensor without shapes of their own.
+    """
+    for kind in type(module).__mro__:
+        if not kind.__module__.startswith("torch."):
+            continue
+        if kind.__name__ == "FullyShardedDataParallel":
+            raise RequestError(
+                "The model is in the first FullyShardedDataParallel, whose flat parameters cannot"
+                " be averaged by name.",
+                hint="Use torch.distributed.fsdp.fully_shard (FSDP2).",
+            )
+        if (attribute := _INNER.get(kind.__name__)) is not None:
+            found: nn.Module = getattr(module, attribute)
+            return attribute, found
+    return None
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, below torch.compile and data-parallel wrappers."""
+    while (found := inside(model)) is not None:
+        model = found[1]
+    return model
+
+
+def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module below the wrappers with its plain name, in the order of ``named_modules``.
+
+    A module that is held twice comes twice, under each of its names; wrappers do not count.
+    """
+    pending = [("", model)]
+    while pending:
+        prefix, module = pending.pop()
+        while (found := inside(module)) is not None:
+            module = found[1]
+        yield prefix, module
+        dot = f"{prefix}." if prefix else ""
+        children = [
+            (f"{dot}{name}", child) for name, child in module._modules.items() if child is not None
+        ]
+        pending.extend(reversed(children))
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Name in ``unwrap(model).state_dict()`` to plain name, of parameters and buffers.
+
+    They differ only where wrappers lie inside the model, as around compiled layers.
+    """
+    found: dict[str, str] = {}
+    pending = [("", "", unwrap(model))]
+    while pending:
+        raw, plain, module = pending.pop()
+        while (below := inside(module)) is not None:
+            raw, module = f"{raw}{below[0]}.", below[1]
+        for name in (*module._parameters, *module._buffers):
+            found[f"{raw}{name}"] = f"{plain}{name}"
+        for name, child in module._modules.items():
+            if child is not None:
+                pending.append((f"{raw}{name}.", f"{plain}{name}.", child))
+    return found
+
+
+def is_sharded(tensor: object) -> bool:
+    """True for a DTensor, as parameters are under FSDP2 and tensor parallelism."""
+    home = _home_of_dtensor()
+    return home is not None and isinstance(tensor, home.DTensor)
+
+
+def _home_of_dtensor() -> Any:
+    """The module of DTensor, None if it was not imported: then there is none either."""
+    for name in ("torch.distributed.tensor", "torch.distributed._tensor"):
+        if hasattr(home := sys.modules.get(name), "DTensor"):
+            return home
+    return None
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor, in its own memory; any other tensor, detached."""
+    if not is_sharded(tensor):
+        return tensor.detach()
+    sharded: Any = tensor
+    with torch.no_grad():
+        found: Tensor = sharded.to_local()
+    return found
+
+
+def full(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of which ``part`` is this rank's, sharded as ``like`` is; a plain one as it is.
+
+    A collective where ``like`` is a DTensor: all ranks call it, and all get the whole.
+    """
+    if not is_sharded(like):
+        return part
+    sharded: Any = like
+    home = type(sharded)
+    part = part.to(local(like).device)
+    whole = home.from_local(
+        part,
+        sharded.device_mesh,
+        sharded.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=sharded.stride(),
+    ).full_tensor()
+    found: Tensor = whole
+    return found
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of ``whole``, which every rank has, sharded as ``like``. No collective."""
+    if is_sharded(whole):
+        return local(whole)
+    if not is_sharded(like):
+        return whole
+    sharded: Any = like
+    home = _home_of_dtensor()
+    mesh = sharded.device_mesh
+    everywhere = home.DTensor.from_local(
+        whole.to(local(like).device), mesh, [home.Replicate()] * mesh.ndim, run_check=False
+    )
+    return local(everywhere.redistribute(mesh, sharded.placements))
+
+
+def settle(model: nn.Module) -> None:
+    """Have FSDP2 give up gathered parameters: after an evaluation the root keeps them, and would
+    compute with them on although their shards have changed. Nothing for other models."""
+    names = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
+    kinds = [getattr(sys.modules.get(name), "FSDPModule", None) for name in names]
+    kind = next((kind for kind in kinds if kind is not None), None)
+    if kind is None:
+        return
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.reshard()
+
+
+def rank() -> int:
+    """This process's rank; 0 where nothing is distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0

@@ -1,0 +1,122 @@
+"""Run by test_crew.py in a process that may fork: threads and processes give the same bytes.
+
+pytest's own process has torch, and threads, and so never forks workers.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import make
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import swavg
+from swavg import Policy, Resources, crew, pieces
+from swavg.averaging import Wanted, prepare_many, run_together
+from swavg.dtypes import BY_SAFETENSORS
+
+FOLDER = Path(sys.argv[1])
+FLOATS = [dtype for dtype in BY_SAFETENSORS.values() if dtype.floating]
+CHOICES = [
+    Policy(strict=False),
+    Policy(strict=False, integers="max", allow_nonfinite=True),
+    Policy(strict=False, dtype="float32", allow_nonfinite=True),
+]
+ROWS = [((0, 1, 2), (0.1, 0.7, 0.2)), ((1, 2), (0.5, 0.5)), ((0, 2), (0.6, 0.4))]
+
+
+def values(dtype, seed, numel):
+    """Bytes of small floats of a dtype, or of any integers."""
+    random = np.random.default_rng(seed)
+    if dtype.bits < 8 or dtype.kind in ("integer", "bool"):
+        top = 2 if dtype.kind == "bool" else 256
+        return random.integers(0, top, dtype.nbytes(numel), np.uint8).tobytes()
+    small = 0.1 + random.random(numel * dtype.itemsize // dtype.part.itemsize)
+    return small.astype(dtype.part.numpy()).tobytes()
+
+
+def checkpoint(seed):
+    tensors = {}
+    for code, dtype in sorted(BY_SAFETENSORS.items(), key=lambda item: -item[1].safetensors_rank):
+        for name, shape in (("one", ()), ("wide", (61, 408)), ("none", (0, 3))):
+            numel = int(np.prod(shape, dtype=np.int64))
+            if numel * dtype.bits % 8 == 0:
+                tensors[f"{dtype}.{name}"] = (code, shape, values(dtype, seed, numel))
+    path = FOLDER / f"{seed}.safetensors"
+    path.write_bytes(make.packed(tensors))
+    return str(path)
+
+
+PATHS = [checkpoint(seed) for seed in (1, 2, 3)]
+
+
+class Forked(crew.Processes):
+    """Counts the crews that were there."""
+
+    crews = 0
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        Forked.crews += 1
+
+
+def outputs(policy, suffix, several, resources, folder):
+    folder.mkdir(exist_ok=True)
+    rows = ROWS if several else ROWS[:1]
+    names = [folder / f"{at}{suffix}" for at in range(len(rows))]
+    if suffix == ".pt":
+        # What torch has no dtype for.
+        policy = replace(policy, exclude=("float[46]_*",), drop_excluded=True)
+    wanted = [Wanted(name, w, members) for name, (members, w) in zip(names, rows, strict=True)]
+    jobs = prepare_many(PATHS, wanted, policy=policy, resources=resources, force=True)
+    reports = run_together(jobs)
+    return [
+        (name.read_bytes(), report.differing_integers, report.nonfinite)
+        for name, report in zip(names, reports, strict=True)
+    ]
+
+
+@given(
+    workers=st.integers(2, 5),
+    block=st.integers(12, 16),
+    chunk=st.integers(13, 20),
+    policy=st.sampled_from(CHOICES),
+    suffix=st.sampled_from([".safetensors", ".pt"]),
+    several=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def processes_give_the_bytes_of_threads(workers, block, chunk, policy, suffix, several):
+    expected = outputs(policy, suffix, several, Resources(threads=1), FOLDER / "threads")
+    pieces._PROCESS_BLOCK, pieces._PROCESS_CHUNK = 1 << block, 1 << chunk
+    before = Forked.crews
+    forced = Resources(threads=workers, processes=True)
+    assert outputs(policy, suffix, several, forced, FOLDER / "processes") == expected
+    assert Forked.crews > before
+
+
+def geometry_is_the_same():
+    pieces._PROCESS_BLOCK, pieces._PROCESS_CHUNK = BLOCK
+    paths = []
+    for seed in (1, 2, 3):
+        path = FOLDER / f"large-{seed}.safetensors"
+        make.arrays(path, x=np.random.default_rng(seed).standard_normal(3 << 20).astype("f4"))
+        paths.append(path)
+    found = [
+        swavg.average(
+            paths, output=FOLDER / "x.safetensors", force=True,
+            resources=Resources(threads=3, processes=processes),
+        )
+        for processes in (False, True)
+    ]  # fmt: skip
+    assert found[0].inputs == found[1].inputs
+    assert found[0].inputs[0].distance is not None
+    assert found[0].warnings == found[1].warnings
+
+
+BLOCK = pieces._PROCESS_BLOCK, pieces._PROCESS_CHUNK
+crew.Processes = Forked
+processes_give_the_bytes_of_threads()
+geometry_is_the_same()
+print("done", Forked.crews)

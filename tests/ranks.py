@@ -1,0 +1,42 @@
+"""Code that runs as several ranks of one distributed job, on this machine."""
+
+import os
+import subprocess
+import sys
+
+BEGIN = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+"""
+END = """
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def ranks(code, folder):
+    """Run ``code`` in two processes of one gloo group; what each printed. In it ``rank`` and
+    ``folder`` are known."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", BEGIN + code + END, str(rank), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    try:
+        results = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, results, strict=True):
+        assert process.returncode == 0, errors
+    return [output for output, _ in results]

@@ -1,0 +1,362 @@
+"""The callbacks in real Lightning runs on a real data set."""
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+
+import pytest
+import safetensors.torch
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from swavg.errors import RequestError
+from swavg.series.inside import read_inside
+from swavg.training import EMA
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import lightning.pytorch as pl
+
+from swavg.integrations.lightning import EMACallback, SnapshotCallback
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:lightning.*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:lightning.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*"),
+]
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def digits(first, count):
+    images, labels = load_digits(return_X_y=True)
+    rows = slice(first, first + count)
+    images = torch.tensor(images[rows], dtype=torch.float32) / 16
+    return TensorDataset(images, torch.tensor(labels[rows]))
+
+
+class Digits(pl.LightningModule):
+    """A small network with batch statistics, which notes the weights that each phase sees."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10)
+        )
+        self.seen = {"train": [], "validation": [], "test": [], "predict": []}
+
+    def note(self, phase):
+        self.seen[phase].append(self.net[0].weight.detach().clone())
+
+    def loss(self, batch):
+        images, labels = batch
+        return nn.functional.cross_entropy(self.net(images), labels)
+
+    def training_step(self, batch, batch_idx):
+        self.note("train")
+        return self.loss(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.note("validation")
+        self.log("val_loss", self.loss(batch))
+
+    def test_step(self, batch, batch_idx):
+        self.note("test")
+        self.log("test_loss", self.loss(batch))
+
+    def predict_step(self, batch, batch_idx):
+        self.note("predict")
+        return self.net(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    def train_dataloader(self):
+        return DataLoader(digits(0, 96), batch_size=16)
+
+    def val_dataloader(self):
+        return DataLoader(digits(96, 32), batch_size=32)
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def trainer(folder, callbacks, **more):
+    defaults = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(callbacks=callbacks, **(defaults | more))
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def by_hand(steps, decay, accumulate=1, every=1):
+    """The EMA and the weights after ``steps`` steps of the same training, in a plain loop."""
+    model = Digits()
+    optimizer = model.configure_optimizers()
+    ema = EMA(model, decay, every=every)
+    averages, weights = [], []
+    done = 0
+    while done < steps:
+        for index, batch in enumerate(model.train_dataloader(), 1):
+            (model.loss(batch) / accumulate).backward()
+            if index % accumulate == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                ema.update()
+                done += 1
+                averages.append(ema.averaged())
+                weights.append({n: t.clone() for n, t in model.state_dict().items()})
+    return averages, weights
+
+
+def test_the_average_is_that_of_a_plain_loop(tmp_path):
+    callback = EMACallback(0.9)
+    model = Digits()
+    trainer(tmp_path, [callback], limit_val_batches=0).fit(model)
+    averages, weights = by_hand(12, 0.9)
+    same(callback.ema.averaged(), averages[-1])
+    same(model.state_dict(), weights[-1])
+    assert callback.ema.num_updates == 12
+
+
+def test_only_optimizer_steps_count_while_gradients_accumulate(tmp_path):
+    callback = EMACallback(0.8, every=2)
+    run = trainer(tmp_path, [callback], limit_val_batches=0, accumulate_grad_batches=3)
+    run.fit(Digits())
+    averages, _ = by_hand(4, 0.8, accumulate=3, every=2)
+    same(callback.ema.averaged(), averages[-1])
+    assert callback.ema.num_updates == 2
+
+
+def test_validation_sees_the_averages_and_training_goes_on_with_its_own(tmp_path):
+    callback = EMACallback(0.9)
+    model = Digits()
+    # Validation in the middle of an epoch, at its end, and the sanity check before all.
+    trainer(tmp_path, [callback], val_check_interval=3, num_sanity_val_steps=1).fit(model)
+    averages, weights = by_hand(12, 0.9)
+    name = "net.0.weight"
+    sanity, *seen = model.seen["validation"]
+    assert torch.equal(sanity, Digits().net[0].weight)
+    assert len(seen) == 4
+    for step, found in zip((3, 6, 9, 12), seen, strict=True):
+        assert torch.equal(found, averages[step - 1][name])
+    for step, found in enumerate(model.seen["train"]):
+        assert torch.equal(found, weights[step - 1][name] if step else sanity)
+    same(model.state_dict(), weights[-1])
+
+
+def test_evaluate_false_leaves_validation_alone(tmp_path):
+    model = Digits()
+    trainer(tmp_path, [EMACallback(0.9, evaluate=False)]).fit(model)
+    _, weights = by_hand(12, 0.9)
+    assert torch.equal(model.seen["validation"][-1], weights[-1]["net.0.weight"])
+
+
+def test_test_and_predict_see_the_averages_and_leave_the_weights(tmp_path):
+    callback = EMACallback(0.9)
+    model = Digits()
+    run = trainer(tmp_path, [callback])
+    run.fit(model)
+    averages, weights = by_hand(12, 0.9)
+    run.test(model, verbose=False)
+    run.predict(model)
+    run.validate(model, verbose=False)
+    for phase in ("test", "predict", "validation"):
+        assert torch.equal(model.seen[phase][-1], averages[-1]["net.0.weight"]), phase
+    same(model.state_dict(), weights[-1])
+
+
+class Alike(Digits):
+    """Trained on the same batch again and again: in the middle of an epoch Lightning starts over
+    with the data."""
+
+    def train_dataloader(self):
+        batch = digits(0, 16).tensors
+        return DataLoader(
+            TensorDataset(*(each.repeat(6, *[1] * (each.ndim - 1)) for each in batch)), 16
+        )
+
+
+@pytest.mark.parametrize("step", [3, 6, 8])
+def test_a_run_that_is_resumed_equals_one_without_interruption(step, tmp_path):
+    options = {"decay": 0.9, "warmup": "tensorflow"}
+    whole = EMACallback(**options)
+    uninterrupted = Alike()
+    trainer(tmp_path, [whole]).fit(uninterrupted)
+
+    saving = pl.callbacks.ModelCheckpoint(
+        tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1
+    )
+    first = trainer(tmp_path, [EMACallback(**options), saving], enable_checkpointing=True)
+    first.fit(Alike())
+    second = EMACallback(**options)
+    model = Alike()
+    run = trainer(tmp_path, [second])
+    run.fit(model, ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert run.global_step == 12
+    same(model.state_dict(), uninterrupted.state_dict())
+    same(second.ema.averaged(), whole.ema.averaged())
+    assert second.ema.num_updates == 12
+
+
+def test_a_checkpoint_is_tested_with_its_own_average(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
+    callback = EMACallback(0.9)
+    model = Digits()
+    run = trainer(tmp_path, [callback, saving], enable_checkpointing=True)
+    run.fit(model)
+    averages, weights = by_hand(12, 0.9)
+    checkpoint = torch.load(tmp_path / "step=6.ckpt")
+    same(checkpoint["state_dict"], weights[5])
+    run.test(model, ckpt_path=tmp_path / "step=6.ckpt", verbose=False)
+    assert torch.equal(model.seen["test"][-1], averages[5]["net.0.weight"])
+    # One without an average is tested as it is.
+    torch.save({**checkpoint, "callbacks": {}}, tmp_path / "bare.ckpt")
+    run.test(model, ckpt_path=tmp_path / "bare.ckpt", verbose=False)
+    assert torch.equal(model.seen["test"][-1], weights[5]["net.0.weight"])
+    del checkpoint["callbacks"]
+    torch.save(checkpoint, tmp_path / "weights.ckpt")
+    run.test(model, ckpt_path=tmp_path / "weights.ckpt", verbose=False)
+    assert torch.equal(model.seen["test"][-1], weights[5]["net.0.weight"])
+
+
+def test_an_error_in_validation_leaves_the_training_weights(tmp_path):
+    class Failing(Digits):
+        def validation_step(self, batch, batch_idx):
+            raise ValueError("no data")
+
+    model = Failing()
+    _, weights = by_hand(6, 0.9)
+    with pytest.raises(ValueError, match="no data"):
+        trainer(tmp_path, [EMACallback(0.9)], num_sanity_val_steps=0).fit(model)
+    same(model.state_dict(), weights[-1])
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "swavg", *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+
+
+def test_snapshots_of_the_averages_have_what_validation_measured_on_them(tmp_path):
+    ema = EMACallback(0.9)
+    folder = tmp_path / "snapshots"
+    keeping = SnapshotCallback(folder, every=2, keep=2, best=1, metric="val_loss", ema=ema)
+    model = Digits()
+    run = trainer(tmp_path, [ema, keeping], val_check_interval=4, max_steps=12)
+    run.fit(model)
+    averages, _ = by_hand(12, 0.9)
+    listed = json.loads(command("list", folder, "--json"))
+    # Validated after steps 4 and 10: within each epoch of 6.
+    assert [entry["step"] for entry in listed["snapshots"]] == [10, 12]
+    for entry in listed["snapshots"]:
+        same(safetensors.torch.load_file(entry["path"]), averages[entry["step"] - 1])
+    model.load_state_dict(averages[9])
+    model.eval()
+    expected = model.loss(next(iter(model.val_dataloader()))).item()
+    assert listed["snapshots"][0]["metrics"] == {"val_loss": pytest.approx(expected)}
+    assert listed["snapshots"][1]["metrics"] == {}
+    assert read_inside(str(folder / "step-10.safetensors")).averaged
+    out = tmp_path / "best.safetensors"
+    command("average", folder, "--best", "1", "--metric", "val_loss", "-o", out)
+    same(safetensors.torch.load_file(out), averages[9])
+
+
+def test_snapshots_after_each_validation(tmp_path):
+    folder = tmp_path / "snapshots"
+    model = Digits()
+    trainer(tmp_path, [SnapshotCallback(folder)]).fit(model)
+    _, weights = by_hand(12, 0.9)
+    for step in (6, 12):
+        path = folder / f"step-{step}.safetensors"
+        same(safetensors.torch.load_file(path), weights[step - 1])
+        assert set(read_inside(str(path)).metrics) == {"val_loss"}
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_training_weights_do_not_get_the_metrics_of_the_averages(tmp_path):
+    keeping = SnapshotCallback(tmp_path / "a", every=6)
+    trainer(tmp_path, [keeping, EMACallback(0.9)]).fit(Digits())
+    assert [dict(read_inside(str(path)).metrics) for path in keeping.snapshots.paths] == [{}, {}]
+    deciding = SnapshotCallback(tmp_path / "b", every=6, best=1, metric="val_loss")
+    with pytest.raises(RequestError, match="cannot be told"):
+        trainer(tmp_path, [deciding, EMACallback(0.9)]).fit(Digits())
+    stranger = SnapshotCallback(tmp_path / "c", ema=EMACallback(0.9))
+    with pytest.raises(RequestError, match="not one of the trainer's"):
+        trainer(tmp_path, [stranger]).fit(Digits())
+
+
+def test_a_resumed_run_leaves_the_same_snapshots(tmp_path):
+    def callbacks(folder):
+        ema = EMACallback(0.9)
+        return [
+            ema,
+            SnapshotCallback(folder, every=3, keep=2, best=1, metric="val_loss", ema=ema),
+            pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1),
+        ]
+
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    trainer(tmp_path, callbacks(whole), enable_checkpointing=True).fit(Digits())
+    run = trainer(tmp_path, callbacks(halves), enable_checkpointing=True, max_epochs=1)
+    run.fit(Digits())
+    run = trainer(tmp_path, callbacks(halves), enable_checkpointing=True)
+    run.fit(Digits(), ckpt_path=tmp_path / "step=6.ckpt")
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
+        path.name: path.read_bytes() for path in halves.iterdir()
+    }
+    assert len(list(whole.iterdir())) >= 2
+
+
+def test_wrong_options_are_refused_before_training():
+    with pytest.raises(RequestError, match="unexpected keyword argument 'foo'"):
+        EMACallback(0.9, foo=1)
+    with pytest.raises(RequestError, match="decay"):
+        EMACallback(1.5)
+    with pytest.raises(RequestError, match="warm-up"):
+        EMACallback(0.9, warmup="nonsense")
+
+
+def test_two_averages_cannot_both_be_evaluated(tmp_path):
+    class Second(EMACallback):
+        pass
+
+    with pytest.raises(RequestError, match="Two EMACallbacks"):
+        trainer(tmp_path, [EMACallback(0.9), Second(0.99)]).fit(Digits())
+    second = Second(0.99, evaluate=False)
+    trainer(tmp_path, [EMACallback(0.9), second], limit_val_batches=0).fit(Digits())
+    same(second.ema.averaged(), by_hand(12, 0.99)[0][-1])
+
+
+@pytest.mark.parametrize("framework", ["lightning", "transformers"])
+def test_a_missing_framework_is_named_with_what_to_install(framework):
+    script = (
+        "import sys\n"
+        "for name in ('lightning', 'pytorch_lightning', 'transformers'): sys.modules[name] = None\n"
+        f"import swavg.integrations.{framework}"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert f"MissingDependencyError: swavg.integrations.{framework} needs" in result.stderr
+    assert f"pip install 'swavg[{framework}]'" in result.stderr
