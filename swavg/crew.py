@@ -325,7 +325,7 @@ def _write(target: int, data: bytes) -> None:
 def _keep_only(*kept: int) -> None:
     """Close all files but ``kept``, so that no pipe or output stays open because of a worker."""
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
+    for standard in {0, 1, 2}.difference(kept):
         os.dup2(nowhere, standard)
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd > 2 and fd not in kept:

@@ -23,11 +23,11 @@ _LONGEST_RUN = 4096
 _PROCESS_BLOCK = 1 << 16
 _PROCESS_CHUNK = 1 << 21
 """Bytes that a process hands over at a time, at most (and 2^20 elements, as threads do)."""
-_PROCESS_MEMORY = 5 << 20
+_PROCESS_MEMORY = 6 << 20
 _PROCESS_MEMORY_PER_TASK = 512
 """Bytes that a forked process has for itself, buffers excepted: also of the plan, whose pages do
 not all stay shared."""
-_WORTH_A_FORK = 64 << 20
+_WORTH_A_FORK = 32 << 20
 """Bytes to read from which on processes pay."""
 
 

@@ -281,6 +281,18 @@ def test_standard_output_has_the_bytes_of_a_file(tmp_path):
     assert out == (tmp_path / "out.safetensors").read_bytes()
 
 
+def test_standard_streams_may_be_closed(tmp_path):
+    paths = large(tmp_path)
+    shell = 'exec "$@" 0<&- 2>&-'
+    done = subprocess.run(
+        ["sh", "-c", shell, "sh", sys.executable, "-c", COMMAND, "average", *paths,
+         "-q", "-o", tmp_path / "out.safetensors"],
+        stdout=subprocess.PIPE, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert (tmp_path / "out.safetensors").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_is_one_interruption(blocked, number):
     pids = children(blocked.pid)

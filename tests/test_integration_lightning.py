@@ -328,13 +328,40 @@ def test_a_resumed_run_leaves_the_same_snapshots(tmp_path):
     assert len(list(whole.iterdir())) >= 2
 
 
-def test_wrong_options_are_refused_before_training():
+def test_wrong_options_are_refused_before_training(tmp_path):
     with pytest.raises(RequestError, match="unexpected keyword argument 'foo'"):
         EMACallback(0.9, foo=1)
     with pytest.raises(RequestError, match="decay"):
         EMACallback(1.5)
+    with pytest.raises(RequestError, match="every"):
+        SnapshotCallback(tmp_path, every=0)
     with pytest.raises(RequestError, match="warm-up"):
         EMACallback(0.9, warmup="nonsense")
+
+
+def test_several_optimizers_count_one_update_a_batch_and_pass_over_no_snapshot(tmp_path):
+    class Adversaries(Digits):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.net[i].parameters(), lr=0.1) for i in (0, 3)]
+
+        def training_step(self, batch, batch_idx):
+            loss = self.loss(batch)
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    ema = EMACallback(0.9)
+    keeping = SnapshotCallback(tmp_path / "run", every=5, ema=ema)
+    run = trainer(tmp_path, [ema, keeping], limit_val_batches=0, max_epochs=1)
+    run.fit(Adversaries())
+    # Six batches of two steps each.
+    assert (run.global_step, ema.ema.num_updates) == (12, 6)
+    assert [path.name for path in keeping.snapshots.paths] == [
+        "step-6.safetensors", "step-10.safetensors",
+    ]  # fmt: skip
 
 
 def test_two_averages_cannot_both_be_evaluated(tmp_path):

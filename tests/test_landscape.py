@@ -1,12 +1,16 @@
 """swavg landscape: values that are known, going on after a crash, and what it refuses."""
 
 import csv
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import numpy as np
@@ -263,8 +267,6 @@ def test_a_restart_computes_a_finished_csv_anew(bowls, capsys):
 
 
 def test_two_runs_do_not_write_one_table(bowls, capsys):
-    import fcntl
-
     with open(bowls / "landscape.csv.partial", "wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert call(*LANDSCAPE, "--grid", "3") == 5
@@ -455,3 +457,47 @@ def test_without_torch_it_says_what_to_install(bowls):
     )
     assert found.returncode == 2
     assert "swavg[torch]" in found.stderr
+
+
+def on_a_terminal(folder, *args):
+    """What a terminal of 80 columns shows on stderr, and the standard output."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
+    env = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}
+    running = subprocess.Popen(
+        [sys.executable, "-m", "swavg", *args],
+        cwd=folder, env=env, stdout=subprocess.PIPE, stderr=theirs, text=True,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            more = os.read(ours, 1 << 16)
+        except OSError:
+            break
+        if not more:
+            break
+        shown += more
+    os.close(ours)
+    out, _ = running.communicate()
+    assert running.returncode == 0
+    return shown.decode(), out
+
+
+def test_a_terminal_shows_progress_the_picture_and_the_points(bowls):
+    shown, out = on_a_terminal(bowls, *LANDSCAPE, "--grid", "5")
+    assert out == "landscape.png\nlandscape.csv\n"
+    assert "evaluating" in shown
+    assert "29/29 points" in shown
+    assert "▒▒" in shown
+    assert " 1 " in shown
+    assert "W1       loss 5.312" in shown
+    assert "lowest loss on the grid" in shown
+
+
+def test_a_terminal_shows_the_chart_of_a_path(bowls):
+    shown, out = on_a_terminal(bowls, "path", "a.safetensors", "b.safetensors", *MODEL)
+    assert out == "path.png\npath.csv\n"
+    assert "25/25 points" in shown
+    assert "└──" in shown
+    assert "no barrier: averaging is safe" in shown

@@ -3,6 +3,7 @@
 import builtins
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from swavg.errors import MissingDependencyError, NumericsError, RequestError
 from swavg.landscape import drawing
 from swavg.landscape.figure import draw
 from swavg.landscape.grid import make_grid
-from swavg.landscape.line import Line, Route
+from swavg.landscape.line import Line
 from swavg.landscape.line_figure import draw as draw_line
 from swavg.landscape.plane import Plane, Position
+from swavg.landscape.route import Route
 from swavg.landscape.smooth import panel_levels, smoothed
 from swavg.landscape.surface import Place, Surface
 from swavg.landscape.survey import Value
@@ -109,6 +111,14 @@ def test_names_lie_inside_the_frame_and_apart():
         assert frame.y0 <= box.y0
         assert box.y1 <= frame.y1
         assert not any(box.overlaps(other) for other in boxes[:index])
+
+
+def test_a_name_can_be_empty():
+    found = surface()
+    places = tuple(replace(place, name="") for place in found.places)
+    figure = draw(replace(found, places=places), ["loss"])
+    assert set(texts(figure.axes[0])) == {""}
+    assert drawing.encoded(figure, "svg")
 
 
 def test_the_settings_of_the_user_neither_change_nor_matter():

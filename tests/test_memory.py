@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import make
 import pytest
 
 MIB = 1 << 20
@@ -132,6 +133,18 @@ def test_many_tensors_and_outputs_stay_within_the_promise(tmp_path):
     ]
     size, processes = peak(
         "sweep", *paths, *recipes, "-d", tmp_path / "out", "--threads", "64", "-q"
+    )
+    assert size <= PROMISE
+    assert processes > 2
+
+
+def test_values_that_every_worker_must_repair_stay_within_the_promise(tmp_path):
+    data = b"\x80\xff" * (32 * MIB)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for path in paths:
+        path.write_bytes(make.packed({"x": ("BF16", [32 * MIB], data)}))
+    size, processes = peak(
+        "average", *paths, "-o", tmp_path / "out.safetensors", "--threads", "64", "-q"
     )
     assert size <= PROMISE
     assert processes > 2

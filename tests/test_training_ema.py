@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training_models import (
+    Tied,
     assert_same,
     batches,
     network,
@@ -140,14 +141,15 @@ def test_mixed_dtypes_equal_the_float32_ema_of_the_widened_weights():
     assert_same(ema.averaged(), oracle.averaged())
 
 
-def test_large_models_are_converted_in_parts_with_the_same_result(monkeypatch):
+@pytest.mark.parametrize("chunk", [7, 26])
+def test_large_models_are_converted_in_parts_with_the_same_result(monkeypatch, chunk):
     model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(4))).half()
     whole, parts = EMA(model, 0.9), EMA(model, 0.9)
     wander(model, 2, whole.update)
     model2 = nn.Sequential(*(nn.Linear(5, 5) for _ in range(4))).half()
     model2.load_state_dict(parts.averaged(dtype="model"))
     parts = EMA(model2, 0.9)
-    monkeypatch.setattr("swavg.training.moving.CHUNK", 26)
+    monkeypatch.setattr("swavg.training.moving.CHUNK", chunk)
     wander(model2, 2, parts.update)
     assert_same(parts.averaged(), whole.averaged())
 
@@ -343,15 +345,6 @@ def test_warmup_options_are_used():
 
 
 # ---- Tied, frozen, added.
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(5, 3)
-        self.head = nn.Linear(3, 5, bias=False)
-        self.head.weight = self.embed.weight
-        self.again = self.head
 
 
 def test_tied_parameters_are_one_and_stay_tied():

@@ -119,7 +119,7 @@ def test_large_groups_go_in_parts_with_the_same_result(monkeypatch):
         return swa.averaged()
 
     whole = run()
-    monkeypatch.setattr("swavg.training.moving.CHUNK", 26)
+    monkeypatch.setattr("swavg.training.moving.CHUNK", 7)
     assert_same(run(), whole)
 
 
@@ -191,13 +191,16 @@ def test_a_scheduler_and_a_scaler_take_it_for_an_optimizer():
     assert swa.n == 2
 
 
-def test_a_step_that_the_scaler_skips_does_not_count():
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_does_not_count(fused):
     model = network()
-    swa = SWA(sgd(model), 0, 1, model=model)
+    before = snapshot(model)
+    swa = SWA(sgd(model, fused=fused), 0, 1, model=model)
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(model(batches(1)[0][0]).sum() * float("inf")).backward()
     scaler.step(swa)
     assert (swa.steps, swa.n) == (0, 0)
+    assert torch.equal(model[4].weight, before["4.weight"])
 
 
 def test_it_is_its_optimizer_in_all_else():

@@ -72,6 +72,17 @@ def assert_same(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
+class Tied(nn.Module):
+    """A head tied to its embedding, and a module that is held twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.again = self.head
+
+
 class Words(nn.Module):
     """A language model of seven words: tied embedding and head, a counter, sizes that two ranks
     cannot share evenly."""

@@ -11,8 +11,9 @@ from swavg.cli.options import read_paths
 from swavg.cli.surveying import Surveying, surveying_options
 
 if TYPE_CHECKING:
-    from swavg.landscape.line import Line, Route
+    from swavg.landscape.line import Line
     from swavg.landscape.outputs import Outputs
+    from swavg.landscape.route import Route
     from swavg.landscape.survey import Survey
 
 
@@ -43,15 +44,16 @@ def path(
     swavg path a.pt b.pt --model train:build_model --data train:test_loader
     swavg path a.pt b.pt --model train.py:Net --data train.py:test --metric both -o line.pdf
     """
-    from swavg.landscape import line as lines
+    from swavg.landscape import route as routes
     from swavg.landscape import table as tables
+    from swavg.landscape.line import line_of
 
     paths = read_paths(checkpoints, False)
     outputs = surveying.outputs("path")
     opened = surveying.open(paths)
     model = surveying.build()
     with surveying.measuring() as on_read:
-        route = lines.route(
+        route = routes.route(
             opened,
             surveying.weights(model),
             points=points,
@@ -60,7 +62,7 @@ def path(
             on_read=on_read,
         )
     labels = surveying.name(len(paths), route.names)
-    survey = lines.survey_of(route, opened, surveying.asked(model))
+    survey = routes.survey_of(route, opened, surveying.asked(model))
     outputs.check(survey, opened)
     if surveying.dry_run:
         _explain(survey, route, outputs)
@@ -79,7 +81,7 @@ def path(
         values = surveying.run(survey, table, model, opened)
         if values is None:
             return 130
-        line = lines.line_of(route, values)
+        line = line_of(route, values)
         outputs.publish(survey, table, _drawn(line, labels, surveying, outputs))
     _report(line, labels, surveying, outputs)
     return 0

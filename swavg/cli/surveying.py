@@ -177,7 +177,8 @@ class Surveying:
         from swavg.landscape.scoring import scoring
         from swavg.landscape.survey import run
         from swavg.training import loading
-        from swavg.training.evaluate import Evaluator, Passes
+        from swavg.training.evaluate import Evaluator
+        from swavg.training.passes import Passes
 
         # What the user's code prints goes to stderr.
         with loading.prints_on_stderr():

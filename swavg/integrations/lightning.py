@@ -182,13 +182,7 @@ class SnapshotCallback(Callback):
         ema: EMACallback | None = None,
     ) -> None:
         self.snapshots = Snapshots(
-            folder,
-            every=1 if every is None else every,
-            keep=keep,
-            best=best,
-            metric=metric,
-            mode=mode,
-            name=name,
+            folder, keep=keep, best=best, metric=metric, mode=mode, name=name
         )
         self._best = best
         self._ema = ema

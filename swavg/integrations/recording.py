@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
-from swavg.errors import RequestError
-from swavg.training import EMA, Snapshots
+from swavg.errors import InputError, RequestError
+from swavg.formats import open_checkpoint
+from swavg.training import EMA, Snapshots, save_snapshot
+from swavg.weights.checks import check_count
+
+_STATE = "ema_state"
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -33,6 +39,31 @@ def recipe_of(ema: EMA, step: int) -> dict[str, Any]:
     }
 
 
+def save_state(path: str, ema: EMA, step: int) -> None:
+    """Write the averages as a snapshot, with all else of the state of ``ema`` as metadata."""
+    state = ema.state_dict()
+    names = sorted(state.pop("averages"))
+    more = {_STATE: json.dumps({**state, "averages": names})}
+    save_snapshot(
+        path, ema.averaged(), step=step, recipe=recipe_of(ema, step), metadata=more, force=True
+    )
+
+
+def load_state(path: str, ema: EMA) -> None:
+    """Go on from what :func:`save_state` wrote. Raises InputError, and what EMA raises."""
+    text = open_checkpoint(path).metadata.get(_STATE)
+    if text is None:
+        raise InputError(path, "holds no EMA that can be continued")
+    try:
+        state = json.loads(text)
+        names = state["averages"]
+        tensors = load_file(path)
+        averages = {name: tensors[name] for name in names}
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(path, f"its state of an EMA is broken: {error}") from None
+    ema.load_state_dict({**state, "averages": averages})
+
+
 class Recorder:
     """Makes a snapshot of a step once all that was measured at it is known: before the next.
 
@@ -40,23 +71,28 @@ class Recorder:
     """
 
     def __init__(self, snapshots: Snapshots, every: int | None) -> None:
+        if every is not None:
+            check_count("every", every)
         self.snapshots = snapshots
         self.measures = True
         self._every = every
         self._step = 0
+        self._due = False
         self._pending = False
         self._metrics: dict[str, float] = {}
 
     def begin(self, step: int) -> None:
         """Training starts, or goes on, at ``step``, of which nothing is to be saved."""
-        self._step, self._metrics, self._pending = step, {}, False
+        self._step, self._metrics = step, {}
+        self._due = self._pending = False
 
     def done(self, step: int) -> None:
         """An optimizer step was done, ``step`` in all."""
-        if step != self._step:
-            self._step = step
-            self._metrics = {}
-            self._pending = self._every is not None and step % self._every == 0
+        if step == self._step:
+            return
+        # Two optimizers may do two steps at once: the multiple itself may be passed over.
+        self._due = self._every is not None and step // self._every > self._step // self._every
+        self._step, self._metrics, self._pending = step, {}, self._due
 
     def measured(self, step: int, metrics: Mapping[str, Any]) -> None:
         """The weights of ``step`` were evaluated."""
@@ -64,7 +100,7 @@ class Recorder:
         if self.measures:
             self._metrics |= {name: float(value) for name, value in metrics.items()}
         # Of a step that has a snapshot already, a new one with what was measured since.
-        self._pending = self._every is None or step % self._every == 0
+        self._pending = self._every is None or self._due
 
     def flush(self, model: nn.Module, ema: EMA | None) -> None:
         """Save what is due: the model, or its average. Raises as ``Snapshots.save``."""

@@ -10,19 +10,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
 from torch import nn
 
-from swavg.errors import InputError, MissingDependencyError, RequestError
-from swavg.formats import open_checkpoint
-from swavg.integrations.recording import Recorder, check_options, recipe_of
-from swavg.training import EMA, Snapshots, save_snapshot
+from swavg.errors import MissingDependencyError, RequestError
+from swavg.integrations.recording import Recorder, check_options, load_state, save_state
+from swavg.training import EMA, Snapshots
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -38,7 +35,6 @@ else:
         ) from None
 
 FILE = "ema.safetensors"
-_STATE = "ema_state"
 _NO_METRIC = ("_runtime", "_per_second", "_compilation_time")
 
 
@@ -143,42 +139,18 @@ class EMACallback(TrainerCallback):
         folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
         if self.ema is None or not os.path.isdir(folder):
             return
-        _save(os.path.join(folder, FILE), self.ema, state.global_step)
+        save_state(os.path.join(folder, FILE), self.ema, state.global_step)
 
     def _load(self, ema: EMA, args: Any, step: int) -> None:
         named = self._resumed or _folder(getattr(args, "resume_from_checkpoint", None))
         path = os.path.join(named or os.path.join(args.output_dir, f"checkpoint-{step}"), FILE)
         if not os.path.exists(path) and self._start_anew:
             return
-        _load(path, ema)
+        load_state(path, ema)
 
 
 def _folder(value: Any) -> str | None:
     return os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-
-
-def _save(path: str, ema: EMA, step: int) -> None:
-    """The averages, and all else of the state as metadata."""
-    state = ema.state_dict()
-    names = sorted(state.pop("averages"))
-    more = {_STATE: json.dumps({**state, "averages": names})}
-    save_snapshot(
-        path, ema.averaged(), step=step, recipe=recipe_of(ema, step), metadata=more, force=True
-    )
-
-
-def _load(path: str, ema: EMA) -> None:
-    text = open_checkpoint(path).metadata.get(_STATE)
-    if text is None:
-        raise InputError(path, "holds no EMA that can be continued")
-    try:
-        state = json.loads(text)
-        names = state["averages"]
-        tensors = load_file(path)
-        averages = {name: tensors[name] for name in names}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(path, f"its state of an EMA is broken: {error}") from None
-    ema.load_state_dict({**state, "averages": averages})
 
 
 class SnapshotCallback(TrainerCallback):
@@ -206,13 +178,7 @@ class SnapshotCallback(TrainerCallback):
         ema: EMACallback | None = None,
     ) -> None:
         self.snapshots = Snapshots(
-            folder,
-            every=1 if every is None else every,
-            keep=keep,
-            best=best,
-            metric=metric,
-            mode=mode,
-            name=name,
+            folder, keep=keep, best=best, metric=metric, mode=mode, name=name
         )
         self._best = best
         self._ema = ema

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -145,16 +144,3 @@ def _matched(
 
 def _shape(tensor: Tensor, what: str) -> str:
     return "present" if what == "missing" else str(list(tensor.spec.shape))
-
-
-def jsonable_facts(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
-    """What tells whether a checkpoint is still the same: names to show, sizes and times."""
-    shown = short_names([checkpoint.path for checkpoint in checkpoints])
-    return [
-        {
-            "name": name,
-            "bytes": checkpoint.size,
-            "changed": max((file.mtime_ns for file in checkpoint.files), default=0),
-        }
-        for name, checkpoint in zip(shown, checkpoints, strict=True)
-    ]

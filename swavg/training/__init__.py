@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from swavg.training.batchnorm import update_bn as update_bn
     from swavg.training.ema import EMA as EMA
     from swavg.training.power import PowerEMA as PowerEMA
+    from swavg.training.recalibrate import recalibrate as recalibrate
     from swavg.training.schedule import SWASchedule as SWASchedule
     from swavg.training.snapshot import save_snapshot as save_snapshot
     from swavg.training.snapshots import Snapshots as Snapshots
@@ -32,6 +33,7 @@ _HOMES = {
     "SWASchedule": "schedule",
     "Blend": "apply",
     "apply_swa": "apply",
+    "recalibrate": "recalibrate",
     "save_snapshot": "snapshot",
     "Snapshots": "snapshots",
     "update_bn": "batchnorm",
@@ -45,6 +47,7 @@ __all__ = [
     "SWASchedule",
     "Snapshots",
     "apply_swa",
+    "recalibrate",
     "save_snapshot",
     "update_bn",
 ]

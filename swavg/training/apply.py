@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ class Blend:
     ) -> None:
         """Write the elements from ``first`` on, in row-major order, to all of ``target``."""
         arithmetic = _arithmetic(each, dtype, weights)
-        flat = target.detach().view(-1) if target.is_contiguous() else None
+        put = _writer(target)
         parts = 1 if arithmetic is None else 2 if dtype.kind == "complex" else 1
         for start in range(0, target.numel(), self._block):
             stop = min(start + self._block, target.numel())
@@ -173,10 +174,7 @@ class Blend:
             else:
                 self._sum(each, arithmetic, first + start, stop - start, parts)
                 made = self._staging[: dtype.nbytes(stop - start)].view(target.dtype)
-            if flat is not None:
-                flat[start:stop].copy_(made)
-            else:
-                _scatter(target, start, stop, made)
+            put(start, stop, made)
 
     def _last(self, each: Match, start: int, stop: int) -> Tensor:
         """Elements of the last checkpoint, in its own dtype."""
@@ -239,6 +237,28 @@ def _arithmetic(each: Match, dtype: DType, weights: Sequence[float]) -> Arithmet
     return Arithmetic(
         tuple(each.part for each in inputs), tuple(weights), uniform, kind, dtype.part
     )
+
+
+def _writer(target: Tensor) -> Callable[[int, int, Tensor], None]:
+    """What writes row-major elements ``[start, stop)`` of a tensor."""
+    if not target.is_contiguous():
+        return partial(_scatter, target)
+    flat = target.detach().view(-1)
+    if target.device.type != "cpu":
+
+        def copy(start: int, stop: int, made: Tensor) -> None:
+            flat[start:stop].copy_(made)
+
+        return copy
+    # torch copies with all its threads, and waking them takes longer than copying a block that is
+    # in the cache. Of a copy past torch, autograd must be told: by a change of nothing.
+    flat[:0].zero_()
+    raw, size = flat.view(torch.uint8).numpy(), flat.element_size()
+
+    def put(start: int, stop: int, made: Tensor) -> None:
+        raw[start * size : stop * size] = made.to(target.dtype).view(torch.uint8).numpy()
+
+    return put
 
 
 def _scatter(target: Tensor, start: int, stop: int, made: Tensor) -> None:

@@ -17,6 +17,9 @@ class Around(Optimizer):
     ``optimizer`` is the inner one, None if there is none.
     """
 
+    # GradScaler would leave its verdict on us, where a fused inner optimizer does not look for it.
+    _step_supports_amp_scaling = False
+
     def __init__(self, optimizer: Optimizer | None) -> None:
         # Optimizer.__init__ is left out on purpose: what it would make is the inner one's.
         self.optimizer = optimizer

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from swavg.errors import RequestError, SwavgError
-from swavg.training.loading import examples, forward, split, to_device
+from swavg.training.loading import examples, forward, split
 from swavg.training.named import failed, kind
 
 Module = nn.Module
@@ -24,10 +23,6 @@ tensor, the mean over the batch's examples, or a tensor with one loss each."""
 
 IGNORED = -100
 """The target that cross-entropy leaves out."""
-
-# Batches are kept in memory up to this many bytes.
-_KEPT = 256 << 20
-_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,59 +165,6 @@ def _described(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return "no target" if value is None else kind(value)
-
-
-class Passes:
-    """Data to go through again and again, the same each time, with tensors on ``device``.
-
-    Batches are kept in memory if all of them have at most 256 MiB, or if only the first ``most``
-    are wanted; others are made anew for each pass, from the same state of torch's random numbers.
-    """
-
-    def __init__(self, source: Iterable[Any], device: str = "cpu", most: int | None = None) -> None:
-        self._source = source
-        self._device = device
-        self._most = most
-        self._kept: list[Any] | None = None
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._kept is not None:
-            yield from self._kept
-            return
-        kept: list[Any] | None = []
-        size = 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
-            for batch in islice(self._source, self._most):
-                there = to_device(batch, self._device)
-                size += _bytes(there)
-                if self._most is None and size > _KEPT:
-                    kept = None
-                if kept is not None:
-                    # A loader may fill the same tensor again.
-                    kept.append(_copied(there))
-                yield there
-        self._kept = kept
-
-
-def _copied(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.clone()
-    if isinstance(batch, Mapping):
-        return {name: _copied(value) for name, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        sequence: Any = type(batch)
-        values = [_copied(value) for value in batch]
-        return sequence(*values) if hasattr(sequence, "_fields") else sequence(values)
-    return batch
-
-
-def _bytes(batch: Any) -> int:
-    if isinstance(batch, Tensor):
-        return batch.nbytes
-    if isinstance(batch, Mapping):
-        return sum(map(_bytes, batch.values()))
-    return sum(map(_bytes, batch)) if isinstance(batch, (tuple, list)) else 0
 
 
 class Evaluator:

@@ -109,7 +109,9 @@ class PowerEMA:
                 "profile": profile,
             }
             path = Path(folder) / f"sigma-{width}-step-{at}.safetensors"
-            written = save_snapshot(path, self.averaged(index), step=at, recipe=recipe, force=force)
+            written = save_snapshot(
+                path, self._shadows[index].views(), step=at, recipe=recipe, force=force
+            )
             paths.append(Path(written))
         return paths
 

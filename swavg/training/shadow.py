@@ -17,7 +17,7 @@ from swavg.errors import MismatchError, RequestError
 from swavg.training.exchange import Exchange
 from swavg.training.moving import Move, move_all
 from swavg.training.roster import Roster, Slot, shown
-from swavg.training.wrapped import full, local, part_of, settle
+from swavg.training.wrapped import full, local, part_of, settle, sharded_as
 
 Buffers = Literal["copy", "average"]
 Frozen = Literal["keep", "average"]
@@ -171,19 +171,28 @@ class Shadow:
         """
         if dtype not in (None, "model"):
             raise RequestError(f"dtype is {dtype!r}; it is 'model' or None.")
-        self._roster.check()
-        now = {id(each.average): each.shown for each in self._exchanges}
         made: dict[int, Tensor] = {}
         found: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, (value, slot) in self._roster.state().items():
+            for name, part, value in self._parts():
                 if id(value) not in made:
-                    average = None if slot is None else self._averages.get(slot)
-                    part = local(value) if average is None else now.get(id(average), average)
                     whole = full(part.to(value.dtype) if dtype == "model" else part, value)
                     made[id(value)] = whole.clone() if _shares(whole, part) else whole
                 found[name] = made[id(value)]
         return found
+
+    def views(self) -> dict[str, Tensor]:
+        """:meth:`averaged` without copies and not gathered: to be saved now, tensor by tensor."""
+        return {name: sharded_as(part, value) for name, part, value in self._parts()}
+
+    def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, this rank's part of the averaged value, and the model's tensor."""
+        self._roster.check()
+        now = {id(each.average): each.shown for each in self._exchanges}
+        for name, (value, slot) in self._roster.state().items():
+            average = None if slot is None else self._averages.get(slot)
+            part = local(value) if average is None else now.get(id(average), average)
+            yield name, part, value
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` takes: the averages by name (themselves, not copies, where they are

@@ -110,6 +110,22 @@ def local(tensor: Tensor) -> Tensor:
     return found
 
 
+def sharded_as(part: Tensor, like: Tensor) -> Tensor:
+    """``part`` as this rank's part of a DTensor sharded as ``like``; as it is if that is none."""
+    if not is_sharded(like):
+        return part
+    sharded: Any = like
+    found: Tensor = type(sharded).from_local(
+        part.to(local(like).device),
+        sharded.device_mesh,
+        sharded.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=sharded.stride(),
+    )
+    return found
+
+
 def full(part: Tensor, like: Tensor) -> Tensor:
     """The whole of which ``part`` is this rank's, sharded as ``like`` is; a plain one as it is.
 
@@ -117,18 +133,8 @@ def full(part: Tensor, like: Tensor) -> Tensor:
     """
     if not is_sharded(like):
         return part
-    sharded: Any = like
-    home = type(sharded)
-    part = part.to(local(like).device)
-    whole = home.from_local(
-        part,
-        sharded.device_mesh,
-        sharded.placements,
-        run_check=False,
-        shape=like.shape,
-        stride=sharded.stride(),
-    ).full_tensor()
-    found: Tensor = whole
+    sharded: Any = sharded_as(part, like)
+    found: Tensor = sharded.full_tensor()
     return found
 
 
