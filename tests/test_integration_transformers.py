@@ -14,7 +14,7 @@ from torch import nn
 
 from swavg.errors import InputError, RequestError
 from swavg.series.inside import read_inside
-from swavg.training import EMA
+from swavg.training import EMA, save_snapshot
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -212,6 +212,18 @@ def test_a_checkpoint_without_an_average_is_an_error_unless_a_new_one_is_wanted(
     ema = EMACallback(0.9, start_anew=True)
     trainer(tmp_path, ema=ema).train(resume_from_checkpoint=True)
     assert ema.ema.num_updates == 7
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [(None, "holds no EMA that can be continued"), ("{", "broken"), ('{"averages": ["x"]}', "'x'")],
+)
+def test_a_file_that_is_no_state_of_an_ema_is_named(state, words, tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=5, max_steps=5).train()
+    path = tmp_path / "checkpoint-5" / "ema.safetensors"
+    save_snapshot(path, bert(), metadata=None if state is None else {"ema_state": state})
+    with pytest.raises(InputError, match=rf"ema\.safetensors: .*{words}"):
+        trainer(tmp_path, ema=EMACallback(0.9)).train(resume_from_checkpoint=True)
 
 
 def test_tied_weights_stay_tied_and_are_averaged_once(tmp_path):

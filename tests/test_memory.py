@@ -63,11 +63,13 @@ def together(pid):
     return 1024 * (own + max(kilobytes(each, "status", "RssFile") for each in pids)), len(pids)
 
 
-def peak(*args, stdout=subprocess.DEVNULL):
+def watched(*args):
     """Bytes that a run of the command line and its workers have at most, and how many processes
     they are."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "swavg", *map(str, args)], stdout=stdout, stderr=subprocess.PIPE
+        [sys.executable, "-m", "swavg", *map(str, args)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     found, processes = 0, 0
     try:
@@ -83,6 +85,11 @@ def peak(*args, stdout=subprocess.DEVNULL):
     return found, processes
 
 
+def peak(*args):
+    """Bytes that a run of the command line has at most, all its processes together."""
+    return watched(*args)[0]
+
+
 @pytest.mark.parametrize(("dtype", "itemsize"), [("BF16", 2), ("F32", 4), ("F16", 2)])
 def test_one_tensor_larger_than_the_promise_is_averaged_within_it(tmp_path, dtype, itemsize):
     paths = [
@@ -90,7 +97,7 @@ def test_one_tensor_larger_than_the_promise_is_averaged_within_it(tmp_path, dtyp
         for i in range(2)
     ]
     out = tmp_path / "out.safetensors"
-    size, processes = peak("average", *paths, "-o", out, "--threads", "2", "-q")
+    size, processes = watched("average", *paths, "-o", out, "--threads", "2", "-q")
     assert size <= PROMISE
     assert processes == 3
 
@@ -100,8 +107,8 @@ def test_memory_is_the_same_for_one_and_for_twenty_inputs(tmp_path):
         sparse(tmp_path / f"{i:02}.safetensors", [8 * MIB] * 4 + [1000] * 200) for i in range(20)
     ]
     out = tmp_path / "out.safetensors"
-    one, _ = peak("average", paths[0], "-o", out, "--force", "-q")
-    twenty, _ = peak("average", *paths, "-o", out, "--force", "-q")
+    one = peak("average", paths[0], "-o", out, "--force", "-q")
+    twenty = peak("average", *paths, "-o", out, "--force", "-q")
     assert twenty <= PROMISE
     assert twenty - one <= 8 * MIB
 
@@ -110,7 +117,7 @@ def test_memory_is_the_same_for_one_and_for_twenty_inputs(tmp_path):
 def test_sixty_four_workers_stay_within_the_promise(tmp_path, dtype):
     paths = [sparse(tmp_path / f"{i}.safetensors", [64 * MIB], "F32", 4) for i in range(2)]
     out = tmp_path / "out.safetensors"
-    size, processes = peak(
+    size, processes = watched(
         "average", *paths, "-o", out, "--threads", "64", "--dtype", dtype, "-q"
     )  # fmt: skip
     assert size <= PROMISE
@@ -131,7 +138,7 @@ def test_many_tensors_and_outputs_stay_within_the_promise(tmp_path):
         "-r",
         "ema:decay=0.5",
     ]
-    size, processes = peak(
+    size, processes = watched(
         "sweep", *paths, *recipes, "-d", tmp_path / "out", "--threads", "64", "-q"
     )
     assert size <= PROMISE
@@ -143,7 +150,7 @@ def test_values_that_every_worker_must_repair_stay_within_the_promise(tmp_path):
     paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
     for path in paths:
         path.write_bytes(make.packed({"x": ("BF16", [32 * MIB], data)}))
-    size, processes = peak(
+    size, processes = watched(
         "average", *paths, "-o", tmp_path / "out.safetensors", "--threads", "64", "-q"
     )
     assert size <= PROMISE
@@ -152,4 +159,4 @@ def test_values_that_every_worker_must_repair_stay_within_the_promise(tmp_path):
 
 def test_streaming_to_a_pipe_takes_no_more(tmp_path):
     paths = [sparse(tmp_path / f"{i}.safetensors", [64 * MIB]) for i in range(2)]
-    assert peak("average", *paths, "-o", "-", "-q")[0] <= PROMISE
+    assert peak("average", *paths, "-o", "-", "-q") <= PROMISE

@@ -260,6 +260,21 @@ def test_a_recipe_marks_an_average_and_keeps_its_metrics(tmp_path):
     assert (dict(inside.counts), dict(inside.metrics)) == ({"step": 7}, {"val_loss": 2.0})
 
 
+def test_the_step_of_an_average_is_that_of_its_recipe_not_of_its_last_input(tmp_path):
+    paths = [
+        save_snapshot(
+            tmp_path / f"step-{step}.safetensors",
+            {"w": torch.ones(2)},
+            step=step,
+            recipe={"method": "power ema", "step": step, "profile": {"gamma": 6.94}},
+        )
+        for step in (100, 200, 300)
+    ]
+    out = tmp_path / "out.safetensors"
+    command("posthoc", *paths, "--sigma-rel", "0.1", "--at-step", "250", "-o", out)
+    assert read_inside(str(out)).counts == {"step": 250}
+
+
 def test_an_existing_file_is_replaced_only_by_force(tmp_path):
     path = tmp_path / "a.safetensors"
     save_snapshot(path, {"w": torch.ones(1)})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,13 @@ from swavg import weights as schedules
 from swavg.dtypes import Accumulator, DType
 from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import base, open_checkpoint
-from swavg.formats.read import boxes, gather
+from swavg.formats.read import gather
 from swavg.kernels.base import Arithmetic
 from swavg.kernels.cpu import CpuKernel
 from swavg.kernels.repair import Trouble, repair
 from swavg.recipe import short_names
 from swavg.training.matching import Match, match, model_dtype
-from swavg.training.state import own_rows, own_tensors
+from swavg.training.state import own_rows, own_tensors, writer
 from swavg.training.wrapped import is_sharded, local, part_of
 
 _BLOCK = 1 << 18
@@ -165,7 +164,7 @@ class Blend:
     ) -> None:
         """Write the elements from ``first`` on, in row-major order, to all of ``target``."""
         arithmetic = _arithmetic(each, dtype, weights)
-        put = _writer(target)
+        put = writer(target)
         parts = 1 if arithmetic is None else 2 if dtype.kind == "complex" else 1
         for start in range(0, target.numel(), self._block):
             stop = min(start + self._block, target.numel())
@@ -237,36 +236,3 @@ def _arithmetic(each: Match, dtype: DType, weights: Sequence[float]) -> Arithmet
     return Arithmetic(
         tuple(each.part for each in inputs), tuple(weights), uniform, kind, dtype.part
     )
-
-
-def _writer(target: Tensor) -> Callable[[int, int, Tensor], None]:
-    """What writes row-major elements ``[start, stop)`` of a tensor."""
-    if not target.is_contiguous():
-        return partial(_scatter, target)
-    flat = target.detach().view(-1)
-    if target.device.type != "cpu":
-
-        def copy(start: int, stop: int, made: Tensor) -> None:
-            flat[start:stop].copy_(made)
-
-        return copy
-    # torch copies with all its threads, and waking them takes longer than copying a block that is
-    # in the cache. Of a copy past torch, autograd must be told: by a change of nothing.
-    flat[:0].zero_()
-    raw, size = flat.view(torch.uint8).numpy(), flat.element_size()
-
-    def put(start: int, stop: int, made: Tensor) -> None:
-        raw[start * size : stop * size] = made.to(target.dtype).view(torch.uint8).numpy()
-
-    return put
-
-
-def _scatter(target: Tensor, start: int, stop: int, made: Tensor) -> None:
-    """Write row-major elements of a tensor that lies otherwise in memory (channels last, say)."""
-    done = 0
-    for box in boxes(tuple(target.shape), start, stop):
-        part = target.detach()
-        for dimension, (first, count) in enumerate(box):
-            part = part.narrow(dimension, first, count)
-        part.copy_(made[done : done + part.numel()].view(part.shape))
-        done += part.numel()

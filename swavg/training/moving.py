@@ -10,7 +10,7 @@ from torch import Tensor
 Move = Callable[[list[Tensor], list[Tensor]], None]
 """Moves averages towards values, in place; both lists have one dtype and device."""
 
-CHUNK = 1 << 17
+CHUNK = 1 << 19
 """Elements that are converted or subtracted at a time: so much stays in a processor's cache."""
 FAR_CHUNK = 1 << 24
 """The same where a device other than the processor takes part, where a call costs more."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from swavg.formats.read import boxes
 from swavg.training.wrapped import local, modules, settle
 
 
@@ -58,3 +62,36 @@ def own_rows(tensor: Any) -> Rows | None:
     if tuple(part.shape) != (max(0, min(rows, shape[0] - first)), *shape[1:]):
         return None
     return Rows(part, first * math.prod(shape[1:]))
+
+
+def writer(target: Tensor) -> Callable[[int, int, Tensor], None]:
+    """What writes row-major elements ``[start, stop)`` of a tensor."""
+    if not target.is_contiguous():
+        return partial(_scatter, target)
+    flat = target.detach().view(-1)
+    if target.device.type != "cpu":
+
+        def copy(start: int, stop: int, made: Tensor) -> None:
+            flat[start:stop].copy_(made)
+
+        return copy
+    # torch copies with all its threads, and waking them takes longer than copying a block that is
+    # in the cache. Of a copy past torch, autograd must be told: by a change of nothing.
+    flat[:0].zero_()
+    raw, size = flat.view(torch.uint8).numpy(), flat.element_size()
+
+    def put(start: int, stop: int, made: Tensor) -> None:
+        raw[start * size : stop * size] = made.to(target.dtype).view(torch.uint8).numpy()
+
+    return put
+
+
+def _scatter(target: Tensor, start: int, stop: int, made: Tensor) -> None:
+    """Write row-major elements of a tensor that lies otherwise in memory (channels last, say)."""
+    done = 0
+    for box in boxes(tuple(target.shape), start, stop):
+        part = target.detach()
+        for dimension, (first, count) in enumerate(box):
+            part = part.narrow(dimension, first, count)
+        part.copy_(made[done : done + part.numel()].view(part.shape))
+        done += part.numel()
