@@ -80,7 +80,7 @@ def training_batches() -> list[Batch]:
 def calibration_batches() -> list[Batch]:
     """Every training image once: quicker, for the many points of a landscape."""
     images, labels = training_images()
-    return list(batches(images, labels, 180, torch.Generator().manual_seed(0)))
+    return list(batches(images, labels, 50, torch.Generator().manual_seed(0)))
 
 
 def test_batches() -> list[Batch]:

@@ -159,7 +159,7 @@ def draw(trained: Trained) -> Path:
     corners = " ".join(str(names[at]) for at in (0, len(names) // 2, -1))
     return run(
         f"{SWAVG} landscape {corners} {MODEL} --data scripts/digits.py:test_batches"
-        " --bn-data scripts/digits.py:calibration_batches --grid 17"
+        " --bn-data scripts/digits.py:calibration_batches --of test"
         f" --mark {OUT.name}/swa.safetensors --series {FIRST.relative_to(ROOT)}/tail"
         f" -o {OUT.name}/landscape.png --force"
     )
@@ -183,7 +183,7 @@ def show_table(runs: list[dict[str, tuple[float, ...]]]) -> None:
     table = Table(box=None, pad_edge=False)
     labels = {
         "last": "last checkpoint",
-        "best": "best by validation loss",
+        "best": "best (validation)",
         "EMA": f"EMA, decay {EMA_DECAY}",
         "SWA": f"SWA, mean of {TAIL_EPOCHS}",
     }

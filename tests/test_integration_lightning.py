@@ -228,16 +228,34 @@ def test_a_checkpoint_is_tested_with_its_own_average(tmp_path):
     averages, weights = by_hand(12, 0.9)
     checkpoint = torch.load(tmp_path / "step=6.ckpt")
     same(checkpoint["state_dict"], weights[5])
-    run.test(model, ckpt_path=tmp_path / "step=6.ckpt", verbose=False)
-    assert torch.equal(model.seen["test"][-1], averages[5]["net.0.weight"])
     # One without an average is tested as it is.
-    torch.save({**checkpoint, "callbacks": {}}, tmp_path / "bare.ckpt")
-    run.test(model, ckpt_path=tmp_path / "bare.ckpt", verbose=False)
-    assert torch.equal(model.seen["test"][-1], weights[5]["net.0.weight"])
-    del checkpoint["callbacks"]
-    torch.save(checkpoint, tmp_path / "weights.ckpt")
-    run.test(model, ckpt_path=tmp_path / "weights.ckpt", verbose=False)
-    assert torch.equal(model.seen["test"][-1], weights[5]["net.0.weight"])
+    for callbacks in ({"callbacks": {}}, {}):
+        del checkpoint["callbacks"]
+        checkpoint |= callbacks
+        torch.save(checkpoint, tmp_path / "bare.ckpt")
+        run.test(model, ckpt_path=tmp_path / "step=6.ckpt", verbose=False)
+        assert torch.equal(model.seen["test"][-1], averages[5]["net.0.weight"])
+        run.test(model, ckpt_path=tmp_path / "bare.ckpt", verbose=False)
+        assert torch.equal(model.seen["test"][-1], weights[5]["net.0.weight"])
+
+
+def test_an_average_that_was_loaded_and_not_used_does_not_come_back(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
+    callback = EMACallback(0.9, evaluate=False)
+    trainer(tmp_path, [callback, saving], enable_checkpointing=True).fit(Digits())
+    run = trainer(tmp_path, [callback], limit_val_batches=0)
+    run.test(Digits(), ckpt_path=tmp_path / "step=6.ckpt", verbose=False)
+    run.fit(Digits())
+    same(callback.ema.averaged(), by_hand(12, 0.9)[0][-1])
+
+
+def test_a_run_that_starts_from_a_checkpoint_without_an_average_starts_a_new_one(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
+    trainer(tmp_path, [saving], enable_checkpointing=True).fit(Digits())
+    callback, model = EMACallback(0.9), Digits()
+    trainer(tmp_path, [callback]).fit(model)
+    trainer(tmp_path, [callback]).fit(model, ckpt_path=tmp_path / "step=6.ckpt")
+    assert callback.ema.num_updates == 6
 
 
 def test_an_error_in_validation_leaves_the_training_weights(tmp_path):
@@ -307,21 +325,26 @@ def test_training_weights_do_not_get_the_metrics_of_the_averages(tmp_path):
         trainer(tmp_path, [stranger]).fit(Digits())
 
 
-def test_a_resumed_run_leaves_the_same_snapshots(tmp_path):
-    def callbacks(folder):
+@pytest.mark.parametrize(("accumulate", "every"), [(1, 3), (3, 2)])
+def test_a_resumed_run_leaves_the_same_snapshots(accumulate, every, tmp_path):
+    done = 6 // accumulate
+
+    def run(folder, **more):
         ema = EMACallback(0.9)
-        return [
+        callbacks = [
             ema,
-            SnapshotCallback(folder, every=3, keep=2, best=1, metric="val_loss", ema=ema),
-            pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1),
+            SnapshotCallback(folder, every=every, keep=2, best=1, metric="val_loss", ema=ema),
+            pl.callbacks.ModelCheckpoint(
+                tmp_path, "{step}", every_n_train_steps=done, save_top_k=-1
+            ),
         ]
+        more = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True, **more}
+        return trainer(tmp_path, callbacks, **more)
 
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    trainer(tmp_path, callbacks(whole), enable_checkpointing=True).fit(Digits())
-    run = trainer(tmp_path, callbacks(halves), enable_checkpointing=True, max_epochs=1)
-    run.fit(Digits())
-    run = trainer(tmp_path, callbacks(halves), enable_checkpointing=True)
-    run.fit(Digits(), ckpt_path=tmp_path / "step=6.ckpt")
+    run(whole).fit(Digits())
+    run(halves, max_epochs=1).fit(Digits())
+    run(halves).fit(Digits(), ckpt_path=tmp_path / f"step={done}.ckpt")
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
         path.name: path.read_bytes() for path in halves.iterdir()
     }

@@ -75,8 +75,12 @@ class EMACallback(Callback):
             self._state = None
         return self.ema
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # What an earlier run has loaded and not used.
+        self._state = None
+
     def _forget(self, trainer: Trainer) -> None:
-        """Weights from a checkpoint that has no average: that of earlier ones is none of theirs."""
+        """Weights from a checkpoint without an average: that of earlier ones is none of theirs."""
         if trainer.ckpt_path is not None and self._state is None:
             self.ema = None
 
@@ -143,11 +147,6 @@ class EMACallback(Callback):
         self._restore()
 
     # ---- State.
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self.ema = self._state = None
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.ema is None else dict(self.ema.state_dict())

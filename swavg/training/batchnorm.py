@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
@@ -176,4 +177,8 @@ def _modes(model: nn.Module, training: Iterable[nn.Module]) -> Iterator[None]:
 def _interpreted() -> AbstractContextManager[Any]:
     """Without compiled code, which would be compiled anew for every momentum."""
     stance = getattr(torch.compiler, "set_stance", None)
-    return nullcontext() if stance is None else stance("force_eager")
+    if stance is None or "torch._dynamo" not in sys.modules:
+        # Nothing is compiled; only importing that takes a second.
+        return nullcontext()
+    context: AbstractContextManager[Any] = stance("force_eager")
+    return context
