@@ -15,6 +15,7 @@ from pathlib import Path
 
 from swavg.errors import OutputError
 
+_FORCE = "Use --force (in Python, force=True) to replace it."
 TEMPORARY = ".swavg-partial"
 """Suffix of temporary names: a name that ends so is never a finished output."""
 
@@ -81,7 +82,7 @@ def check_destination(
         return
     target = destination(path)
     if os.path.lexists(target) and not force:
-        raise OutputError(path, "exists already", hint="Use --force to replace it.")
+        raise OutputError(path, "exists already", hint=_FORCE)
     if target.is_dir() != folder and target.exists():
         kind = "a folder" if target.is_dir() else "a file"
         raise OutputError(path, f"is {kind}, which the output would not be")
@@ -210,7 +211,7 @@ def _move(temporary: Path, target: Path, *, force: bool, shown: str) -> None:
             os.rename(temporary, target)
     except FileExistsError:
         raise OutputError(
-            shown, "was created by someone else meanwhile", hint="Use --force to replace it."
+            shown, "was created by someone else meanwhile", hint=_FORCE
         ) from None
     except OSError as error:
         raise OutputError(shown, _reason(error)) from None

@@ -8,7 +8,7 @@ import sys
 import click
 import pytest
 import torch
-from checkpoints import save, state
+from checkpoints import save, series, state
 
 from swavg.cli.choosing import Choosing, choose
 from swavg.errors import RequestError
@@ -175,3 +175,14 @@ def test_plain_paths_without_a_choice_are_not_opened(tmp_path):
     assert chosen("b.pt", "a.pt") == (["b.pt", "a.pt"], 0)
     assert chosen("step_10.pt", "step_9.pt") == (["step_9.pt", "step_10.pt"], 1)
     assert chosen("step_10.pt", "step_9.pt", keep_order=True) == (["step_10.pt", "step_9.pt"], 0)
+
+
+def test_commands_follow_each_other_in_one_process(tmp_path, capsys):
+    from swavg.cli import main
+
+    series(tmp_path, 2)
+    for arguments in (["list", str(tmp_path)], ["list", str(tmp_path)], ["--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+    assert "landscape" in capsys.readouterr().out

@@ -34,7 +34,7 @@ class _LazyGroup(click.Group):
     """Commands are imported when they are called, so that --help starts at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return [*_COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
@@ -45,7 +45,7 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+            formatter.write_dl([*_COMMANDS.items()])
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,7 +66,8 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _stop_on_signals()
-    args = list(sys.argv[1:] if arguments is None else arguments)
+    # Not list(): that is a command's module here, once it has been imported.
+    args = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
         code = cli.main(args=args, prog_name="swavg", standalone_mode=False)
     except SwavgError as error:

@@ -122,8 +122,12 @@ def _name(checkpoint: Checkpoint) -> str:
     return os.path.basename(checkpoint.path.rstrip("/"))
 
 
+# Entries that swavg.training writes of one snapshot: they do not hold for what is made of it.
+_OF_ONE = ("metrics", "snapshots", "ema_state")
+
+
 def _metadata(template: Checkpoint, recipe: str) -> dict[str, str]:
-    metadata = dict(template.metadata)
+    metadata = {name: text for name, text in template.metadata.items() if name not in _OF_ONE}
     # transformers refuses files that do not say which framework wrote them.
     metadata.setdefault("format", "pt")
     metadata["swavg"] = recipe
