@@ -167,10 +167,6 @@ class Processes:
         finally:
             os.close(jobs)
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        return tuple(self._workers.values())
-
     def _fork(self, jobs: int) -> None:
         source, target = os.pipe()
         # No signal may find a worker that still believes to be this process.

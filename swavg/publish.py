@@ -210,9 +210,7 @@ def _move(temporary: Path, target: Path, *, force: bool, shown: str) -> None:
         else:
             os.rename(temporary, target)
     except FileExistsError:
-        raise OutputError(
-            shown, "was created by someone else meanwhile", hint=_FORCE
-        ) from None
+        raise OutputError(shown, "was created by someone else meanwhile", hint=_FORCE) from None
     except OSError as error:
         raise OutputError(shown, _reason(error)) from None
     _sync_folder(target.parent)

@@ -46,7 +46,8 @@ class Report:
     ``tensors`` counts what became of them; ``treated`` lists those that were not averaged over all
     inputs, with the reason. ``warnings`` name inputs that look wrong; ``running_statistics`` are
     batch-norm buffers that were averaged like weights. ``read`` and ``written`` are bytes;
-    ``memory`` is the bound on buffers in bytes, ``threads`` the number of workers; ``seconds`` is None before a run.
+    ``memory`` is the bound on buffers in bytes, ``threads`` the number of workers; ``seconds`` is
+    None before a run.
     """
 
     output: str

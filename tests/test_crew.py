@@ -373,6 +373,25 @@ print(crew.can_fork())
     assert not crew.can_fork()  # pytest has torch
 
 
+def test_a_progress_bar_needs_no_thread_that_would_rule_out_processes(tmp_path):
+    (shown,) = library(
+        """
+import io
+from swavg import console
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+sys.stderr = Terminal()
+with console.progress_bar(True) as tick:
+    swavg.average(sys.argv[1:-1], output=sys.argv[-1], on_progress=tick)
+print("averaging" in sys.stderr.getvalue())
+""",
+        *large(tmp_path),
+        tmp_path / "out.safetensors",
+    )
+    assert shown == "True"
+
+
 def budget(layouts, **resources):
     return Budget.within(Resources(**resources), layouts, Policy(), can_fork=lambda: True)
 
