@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from swavg.kernels.repair import Trouble
 
 
+_REPAIRED = 1 << 16
+"""Elements that are repaired at once: it takes many arrays in float64."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What was noticed about a piece: a tensor whose integers differ or whose floats are not
@@ -154,14 +158,19 @@ class Computer:
 
     def _repaired(self, piece: Piece, arithmetic: Arithmetic, out: memoryview) -> str | None:
         """Compute what the kernel found not to be finite; the name of a tensor that stays so."""
-        task, read = piece.task, self._reader(piece)
-        count = piece.count * task.parts
         from swavg.kernels.repair import repair
 
-        # One at a time: this path takes more memory, and is rare.
-        with self._repairing:
-            trouble = repair(arithmetic, count, read, out)
-        return None if trouble is None else self._refused(piece, trouble)
+        odd = None
+        for block in piece.blocks(_REPAIRED // piece.task.parts):
+            at = piece.task.dtype.nbytes(block.start - piece.start)
+            part = out[at : at + block.nbytes]
+            # One at a time: this path takes more memory, and is rare.
+            with self._repairing:
+                trouble = repair(
+                    arithmetic, block.count * piece.task.parts, self._reader(block), part
+                )
+            odd = odd or (trouble and self._refused(block, trouble))
+        return odd
 
     def _pooled(self, piece: Piece, out: memoryview) -> str | None:
         from swavg.kernels.pooling import pool

@@ -19,8 +19,11 @@ _BLOCKS = 4
 _SMALLEST_CHUNK = 1 << 12
 _LONGEST_RUN = 4096
 
-# Processes do not wait for each other between blocks: these fit a core's own cache.
+# Processes do not wait for each other between blocks, so theirs may be as small as a core's own
+# cache; larger ones are faster still, while the memory of all together stays small.
 _PROCESS_BLOCK = 1 << 16
+_PROCESS_BLOCKS = 1 << 19
+"""Elements of the blocks of all processes together, unless they are the smallest."""
 _PROCESS_CHUNK = 1 << 21
 """Bytes that a process hands over at a time, at most (and 2^20 elements, as threads do)."""
 _PROCESS_MEMORY = 6 << 20
@@ -134,11 +137,15 @@ class Budget:
         """The same for processes, as many as have room; None if that is not even two."""
         own = _PROCESS_MEMORY + _PROCESS_MEMORY_PER_TASK * tasks
         workers = min(self.workers, limit // own)
-        elements = min(_PROCESS_BLOCK, self.elements)
+        elements = self.elements
+        while elements > _PROCESS_BLOCK and elements * workers > _PROCESS_BLOCKS:
+            elements //= 2
         blocks = max(1, min(_PROCESS_CHUNK // self.output_size, 1 << 20) // elements)
         budget = replace(self, workers=workers, elements=elements, blocks=blocks, processes=True)
         while budget.memory > limit and budget.blocks > 1:
             budget = replace(budget, blocks=budget.blocks // 2)
+        while budget.memory > limit and budget.elements > _PROCESS_BLOCK:
+            budget = replace(budget, elements=budget.elements // 2)
         while budget.memory > limit and budget.workers > 1:
             budget = replace(budget, workers=budget.workers - 1)
         return budget if budget.workers > 1 else None

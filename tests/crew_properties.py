@@ -89,7 +89,8 @@ def outputs(policy, suffix, several, resources, folder):
 @settings(max_examples=40, deadline=None)
 def processes_give_the_bytes_of_threads(workers, block, chunk, policy, suffix, several):
     expected = outputs(policy, suffix, several, Resources(threads=1), FOLDER / "threads")
-    pieces._PROCESS_BLOCK, pieces._PROCESS_CHUNK = 1 << block, 1 << chunk
+    pieces._PROCESS_BLOCK = pieces._PROCESS_BLOCKS = 1 << block
+    pieces._PROCESS_CHUNK = 1 << chunk
     before = Forked.crews
     forced = Resources(threads=workers, processes=True)
     assert outputs(policy, suffix, several, forced, FOLDER / "processes") == expected
@@ -97,7 +98,7 @@ def processes_give_the_bytes_of_threads(workers, block, chunk, policy, suffix, s
 
 
 def geometry_is_the_same():
-    pieces._PROCESS_BLOCK, pieces._PROCESS_CHUNK = BLOCK
+    pieces._PROCESS_BLOCK, pieces._PROCESS_BLOCKS, pieces._PROCESS_CHUNK = BLOCK
     paths = []
     for seed in (1, 2, 3):
         path = FOLDER / f"large-{seed}.safetensors"
@@ -115,7 +116,7 @@ def geometry_is_the_same():
     assert found[0].warnings == found[1].warnings
 
 
-BLOCK = pieces._PROCESS_BLOCK, pieces._PROCESS_CHUNK
+BLOCK = pieces._PROCESS_BLOCK, pieces._PROCESS_BLOCKS, pieces._PROCESS_CHUNK
 crew.Processes = Forked
 processes_give_the_bytes_of_threads()
 geometry_is_the_same()

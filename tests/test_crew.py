@@ -27,7 +27,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import swavg
 from swavg import crew, pieces, stream
 pieces._WORTH_A_FORK = 0
-pieces._PROCESS_BLOCK, pieces._PROCESS_CHUNK = 1 << 12, 1 << 14
+pieces._PROCESS_BLOCK = pieces._PROCESS_BLOCKS = 1 << 12
+pieces._PROCESS_CHUNK = 1 << 14
 crew.Threads = None  # nothing here may fall back
 
 def workers():
