@@ -160,7 +160,7 @@ class Computer:
         """Compute what the kernel found not to be finite; the name of a tensor that stays so."""
         from swavg.kernels.repair import repair
 
-        odd = None
+        odd: str | None = None
         for block in piece.blocks(_REPAIRED // piece.task.parts):
             at = piece.task.dtype.nbytes(block.start - piece.start)
             part = out[at : at + block.nbytes]
@@ -169,7 +169,8 @@ class Computer:
                 trouble = repair(
                     arithmetic, block.count * piece.task.parts, self._reader(block), part
                 )
-            odd = odd or (trouble and self._refused(block, trouble))
+            if trouble is not None:
+                odd = self._refused(block, trouble) or odd
         return odd
 
     def _pooled(self, piece: Piece, out: memoryview) -> str | None:

@@ -324,7 +324,7 @@ def test_extra_state_is_left_out_and_other_objects_are_refused(tmp_path):
         ({"metrics": {"acc": torch.ones(2)}}, "'acc' is no single number"),
         ({"metrics": {"acc": None}}, "'acc' is no single number: NoneType"),
         ({"metadata": {"step": "3"}}, "'step' is set by save_snapshot"),
-        ({"metadata": {"run": 3}}, "'run' is int"),
+        ({"metadata": {"run": 3}}, "'run' is 3"),
         ({"model": [torch.ones(1)]}, "not of list"),
         ({"model": {}}, "no tensor"),
         ({"model": nn.Linear(2, 2, device="meta")}, "'weight' is on the meta device"),

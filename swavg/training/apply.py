@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from swavg.dtypes import Accumulator, DType
 from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import base, open_checkpoint
 from swavg.formats.read import gather
-from swavg.kernels.base import Arithmetic
+from swavg.kernels.base import Arithmetic, ReadChunk
 from swavg.kernels.cpu import CpuKernel
 from swavg.kernels.repair import Trouble, repair
 from swavg.recipe import short_names
+from swavg.training.bundle import Bundle, bundled
 from swavg.training.matching import Match, match, model_dtype
 from swavg.training.state import own_rows, own_tensors, writer
 from swavg.training.wrapped import is_sharded, local, part_of
@@ -107,13 +109,16 @@ class Blend:
         self._allow_nonfinite = allow_nonfinite
         tensors = own_tensors(model, buffers=buffers)
         self._matches, self.kept = match(tensors, self._checkpoints, self._shown, strict)
-        most = max(source.spec.numel for each in self._matches for source in each.sources[:1])
+        numel = sum(each.sources[0].spec.numel for each in self._matches)
         # A multiple of 8: a block of any dtype is whole bytes.
-        self._block = min(_BLOCK, -(-most // 8) * 8 or 8)
+        self._block = min(_BLOCK, -(-numel // 8) * 8 or 8)
         self._kernel = CpuKernel(2 * self._block)
         self._staging = torch.empty(16 * self._block, dtype=torch.uint8)
         self._bytes = self._staging.numpy().data
         self._pool = base.FilePool()
+        self._kinds: list[tuple[Any, ...]] = []
+        self._bundles: list[Bundle] = []
+        self._alone: list[Match] = []
 
     def __enter__(self) -> Blend:
         return self
@@ -137,17 +142,52 @@ class Blend:
         numbers = schedules.mean(n) if weights is None else schedules.given(weights, n, sum_to)
         # Asked for anew: a model that was moved has other buffers, FSDP2 puts its shards back.
         tensors = own_tensors(self._model, buffers=self._buffers)
-        with torch.no_grad():
-            for each in self._matches:
+        self._arrange(tensors)
+        with _writing(tensors.values()):
+            for bundle in self._bundles:
+                self._make_bundle(bundle, [tensors[each.name] for each in bundle.matches], numbers)
+            for each in self._alone:
                 self._make(each, tensors[each.name], numbers)
         for checkpoint in self._checkpoints:
             for file in checkpoint.files:
                 file.check()
 
+    def _arrange(self, tensors: Mapping[str, Tensor]) -> None:
+        """Bundle what is small. Raises MismatchError for a model that was changed."""
+        own = [tensors.get(each.name) for each in self._matches]
+        kinds = [() if each is None else (each.shape, each.dtype, each.device) for each in own]
+        if kinds == self._kinds:
+            return
+        for each, tensor in zip(self._matches, own, strict=True):
+            if tensor is None or tuple(tensor.shape) != each.sources[0].spec.shape:
+                raise MismatchError(f"'{each.name}' of the model is no longer what it was.")
+        self._bundles, self._alone = bundled(self._matches, tensors, self._block)
+        self._kinds = kinds
+
+    def _make_bundle(
+        self, bundle: Bundle, tensors: Sequence[Tensor], weights: Sequence[float]
+    ) -> None:
+        dtype = _model_dtype(bundle.matches[0], tensors[0])
+        arithmetic = _arithmetic(bundle.matches[0], dtype, weights)
+
+        def read(index: int, data: memoryview) -> None:
+            files = self._checkpoints[index].files
+            bundle.read(index, lambda file, *to: self._pool.read_into(files[file], *to), data)
+
+        if arithmetic is None:
+            last = len(self._checkpoints) - 1
+            dtype = bundle.matches[0].sources[-1].spec.dtype
+            read(last, self._bytes[: dtype.nbytes(bundle.count)])
+        else:
+            self._sum(arithmetic, bundle.count, 1, read, bundle.at)
+        made = self._staging[: dtype.nbytes(bundle.count)].view(getattr(torch, dtype.name))
+        sizes = [tensor.numel() for tensor in tensors]
+        parts = made.to(tensors[0].device).split_with_sizes(sizes)
+        shaped = [part.view(own.shape) for part, own in zip(parts, tensors, strict=True)]
+        torch._foreach_copy_(list(tensors), shaped)
+
     def _make(self, each: Match, tensor: Tensor, weights: Sequence[float]) -> None:
-        dtype = model_dtype(tensor)
-        if tuple(tensor.shape) != each.sources[0].spec.shape or dtype is None:
-            raise MismatchError(f"'{each.name}' of the model is no longer what it was.")
+        dtype = _model_dtype(each, tensor)
         if not is_sharded(tensor):
             self._fill(each, tensor, dtype, 0, weights)
             return
@@ -171,7 +211,16 @@ class Blend:
             if arithmetic is None:
                 made = self._last(each, first + start, first + stop)
             else:
-                self._sum(each, arithmetic, first + start, stop - start, parts)
+
+                def read(
+                    index: int, data: memoryview, start: int = start, stop: int = stop
+                ) -> None:
+                    self._read(index, each.sources[index], first + start, first + stop, data)
+
+                def at(index: int, start: int = start) -> tuple[Match, int]:
+                    return each, first + start + index
+
+                self._sum(arithmetic, stop - start, parts, read, at)
                 made = self._staging[: dtype.nbytes(stop - start)].view(target.dtype)
             put(start, stop, made)
 
@@ -182,18 +231,23 @@ class Blend:
         self._read(len(each.sources) - 1, each.sources[-1], start, stop, data)
         return self._staging[: len(data)].view(getattr(torch, dtype.name))
 
-    def _sum(self, each: Match, arithmetic: Arithmetic, start: int, count: int, parts: int) -> None:
-        """Fill the front of the staging buffer with ``count`` elements of the sum."""
-
-        def read(index: int, data: memoryview) -> None:
-            self._read(index, each.sources[index], start, start + count, data)
-
+    def _sum(
+        self,
+        arithmetic: Arithmetic,
+        count: int,
+        parts: int,
+        read: ReadChunk,
+        at: Callable[[int], tuple[Match, int]],
+    ) -> None:
+        """Fill the front of the staging buffer with ``count`` elements of the sum. ``at`` says
+        which tensor's, and where in it, one of them is."""
         out = self._bytes[: arithmetic.output.nbytes(count * parts)]
         if self._kernel.weighted_sum(arithmetic, count * parts, read, out):
             return
         trouble = repair(arithmetic, count * parts, read, out)
         if trouble is not None and not self._allow_nonfinite:
-            raise self._refused(each, arithmetic, start + trouble.index // parts, trouble)
+            each, index = at(trouble.index // parts)
+            raise self._refused(each, arithmetic, index, trouble)
 
     def _read(
         self, index: int, source: base.Tensor, start: int, stop: int, data: memoryview
@@ -222,6 +276,20 @@ class Blend:
             f"{place}: the sum {trouble.value:.6g} overflows {arithmetic.output}.",
             hint=f"Set allow_nonfinite=True to let it through. {after}",
         )
+
+
+def _writing(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:
+    """In which the tensors can be written to. Those made in inference mode only there."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return torch.inference_mode()
+    return torch.no_grad()
+
+
+def _model_dtype(each: Match, tensor: Tensor) -> DType:
+    found = model_dtype(tensor)
+    if found is None:
+        raise MismatchError(f"'{each.name}' of the model is {tensor.dtype} now.")
+    return found
 
 
 def _arithmetic(each: Match, dtype: DType, weights: Sequence[float]) -> Arithmetic | None:

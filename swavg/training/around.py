@@ -49,11 +49,17 @@ class Around(Optimizer):
 
 
 class Parameters(nn.Module):
-    """An optimizer's parameters as if they were a model's."""
+    """An optimizer's parameters as if they were a model's, as :meth:`follow` last found them."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__()
-        for i, group in enumerate(optimizer.param_groups):
+        self._optimizer = optimizer
+        self.follow()
+
+    def follow(self) -> None:
+        """Look at the optimizer anew: groups may have been added, parameters replaced."""
+        self._parameters.clear()
+        for i, group in enumerate(self._optimizer.param_groups):
             for j, parameter in enumerate(group["params"]):
                 # Straight into the table: they need not be of class Parameter.
                 self._parameters[f"group {i}, parameter {j}"] = parameter

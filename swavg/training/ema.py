@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -103,6 +104,7 @@ class EMA:
         model's parameters are no longer the same.
         """
         self._shadow.forbid_applied("update")
+        step = None if step is None else _whole(step)
         if step is not None and self.step is not None and step <= self.step:
             raise RequestError(f"Step {step} comes after step {self.step}: steps must increase.")
         due = (self._calls + 1 if step is None else step) % self.every == 0
@@ -188,6 +190,16 @@ class EMA:
     def __repr__(self) -> str:
         schedule = "" if self._warmup is None else f", warmup={self._warmup!r}"
         return f"EMA(decay={self.decay}{schedule}, num_updates={self.num_updates})"
+
+
+def _whole(step: object) -> int:
+    try:
+        return index(step)  # type: ignore[arg-type]
+    except TypeError:
+        raise RequestError(
+            f"The step given to update() is a {type(step).__name__}, not a whole number.",
+            hint="The EMA knows its model: call ema.update() or ema.update(step).",
+        ) from None
 
 
 def check_state(state: Mapping[str, Any], kind: str, needed: set[str]) -> None:

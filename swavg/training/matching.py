@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import Difference, MismatchError, RequestError
@@ -33,15 +34,11 @@ def match(
 
     A tied tensor is matched once, by any of its names. Raises MismatchError if ``strict`` and a
     checkpoint lacks one, or has it in another shape or of another kind; and if none can be made.
-    Raises RequestError for a model without memory.
+    Raises RequestError for a tensor without shape, or without memory of its own.
     """
     groups: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
-        if tensor.is_meta:
-            raise RequestError(
-                f"'{name}' is on the meta device, where nothing can be put.",
-                hint="Give the model memory first: model.to_empty(device='cpu').",
-            )
+        _check(name, tensor)
         groups.setdefault(id(tensor), []).append(name)
     mappings = [by_canonical_name(list(each.tensors)) for each in checkpoints]
     matches: list[Match] = []
@@ -63,6 +60,25 @@ def match(
         raise _mismatch(differences, len(groups))
     order = {name: place for place, name in enumerate(tensors)}
     return matches, tuple(sorted(kept, key=order.__getitem__))
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if is_lazy(tensor):
+        raise RequestError(
+            f"'{name}' has no shape yet.", hint="Send one batch through the model first."
+        )
+    if tensor.is_meta:
+        raise RequestError(
+            f"'{name}' is on the meta device, where nothing can be put.",
+            hint="Give the model memory first: model.to_empty(device='cpu').",
+        )
+    if any(
+        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    ):
+        raise RequestError(
+            f"'{name}' is expanded: several of its elements share one place in memory.",
+            hint="Give it memory of its own, with contiguous(), or leave out buffers.",
+        )
 
 
 def model_dtype(tensor: Tensor) -> DType | None:

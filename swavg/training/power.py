@@ -79,6 +79,13 @@ class PowerEMA:
         with self._shadows[index].in_model():
             yield
 
+    def refresh(self) -> None:
+        """Go on with a model whose parameters have changed, as :meth:`EMA.refresh`."""
+        for shadow in self._shadows:
+            shadow.forbid_applied("look at the model anew")
+        for shadow in self._shadows:
+            shadow.refresh()
+
     def averaged(self, index: int = 0, dtype: Literal["model"] | None = None) -> dict[str, Tensor]:
         """The model's whole state dict with the values of profile ``index``, as
         :meth:`EMA.averaged` gives it."""

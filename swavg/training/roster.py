@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from swavg.errors import RequestError
-from swavg.training.wrapped import modules, plain_names, settle, unwrap
+from swavg.errors import MismatchError, RequestError
+from swavg.training.wrapped import is_sharded, modules, plain_names, settle, unwrap
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,18 +36,19 @@ class Roster:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        check_model(model)
         settle(model)
         self.model = model
         self.slots: list[Slot] = []
         self._aliases: list[tuple[Slot, Slot]] = []
-        self._layout: list[tuple[nn.Module, tuple[Any, ...], int]] = []
+        self._layout: list[tuple[nn.Module, tuple[Any, ...], list[str]]] = []
         seen_modules: set[int] = set()
         first: dict[int, Slot] = {}
         for prefix, module in modules(model):
             if id(module) not in seen_modules:
                 seen_modules.add(id(module))
-                count = len(module._parameters)
-                self._layout.append((module, tuple(module._modules.values()), count))
+                children = tuple(module._modules.values())
+                self._layout.append((module, children, _held(module)))
             for slot in _slots(prefix, module):
                 tensor = slot.tensor()
                 _check(slot, tensor)
@@ -64,8 +65,8 @@ class Roster:
     def check(self) -> None:
         """Raise RequestError if modules or parameters came, went, or are no longer tied."""
         settle(self.model)
-        for module, children, count in self._layout:
-            if len(module._parameters) != count or tuple(module._modules.values()) != children:
+        for module, children, held in self._layout:
+            if _held(module) != held or tuple(module._modules.values()) != children:
                 raise self._changed()
         for alias, slot in self._aliases:
             if alias.tensor() is not slot.tensor():
@@ -92,13 +93,40 @@ class Roster:
         """The model's state dict by plain names, live tensors with their slots; values that are
         no tensors are left out. Tied names give the same tensor."""
         by_id = {id(slot.tensor()): slot for slot in self.slots}
+        by_name = {slot.name: slot for slot in self.slots}
+        by_name |= {alias.name: slot for alias, slot in self._aliases}
         names = plain_names(self.model)
-        entries = unwrap(self.model).state_dict(keep_vars=True)
-        return {
-            names.get(raw, raw): (value, by_id.get(id(value)))
-            for raw, value in entries.items()
-            if isinstance(value, Tensor)
-        }
+        found: dict[str, tuple[Tensor, Slot | None]] = {}
+        for raw, value in unwrap(self.model).state_dict(keep_vars=True).items():
+            if isinstance(value, Tensor):
+                name = names.get(raw, raw)
+                slot = by_id.get(id(value))
+                if slot is None and (named := by_name.get(name)) is not None:
+                    # The module's own way to save gives another tensor for what is here.
+                    here = named.tensor()
+                    alike = here is not None and here.shape == value.shape
+                    slot = named if alike and is_sharded(here) == is_sharded(value) else None
+                found[name] = (value, slot)
+        return found
+
+    def refuse(self, given: Mapping[str, Tensor], own: Iterable[str]) -> None:
+        """Raise MismatchError unless ``given`` has a tensor of the right shape for every name that
+        is not in ``own``, and none for another."""
+        here = {slot.name: tensor for slot in self.slots if (tensor := slot.tensor()) is not None}
+        problems = []
+        if lacking := set(here) - set(own) - set(given):
+            problems.append(f"it lacks {', '.join(shown(lacking))}")
+        if extra := set(given) - set(here):
+            problems.append(f"the model has no {', '.join(shown(extra))}")
+        for name in set(here) & set(given):
+            if given[name].shape != here[name].shape:
+                was, now = list(given[name].shape), list(here[name].shape)
+                problems.append(f"'{name}' is {was} in it and {now} in the model")
+        if problems:
+            raise MismatchError(
+                f"The state is not of this model: {'; '.join(sorted(problems)[:5])}.",
+                hint="Build the model as it was when the state was saved.",
+            )
 
 
 def _slots(prefix: str, module: nn.Module) -> Iterable[Slot]:
@@ -108,6 +136,20 @@ def _slots(prefix: str, module: nn.Module) -> Iterable[Slot]:
     for key in module._buffers:
         if key not in module._non_persistent_buffers_set:
             yield Slot(f"{dot}{key}", module._buffers, key, True)
+
+
+def _held(module: nn.Module) -> list[str]:
+    """The keys of the parameters that are set: a bias may be None, and come later."""
+    return [key for key, tensor in module._parameters.items() if tensor is not None]
+
+
+def check_model(model: object) -> None:
+    """Raise RequestError for what is no module, such as ``model.parameters()``."""
+    if not isinstance(model, nn.Module):
+        raise RequestError(
+            f"A {type(model).__name__} is no model.",
+            hint="Give the nn.Module itself, not its parameters() or state_dict().",
+        )
 
 
 def _check(slot: Slot, tensor: Tensor | None) -> None:

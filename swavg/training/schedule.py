@@ -122,10 +122,11 @@ class SWASchedule:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def settings(self) -> dict[str, Any]:
-        """What it was made with, as plain values."""
+        """What it was made with, as plain values; equal if the rates are, also where groups came
+        one by one."""
         return {
-            "lr": list(self._lr),
-            "lr_low": None if self._low is None else list(self._low),
+            "lr": _shortest(self._lr),
+            "lr_low": None if self._low is None else _shortest(self._low),
             "cycle": self._cycle,
             "anneal_steps": self._anneal_steps,
             "anneal": self._anneal,
@@ -139,3 +140,11 @@ class SWASchedule:
         """Go on from a :meth:`state_dict`; the rates themselves are in the optimizer's."""
         self.steps = int(state["steps"])
         self._first = [float(rate) for rate in state["first"]]
+
+
+def _shortest(rates: list[float]) -> list[float]:
+    """Without the groups at the end that have what the one before has: added ones do anyway."""
+    count = len(rates)
+    while count > 1 and rates[count - 1] == rates[count - 2]:
+        count -= 1
+    return rates[:count]

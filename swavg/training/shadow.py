@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from swavg.errors import MismatchError, RequestError
-from swavg.training.exchange import Exchange
+from swavg.errors import RequestError
+from swavg.training.exchange import Exchanges
 from swavg.training.moving import Move, move_all
-from swavg.training.roster import Roster, Slot, shown
+from swavg.training.roster import Roster, Slot
 from swavg.training.wrapped import full, local, part_of, settle, sharded_as
 
 Buffers = Literal["copy", "average"]
@@ -45,7 +45,7 @@ class Shadow:
         self._device = None if device is None else torch.device(device)
         self._buffers = buffers
         self._frozen = frozen
-        self._exchanges: list[Exchange] = []
+        self._exchanges = Exchanges()
         self._averages: dict[Slot, Tensor] = {}
         self._roster = Roster(model)
         self.start()
@@ -65,12 +65,11 @@ class Shadow:
             self._begin(slot)
 
     @torch.no_grad()
-    def refresh(self, model: nn.Module | None = None) -> None:
-        """Take the model, or ``model`` instead, as it is now: what is new starts at its value,
-        what went is forgotten."""
+    def refresh(self) -> None:
+        """Take the model as it is now: what is new starts at its value, what went is forgotten."""
         self.forbid_applied("look at the model anew")
         known = {slot.name: average for slot, average in self._averages.items()}
-        self._roster = Roster(self._roster.model if model is None else model)
+        self._roster = Roster(self._roster.model)
         self._averages = {}
         for slot in self._roster.slots:
             value = slot.tensor()
@@ -124,17 +123,16 @@ class Shadow:
                 if tensor is not None:
                     value = local(tensor)
                     average = self._fit(slot, average, value)
-                    exchange = Exchange(value, average, keep=slot.is_buffer)
-                    self._exchanges.append(exchange)
-                    exchange.forth()
+                    self._exchanges.forth(slot, value, average)
         except BaseException:
             self._back()
             raise
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Give the model its own values back. Buffers keep what was written to them meanwhile in
-        the average: batch-norm statistics that were recomputed stay with it."""
+        """Give the model its own values back, also where it was moved or given other tensors
+        meanwhile. What was written to buffers stays with the average: batch-norm statistics that
+        were recomputed."""
         if not self._exchanges:
             raise RequestError(
                 "The model has its own weights: there is nothing to restore.",
@@ -146,10 +144,7 @@ class Shadow:
         torch.clear_autocast_cache()
         # FSDP2 may hold gathered parameters of an evaluation.
         settle(self._roster.model)
-        # The last first: so tensors that share memory end as they were.
-        while self._exchanges:
-            self._exchanges[-1].back()
-            self._exchanges.pop()
+        self._exchanges.back()
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
@@ -188,7 +183,7 @@ class Shadow:
     def _parts(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, this rank's part of the averaged value, and the model's tensor."""
         self._roster.check()
-        now = {id(each.average): each.shown for each in self._exchanges}
+        now = self._exchanges.shown()
         for name, (value, slot) in self._roster.state().items():
             average = None if slot is None else self._averages.get(slot)
             part = local(value) if average is None else now.get(id(average), average)
@@ -216,41 +211,16 @@ class Shadow:
         self.forbid_applied("load a state")
         self._roster.check()
         given: Mapping[str, Tensor] = state["averages"]
-        places = {slot.name: (slot, slot.tensor()) for slot in self._roster.slots}
-        known = {name for name, (_, tensor) in places.items() if tensor is not None}
-        self._compare(given, known, known - set(state["own"]), places)
+        self._roster.refuse(given, state["own"])
         averages: dict[Slot, Tensor] = {}
-        for name, whole in given.items():
-            slot, value = places[name]
-            if value is not None:
+        for slot in self._roster.slots:
+            value, whole = slot.tensor(), given.get(slot.name)
+            if value is not None and whole is not None:
                 part = part_of(whole, value)
                 device = self._device or local(value).device
                 dtype = torch.promote_types(part.dtype, self._dtype(slot, part))
-                averages[slot] = torch.empty_like(part, device=device, dtype=dtype).copy_(part)
+                averages[slot] = _copy(part, device, dtype)
         self._averages = averages
-
-    def _compare(
-        self,
-        given: Mapping[str, Tensor],
-        known: set[str],
-        needed: set[str],
-        places: Mapping[str, tuple[Slot, Tensor | None]],
-    ) -> None:
-        problems = []
-        if lacking := needed - set(given):
-            problems.append(f"it lacks {', '.join(shown(lacking))}")
-        if extra := set(given) - known:
-            problems.append(f"the model has no {', '.join(shown(extra))}")
-        for name in known & set(given):
-            value = places[name][1]
-            if value is not None and given[name].shape != value.shape:
-                was, now = list(given[name].shape), list(value.shape)
-                problems.append(f"'{name}' is {was} in it and {now} in the model")
-        if problems:
-            raise MismatchError(
-                f"The state is not of this model: {'; '.join(sorted(problems)[:5])}.",
-                hint="Build the model as it was when the state was saved.",
-            )
 
     def forbid_applied(self, act: str) -> None:
         """Raise RequestError while the model has the averaged values."""
@@ -267,9 +237,12 @@ class Shadow:
         if not slot.is_buffer and self._frozen == "keep" and not tensor.requires_grad:
             return
         value = local(tensor)
-        self._averages[slot] = torch.empty_like(
-            value, device=self._device, dtype=self._dtype(slot, value), requires_grad=False
-        ).copy_(value)
+        if slot.is_buffer and _overlaps(value):
+            # An expanded constant: it cannot be written, and needs no copy.
+            self._averages.pop(slot, None)
+            return
+        dtype = self._dtype(slot, value)
+        self._averages[slot] = _copy(value, self._device or value.device, dtype)
 
     def _dtype(self, slot: Slot, value: Tensor) -> torch.dtype:
         if not self._is_averaged(slot, value):
@@ -282,7 +255,13 @@ class Shadow:
         return numbers and (not slot.is_buffer or self._buffers == "average")
 
     def _fit(self, slot: Slot, average: Tensor, value: Tensor) -> Tensor:
-        """The average of ``slot`` where it belongs; RequestError if the shape is another."""
+        """The average of ``slot`` where it belongs and as wide as ``value``; RequestError if the
+        shape is another or ``value`` has none."""
+        if value.is_meta:
+            raise RequestError(
+                f"'{slot.name}' is on the meta device now: it has no values.",
+                hint="Give the model its weights back; the average is kept.",
+            )
         if average.shape != value.shape:
             if not slot.is_buffer:
                 raise RequestError(
@@ -291,9 +270,28 @@ class Shadow:
                     hint="Call refresh() to go on with it, from its value of then.",
                 )
             self._begin(slot)
-        elif self._device is None and average.device != value.device:
-            self._averages[slot] = average.to(value.device)
-        return self._averages[slot]
+        elif not torch.can_cast(value.dtype, average.dtype):
+            # A counter that is no integer any more, and the like.
+            self._begin(slot)
+        elif (
+            self._device is None and average.device != value.device
+        ) or value.itemsize > average.itemsize:
+            dtype = torch.promote_types(average.dtype, value.dtype)
+            self._averages[slot] = _copy(average, self._device or value.device, dtype)
+        return self._averages.get(slot, average)
+
+
+def _copy(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # No inference tensor, whatever the mode: that could not be written later.
+    with torch.inference_mode(False):
+        made = torch.empty_like(value, device=device, dtype=dtype, requires_grad=False)
+        return made.copy_(value.detach())
+
+
+def _overlaps(value: Tensor) -> bool:
+    return any(
+        step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
+    )
 
 
 def _shares(a: Tensor, b: Tensor) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from swavg import __version__, publish
 from swavg.dtypes import BY_NAME, DType
@@ -89,7 +90,7 @@ def _tensors(model: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in entries.items():
         if isinstance(value, Tensor):
-            found[name] = value
+            found[_text("A tensor's name", name)] = value
         elif not isinstance(name, str) or name.rpartition(".")[2] != _EXTRA_STATE:
             raise RequestError(
                 f"'{name}' is {type(value).__name__}, and a safetensors file holds tensors only.",
@@ -103,11 +104,31 @@ def _tensors(model: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
     return {plain: found[name] for plain, name in by_canonical_name(list(found)).items()}
 
 
+def _text(what: str, value: Any) -> str:
+    """``value``; RequestError unless it is text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise RequestError(f"{what} is {value!r}; only strings can be recorded.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"{what} is {value!r}, which is no text that can be recorded.") from None
+    return value
+
+
 def _task(name: str, tensor: Tensor) -> Task:
-    return Task(name, "copy", _dtype(name, tensor), tuple(tensor.shape), (), ())
+    # Asked for its dtype first: not every kind of tensor has a shape.
+    dtype = _dtype(name, tensor)
+    return Task(name, "copy", dtype, tuple(tensor.shape), (), ())
 
 
 def _dtype(name: str, tensor: Tensor) -> DType:
+    if is_lazy(tensor) or tensor.is_nested:
+        raise RequestError(
+            f"'{name}' has no shape yet." if is_lazy(tensor) else f"'{name}' is a nested tensor.",
+            hint="Send one batch through the model first."
+            if is_lazy(tensor)
+            else "Pass a mapping without it, or with it converted.",
+        )
     spelled = str(tensor.dtype).removeprefix("torch.")
     found = BY_NAME.get(spelled)
     if found is None or found.safetensors is None or tensor.layout is not torch.strided:
@@ -135,24 +156,33 @@ def _metadata(
     pass for those of an average that is made of it."""
     more = {} if metadata is None else dict(metadata)
     for name, value in more.items():
-        if name in _OURS or not isinstance(value, str):
-            raise RequestError(
-                f"metadata: '{name}' is set by save_snapshot itself."
-                if name in _OURS
-                else f"metadata: '{name}' is {type(value).__name__}; only strings can be recorded."
-            )
+        if name in _OURS:
+            raise RequestError(f"metadata: '{name}' is set by save_snapshot itself.")
+        _text(f"metadata: '{_text('A name in metadata', name)}'", value)
     # transformers refuses files that do not say which framework wrote them.
     found = {"format": "pt", **more}
     for name, count in (("step", step), ("epoch", epoch)):
         if count is not None:
             found[name] = str(checked_count(name, count))
-    numbers = {} if metrics is None else {str(k): _number(str(k), v) for k, v in metrics.items()}
+    numbers = {}
+    for given in ({} if metrics is None else _mapping("metrics", metrics)).items():
+        numbers[_text("A metric's name", given[0])] = _number(*given)
     if recipe is not None:
         own = {"metrics": numbers} if numbers else {}
-        found["swavg"] = as_text({"version": __version__, **recipe, **own})
+        full = {"version": __version__, **_mapping("recipe", recipe), **own}
+        try:
+            found["swavg"] = _text("recipe", as_text(full))
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"The recipe cannot be recorded as JSON: {error}.") from None
     elif numbers:
         found["metrics"] = json.dumps(numbers, ensure_ascii=False)
     return found
+
+
+def _mapping(name: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} is {type(value).__name__}; it must be a mapping.")
+    return value
 
 
 def checked_count(name: str, value: Any) -> int:
@@ -170,7 +200,7 @@ def _number(name: str, value: Any) -> float | str:
     """A metric as JSON holds it, which has no NaN: as text then."""
     try:
         found = float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise RequestError(
             f"The metric '{name}' is no single number: {type(value).__name__}.",
             hint="Give a float or a tensor of one element.",

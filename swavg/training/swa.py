@@ -20,6 +20,7 @@ from swavg.training.around import Around, Parameters
 from swavg.training.batchnorm import update_bn
 from swavg.training.ema import check_state
 from swavg.training.moving import running_mean
+from swavg.training.roster import check_model
 from swavg.training.schedule import Anneal, SWASchedule
 from swavg.training.shadow import Buffers, Frozen, Shadow
 from swavg.weights.checks import check_count
@@ -84,6 +85,8 @@ class SWA(Around):
             if model is not None:
                 raise RequestError("Two models were given.")
             model = optimizer_or_model
+        if model is not None:
+            check_model(model)
         if start is not None:
             check_count("start", start, 0)
         check_count("every", every)
@@ -98,6 +101,7 @@ class SWA(Around):
         """How many steps were done."""
         self.schedule: SWASchedule | None = None
         self._shadow: Shadow | None = None
+        self._parameters: Parameters | None = None
         if lr is None:
             if lr_low is not None or anneal_steps != 0:
                 raise RequestError("lr_low and anneal_steps need lr, the rate of the averaging.")
@@ -127,6 +131,11 @@ class SWA(Around):
         Returns what the inner optimizer's returns. Raises RequestError while swapped.
         """
         self._forbid_swapped("do a step")
+        if closure is not None and not self._around:
+            raise RequestError(
+                "A closure is for the optimizer's step(), and this SWA does not make it.",
+                hint="Build it around the optimizer: SWA(optimizer, ..., model=model).",
+            )
         loss = None
         if self._around and self.optimizer is not None:
             # Before the step, so that a scheduler that has also set the rate does not have its way.
@@ -150,6 +159,7 @@ class SWA(Around):
             # Made from the weights of now: their copy is the mean of one.
             self._shadow = Shadow(self._averaged_model(), **self._kept)
         else:
+            self._follow()
             self._shadow.move(partial(running_mean, n=self.n), chunked=True)
         self.n += 1
 
@@ -209,13 +219,20 @@ class SWA(Around):
     def refresh(self) -> None:
         """Go on with a model whose parameters have changed, as :meth:`EMA.refresh`."""
         if self._shadow is not None:
+            self._follow()
             self._shadow.refresh()
 
     def _averaged_model(self) -> nn.Module:
         if self._model is not None:
             return self._model
-        assert self.optimizer is not None
-        return Parameters(self.optimizer)
+        if self._parameters is None:
+            self._parameters = Parameters(self.inner("averaging without a model"))
+        self._follow()
+        return self._parameters
+
+    def _follow(self) -> None:
+        if self._parameters is not None:
+            self._parameters.follow()
 
     def _require_model(self, what: str) -> nn.Module:
         if self._model is None:
@@ -229,6 +246,7 @@ class SWA(Around):
         if self._shadow is None:
             where = "" if self._start is None else f": averaging starts after step {self._start}"
             raise RequestError(f"Nothing was averaged yet, after {self.steps} steps{where}.")
+        self._follow()
         return self._shadow
 
     def _forbid_swapped(self, act: str) -> None:
@@ -241,6 +259,7 @@ class SWA(Around):
         """All that it takes to go on bit for bit: average, position, and the inner optimizer's
         state. It holds the averages themselves, not copies."""
         self._forbid_swapped("save the state")
+        self._follow()
         none: dict[str, Any] = {"averages": {}, "own": []}
         return {
             "version": 1,
@@ -289,7 +308,7 @@ class SWA(Around):
         self._forbid_swapped("add parameters")
         self.inner("add_param_group()").add_param_group(param_group)
         if self._shadow is not None and self._model is None:
-            self._shadow.refresh(self._averaged_model())
+            self.refresh()
 
     def __repr__(self) -> str:
         around = "" if self.optimizer is None else f"{type(self.optimizer).__name__}, "

@@ -20,6 +20,9 @@ _INNER = {
 }
 """Where torch's wrappers hold what they wrap, by the name of their class."""
 
+_PLAIN = (Tensor, nn.Parameter)
+"""Classes of which no DTensor is; an update asks for each tensor of a model."""
+
 
 def inside(module: nn.Module) -> tuple[str, nn.Module] | None:
     """Attribute and module that a wrapper holds; None for a module that is no wrapper.
@@ -102,7 +105,7 @@ def _home_of_dtensor() -> Any:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, in its own memory; any other tensor, detached."""
-    if not is_sharded(tensor):
+    if type(tensor) in _PLAIN or not is_sharded(tensor):
         return tensor.detach()
     sharded: Any = tensor
     with torch.no_grad():

@@ -10,7 +10,9 @@ from swavg.errors import RequestError
 
 
 def check_count(what: str, count: int, least: int = 1) -> None:
-    """``count`` is at least ``least``."""
+    """``count`` is whole and at least ``least``."""
+    if count % 1 != 0:
+        raise RequestError(f"{what} is {count}; it must be a whole number.")
     if count < least:
         raise RequestError(f"{what} is {count}; it must be at least {least}.")
 
