@@ -200,7 +200,7 @@ class Computer:
             more = len(trouble.inputs) - 1
             others = f" (and {more} more input{'s' * (more > 1)})" if more else ""
             raise NumericsError(
-                f"{self._shown[task.inputs[first]]}: {place} is {_spelled(value)}{others}.",
+                f"{self._shown[task.inputs[first]]}: {place} is {spelled(value)}{others}.",
                 hint="Leave that checkpoint out, or use --allow-nonfinite to let it through.",
             )
         wider = "float64" if task.dtype.name == "float32" else "float32"
@@ -297,5 +297,6 @@ class _Reader:
             gather(self._pool, file, source, self._start, stop, target)
 
 
-def _spelled(value: float) -> str:
+def spelled(value: float) -> str:
+    """A value that is not finite, in words."""
     return "NaN" if math.isnan(value) else ("Inf" if value > 0 else "-Inf")

@@ -271,7 +271,7 @@ def test_nan_is_refused_unless_it_is_let_through_and_a_common_inf_stays(tmp_path
         ]
 
     model = nn.Linear(2, 1, bias=False)
-    with pytest.raises(NumericsError, match=r"1\.safetensors: 'weight' at \[0, 1\] is nan"):
+    with pytest.raises(NumericsError, match=r"1\.safetensors: 'weight' at \[0, 1\] is NaN"):
         apply_swa(model, files(0.0, float("nan")))
     apply_swa(model, files(0.0, float("nan")), allow_nonfinite=True)
     assert model.weight[0, 0] == 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swavg import weights as schedules
+from swavg.computing import spelled
 from swavg.dtypes import Accumulator, DType
 from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import base, open_checkpoint
@@ -269,7 +270,7 @@ class Blend:
         if trouble.inputs:
             input_, value = trouble.inputs[0]
             return NumericsError(
-                f"{self._shown[input_]}: {place} is {value}.",
+                f"{self._shown[input_]}: {place} is {spelled(value)}.",
                 hint=f"Leave that checkpoint out, or set allow_nonfinite=True. {after}",
             )
         return NumericsError(

@@ -118,18 +118,15 @@ def _runs(sources: Sequence[base.Tensor], starts: Sequence[int]) -> tuple[Run, .
     for source, start in zip(sources, starts, strict=True):
         file, offset, size = source.extent.file, source.extent.offset, source.spec.nbytes
         place = source.spec.dtype.nbytes(start)
-        if found and found[-1].file == file:
+        gap = offset - (found[-1].offset + found[-1].nbytes) if found else -1
+        if found and found[-1].file == file and 0 <= gap <= _GAP:
             last = found[-1]
-            gap = offset - (last.offset + last.nbytes)
-            if gap == 0 and len(last.parts) == 1:
-                (first, begin, so_far) = last.parts[0]
-                found[-1] = Run(
-                    file, last.offset, last.nbytes + size, ((first, begin, so_far + size),)
-                )
-                continue
-            if 0 <= gap <= _GAP:
+            *before, (first, begin, so_far) = last.parts
+            if gap == 0:
+                parts = (*before, (first, begin, so_far + size))
+            else:
                 parts = (*last.parts, (last.nbytes + gap, place, size))
-                found[-1] = Run(file, last.offset, last.nbytes + gap + size, parts)
-                continue
+            found[-1] = Run(file, last.offset, last.nbytes + gap + size, parts)
+            continue
         found.append(Run(file, offset, size, ((0, place, size),)))
     return tuple(found)

@@ -1,0 +1,211 @@
+"""Models that change while, or between, their averages are kept."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from training_models import assert_same, batches, network, sgd, snapshot, train, wander
+
+from swavg.errors import RequestError
+from swavg.training import EMA, SWA, PowerEMA, SWASchedule
+
+
+def followed(model):
+    """An EMA of ``model``, some steps old, and what it should show."""
+    ema = EMA(model, decay=0.5)
+    wander(model, 3, ema.update)
+    return ema, ema.averaged()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_model_converted_while_applied_gets_its_own_values_back_converted(dtype):
+    model = network()
+    ema, _ = followed(model)
+    own = snapshot(model)
+    with ema.applied():
+        model.to(dtype)
+    assert_same(snapshot(model), {k: v.to(dtype) if v.is_floating_point() else v
+                                  for k, v in own.items()})  # fmt: skip
+    ema.update()
+
+
+def test_parameters_assigned_while_applied_get_the_own_values_back():
+    model = network()
+    ema, expected = followed(model)
+    own = snapshot(model)
+    with ema.applied():
+        strangers = {name: torch.zeros_like(value) for name, value in own.items()}
+        model.load_state_dict(strangers, assign=True)
+    found = snapshot(model)
+    for name, _ in model.named_parameters():
+        assert torch.equal(found[name], own[name]), name
+    averaged = ema.averaged()
+    for name, _ in model.named_parameters():
+        assert torch.equal(averaged[name], expected[name]), name
+
+
+def test_a_buffer_replaced_while_applied_stays_with_the_average():
+    model = network()
+    ema, _ = followed(model)
+    own = model[1].running_mean.clone()
+    with ema.applied():
+        model[1].running_mean = torch.full_like(own, 3)
+    assert torch.equal(model[1].running_mean, own)
+    assert torch.equal(ema.averaged()["1.running_mean"], torch.full_like(own, 3))
+
+
+def test_an_average_follows_a_model_that_becomes_wider():
+    model = network().bfloat16()
+    ema = EMA(model, decay=0.5)
+    ema.update()
+    model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1e-12
+    ema.update()
+    averaged = ema.averaged()
+    weight = model.state_dict()["4.weight"]
+    assert averaged["4.weight"].dtype == torch.float64
+    assert torch.equal(averaged["4.weight"], torch.lerp(weight.bfloat16().double(), weight, 0.5))
+
+
+def test_a_model_moved_to_meta_is_told_and_the_average_is_kept():
+    model = network()
+    ema, expected = followed(model)
+    kept = copy.deepcopy(ema.state_dict())
+    model.to("meta")
+    with pytest.raises(RequestError, match="on the meta device now"):
+        ema.update()
+    model.to_empty(device="cpu")
+    ema.load_state_dict(kept)
+    averaged = ema.averaged()
+    for name, _ in model.named_parameters():
+        assert torch.equal(averaged[name], expected[name]), name
+
+
+def test_an_expanded_buffer_is_left_alone():
+    model = network()
+    model.register_buffer("ones", torch.ones(1).expand(7))
+    ema = EMA(model, decay=0.5)
+    wander(model, 2, ema.update)
+    with ema.applied():
+        assert torch.equal(model.ones, torch.ones(7))
+    assert model.ones.stride() == (0,)
+    assert torch.equal(ema.averaged()["ones"], torch.ones(7))
+
+
+def test_an_ema_made_in_inference_mode_can_be_updated_outside():
+    model = network()
+    with torch.inference_mode():
+        ema = EMA(model, decay=0.5)
+    wander(model, 2, ema.update)
+    other = network()
+    reference = EMA(other, decay=0.5)
+    wander(other, 2, reference.update)
+    assert_same(ema.averaged(), reference.averaged())
+
+
+def test_a_bias_that_comes_later_is_told():
+    model = nn.Sequential(nn.Linear(2, 3, bias=False))
+    ema = EMA(model)
+    model[0].bias = nn.Parameter(torch.zeros(3))
+    with pytest.raises(RequestError, match=r"refresh\(\)"):
+        ema.update()
+    ema.refresh()
+    ema.update()
+    assert "0.bias" in ema.averaged()
+
+
+def test_power_emas_are_refreshed_all_or_none():
+    model = nn.Sequential(nn.Linear(2, 3, bias=False))
+    power = PowerEMA(model)
+    power.update()
+    with power.applied(1), pytest.raises(RequestError, match="has the averaged weights now"):
+        power.refresh()
+    model.append(nn.Linear(3, 1))
+    with pytest.raises(RequestError, match=r"refresh\(\)"):
+        power.update()
+    power.refresh()
+    power.update()
+    assert {"1.weight", "1.bias"} <= power.averaged(0).keys()
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda model: model.parameters(), lambda model: model.state_dict()]
+)
+@pytest.mark.parametrize("kind", [EMA, PowerEMA, lambda model: SWA(sgd(network()), model=model)])
+def test_what_is_no_model_is_refused_at_once(kind, wrong):
+    with pytest.raises(RequestError, match="is no model"):
+        kind(wrong(network()))
+
+
+def test_a_step_that_is_no_number_is_refused_with_a_hint():
+    model = network()
+    ema = EMA(model)
+    with pytest.raises(RequestError, match="is a Sequential, not a whole number") as caught:
+        ema.update(model)
+    assert "ema.update()" in caught.value.hint
+    with pytest.raises(RequestError, match="is a float"):
+        ema.update(1.5)
+    ema.update(torch.tensor(3))
+    assert ema.step == 3
+
+
+def test_a_closure_for_an_swa_of_a_model_is_refused():
+    swa = SWA(network(), start=0)
+    with pytest.raises(RequestError, match="A closure is for the optimizer"):
+        swa.step(lambda: 0)
+
+
+@pytest.mark.parametrize("count", [1.5, -1])
+def test_counts_are_whole_and_not_negative(count):
+    with pytest.raises(RequestError, match="start is"):
+        SWA(network(), start=count)
+
+
+def test_parameters_replaced_in_an_optimizer_are_averaged_from_then_on():
+    """Fully-sharded wrappers, and quantisation, give the optimizer other tensors."""
+    model = network()
+    inner = sgd(model)
+    swa = SWA(inner, start=0)
+    train(model, swa, batches(2))
+    fresh = nn.Parameter(inner.param_groups[0]["params"][0].detach() + 1)
+    inner.param_groups[0]["params"][0] = fresh
+    before = fresh.detach().clone()
+    swa.swap()
+    assert not torch.equal(fresh, before)
+    swa.swap()
+    assert torch.equal(fresh, before)
+
+
+def test_rates_given_one_by_one_and_together_are_the_same_settings():
+    model = network()
+    groups = [{"params": [p]} for p in model.parameters()]
+    one = SWASchedule(torch.optim.SGD(groups, lr=0.1), lr=0.05)
+    all_ = SWASchedule(torch.optim.SGD(groups, lr=0.1), lr=[0.05] * len(groups))
+    other = SWASchedule(torch.optim.SGD(groups, lr=0.1), lr=[0.05] * (len(groups) - 1) + [0.01])
+    assert one.settings() == all_.settings() != other.settings()
+
+
+class Renamed(nn.Module):
+    """A module that saves its weight in its own way, as another tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+        self.register_state_dict_post_hook(self.saved)
+
+    @staticmethod
+    def saved(module, state, prefix, metadata):
+        state[f"{prefix}weight"] = module.weight.detach().clone()
+
+
+def test_a_module_that_saves_copies_shows_its_average_all_the_same():
+    model = nn.Sequential(Renamed())
+    ema = EMA(model, decay=0.5)
+    first = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight += 1
+    ema.update()
+    assert torch.equal(ema.averaged()["0.weight"], torch.lerp(first, first + 1, 0.5))
