@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from swavg.averaging import Job as Job
     from swavg.averaging import average as average
     from swavg.averaging import prepare as prepare
     from swavg.errors import InputError as InputError
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from swavg.errors import RequestError as RequestError
     from swavg.errors import SwavgError as SwavgError
     from swavg.formats import open_checkpoint as open_checkpoint
+    from swavg.job import Job as Job
     from swavg.pieces import Resources as Resources
     from swavg.plan import Policy as Policy
     from swavg.report import Report as Report
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "average": "swavg.averaging",
     "prepare": "swavg.averaging",
-    "Job": "swavg.averaging",
+    "Job": "swavg.job",
     "Report": "swavg.report",
     "open_checkpoint": "swavg.formats",
     "Policy": "swavg.plan",

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import swavg
 from swavg import Policy, Resources, crew, pieces
-from swavg.averaging import Wanted, prepare_many, run_together
+from swavg.averaging import prepare_many
 from swavg.dtypes import BY_SAFETENSORS
+from swavg.job import Wanted, run_together
 
 FOLDER = Path(sys.argv[1])
 FLOATS = [dtype for dtype in BY_SAFETENSORS.values() if dtype.floating]

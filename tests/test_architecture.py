@@ -31,6 +31,8 @@ LAYERS = {
     "guard": 4,
     "pouring": 4.5,
     "report": 4,
+    "publishing": 4.7,
+    "job": 4.8,
     "averaging": 5,
     "methods": 5.5,
     "training": 5.2,

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import swavg
 from swavg import Policy, methods
-from swavg.averaging import Wanted, prepare_many, run_together
+from swavg.averaging import prepare_many
+from swavg.job import Wanted, run_together
+from swavg.recipe import recipe_of
 from swavg.series import discover
 
 RELAXED = settings(
@@ -73,7 +75,7 @@ def test_an_ema_that_is_resumed_equals_one_done_at_once(tmp_path, per_step, debi
     assert len(job.members) == 3
     job.run()
     assert_close(tmp_path / "late.st", load(tmp_path / "whole.st"), rtol=1e-12, atol=1e-13)
-    recipes = [methods.recipe_of(tmp_path / f"{name}.st") for name in ("late", "whole")]
+    recipes = [recipe_of(tmp_path / f"{name}.st") for name in ("late", "whole")]
     assert [recipe["n"] for recipe in recipes] == [5, 5]
     assert [recipe["step"] for recipe in recipes] == [90, 90]
     if debias:
@@ -120,7 +122,7 @@ def test_a_running_average_equals_the_mean_of_all(tmp_path, count, more):
         name: sum(each[name].double() for each in states) / len(states) for name in states[0]
     }
     assert_close(average, expected, rtol=1e-6, atol=1e-7)
-    assert methods.recipe_of(average)["n"] == count + more
+    assert recipe_of(average)["n"] == count + more
 
 
 def test_a_running_average_of_bfloat16_checkpoints_is_kept_in_float32(tmp_path):
@@ -154,7 +156,7 @@ def test_a_window_that_slides_equals_the_mean_of_what_is_in_it(tmp_path):
     job.run()
     expected = {name: sum(each[name].double() for each in states[2:]) / 3 for name in states[0]}
     assert_close(tmp_path / "moved.st", expected, rtol=1e-12, atol=1e-13)
-    assert methods.recipe_of(tmp_path / "moved.st")["n"] == 3
+    assert recipe_of(tmp_path / "moved.st")["n"] == 3
 
 
 def test_the_window_between_two_running_averages_is_the_mean_of_what_lies_between(tmp_path):
@@ -180,9 +182,9 @@ def test_posthoc_at_a_stored_profile_is_that_snapshot(tmp_path):
     run_together(jobs)
     last = load(tmp_path / "step-300.safetensors")
     assert_close(outs[0], {name: tensor.double() for name, tensor in last.items()})
-    assert methods.recipe_of(outs[1])["profile"]["sigma_rel"] == 0.2
+    assert recipe_of(outs[1])["profile"]["sigma_rel"] == 0.2
     # What came out says of which profile it is, and serves as a snapshot in its turn.
-    assert methods.recipe_of(outs[1])["step"] == 300
+    assert recipe_of(outs[1])["step"] == 300
 
 
 def test_posthoc_before_the_end_leaves_later_snapshots_out(tmp_path):
@@ -285,7 +287,7 @@ def test_the_recipe_in_a_pt_is_found_as_well(tmp_path):
     for index in (1, 2, 3):
         torch.save(state(index), tmp_path / f"{index}.pt")
     swavg.average([tmp_path / "1.pt", tmp_path / "2.pt"], output=tmp_path / "avg.pt")
-    assert methods.recipe_of(tmp_path / "avg.pt")["n"] == 2
+    assert recipe_of(tmp_path / "avg.pt")["n"] == 2
     methods.update(tmp_path / "avg.pt", [tmp_path / "3.pt"], output=tmp_path / "new.pt").run()
     found = torch.load(tmp_path / "new.pt", weights_only=True)
     expected = sum(state(i)["body.bias"].double() for i in (1, 2, 3)) / 3
@@ -346,4 +348,4 @@ def test_the_recipe_of_a_folder_of_bin_files_is_found(tmp_path):
         (tmp_path / f"{index}").mkdir()
         torch.save(state(index), tmp_path / f"{index}" / "pytorch_model.bin")
     swavg.average([tmp_path / "1", tmp_path / "2"], output=tmp_path / "avg")
-    assert methods.recipe_of(tmp_path / "avg")["n"] == 2
+    assert recipe_of(tmp_path / "avg")["n"] == 2

@@ -15,8 +15,9 @@ from torch import nn
 
 import swavg
 from swavg import Policy, Resources
-from swavg.averaging import Wanted, prepare, prepare_many, run_together
+from swavg.averaging import prepare, prepare_many
 from swavg.errors import NumericsError, RequestError
+from swavg.job import Wanted, run_together
 from swavg.kernels.pooling import pooled_variance
 from swavg.methods import update
 from swavg.recipe import recipe_of

@@ -7,8 +7,9 @@ from checkpoints import load, save, series, state
 
 import swavg
 from swavg import Policy
-from swavg.averaging import Wanted, prepare_many, run_together
+from swavg.averaging import prepare_many
 from swavg.formats.base import FilePool
+from swavg.job import Wanted, run_together
 
 WEIGHTS = [
     ((0, 1, 2), (1 / 3, 1 / 3, 1 / 3)),

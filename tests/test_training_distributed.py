@@ -8,7 +8,7 @@ from checkpoints import load
 from ranks import ranks
 from training_models import Words, assert_same, averaged_training, one_thread
 
-from swavg import methods
+from swavg.recipe import recipe_of
 from swavg.training.ema import EMA
 
 HERE = str(Path(__file__).parent)
@@ -91,7 +91,7 @@ def test_two_ranks_average_what_one_process_does(tmp_path, alone, wrapping):
     written = load(tmp_path / "ema.safetensors")
     assert_same(dict(sorted(written.items())), dict(sorted(both[0]["averaged ema"].items())))
     (power,) = (tmp_path / "power").iterdir()
-    assert methods.recipe_of(power)["profile"]["sigma_rel"] == 0.1
+    assert recipe_of(power)["profile"]["sigma_rel"] == 0.1
     assert_same(load(power), load(tmp_path / "applied.safetensors"))
     # A state that two ranks saved goes on in one process.
     state = torch.load(tmp_path / "ema-0.pt", weights_only=True)

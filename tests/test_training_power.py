@@ -10,8 +10,9 @@ from checkpoints import load
 from torch import nn
 from training_models import assert_same, network, one_thread, snapshot, wander
 
-from swavg import methods, weights
+from swavg import weights
 from swavg.errors import MismatchError, OutputError, RequestError
+from swavg.recipe import recipe_of
 from swavg.series import discover
 from swavg.training.power import PowerEMA
 
@@ -57,7 +58,7 @@ def test_the_command_line_makes_other_widths_of_the_snapshots(tmp_path):
     wander(model, 200, after)
     assert written[0].name == "sigma-0.05-step-25.safetensors"
     assert len(written) == 16
-    profile = methods.recipe_of(written[-1])["profile"]
+    profile = recipe_of(written[-1])["profile"]
     assert profile == {"sigma_rel": 0.1, "gamma": power.gammas[1]}
 
     options = ["--sigma-rel", "0.1", "--sigma-rel", "0.07", "--sigma-rel", "0.15"]

@@ -61,7 +61,8 @@ def average(
     if not paths:
         raise click.UsageError("Give the checkpoints to average, or '-' to read paths from stdin.")
     where = running.where(output)
-    from swavg.averaging import Wanted, prepare_many
+    from swavg.averaging import prepare_many
+    from swavg.job import Wanted
     from swavg.weights import given, mean
 
     values = [value for group in weights for value in group] if weights else None

@@ -17,7 +17,7 @@ from swavg.cli.options import Size
 from swavg.cli.outputs import made
 
 if TYPE_CHECKING:
-    from swavg.averaging import Job
+    from swavg.job import Job
 
 STDOUT = "-"
 _STDOUT_NAMES = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -126,7 +126,7 @@ class Running:
         ``folder`` is made for the outputs, and goes again if nothing was written.
         """
         from swavg import console
-        from swavg.averaging import run_together
+        from swavg.job import run_together
 
         if self.dry_run:
             if folder is None or os.path.isdir(folder):

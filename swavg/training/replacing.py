@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from swavg.averaging import Job
 from swavg.errors import NumericsError
 from swavg.formats.base import Checkpoint, Extent, InputFile, Task, Tensor
 from swavg.formats.output import choose_target, lay_out
+from swavg.job import Job
 from swavg.kernels.cpu import narrow
 from swavg.pieces import Budget, Resources
 from swavg.plan import Plan, Policy
