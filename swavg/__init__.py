@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from swavg.formats import open_checkpoint as open_checkpoint
     from swavg.job import Job as Job
     from swavg.pieces import Resources as Resources
-    from swavg.plan import Policy as Policy
+    from swavg.policy import Policy as Policy
     from swavg.report import Report as Report
 
 _HOMES = {
@@ -35,7 +35,7 @@ _HOMES = {
     "Job": "swavg.job",
     "Report": "swavg.report",
     "open_checkpoint": "swavg.formats",
-    "Policy": "swavg.plan",
+    "Policy": "swavg.policy",
     "Resources": "swavg.pieces",
     "SwavgError": "swavg.errors",
     "RequestError": "swavg.errors",

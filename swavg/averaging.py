@@ -15,7 +15,8 @@ from swavg.formats.base import Checkpoint
 from swavg.formats.output import choose_target, default_path, lay_out
 from swavg.job import Job, Path, Wanted
 from swavg.pieces import Budget, Resources
-from swavg.plan import Policy, make_plan
+from swavg.plan import make_plan
+from swavg.policy import Policy
 from swavg.recipe import as_text, recipe, short_names
 from swavg.report import Progress, Report
 from swavg.ties import confirmed_ties

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from swavg.dtypes import Accumulator
 from swavg.errors import MismatchError, NumericsError
-from swavg.formats.base import Checkpoint, FilePool, Layout, Task, Tensor
+from swavg.formats.base import Checkpoint, Layout, Task, Tensor
+from swavg.formats.files import FilePool
 from swavg.pieces import Budget, Piece, union
-from swavg.plan import Policy, accumulator
+from swavg.plan import accumulator
+from swavg.policy import Policy
 from swavg.pooling import mean_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from swavg.kernels.cpu import widen
+from swavg.kernels.floats import widen
 from swavg.pieces import Piece
 
 SAMPLE = 1 << 13

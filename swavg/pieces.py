@@ -9,7 +9,8 @@ from typing import Any
 
 from swavg.errors import RequestError
 from swavg.formats.base import Layout, Task
-from swavg.plan import Policy, accumulator
+from swavg.plan import accumulator
+from swavg.policy import Policy
 
 DEFAULT_MEMORY = 32 << 20
 """Bytes for buffers: with interpreters and NumPy the processes together stay under 96 MiB."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from swavg import publish
 from swavg.errors import InputError, OutputError
-from swavg.formats.base import Layout, open_input
+from swavg.formats.base import Layout
+from swavg.formats.files import open_input
 from swavg.formats.output import Output
 from swavg.guard import refuse_other_files
 

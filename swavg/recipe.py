@@ -14,7 +14,7 @@ from typing import Any
 from swavg import __version__
 from swavg.formats import open_checkpoint
 from swavg.formats.base import Checkpoint
-from swavg.plan import Policy
+from swavg.policy import Policy
 from swavg.weights import is_uniform
 
 
@@ -56,7 +56,7 @@ def recipe(
 
 def recipe_of(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Any]:
     """The recipe that swavg recorded in a checkpoint; empty if there is none. ``key`` as in
-    :class:`swavg.plan.Policy`."""
+    :class:`swavg.policy.Policy`."""
     return recorded_in(open_checkpoint(path, key=key), key)
 
 

@@ -12,7 +12,7 @@ from swavg import crew
 from swavg.computing import Computer, Found
 from swavg.formats.base import Checkpoint, Layout
 from swavg.pieces import Budget, Piece, cut
-from swavg.plan import Policy
+from swavg.policy import Policy
 
 if TYPE_CHECKING:
     from swavg.geometry import Geometry

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from swavg.formats.base import Checkpoint, FilePool, Tensor
-from swavg.plan import by_canonical_name, canonical
+from swavg.formats.base import Checkpoint, Tensor
+from swavg.formats.files import FilePool
+from swavg.matching import by_canonical_name, canonical
 
 
 def confirmed_ties(checkpoints: Sequence[Checkpoint]) -> list[tuple[str, ...]]:

@@ -19,6 +19,8 @@ LAYERS = {
     "pooling": 2.8,
     "formats": 2,
     "series": 2.5,
+    "policy": 2.6,
+    "matching": 2.7,
     "plan": 3,
     "kernels": 4,
     "recipe": 4,

@@ -18,7 +18,7 @@ import pytest
 import swavg
 from swavg import Resources, crew, errors, pieces
 from swavg.pieces import Budget
-from swavg.plan import Policy
+from swavg.policy import Policy
 
 # A process of its own can fork: it has neither torch nor threads, as the command line has.
 FORKING = """

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from swavg.dtypes import BY_NAME
 from swavg.kernels.base import Arithmetic
-from swavg.kernels.cpu import CpuKernel, limits, narrow, round_to_odd, widen
+from swavg.kernels.cpu import CpuKernel
+from swavg.kernels.floats import limits, narrow, round_to_odd, widen
 from swavg.kernels.integers import combine
 from swavg.kernels.repair import repair
 from swavg.kernels.tables import table

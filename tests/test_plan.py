@@ -8,7 +8,9 @@ from checkpoints import save
 
 from swavg.errors import MismatchError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.plan import Policy, canonical, make_plan
+from swavg.matching import canonical
+from swavg.plan import make_plan
+from swavg.policy import Policy
 
 LENIENT = Policy(strict=False)
 

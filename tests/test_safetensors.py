@@ -21,7 +21,8 @@ from hypothesis.extra import numpy as hnp
 from swavg.dtypes import BY_NAME, BY_SAFETENSORS
 from swavg.errors import OutputError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.base import Checkpoint, FilePool, Task
+from swavg.formats.base import Checkpoint, Task
+from swavg.formats.files import FilePool
 from swavg.formats.safetensors import SafetensorsLayout, lay_out_safetensors
 
 relaxed = settings(

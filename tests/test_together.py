@@ -8,7 +8,7 @@ from checkpoints import load, save, series, state
 import swavg
 from swavg import Policy
 from swavg.averaging import prepare_many
-from swavg.formats.base import FilePool
+from swavg.formats.files import FilePool
 from swavg.job import Wanted, run_together
 
 WEIGHTS = [

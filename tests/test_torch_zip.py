@@ -575,7 +575,7 @@ def sparse_archive(path: Path, members: tuple[Member, ...]) -> tuple[Placed, ...
 
 
 def test_records_beyond_four_gibibytes_are_where_torch_computes_them(tmp_path: Path) -> None:
-    from swavg.formats.base import InputFile
+    from swavg.formats.files import InputFile
     from swavg.formats.torch_plain import state_dict_pickle
 
     big, small = (1 << 30) + 5, 3
@@ -624,7 +624,7 @@ def test_records_beyond_four_gibibytes_are_where_torch_computes_them(tmp_path: P
 
 
 def test_more_records_than_sixteen_bits_count(tmp_path: Path) -> None:
-    from swavg.formats.base import InputFile
+    from swavg.formats.files import InputFile
 
     members = tuple(Member(f"a/{index}", 0, b"") for index in range(70_000))
     sparse_archive(tmp_path / "many.pt", members)

@@ -98,7 +98,7 @@ class Running:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for :func:`swavg.averaging.prepare_many`."""
         from swavg.pieces import Resources
-        from swavg.plan import Policy
+        from swavg.policy import Policy
 
         return {
             "policy": Policy(**self.policy),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from swavg.errors import InputError
-from swavg.formats.base import Checkpoint, open_input, read_exactly
+from swavg.formats.base import Checkpoint
+from swavg.formats.files import open_input, read_exactly
 from swavg.formats.safetensors import Shared, looks_like_safetensors, open_safetensors
 
 __all__ = ["open_checkpoint"]

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from swavg.errors import InputError
-from swavg.formats.base import Checkpoint, InputFile, Tensor, open_input, read_exactly
+from swavg.formats.base import Checkpoint, Tensor
+from swavg.formats.files import InputFile, open_input, read_exactly
 from swavg.formats.safetensors import Shared, unique
 
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from swavg.formats.base import Checkpoint, FilePool, InputFile, Tensor
+from swavg.formats.base import Checkpoint, Tensor
+from swavg.formats.files import FilePool, InputFile
 from swavg.packing import unpack_codes
 
 # A strided box is read as its hull if that is at most this many times larger; else row by row.

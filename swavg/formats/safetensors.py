@@ -13,17 +13,8 @@ from typing import Any
 
 from swavg.dtypes import BY_SAFETENSORS
 from swavg.errors import InputError, OutputError, RequestError
-from swavg.formats.base import (
-    Buffer,
-    Checkpoint,
-    Extent,
-    Layout,
-    Task,
-    Tensor,
-    TensorSpec,
-    open_input,
-    read_exactly,
-)
+from swavg.formats.base import Buffer, Checkpoint, Extent, Layout, Task, Tensor, TensorSpec
+from swavg.formats.files import open_input, read_exactly
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a header at most, as in the reference library."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from swavg.errors import InputError
-from swavg.formats.base import Buffer, Checkpoint, Layout, Task, TensorSpec, open_input
+from swavg.formats.base import Buffer, Checkpoint, Layout, Task, TensorSpec
+from swavg.formats.files import open_input
 from swavg.formats.torch_pickle import read_pickle
 from swavg.formats.torch_state import find_state
 from swavg.formats.torch_template import check_written, replacements, spliced

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from swavg.errors import InputError
-from swavg.formats.base import InputFile, read_exactly
+from swavg.formats.files import InputFile, read_exactly
 
 LOCAL = struct.Struct("<4s5H3I2H")
 CENTRAL = struct.Struct("<4s6H3I5H2I")

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swavg.errors import InputError
-from swavg.formats.base import Checkpoint, FilePool, Task, TensorSpec, open_input
+from swavg.formats.base import Checkpoint, Task, TensorSpec
+from swavg.formats.files import FilePool, open_input
 from swavg.formats.torch_frames import Member, TorchZipLayout, archive_size
 from swavg.formats.torch_pickle import MAX_BYTES, read_pickle
 from swavg.formats.torch_plain import RECIPE, lay_out_plain, recipe_member

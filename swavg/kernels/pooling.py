@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from swavg.kernels.base import Arithmetic, ReadChunk
-from swavg.kernels.cpu import limits, narrow, widen
+from swavg.kernels.floats import limits, narrow, widen
 from swavg.kernels.repair import Trouble
 
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from swavg.kernels.base import Arithmetic, ReadChunk
-from swavg.kernels.cpu import CpuKernel, limits, narrow, widen
+from swavg.kernels.cpu import CpuKernel
+from swavg.kernels.floats import limits, narrow, widen
 from swavg.packing import pack_codes, unpack_codes
 from swavg.weights import sums_to_one
 

@@ -15,7 +15,7 @@ import numpy as np
 from swavg.dtypes import DType
 from swavg.errors import MissingDependencyError, RequestError
 from swavg.kernels.base import Arithmetic, ReadChunk
-from swavg.kernels.cpu import limits
+from swavg.kernels.floats import limits
 from swavg.kernels.tables import table
 from swavg.packing import pack_codes, unpack_codes
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from swavg.errors import Difference, MismatchError, NumericsError
-from swavg.formats.base import Checkpoint, FilePool, Tensor
+from swavg.formats.base import Checkpoint, Tensor
+from swavg.formats.files import FilePool
 from swavg.looking.chunks import Array, check, in_order, ranges, read_chunk, scratch, wide
-from swavg.plan import by_canonical_name
+from swavg.matching import by_canonical_name
 from swavg.recipe import short_names
 
 OnRead = Callable[[int, int], None]

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from swavg.dtypes import DType
-from swavg.formats.base import Checkpoint, FilePool, Tensor
+from swavg.formats.base import Checkpoint, Tensor
+from swavg.formats.files import FilePool
 from swavg.formats.read import gather
-from swavg.kernels.cpu import widen
+from swavg.kernels.floats import widen
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from swavg.formats import open_checkpoint
 from swavg.formats.base import Checkpoint
 from swavg.looking.figures import Distance, jsonable
-from swavg.plan import by_canonical_name, canonical
+from swavg.matching import by_canonical_name, canonical
 from swavg.recipe import short_names
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.base import Checkpoint, Tensor, open_input, read_exactly
+from swavg.formats.base import Checkpoint, Tensor
+from swavg.formats.files import open_input, read_exactly
 from swavg.formats.folder import FolderCheckpoint
 from swavg.looking.figures import Statistics, jsonable
-from swavg.plan import canonical
+from swavg.matching import canonical
 
 if TYPE_CHECKING:
     from swavg.formats.torch_zip import TorchZipCheckpoint

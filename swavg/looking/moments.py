@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from swavg.dtypes import DType
-from swavg.formats.base import Checkpoint, FilePool, Tensor
+from swavg.formats.base import Checkpoint, Tensor
+from swavg.formats.files import FilePool
 from swavg.looking.chunks import (
     Array,
     OnProgress,

@@ -13,7 +13,7 @@ from swavg.errors import InputError, RequestError
 from swavg.job import Job, Path, Wanted
 from swavg.methods.recorded import key_of, recorded
 from swavg.methods.smooth import Smoothing, known
-from swavg.plan import Policy
+from swavg.policy import Policy
 from swavg.series import Series
 
 

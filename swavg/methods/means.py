@@ -10,7 +10,7 @@ from swavg import weights
 from swavg.averaging import prepare_many
 from swavg.job import Job, Path, Wanted
 from swavg.methods.recorded import counted, key_of
-from swavg.plan import Policy
+from swavg.policy import Policy
 
 
 def update(

@@ -8,7 +8,7 @@ from typing import Any
 
 from swavg.errors import InputError, RequestError
 from swavg.job import Path
-from swavg.plan import Policy
+from swavg.policy import Policy
 from swavg.recipe import recipe_of
 
 

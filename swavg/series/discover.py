@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from swavg.formats.base import InputFile
+from swavg.formats.files import InputFile
 from swavg.series.candidates import (
     Candidate,
     add_steps,

@@ -15,7 +15,7 @@ from typing import Any
 
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
-from swavg.formats.base import open_input, read_exactly
+from swavg.formats.files import open_input, read_exactly
 from swavg.series.model import Unit
 
 _STEPS = ("global_step", "step", "num_updates", "iteration", "global_iteration", "iter")

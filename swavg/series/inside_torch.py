@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from swavg.errors import InputError
-from swavg.formats.base import InputFile, open_input
+from swavg.formats.files import InputFile, open_input
 from swavg.formats.torch_pickle import MAX_BYTES, read_pickle
 from swavg.formats.torch_plain import RECIPE
 from swavg.formats.torch_records import Record, read_records

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from swavg.errors import InputError
-from swavg.formats.base import open_input, read_exactly
+from swavg.formats.files import open_input, read_exactly
 from swavg.series.inside import number, read_inside, read_json
 from swavg.series.model import Series, Snapshot, Unit, label, labels
 

@@ -16,6 +16,7 @@ from swavg.computing import spelled
 from swavg.dtypes import Accumulator, DType
 from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import base, open_checkpoint
+from swavg.formats.files import FilePool
 from swavg.formats.read import gather
 from swavg.kernels.base import Arithmetic, ReadChunk
 from swavg.kernels.cpu import CpuKernel
@@ -116,7 +117,7 @@ class Blend:
         self._kernel = CpuKernel(2 * self._block)
         self._staging = torch.empty(16 * self._block, dtype=torch.uint8)
         self._bytes = self._staging.numpy().data
-        self._pool = base.FilePool()
+        self._pool = FilePool()
         self._kinds: list[tuple[Any, ...]] = []
         self._bundles: list[Bundle] = []
         self._alone: list[Match] = []

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats import base
-from swavg.plan import by_canonical_name, canonical
+from swavg.matching import by_canonical_name, canonical
 
 _NAMED = 20
 

@@ -18,7 +18,7 @@ from swavg.formats import open_checkpoint
 from swavg.formats.base import Checkpoint
 from swavg.formats.output import default_path
 from swavg.kernels.torch import check_device
-from swavg.plan import by_canonical_name, canonical
+from swavg.matching import by_canonical_name, canonical
 from swavg.recipe import recorded_in, short_names
 from swavg.report import STDOUT
 from swavg.training.apply import apply_swa

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from swavg.errors import NumericsError
-from swavg.formats.base import Checkpoint, Extent, InputFile, Task, Tensor
+from swavg.formats.base import Checkpoint, Extent, Task, Tensor
+from swavg.formats.files import InputFile
 from swavg.formats.output import choose_target, lay_out
 from swavg.job import Job
-from swavg.kernels.cpu import narrow
+from swavg.kernels.floats import narrow
 from swavg.pieces import Budget, Resources
-from swavg.plan import Plan, Policy
+from swavg.plan import Plan
+from swavg.policy import Policy
 from swavg.recipe import as_text, short_names
 
 

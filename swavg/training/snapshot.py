@@ -20,7 +20,7 @@ from swavg.dtypes import BY_NAME, DType
 from swavg.errors import OutputError, RequestError
 from swavg.formats.base import Task
 from swavg.formats.safetensors import SafetensorsLayout, lay_out_safetensors
-from swavg.plan import by_canonical_name
+from swavg.matching import by_canonical_name
 from swavg.recipe import as_text
 from swavg.training.wrapped import is_sharded, plain_names, rank, unwrap
 

@@ -1,15 +1,13 @@
-"""Who computes: threads of this process, or processes forked from it.
+"""A crew of forked processes.
 
-Python runs one thread at a time between NumPy calls, which costs threads much of a second
-processor; processes do not share that lock. They are forked, so they know the plan already, and
-write their chunks into shared memory: only numbers and findings travel.
+They know the plan already, and write their chunks into shared memory: only numbers and findings
+travel.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import mmap
 import os
 import pickle
 import select
@@ -19,35 +17,14 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from swavg.computing import Computer, Found
+from swavg.crew.base import Key, Slot, views
 from swavg.errors import WorkerError
 from swavg.formats.base import Layout
 from swavg.pieces import Piece, Run
-
-Slot = tuple[memoryview, ...]
-"""Room for one chunk, a buffer per output."""
-
-Key = tuple[int, int]
-"""A piece: which round of layouts, and its number therein."""
-
-
-class Crew(Protocol):
-    """Computes pieces into slots. ``result`` waits for a piece that was submitted, and raises what
-    computing it raised; ``abandon`` gives up all that were submitted and not asked for."""
-
-    slots: Sequence[Slot]
-
-    def submit(self, key: Key, piece: Piece, slot: int) -> None: ...
-
-    def result(self, key: Key) -> Found: ...
-
-    def abandon(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def can_fork() -> bool:
@@ -70,49 +47,6 @@ def _system_threads() -> int:
         return len(os.listdir("/proc/self/task"))
     except OSError:
         return 0
-
-
-def room(slots: int, rows: int, size: int) -> list[Slot]:
-    """Slots of ``rows`` buffers of ``size`` bytes each, in memory that forked processes share.
-
-    Pages that are never used take no memory."""
-    whole = memoryview(mmap.mmap(-1, max(1, slots * rows * size)))
-    buffers = [whole[at * size : (at + 1) * size] for at in range(slots * rows)]
-    return [tuple(buffers[at * rows : (at + 1) * rows]) for at in range(slots)]
-
-
-def views(slot: Slot, piece: Piece) -> Slot:
-    """The part of a slot that a piece fills."""
-    # Fewer rows than buffers where a run has outputs of several kinds.
-    return tuple(buffer[: piece.nbytes] for buffer in slot[: len(piece.rows)])
-
-
-class Threads:
-    """A crew of threads."""
-
-    def __init__(self, count: int, slots: Sequence[Slot], computer: Computer) -> None:
-        self.slots = slots
-        self._computer = computer
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="swavg")
-        self._futures: dict[Key, Future[Found]] = {}
-
-    def submit(self, key: Key, piece: Piece, slot: int) -> None:
-        outs = views(self.slots[slot], piece)
-        self._futures[key] = self._pool.submit(self._computer.compute, piece, outs)
-
-    def result(self, key: Key) -> Found:
-        return self._futures.pop(key).result()
-
-    def abandon(self) -> None:
-        for future in self._futures.values():
-            future.cancel()
-        wait([future for future in self._futures.values() if not future.cancelled()])
-        self._futures.clear()
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._computer.close()
-        self.slots = ()
 
 
 _JOB = struct.Struct("<8Q")
