@@ -3,6 +3,8 @@
 import itertools
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +41,11 @@ def moving(states, decays):
     return average
 
 
+def fresh(folder):
+    """A folder of its own: an example may be tried twice."""
+    return Path(tempfile.mkdtemp(dir=folder))
+
+
 def assert_close(path, expected, **tolerance):
     found = load(path)
     for name in ("body.weight", "body.bias", "head.weight"):
@@ -48,7 +55,7 @@ def assert_close(path, expected, **tolerance):
 @given(decay=st.floats(0, 0.99), steps=st.sets(st.integers(1, 500), min_size=2, max_size=6))
 @RELAXED
 def test_an_ema_equals_its_running_form(tmp_path, decay, steps):
-    folder = tmp_path / f"{decay}-{sorted(steps)}"
+    folder = fresh(tmp_path)
     steps = sorted(steps)
     states = run_of(folder, steps)
     series = discover([folder])
@@ -109,7 +116,7 @@ def test_resuming_with_another_decay_or_from_something_else_is_refused(tmp_path)
 @given(count=st.integers(1, 4), more=st.integers(1, 3))
 @RELAXED
 def test_a_running_average_equals_the_mean_of_all(tmp_path, count, more):
-    folder = tmp_path / f"{count}-{more}"
+    folder = fresh(tmp_path)
     states = run_of(folder, range(1, count + more + 1), torch.float32)
     paths = [folder / f"step-{step}.safetensors" for step in range(1, count + more + 1)]
     average = folder / "avg.st"
