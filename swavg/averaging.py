@@ -56,6 +56,16 @@ def average(
     return job.run(on_progress)
 
 
+def paths_of(inputs: Sequence[Path]) -> list[str]:
+    """The inputs as strings; RequestError for none, or for one that stands alone."""
+    if isinstance(inputs, (str, bytes, os.PathLike)):
+        raise RequestError("The inputs are one path.", hint="Give a list of paths.")
+    paths = [os.fsdecode(path) for path in inputs]
+    if not paths:
+        raise RequestError("No checkpoints given.")
+    return paths
+
+
 def prepare(
     inputs: Sequence[Path],
     weights_given: Sequence[float] | None = None,
@@ -71,9 +81,7 @@ def prepare(
 
     An empty ``output`` stands for the default name, ``averaged`` with the first input's suffix.
     """
-    paths = [os.fspath(path) for path in inputs]
-    if not paths:
-        raise RequestError("No checkpoints given.")
+    paths = paths_of(inputs)
     if weights_given is None:
         numbers = weights.mean(len(paths))
     else:
@@ -101,15 +109,10 @@ def prepare_many(
         from swavg.kernels.torch import check_device
 
         check_device(resources.device)
-    paths = [os.fspath(path) for path in inputs]
+    paths = paths_of(inputs)
     checkpoints = tuple(open_all(paths, policy.key))
     shown = short_names(paths)
-    notes = [
-        f"{name}: {note}"
-        for name, checkpoint in zip(shown, checkpoints, strict=True)
-        for note in checkpoint.notes
-    ]
-    notes += _same_twice(shown, checkpoints)
+    notes = [*_notes(shown, checkpoints), *_same_twice(shown, checkpoints)]
     jobs = []
     for each in wanted:
         members = each.members if each.members is not None else tuple(range(len(paths)))
@@ -144,7 +147,9 @@ def _job(
         plan = replace(plan, tasks=tasks)
     values = recipe(names, wanted.weights, policy, wanted.method, wanted.details)
     where = wanted.output
-    path = None if where is None else os.fspath(where) or default_path(chosen[0])
+    path = None if where is None else os.fsdecode(where)
+    if path == "":
+        path = default_path(chosen[0], policy.max_shard_size)
     output = lay_out(
         choose_target(path, chosen[0], policy.max_shard_size),
         plan.tasks,
@@ -164,6 +169,19 @@ def open_all(paths: Sequence[str], key: str | None = None) -> list[Checkpoint]:
     """Open checkpoints; equal headers are parsed and kept once."""
     shared: dict[Any, Any] = {}
     return [open_checkpoint(path, key=key, shared=shared) for path in paths]
+
+
+def _notes(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """What the checkpoints have to say: once where all say the same."""
+    told: dict[str, list[str]] = {}
+    for name, checkpoint in zip(shown, checkpoints, strict=True):
+        for note in checkpoint.notes:
+            told.setdefault(note, []).append(name)
+    notes = []
+    for note, names in told.items():
+        common = 1 < len(names) == len(checkpoints)
+        notes += [note] if common else [f"{name}: {note}" for name in names]
+    return notes
 
 
 def _same_twice(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:

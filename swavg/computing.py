@@ -192,7 +192,7 @@ class Computer:
         """The name of a tensor that may stay as it is; NumericsError for any other."""
         task = piece.task
         name, position = piece.locate(trouble.index // task.parts)
-        if self._policy.allow_nonfinite:
+        if trouble.kept or self._policy.allow_nonfinite:
             return name
         place = f"'{name}'" + (f" at {list(position)}" if position else "")
         if trouble.inputs:
@@ -205,10 +205,12 @@ class Computer:
                 f"{self._shown[task.inputs[first]]}: {place} is {spelled(value)}{others}.",
                 hint="Leave that checkpoint out, or use --allow-nonfinite to let it through.",
             )
-        wider = "float64" if task.dtype.name == "float32" else "float32"
+        wider = {"float32": "float64", "float64": None}.get(task.dtype.part.name, "float32")
         raise NumericsError(
             f"{place}: the sum {trouble.value:.6g} overflows {task.dtype}.",
-            hint=f"Use --dtype {wider}, or --allow-nonfinite to let it through.",
+            hint="Use "
+            + ("" if wider is None else f"--dtype {wider}, or ")
+            + "--allow-nonfinite to let it through.",
         )
 
     def _arithmetic(self, task: Task) -> Arithmetic:

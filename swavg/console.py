@@ -69,7 +69,7 @@ def progress_bar(shown: bool) -> Iterator[Callable[[Progress], None] | None]:
         auto_refresh=False,
     )
     task = bar.add_task("averaging", total=None)
-    drawn = 0.0
+    drawn = -1.0
 
     def update(progress: Progress) -> None:
         nonlocal drawn
@@ -87,15 +87,16 @@ def warn(notes: Sequence[str]) -> None:
     """Notes on stderr, a line each."""
     console = _console(sys.stderr)
     for note in notes:
-        console.print(f"[yellow]note[/] {_plain(note)}")
+        # The terminal may break the line: a path that is copied from there stays whole.
+        console.print(f"[yellow]note[/] {_plain(note)}", soft_wrap=True)
 
 
 def error(message: str, hint: str | None) -> None:
     """An error on stderr, with the way out on a line of its own."""
     console = _console(sys.stderr)
-    console.print(f"[bold red]error[/] {_plain(message)}")
+    console.print(f"[bold red]error[/] {_plain(message)}", soft_wrap=True)
     if hint:
-        console.print(f"      {_plain(hint)}")
+        console.print(f"      {_plain(hint)}", soft_wrap=True)
 
 
 def _plain(text: str) -> str:
@@ -265,11 +266,19 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _treated(treated: Sequence[Mapping[str, str]], all_of_them: bool) -> Table:
+    """Tensors by what became of them and why: a row for those that share both, or one each."""
     table = _table("tensor", "was", "because")
-    for entry in treated if all_of_them else treated[:_MOST_ROWS]:
-        table.add_row(_plain(entry["name"]), entry["how"], _plain(entry["why"]))
-    if not all_of_them and len(treated) > _MOST_ROWS:
-        table.add_row(f"... {len(treated) - _MOST_ROWS} more", "", "-v shows all")
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entry in treated:
+        groups.setdefault((entry["how"], entry["why"]), []).append(entry["name"])
+    rows = [
+        ("\n".join(names if all_of_them else _some(names)), how, why)
+        for (how, why), names in groups.items()
+    ]
+    for names, how, why in rows if all_of_them else rows[:_MOST_ROWS]:
+        table.add_row(_plain(names), how, _plain(why))
+    if not all_of_them and len(rows) > _MOST_ROWS:
+        table.add_row(f"... and {len(rows) - _MOST_ROWS} more reasons", "", "-v shows all")
     return table
 
 
@@ -295,7 +304,8 @@ def summary(reports: Sequence[Report], verbose: bool) -> None:
         )
         console.print(
             f"[green]averaged[/] {_count(n, 'checkpoint')}{name}"
-            f" {_count(report.tensors['averaged'], 'tensor')}, {number(report.elements)} elements,"
+            f" {_count(report.tensors['averaged'], 'tensor')}, {number(report.elements)}"
+            f" element{'s' * (report.elements != 1)},"
             f" {size(report.written)} in {seconds:.2f} s{rate}"
         )
 

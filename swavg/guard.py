@@ -13,12 +13,23 @@ from swavg.formats.output import Output
 
 
 def refuse_inputs(path: str, checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise OutputError if publishing would touch an input, or the links that lead to one."""
+    """Raise OutputError if publishing would touch an input, the links that lead to one, or a folder
+    that is one."""
+    real = os.path.realpath(path)
+    for checkpoint in checkpoints:
+        # A new file in it may be what is read next time.
+        if os.path.isdir(checkpoint.path) and real.startswith(
+            os.path.realpath(checkpoint.path) + os.sep
+        ):
+            raise OutputError(
+                path,
+                f"lies in the input {checkpoint.path}",
+                hint="swavg never changes an input; choose another -o.",
+            )
     try:
         facts = os.stat(path)
     except OSError:
         return
-    real = os.path.realpath(path)
     for checkpoint in checkpoints:
         same = any(
             (file.device, file.inode) == (facts.st_dev, facts.st_ino) for file in checkpoint.files

@@ -89,14 +89,17 @@ class Job:
         nothing = (None,) * len(members)
         distances = (geometry and geometry.distances()) or nothing
         cosines = (geometry and geometry.cosines()) or nothing
-        excluded = sum(entry.how == "excluded" for entry in plan.treated)
+        treated = {entry.name: entry.how for entry in plan.treated}
+        excluded = sum(how == "excluded" for how in treated.values())
+        # A copy into another dtype is computed as a sum of one.
+        taken = {name for name, how in treated.items() if how in ("copied", "excluded")}
         tasks = plan.tasks
         written = [task for layout in self.output.layouts for task in layout.tasks]
         counts = {
-            "averaged": sum(task.kind == "average" and len(task.inputs) > 0 for task in tasks),
+            "averaged": sum(task.kind == "average" and task.name not in taken for task in tasks),
             "pooled": sum(task.kind == "pooled" for task in tasks),
             "integer": sum(task.kind == "integer" for task in tasks),
-            "copied": sum(task.kind == "copy" for task in tasks),
+            "copied": sum(task.kind == "copy" or task.name in taken for task in tasks),
             "dropped": sum(
                 entry.how == "dropped" or entry.why == "dropped" for entry in plan.treated
             ),
@@ -146,11 +149,14 @@ def _averaged_statistics(tasks: Sequence[Task]) -> tuple[str, ...]:
 
 
 def run_together(
-    jobs: Sequence[Job], on_progress: Callable[[Progress], None] | None = None
+    jobs: Sequence[Job],
+    on_progress: Callable[[Progress], None] | None = None,
+    on_publish: Callable[[], object] = lambda: None,
 ) -> list[Report]:
     """Run jobs over the same checkpoints (from one :func:`swavg.averaging.prepare_many`) with one
-    read of each input, and publish all outputs or none before all are complete. Raises a
-    SwavgError."""
+    read of each input, and publish all outputs or none before all are complete. ``on_publish`` is
+    called before an output gets its name: from then on there is no way back. Raises a SwavgError.
+    """
     for job in jobs:
         job.check()
     _check_room(jobs)
@@ -159,9 +165,14 @@ def run_together(
     total = sum(read for group in groups for read in _reads(group))
     done = 0
     found = []
+    if on_progress is not None:
+        on_progress(Progress(0, total, 0.0))
     # Nothing gets its name before the last output is complete.
     with ExitStack() as stack:
-        opens = {id(job): stack.enter_context(publishing(job.output, job.force)) for job in jobs}
+        opens = {
+            id(job): stack.enter_context(publishing(job.output, job.force, on_publish))
+            for job in jobs
+        }
         for group in groups:
             base = done
 

@@ -60,6 +60,8 @@ class Matcher:
         self._policy = policy
         self._inputs = inputs
         self.notes: list[str] = []
+        self.joined = False
+        """Whether any selected tensor was found alike in all checkpoints."""
         # Checkpoints of one run share their mapping of names: match it once.
         shared: dict[int, dict[str, str]] = {}
         for checkpoint in checkpoints:
@@ -109,9 +111,6 @@ class Matcher:
             self._selected.update(dict.fromkeys(group, chosen))
         return self._selected[name]
 
-    def selected_task(self, task: Task) -> bool:
-        return self.selected(canonical(task.name)) or self.selected(task.name)
-
     def _matches(self, name: str) -> bool:
         candidates = {name, self.output_name(name)}
         include, exclude = self._policy.include, self._policy.exclude
@@ -157,9 +156,11 @@ class Matcher:
             if self._policy.drop_excluded:
                 return None, Treated(shown, "excluded", "dropped")
             task = self._copy(shown, last, reference)
-            return task, Treated(shown, "excluded", f"copied from {self._inputs[last]}")
+            why = f"copied from {self._inputs[last]}{_as(task)}"
+            return task, Treated(shown, "excluded", why)
         alike = [i for i in self._all if _compatible(found[i], reference)]
         if len(alike) == len(self._all):
+            self.joined = True
             tensors = tuple(tensor for tensor in found if tensor is not None)
             return self._average(shown, self._all, tensors, self._weights), None
         why = "; ".join(
@@ -171,7 +172,7 @@ class Matcher:
             return None, Treated(shown, "dropped", why)
         if self._policy.missing == "keep" or len(alike) == 1:
             task = self._copy(shown, last, reference)
-            return task, Treated(shown, "copied", f"from {self._inputs[last]}: {why}")
+            return task, Treated(shown, "copied", f"from {self._inputs[last]}{_as(task)}: {why}")
         tensors = tuple(tensor for i, tensor in enumerate(found) if i in alike and tensor)
         weights = renormalized(self._weights, alike)
         task = self._average(shown, tuple(alike), tensors, weights)
@@ -210,7 +211,7 @@ class Matcher:
 
     def complain_about_nothing(self, names: Sequence[str]) -> None:
         policy = self._policy
-        if policy.include or policy.exclude:
+        if (policy.include or policy.exclude) and not any(map(self.selected, names)):
             raise RequestError(
                 f"--include and --exclude leave none of {len(names)} tensors to average.",
                 hint=f"Names look like '{names[0]}'." if names else None,
@@ -218,7 +219,8 @@ class Matcher:
         if not names:
             raise MismatchError("The checkpoints hold no tensors.")
         raise MismatchError(
-            "The checkpoints have no tensor in common: no name has the same shape in all.",
+            "The checkpoints have no tensor in common: no name has the same shape and kind of"
+            " dtype in all.",
             hint="Are they of the same model? For a .pt file, --key chooses the state dict.",
         )
 
@@ -231,6 +233,11 @@ def _compatible(tensor: Tensor | None, reference: Tensor) -> bool:
         return False
     one, other = tensor.spec.dtype, reference.spec.dtype
     return one is other or (one.kind == other.kind and one.floating)
+
+
+def _as(task: Task) -> str:
+    """What a copy is converted to, in words."""
+    return "" if task.kind == "copy" else f", as {task.dtype}"
 
 
 def _describe(tensor: Tensor | None) -> str:

@@ -77,7 +77,7 @@ def make_plan(
             treated.append(treatment)
     if differences:
         raise _mismatch(differences, inputs)
-    if not any(task.kind != "copy" and matcher.selected_task(task) for task in tasks):
+    if not matcher.joined:
         matcher.complain_about_nothing(names)
     if policy.pool_batch_norm:
         tasks, pooled, notes = _pooled(tasks)
@@ -118,18 +118,16 @@ def _mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> Misma
     other_source, other_fact = next(
         ((s, f) for s, f in others if f != fact), (inputs[0], first.facts[0][1])
     )
-    subject = {"missing": "", "shape": "is ", "dtype": "is "}[first.what]
     message = (
-        f"{source}: '{first.name}' {subject}{fact}; {other_source} has "
+        f"{source}: '{first.name}' is {fact}; {other_source} has "
         f"{'it' if other_fact == 'present' else other_fact}."
         if fact != "present"
-        else f"{other_source}: '{first.name}' {subject}{other_fact}; {source} has it."
+        else f"{other_source}: '{first.name}' is {other_fact}; {source} has it."
     )
     if len(differences) > 1:
-        message += f" In all {len(differences)} tensors differ."
-    glob = f"{first.name.split('.')[0]}.*" if "." in first.name else first.name
-    return MismatchError(
-        message,
-        differences=differences,
-        hint=f"Leave it out with --exclude '{glob}' or use --lenient.",
-    )
+        message += f" {len(differences)} tensors differ."
+        hint = "Use --lenient, or leave what differs out with --exclude."
+    else:
+        glob = f"{first.name.split('.')[0]}.*" if "." in first.name else first.name
+        hint = f"Leave it out with --exclude '{glob}' or use --lenient."
+    return MismatchError(message, differences=differences, hint=hint)

@@ -59,5 +59,8 @@ class Policy:
                 raise RequestError(
                     f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}."
                 )
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise RequestError(f"{name} is one string; it is a tuple of globs.")
         if self.max_shard_size is not None and self.max_shard_size < 1:
             raise RequestError("max_shard_size is a number of bytes, at least 1.")

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from swavg.errors import OutputError
@@ -59,16 +59,19 @@ def _reason(error: OSError) -> str:
 
 def destination(path: str | os.PathLike[str]) -> Path:
     """Where ``path`` really lies: a symbolic link is followed, so that it stays a link."""
-    target = Path(path)
-    return Path(os.path.realpath(target)) if target.is_symlink() else target
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """True for a FIFO, a device or a socket: written to, never replaced."""
+    """True for a FIFO, a device or a socket: written to, never replaced. OutputError for a path
+    that none can have."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
         return False
+    except ValueError:
+        shown = os.fsdecode(path).replace("\0", "\\0")
+        raise OutputError(shown, "has a NUL byte in its name") from None
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
@@ -81,13 +84,22 @@ def check_destination(
             raise OutputError(path, "is no folder, which the output would be")
         return
     target = destination(path)
+    if os.path.islink(target):
+        raise OutputError(path, "is a link that leads back to itself")
+    parent = target.parent
+    if os.path.isdir(parent):
+        try:
+            os.lstat(target)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OutputError(path, _reason(error)) from None
     if os.path.lexists(target) and not force:
         raise OutputError(path, "exists already", hint=_FORCE)
-    if target.is_dir() != folder and target.exists():
-        kind = "a folder" if target.is_dir() else "a file"
+    if os.path.isdir(target) != folder and os.path.exists(target):
+        kind = "a folder" if os.path.isdir(target) else "a file"
         raise OutputError(path, f"is {kind}, which the output would not be")
-    parent = target.parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         raise OutputError(path, f"there is no folder '{parent}'", hint="Create it first.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(path, f"the folder '{parent}' is not writable")
@@ -104,16 +116,22 @@ def check_room(folder: str | os.PathLike[str], size: int, *, shown: str | os.Pat
 
 def _temporary(target: Path) -> Path:
     # The name stays under NAME_MAX however long the destination's own is.
-    stem = os.fsencode(target.name)[:200].decode(errors="ignore")
+    stem = os.fsdecode(os.fsencode(target.name)[:200])
     return target.with_name(f".{stem}.{os.urandom(4).hex()}{TEMPORARY}")
 
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Sink]:
+def new_file(
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    on_publish: Callable[[], object] = lambda: None,
+) -> Iterator[Sink]:
     """A file that is published under ``path`` when the block ends without an exception.
 
     The finished bytes can be read at ``sink.path`` inside the block. A FIFO or device is written
-    to directly. Raises OutputError; the destination is then as it was.
+    to directly. ``on_publish`` is called before the rename, from which there is no way back.
+    Raises OutputError; the destination is then as it was.
     """
     if is_stream(path):
         with _opened(os.fspath(path), os.O_WRONLY, shown=os.fspath(path)) as sink:
@@ -127,6 +145,7 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[S
             yield sink
             sink.sync()
         _keep_mode(target, temporary)
+        on_publish()
         _move(temporary, target, force=force, shown=os.fspath(path))
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -151,11 +170,17 @@ def _opened(path: str, flags: int, *, shown: str) -> Iterator[Sink]:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    on_publish: Callable[[], object] = lambda: None,
+) -> Iterator[Path]:
     """A folder that is published under ``path`` when the block ends without an exception.
 
     The block fills the folder that it is given (with :func:`write_into`). With ``force`` an
     existing folder is exchanged for the new one in one step, where the system can, and removed.
+    ``on_publish`` is as for :func:`new_file`.
     """
     target = destination(path)
     temporary = _temporary(target)
@@ -166,6 +191,7 @@ def new_folder(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
             raise OutputError(path, _reason(error)) from None
         yield temporary
         _sync_folder(temporary)
+        on_publish()
         _move(temporary, target, force=force, shown=os.fspath(path))
     finally:
         _remove(temporary)

@@ -19,10 +19,13 @@ OpenSink = Callable[[Layout], AbstractContextManager[publish.Sink]]
 
 
 @contextmanager
-def publishing(output: Output, force: bool) -> Iterator[OpenSink]:
+def publishing(
+    output: Output, force: bool, on_publish: Callable[[], object] = lambda: None
+) -> Iterator[OpenSink]:
     """Gives what opens the sink of a layout; publishes when the block ends well.
 
-    With ``force`` what is there already is replaced. Raises OutputError or InputError; the
+    With ``force`` what is there already is replaced. ``on_publish`` is called before anything gets
+    its name. Raises OutputError or InputError; the
     destination is then as it was.
     """
     target = output.target
@@ -30,7 +33,7 @@ def publishing(output: Output, force: bool) -> Iterator[OpenSink]:
     if path is None:
         yield lambda layout: nullcontext(publish.Sink("standard output", sys.stdout.fileno()))
     elif target.kind == "folder":
-        with publish.new_folder(path, force=force) as folder:
+        with publish.new_folder(path, force=force, on_publish=on_publish) as folder:
 
             @contextmanager
             def open_shard(layout: Layout) -> Iterator[publish.Sink]:
@@ -48,7 +51,7 @@ def publishing(output: Output, force: bool) -> Iterator[OpenSink]:
             if os.path.isdir(path):
                 refuse_other_files(path, output)
     else:
-        with publish.new_file(path, force=force) as sink:
+        with publish.new_file(path, force=force, on_publish=on_publish) as sink:
             yield lambda layout: nullcontext(sink)
             if not publish.is_stream(path):
                 _verify(output.layouts[0], sink.path, path)

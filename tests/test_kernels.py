@@ -331,7 +331,7 @@ class TestRepair:
     def test_an_attention_mask_of_minus_infinity_is_kept(self):
         mask = [0.0, -np.inf, 1.0, -np.inf]
         out, trouble = self.repaired([mask, mask], BY_NAME["float16"], [1.5, -0.5])
-        assert trouble is None
+        assert (trouble.kept, trouble.index, trouble.value) == (True, 1, -np.inf)
         np.testing.assert_array_equal(out, np.float16(mask))
 
     def test_the_largest_finite_value_in_all_inputs_is_kept(self):

@@ -93,10 +93,10 @@ def test_the_message_names_both_facts_and_a_way_out(tmp_path):
 def test_a_missing_tensor_is_named_with_the_file_that_lacks_it(tmp_path):
     with pytest.raises(MismatchError) as caught:
         planned(tmp_path, [{"x": X, "y": Y}, {"x": X}], Policy())
-    assert caught.value.message == "b.safetensors: 'y' missing; a.safetensors has it."
+    assert caught.value.message == "b.safetensors: 'y' is missing; a.safetensors has it."
     with pytest.raises(MismatchError) as caught:
         planned(tmp_path, [{"x": X}, {"x": X, "y": Y}], Policy())
-    assert caught.value.message == "a.safetensors: 'y' missing; b.safetensors has it."
+    assert caught.value.message == "a.safetensors: 'y' is missing; b.safetensors has it."
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,27 @@ def test_a_sum_other_than_one_offers_both_ways_out():
 
 def test_thirds_typed_with_seven_digits_count_as_one():
     found = weights.given([0.3333333] * 3, 3)
-    assert found == (0.3333333,) * 3
+    assert found == weights.mean(3)
     assert weights.is_uniform(found)
+
+
+def test_raw_weights_are_used_as_they_are_also_if_they_are_nearly_the_mean():
+    found = weights.given([0.3333333] * 3, 3, "raw")
+    assert found == (0.3333333,) * 3
+    assert not weights.is_uniform(found)
+
+
+@given(n=st.integers(1, 3000))
+def test_the_mean_is_uniform_however_it_is_written(n):
+    assert weights.is_uniform(weights.mean(n))
+    assert weights.is_uniform(weights.given([7.3] * n, n, "normalize"))
+
+
+def test_what_is_no_weight_and_no_way_to_sum_is_refused():
+    with pytest.raises(RequestError, match="The weights are no numbers"):
+        weights.given(["a", "b"], 2)
+    with pytest.raises(RequestError, match="sum_to is 'nonsense'"):
+        weights.given([1], 1, "nonsense")
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

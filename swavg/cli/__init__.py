@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import signal
+import os
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
 from swavg import __version__
-from swavg.errors import MismatchError, SwavgError
+from swavg.cli.surroundings import forget_stdout, settle_streams, stop_on_signals
+from swavg.errors import MismatchError, OutputError, SwavgError
 
 _COMMANDS = {
     "average": "Average checkpoints into one.",
@@ -65,12 +65,15 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    _stop_on_signals()
+    stop_on_signals()
+    settle_streams()
     # Not list(): that is a command's module here, once it has been imported.
     args = [*(sys.argv[1:] if arguments is None else arguments)]
     try:
         code = cli.main(args=args, prog_name="swavg", standalone_mode=False)
     except SwavgError as error:
+        if isinstance(error, OutputError) and error.path == "standard output":
+            forget_stdout()
         _report(error, "-v" in args or "--verbose" in args)
         _exit(error.exit_code)
     except click.ClickException as error:
@@ -80,10 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         print("swavg: interrupted; nothing was written", file=sys.stderr)
         _exit(130)
     except (BrokenPipeError, SystemExit):
-        # Click exits by itself for one reason only: standard output was closed.
+        if "_SWAVG_COMPLETE" in os.environ:
+            # A shell asked for completions.
+            raise
+        # Otherwise click exits by itself for one reason only: standard output was closed.
         print("swavg: the reader of standard output went away", file=sys.stderr)
-        # What is left in the buffer has nowhere to go.
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+        forget_stdout()
         _exit(5)
     _exit(code if isinstance(code, int) else 0)
 
@@ -98,18 +103,3 @@ def _report(error: SwavgError, verbose: bool) -> None:
     if isinstance(error, MismatchError) and len(error.differences) > 1:
         console.differences(error.differences, verbose)
     console.error(error.message, error.hint)
-
-
-def _stop_on_signals() -> None:
-    """Interrupt once, then ignore further signals while the temporary files are removed."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A parent may have asked us to ignore it (nohup).
-        previous: Any = signal.getsignal(each)
-        if previous is not signal.SIG_IGN:
-            signal.signal(each, stop)

@@ -12,7 +12,7 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)"
-_NUMBERS = re.compile(rf"(?:{_NUMBER})(?:,(?:{_NUMBER}))*,?", re.IGNORECASE)
+_NUMBERS = re.compile(rf"\s*(?:{_NUMBER})(?:[,\s]+(?:{_NUMBER}))*[,\s]*", re.IGNORECASE)
 # The flag for NUL-separated paths, not a weight.
 _NOT_WEIGHTS = ("-0",)
 
@@ -36,15 +36,18 @@ def join_weights(args: Sequence[str]) -> list[str]:
         word = rest.pop(0)
         if word == "--":
             return [*joined, word, *rest]
-        if word not in ("--weights", "-w") and not word.startswith("--weights="):
+        found = re.fullmatch(r"(?:--weights|-w)(?:=(.*))?|-w(.+)", word, re.DOTALL)
+        if found is None:
             joined.append(word)
             continue
-        values = [word.partition("=")[2]] if "=" in word else []
+        values = [value for value in found.groups() if value is not None]
         while rest and _NUMBERS.fullmatch(rest[0]) and rest[0] not in _NOT_WEIGHTS:
             values.append(rest.pop(0))
         if not values:
-            found = f", not '{rest[0]}'" if rest else ""
-            raise click.UsageError(f"--weights needs numbers{found}.")
+            if rest[:1] == ["-0"]:
+                raise click.UsageError("-0 stands for --null here; write the weight as 0.")
+            other = f", not '{rest[0]}'" if rest else ""
+            raise click.UsageError(f"--weights needs numbers{other}.")
         joined.append(f"--weights={','.join(value.strip(',') for value in values)}")
     return joined
 
@@ -58,7 +61,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg]
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
         try:
-            return tuple(float(part) for part in str(value).split(",") if part.strip())
+            return tuple(float(part) for part in str(value).replace(",", " ").split())
         except ValueError:
             self.fail(f"'{value}' is no list of numbers.", param, ctx)
 

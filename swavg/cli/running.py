@@ -15,6 +15,7 @@ import click
 
 from swavg.cli.options import Size
 from swavg.cli.outputs import made
+from swavg.cli.surroundings import ignore_signals, require_stdout
 
 if TYPE_CHECKING:
     from swavg.job import Job
@@ -35,9 +36,9 @@ _POLICY = (
     click.option("--strict/--lenient", default=True,
                  help="All names, shapes and dtypes must match (default), or average what is"
                  " shared."),
-    click.option("--missing", type=click.Choice(["keep", "drop", "average"]), default="keep",
-                 show_default=True, help="With --lenient: what some lack is taken from the last"
-                 " that has it, left out, or averaged over those that have it."),
+    click.option("--missing", type=click.Choice(["keep", "drop", "average"]),
+                 help="With --lenient: what some lack is taken from the last that has it, left"
+                 " out, or averaged over those that have it. [default: keep]"),
     click.option("--include", multiple=True, metavar="GLOB", help="Average only these tensors."),
     click.option("--exclude", multiple=True, metavar="GLOB",
                  help="Do not average these; they are copied from the last checkpoint."),
@@ -116,6 +117,7 @@ class Running:
         if not self.dry_run:
             if self.as_json:
                 raise click.UsageError("--json and -o - both want standard output.")
+            require_stdout()
             if sys.stdout.isatty():
                 raise click.UsageError("Standard output is a terminal; pipe it, or give -o a path.")
         return None
@@ -146,7 +148,7 @@ class Running:
             made(folder) if folder is not None else nullcontext(),
             console.progress_bar(not self.quiet) as on_progress,
         ):
-            reports = run_together(jobs, on_progress)
+            reports = run_together(jobs, on_progress, ignore_signals)
         if not self.quiet:
             console.summary(reports, self.verbose)
         if self.as_json:
@@ -176,6 +178,9 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
         # NumPy's linear algebra has next to nothing to do here: no threads for it.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         policy = {name: values.pop(name) for name in policy_names}
+        if policy["missing"] is not None and policy["strict"]:
+            raise click.UsageError("--missing says what --lenient does; add --lenient.")
+        policy["missing"] = policy["missing"] or "keep"
         run = {name: values.pop(name) for name in run_names}
         return command(running=Running(policy, **run), **values)
 

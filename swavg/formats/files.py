@@ -35,7 +35,8 @@ class InputFile:
         try:
             facts = os.stat(path) if fd is None else os.fstat(fd)
         except FileNotFoundError:
-            raise InputError(path, "no such file") from None
+            problem = "no such file" if path else "an empty path names no file"
+            raise InputError(path, problem) from None
         except ValueError:
             raise InputError(
                 path.replace("\0", "\\0"),

@@ -112,6 +112,21 @@ def _shifted(tensor: Tensor, by: int) -> Tensor:
     return Tensor(tensor.spec, replace(tensor.extent, file=tensor.extent.file + by))
 
 
+def explain_folder(path: str) -> None:
+    """Raise InputError if the folder holds a checkpoint of a kind, or in a state, that is not
+    read."""
+    present = set(os.listdir(path))
+    if ".metadata" in present and any(name.endswith(".distcp") for name in present):
+        raise InputError(
+            path,
+            "is a distributed checkpoint, which swavg does not read yet",
+            hint="Convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save.",
+        )
+    shards = [name for name in present if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", name)]
+    if shards:
+        raise InputError(path, f"has {len(shards)} shards but no index (*.index.json)")
+
+
 def _weights(path: str) -> tuple[list[str], str | None]:
     """The weight files of a folder, or the name of its index."""
     try:
@@ -130,15 +145,7 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     singles = sorted(name for name in present if name.endswith(".safetensors"))
     if len(singles) == 1:
         return singles, None
-    if ".metadata" in present and any(name.endswith(".distcp") for name in present):
-        raise InputError(
-            path,
-            "is a distributed checkpoint, which swavg does not read yet",
-            hint="Convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save.",
-        )
-    shards = [name for name in present if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", name)]
-    if shards:
-        raise InputError(path, f"has {len(shards)} shards but no index (*.index.json)")
+    explain_folder(path)
     raise InputError(
         path,
         "is a folder without model.safetensors, pytorch_model.bin or an index of shards",

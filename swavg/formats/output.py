@@ -44,9 +44,10 @@ class Output:
         return sum(layout.size for layout in self.layouts) + sum(map(len, self.files.values()))
 
 
-def default_path(first: Checkpoint) -> str:
-    """``averaged`` with the suffix of the first input; a folder ``averaged`` for folders."""
-    if first.format == "folder":
+def default_path(first: Checkpoint, max_shard_size: int | None = None) -> str:
+    """``averaged`` with the suffix of the first input; a folder ``averaged`` for folders, and if
+    shards are asked for."""
+    if first.format == "folder" or max_shard_size is not None:
         return "averaged"
     name = os.path.basename(first.path)
     suffix = ".pth.tar" if name.endswith(".pth.tar") else os.path.splitext(name)[1]
@@ -56,6 +57,8 @@ def default_path(first: Checkpoint) -> str:
 def choose_target(path: str | None, first: Checkpoint, max_shard_size: int | None) -> Target:
     """The kind of output that ``path`` asks for; by its suffix, else that of the first input."""
     if path is None:
+        if max_shard_size is not None:
+            raise RequestError("Standard output takes one file: leave --max-shard-size out.")
         return Target(None, "safetensors")
     bare = path.rstrip("/") or path
     suffix = os.path.splitext(bare)[1].lower()
@@ -135,9 +138,11 @@ def _metadata(template: Checkpoint, recipe: str) -> dict[str, str]:
 
 
 def _other_content(template: Checkpoint) -> str:
-    others: Sequence[str] = (
-        *getattr(template, "other_entries", ()),
-        *getattr(template, "non_tensors", ()),
+    # At the top level, what is no tensor stands in both.
+    others = list(
+        dict.fromkeys(
+            (*getattr(template, "other_entries", ()), *getattr(template, "non_tensors", ()))
+        )
     )
     if not others:
         return ""

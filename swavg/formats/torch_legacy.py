@@ -41,6 +41,7 @@ def looks_like_torch_tar(head: bytes) -> bool:
 class TorchLegacyCheckpoint(Checkpoint):
     """An opened legacy file; the fields are those of ``TorchZipCheckpoint``."""
 
+    key: str | None = None
     root_key: str = ""
     other_entries: tuple[str, ...] = ()
     non_tensors: tuple[str, ...] = ()
@@ -72,6 +73,7 @@ def open_torch_legacy(path: str, key: str | None = None) -> TorchLegacyCheckpoin
         (file,),
         tensors,
         notes=state.notes,
+        key=key,
         root_key=state.root_key,
         other_entries=state.other_entries,
         non_tensors=state.non_tensors,
@@ -133,7 +135,7 @@ class TorchLegacyLayout(Layout):
     """A copy of a legacy file with other bytes in its averaged tensors."""
 
     specs: tuple[TensorSpec, ...] = ()
-    root_key: str = ""
+    key: str | None = None
 
     format = "torch-legacy"
     joined = True
@@ -142,7 +144,7 @@ class TorchLegacyLayout(Layout):
         yield from chunks
 
     def verify(self, path: str) -> None:
-        check_written(path, lambda: open_torch_legacy(path, self.root_key), self.specs)
+        check_written(path, lambda: open_torch_legacy(path, self.key), self.specs)
 
 
 def lay_out_like(
@@ -159,5 +161,5 @@ def lay_out_like(
         return replaced
     pieces = spliced(template_input, 0, template.size, replaced)
     return TorchLegacyLayout(
-        name, template.size, pieces, tuple(template.specs.values()), template.root_key
+        name, template.size, pieces, tuple(template.specs.values()), template.key
     )

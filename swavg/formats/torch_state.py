@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ _MAX_NAME = 4096
 _MAX_NAMES = 64 << 20
 _MAX_NESTING = 100
 _LISTED = 8
+_NEAR = 100
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,16 @@ def find_state(path: str, top: Any, room: int, key: str | None = None) -> State:
     if key is not None:
         root_key, node = key, search.follow(top, key)
         notes: tuple[str, ...] = ()
+        if key and _is_optimizer(node):
+            raise InputError(path, f"'{key}' is the state of an optimizer, which is not averaged")
     else:
         root_key, node, notes = search.locate(top)
     # Below a usual name, and in a module, every tensor belongs to the model.
     skip_never = key is None and not root_key and _module_state(node) is None
-    views, non_tensors = search.flatten(node, skip_never=skip_never)
+    views, non_tensors, hidden = search.flatten(node, skip_never=skip_never)
+    if hidden:
+        shown = ", ".join(f"'{name[:80]}'" for name in hidden[:_LISTED])
+        notes = (*notes, f"tensors inside {shown} are not averaged: swavg does not know its kind")
     if not views:
         raise InputError(path, f"no tensors under '{root_key}'" if root_key else "holds no tensors")
     entries = _mapping(top) or {}
@@ -192,7 +198,7 @@ class _Search:
                 raise InputError(
                     self.path,
                     f"several state dicts could be meant: {listed}",
-                    hint=f"Choose one with --key, for example --key {candidates[0]}.",
+                    hint=f"Choose one with --key {candidates[0]}, or all with --key ''.",
                 )
             if not candidates:
                 raise InputError(self.path, "holds no tensors that could be a state dict")
@@ -230,7 +236,7 @@ class _Search:
         """The node at the dotted path ``key``; keys may hold dots themselves."""
         node, rest = top, key
         while rest:
-            entries = _named(node)
+            entries = dict(_members(node))
             ends = [i for i in range(len(rest) + 1) if i == len(rest) or rest[i] == "."]
             end = next((i for i in reversed(ends) if rest[:i] in entries), None)
             if end is None:
@@ -244,15 +250,17 @@ class _Search:
 
     def flatten(
         self, root: Any, *, skip_never: bool
-    ) -> tuple[dict[str, View | Refused], tuple[str, ...]]:
-        """All tensors of ``root`` by dotted name in order, and the names of what is no tensor."""
+    ) -> tuple[dict[str, View | Refused], tuple[str, ...], tuple[str, ...]]:
+        """All tensors of ``root`` by dotted name in order, the names of what is no tensor, and of
+        those the ones that hold tensors in a way of their own."""
         if isinstance(root, (View, Refused)):
             raise InputError(self.path, "--key names a tensor, not a state dict")
         views: dict[str, View | Refused] = {}
         non_tensors: list[str] = []
+        hidden: list[str] = []
         length = 0
         # Children in order, one iterator per level; `open_ids` are the nodes we are inside of.
-        levels = [("", root, iter(_named(root).items()))]
+        levels = [("", root, _members(root))]
         open_ids = {id(root)}
         while levels:
             prefix, node, members = levels[-1]
@@ -281,11 +289,13 @@ class _Search:
             elif self._is_inside(name, value, skip_never and not prefix):
                 if id(value) in open_ids or len(levels) >= _MAX_NESTING:
                     raise InputError(self.path, f"'{name[:80]}' is nested without end")
-                levels.append((name + ".", value, iter(_named(value).items())))
+                levels.append((name + ".", value, _members(value)))
                 open_ids.add(id(value))
             else:
                 non_tensors.append(name)
-        return views, tuple(non_tensors)
+                if not (skip_never and not prefix and _is_never(name, value)) and _hides(value):
+                    hidden.append(name)
+        return views, tuple(non_tensors), tuple(hidden)
 
     def _is_inside(self, name: str, value: Any, skip_never: bool) -> bool:
         if not _is_walkable(value) or _is_optimizer(value):
@@ -303,19 +313,47 @@ def _children(node: Any) -> list[Any]:
     return list((_mapping(node) or {}).values())
 
 
-def _named(node: Any) -> dict[str, Any]:
-    """The members of a container by the names they get."""
+def _hides(node: Any) -> bool:
+    """Whether an object of an unknown class has tensors among the nearest of its parts."""
+    if not isinstance(node, Opaque) or _is_optimizer(node):
+        return False
+    near: list[Any] = [node]
+    seen = 0
+    while near and seen < _NEAR:
+        part = near.pop(0)
+        seen += 1
+        if isinstance(part, (View, Refused)):
+            return True
+        if isinstance(part, Opaque):
+            near += [part.args, part.state, part.items, part.pairs]
+        elif isinstance(part, (list, tuple)):
+            near += part[:_NEAR]
+        elif isinstance(part, dict):
+            near += list(part.values())[:_NEAR]
+    return False
+
+
+def _members(node: Any) -> Iterator[tuple[str, Any]]:
+    """The members of a container with the names they get."""
     if isinstance(node, (list, tuple)):
-        return {str(index): value for index, value in enumerate(node)}
-    named: dict[str, Any] = {}
-    for key, value in (_mapping(node) or {}).items():
-        if isinstance(key, bytes):
-            key = key.decode("utf-8", "backslashreplace")
-        elif type(key) in (int, float, bool):
-            key = str(key) if type(key) is not int or key.bit_length() < 64 else "?"
-        if isinstance(key, str):
-            named[key] = value
-    return named
+        yield from ((str(index), value) for index, value in enumerate(node))
+    else:
+        yield from ((_name(key), value) for key, value in (_mapping(node) or {}).items())
+
+
+def _name(key: Any) -> str:
+    """A dictionary's key as a name."""
+    if isinstance(key, str):
+        return key
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "backslashreplace")
+    if type(key) is int and key.bit_length() >= 64:
+        return "?"
+    if type(key) is tuple:
+        return f"({', '.join(map(_name, key))})"
+    if isinstance(key, Global):
+        return f"{key.module}.{key.name}"
+    return str(key) if key is None or type(key) in (int, float, bool) else "?"
 
 
 def _listing(entries: Mapping[str, Any]) -> str:

@@ -146,6 +146,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_sparse_tensor": _refused("a sparse tensor"),
     "torch._utils._rebuild_qtensor": _refused("a quantized tensor"),
     "torch._utils._rebuild_nested_tensor": _refused("a nested tensor"),
+    "torch.nested._internal.nested_tensor._rebuild_njt": _refused("a nested tensor"),
     "torch._utils._rebuild_meta_tensor_no_storage": _refused("a meta tensor, without data"),
     "torch._utils._rebuild_wrapper_subclass": _refused(
         "a tensor subclass (a distributed or quantized tensor, say) without plain bytes"

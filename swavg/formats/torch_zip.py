@@ -43,10 +43,12 @@ def looks_like_torch_zip(head: bytes) -> bool:
 @dataclass(frozen=True, eq=False)
 class TorchZipCheckpoint(Checkpoint):
     """An opened torch zip. ``root_key`` is the dotted path of the state dict in the file's object
-    (empty: the top level), ``other_entries`` the top-level keys beside it, ``non_tensors`` what it
+    (empty: the top level), which was found by itself or under the ``key`` that was asked for;
+    ``other_entries`` the top-level keys beside it, ``non_tensors`` what it
     holds besides tensors, ``scalars`` the plain top-level values (epoch, global_step).
     ``records`` are in the order of the file, in the folder ``root``."""
 
+    key: str | None = None
     root_key: str = ""
     other_entries: tuple[str, ...] = ()
     non_tensors: tuple[str, ...] = ()
@@ -76,6 +78,7 @@ def open_torch_zip(path: str, key: str | None = None) -> TorchZipCheckpoint:
         (file,),
         tensors,
         notes=state.notes,
+        key=key,
         root_key=state.root_key,
         other_entries=state.other_entries,
         non_tensors=state.non_tensors,
@@ -154,10 +157,10 @@ class TorchTemplateLayout(TorchZipLayout):
     """All records of a template in their order, with other bytes in its averaged tensors."""
 
     specs: tuple[TensorSpec, ...] = ()
-    root_key: str = ""
+    key: str | None = None
 
     def verify(self, path: str) -> None:
-        check_written(path, lambda: open_torch_zip(path, self.root_key), self.specs)
+        check_written(path, lambda: open_torch_zip(path, self.key), self.specs)
 
 
 def lay_out_like(
@@ -195,7 +198,7 @@ def lay_out_like(
         members,
         template.alignment,
         tuple(template.specs.values()),
-        template.root_key,
+        template.key,
     )
 
 

@@ -31,16 +31,18 @@ class Trouble:
 
     ``index`` counts elements from the chunk's start; ``value`` is the exact sum; ``inputs`` are
     those in which the element is NaN or Inf, with that value (empty: a finite sum overflows).
+    ``kept`` if it is the Inf that every input has there, as all others are.
     """
 
     index: int
     value: float
     inputs: Sequence[tuple[int, float]]
+    kept: bool = False
 
 
 def repair(arithmetic: Arithmetic, count: int, read: ReadChunk, out: memoryview) -> Trouble | None:
     """Recompute the chunk into ``out``; what cannot be represented is NaN, Inf or the nearest
-    value there, and the first such element is returned."""
+    value there, and the first such element is returned (else the first Inf that was kept)."""
     CpuKernel(count).weighted_sum(arithmetic, count, read, out)
     bytes_out = np.frombuffer(out, np.uint8)
     with np.errstate(all="ignore"):
@@ -56,9 +58,13 @@ def repair(arithmetic: Arithmetic, count: int, read: ReadChunk, out: memoryview)
         values[np.isnan(values)] = np.nan
         _replace(bytes_out, arithmetic, bad, values[bad])
         inside = (values > low) & (values < high)
-    wrong = bad & ~inside & ~(kept & np.isinf(first))
+    infinite = kept & np.isinf(first)
+    wrong = bad & ~inside & ~infinite
     if not wrong.any():
-        return None
+        if not infinite.any():
+            return None
+        index = int(np.argmax(infinite))
+        return Trouble(index, float(first[index]), (), kept=True)
     index = int(np.argmax(wrong))
     guilty = []
     for position, dtype in enumerate(arithmetic.inputs):

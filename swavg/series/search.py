@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from swavg.errors import InputError
-from swavg.formats.folder import is_checkpoint_folder
+from swavg.formats.folder import explain_folder, is_checkpoint_folder
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
@@ -90,6 +90,8 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     ):
         if ignored:
             notes.append(f"ignored {labels(ignored)}: {what}")
+    if not found and pattern is None:
+        explain_folder(folder)
     if not found:
         raise _nothing_in(folder, pattern, [*partial, *training, *shards, *foreign])
     return found

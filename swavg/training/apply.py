@@ -247,7 +247,7 @@ class Blend:
         if self._kernel.weighted_sum(arithmetic, count * parts, read, out):
             return
         trouble = repair(arithmetic, count * parts, read, out)
-        if trouble is not None and not self._allow_nonfinite:
+        if trouble is not None and not trouble.kept and not self._allow_nonfinite:
             each, index = at(trouble.index // parts)
             raise self._refused(each, arithmetic, index, trouble)
 

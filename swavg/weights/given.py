@@ -28,11 +28,17 @@ def given(values: Sequence[float], n: int, sum_to: Sum = "one") -> tuple[float, 
     or ``raw`` (as they are). Raises RequestError for another count than ``n``, for a value that is
     not finite, for a sum other than 1, and for a sum of 0 that cannot be normalized.
     """
-    weights = tuple(float(value) for value in values)
+    if sum_to not in ("one", "normalize", "raw"):
+        raise RequestError(f"sum_to is {sum_to!r}; it can be one, normalize, raw.")
+    try:
+        weights = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"The weights are no numbers: {error}.") from None
     if len(weights) != n:
         raise RequestError(
             f"{_count(len(weights), 'weight')} for {_count(n, 'checkpoint')}.",
-            hint="Give one weight per checkpoint, in the same order.",
+            hint="Give one weight per checkpoint, in the same order. On the command line, a path"
+            " that is a number is written ./10.",
         )
     for weight in weights:
         if not math.isfinite(weight):
@@ -49,12 +55,14 @@ def given(values: Sequence[float], n: int, sum_to: Sum = "one") -> tuple[float, 
             f"The weights sum to {total:.7g}, not 1.",
             hint="Use --normalize to divide by the sum, or --raw-weights to use them as they are.",
         )
-    return weights
+    # As good as equal weights can be written: it is the mean.
+    return mean(n) if len(set(weights)) == 1 else weights
 
 
 def is_uniform(weights: Sequence[float]) -> bool:
-    """True if the weighted sum is the mean: all weights equal 1/n (their sum within 1e-6 of 1)."""
-    return all(weight == weights[0] for weight in weights) and sums_to_one(weights)
+    """True if the weighted sum is the mean: all weights are equal, and 1/n to the last bits."""
+    same = all(weight == weights[0] for weight in weights)
+    return same and math.isclose(weights[0] * len(weights), 1, rel_tol=1e-15)
 
 
 def sums_to_one(weights: Sequence[float]) -> bool:
