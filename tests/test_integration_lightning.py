@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 from swavg.errors import RequestError
@@ -21,7 +22,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lightning.pytorch as pl
 
-from swavg.integrations.lightning import EMACallback, SnapshotCallback
+from swavg.integrations.lightning import EMACallback, SnapshotCallback, SWACallback
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:lightning.*"),
@@ -410,3 +411,193 @@ def test_a_missing_framework_is_named_with_what_to_install(framework):
     )
     assert f"MissingDependencyError: swavg.integrations.{framework} needs" in result.stderr
     assert f"pip install 'swavg[{framework}]'" in result.stderr
+
+
+# ---- The running mean.
+
+
+def rates_of(model):
+    """The model, noting the learning rate of each optimizer step in ``model.rates``."""
+    model.rates = []
+    kept = model.on_before_optimizer_step
+
+    def note(optimizer):
+        model.rates.append(optimizer.param_groups[0]["lr"])
+        kept(optimizer)
+
+    model.on_before_optimizer_step = note
+    return model
+
+
+def mean_by_hand(weights, steps):
+    """torch's own running mean of the weights after ``steps`` (from 1), with the last buffers."""
+    model = Digits()
+    averaged = AveragedModel(model)
+    for step in steps:
+        model.load_state_dict(weights[step - 1])
+        averaged.update_parameters(model)
+    return averaged.module.state_dict()
+
+
+def warned(act, *arguments):
+    """What swavg warns of in the act, as text."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        act(*arguments)
+    return "\n".join(str(each.message) for each in caught)
+
+
+def same_parameters(found, expected):
+    for name, _ in Digits().named_parameters():
+        assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("start", "every", "steps"),
+    [(4, 3, [7, 10]), (0, 1, range(1, 13)), (0.5, 2, [8, 10, 12]), (3, None, [6, 12]),
+     (6, None, [12])],
+)  # fmt: skip
+def test_the_mean_is_torchs_of_a_plain_loop(start, every, steps, tmp_path):
+    callback = SWACallback(start, every, swap=False)
+    model = Digits()
+    trainer(tmp_path, [callback]).fit(model)
+    _, weights = by_hand(12, 0.9)
+    assert callback.swa.n == len(steps)
+    same_parameters(callback.swa.averaged(), mean_by_hand(weights, steps))
+    same(model.state_dict(), weights[-1])
+    # Validation was of the training weights.
+    assert torch.equal(model.seen["validation"][-1], weights[-1]["net.0.weight"])
+
+
+def test_only_optimizer_steps_count_for_the_mean(tmp_path):
+    callback = SWACallback(1, 2, swap=False)
+    run = trainer(tmp_path, [callback], limit_val_batches=0, accumulate_grad_batches=3)
+    run.fit(Digits())
+    _, weights = by_hand(4, 0.9, accumulate=3)
+    assert callback.swa.n == 1
+    same_parameters(callback.swa.averaged(), weights[2])
+
+
+def test_the_model_has_the_mean_when_training_ends_and_goes_back(tmp_path):
+    callback = SWACallback(4, 2)
+    model = Digits()
+    run = trainer(tmp_path, [callback])
+    assert "callback.swa.update_bn" in warned(run.fit, model)
+    _, weights = by_hand(12, 0.9)
+    expected = mean_by_hand(weights, [6, 8, 10, 12])
+    same_parameters(model.state_dict(), expected)
+    run.test(model, verbose=False)
+    assert torch.equal(model.seen["test"][-1], expected["net.0.weight"])
+    # What is saved now is the result.
+    run.save_checkpoint(tmp_path / "result.ckpt")
+    saved = torch.load(tmp_path / "result.ckpt")
+    same(saved["state_dict"], model.state_dict())
+    loader = model.train_dataloader()
+    before = model.net[1].running_mean.clone()
+    callback.swa.update_bn(loader, forward=lambda digits, batch: digits.net(batch[0]))
+    reference = Digits()
+    reference.load_state_dict(expected)
+    update_bn(loader, reference.net)
+    assert torch.equal(model.net[1].running_mean, reference.net[1].running_mean)
+    assert not torch.equal(model.net[1].running_mean, before)
+    callback.swa.swap()
+    same(model.state_dict(), weights[-1])
+
+
+class Scheduled(Digits):
+    """With a scheduler of its own, which halves the rate at each step."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def test_from_the_start_on_the_rate_is_that_of_the_averaging(tmp_path):
+    model = rates_of(Scheduled())
+    callback = SWACallback(4, 2, lr=0.004, anneal_steps=2, anneal="linear", swap=False)
+    trainer(tmp_path, [callback], limit_val_batches=0).fit(model)
+    own = [0.01 * 0.5**i for i in range(4)]
+    first = 0.01 * 0.5**4
+    assert model.rates == pytest.approx([*own, (first + 0.004) / 2, *[0.004] * 7])
+
+
+def test_the_rate_goes_in_cycles_that_end_where_weights_are_averaged(tmp_path):
+    model = rates_of(Digits())
+    callback = SWACallback(2, 5, lr=0.01, lr_low=0.005, swap=False)
+    trainer(tmp_path, [callback], limit_val_batches=0, accumulate_grad_batches=1).fit(model)
+    cycle = [0.009, 0.008, 0.007, 0.006, 0.005]
+    assert model.rates == pytest.approx([0.01, 0.01, *cycle, *cycle])
+    assert callback.swa.n == 2
+
+
+@pytest.mark.parametrize("every", [2, None])
+@pytest.mark.parametrize("step", [3, 6, 8])
+def test_a_mean_that_is_resumed_equals_one_without_interruption(step, every, tmp_path):
+    def averaging():
+        return SWACallback(4, every, lr=0.005, anneal_steps=6, swap=False)
+
+    whole, uninterrupted = averaging(), Alike()
+    trainer(tmp_path, [whole]).fit(uninterrupted)
+    saving = pl.callbacks.ModelCheckpoint(
+        tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1
+    )
+    trainer(tmp_path, [averaging(), saving], enable_checkpointing=True).fit(Alike())
+    second, model = averaging(), rates_of(Alike())
+    trainer(tmp_path, [second]).fit(model, ckpt_path=tmp_path / f"step={step}.ckpt")
+    same(model.state_dict(), uninterrupted.state_dict())
+    same(second.swa.averaged(), whole.swa.averaged())
+    assert second.swa.n == whole.swa.n
+
+
+def test_a_mean_that_was_begun_elsewhere_is_not_continued(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
+    run = trainer(tmp_path, [SWACallback(4, 2, swap=False), saving], enable_checkpointing=True)
+    run.fit(Digits())
+    other = SWACallback(6, 2)
+    with pytest.raises(RequestError, match="begun after step 4, and start says 6"):
+        trainer(tmp_path, [other]).fit(Digits(), ckpt_path=tmp_path / "step=8.ckpt")
+
+
+def test_a_run_that_ends_before_the_start_says_so_and_keeps_its_weights(tmp_path):
+    model = Digits()
+    run = trainer(tmp_path, [SWACallback(100, 2)])
+    assert "Nothing was averaged: the run ended after 12" in warned(run.fit, model)
+    same(model.state_dict(), by_hand(12, 0.9)[1][-1])
+
+
+def test_training_goes_on_from_the_own_weights_after_a_swap(tmp_path):
+    callback, model = SWACallback(4, 2), Digits()
+    warned(trainer(tmp_path, [callback], limit_val_batches=0).fit, model)
+    last = by_hand(12, 0.9)[1][-1]
+    # Again, with another trainer: its steps count from 0.
+    warned(trainer(tmp_path, [callback], limit_val_batches=0).fit, model)
+    assert torch.equal(model.seen["train"][12], last["net.0.weight"])
+
+
+def test_wrong_options_of_the_mean_are_refused_before_training(tmp_path):
+    for arguments, said in (
+        ({"start": -1}, "start"),
+        ({"start": 1.5}, "start"),
+        ({"start": 0, "every": 0}, "every"),
+        ({"start": 0, "lr": -1.0}, "lr is"),
+        ({"start": 0, "lr_low": 0.1, "every": 2}, "need lr"),
+        ({"start": 0, "lr": 0.2, "lr_low": 0.1}, "lr_low needs every"),
+        ({"start": 0, "foo": 1}, "unexpected keyword argument 'foo'"),
+        ({"start": 0, "buffers": "nonsense"}, "buffers"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            SWACallback(**arguments)
+    with pytest.raises(RequestError, match="no average before training"):
+        _ = SWACallback(0).swa
+
+    class Two(Digits):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.net[i].parameters(), lr=0.1) for i in (0, 3)]
+
+    with pytest.raises(RequestError, match="lr is the rate of one optimizer; there are 2"):
+        trainer(tmp_path, [SWACallback(0, 1, lr=0.1)]).fit(Two())
+    with pytest.raises(RequestError, match="a run whose length is not known"):
+        trainer(tmp_path, [SWACallback(0.5, 1)], max_epochs=-1).fit(Digits())

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from swavg.errors import InputError, RequestError
 from swavg.series.inside import read_inside
@@ -28,7 +29,7 @@ with warnings.catch_warnings():
         TrainingArguments,
     )
 
-from swavg.integrations.transformers import EMACallback, SnapshotCallback
+from swavg.integrations.transformers import EMACallback, SnapshotCallback, SWACallback
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:torch.utils.data.*"),
@@ -216,7 +217,11 @@ def test_a_checkpoint_without_an_average_is_an_error_unless_a_new_one_is_wanted(
 
 @pytest.mark.parametrize(
     ("state", "words"),
-    [(None, "holds no EMA that can be continued"), ("{", "broken"), ('{"averages": ["x"]}', "'x'")],
+    [
+        (None, "holds no average that can be continued"),
+        ("{", "broken"),
+        ('{"averages": ["x"]}', "'x'"),
+    ],
 )
 def test_a_file_that_is_no_state_of_an_ema_is_named(state, words, tmp_path):
     trainer(tmp_path, save_strategy="steps", save_steps=5, max_steps=5).train()
@@ -375,3 +380,114 @@ def test_any_module_will_do(tmp_path):
     found = safetensors.torch.load_file(tmp_path / "checkpoint-12" / "ema.safetensors")
     same(found, ema.ema.averaged())
     assert found["body.1.num_batches_tracked"] == 12
+
+
+# ---- The running mean.
+
+
+def mean_of(noting, steps):
+    """torch's own running mean of the noted weights."""
+    model = bert()
+    averaged = AveragedModel(model)
+    for step in steps:
+        model.load_state_dict(noting.trained[step])
+        averaged.update_parameters(model)
+    return averaged.module.state_dict()
+
+
+class Rates(TrainerCallback):
+    """Notes the rate of each optimizer step; comes after the callback that sets it."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer, **_):
+        self.found.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    ("start", "every", "steps"),
+    [(4, 3, [7, 10]), (0.5, 2, [8, 10, 12]), (3, None, [6, 12]), (6, None, [12])],
+)
+def test_the_mean_is_torchs_and_the_model_has_it_when_training_ends(start, every, steps, tmp_path):
+    noting, swa = Noting(), SWACallback(start, every)
+    run = trainer(tmp_path, [noting, swa], eval_strategy="steps", eval_steps=6)
+    run.train()
+    expected = mean_of(noting, steps)
+    same(weights(run.model), expected)
+    # During training evaluations are of the training weights, after it of the mean.
+    for step, found in noting.evaluated:
+        same(found, noting.trained[step])
+    noting.evaluated.clear()
+    run.evaluate()
+    same(noting.evaluated[-1][1], expected)
+    swa.swa.swap()
+    same(weights(run.model), noting.trained[12])
+
+
+def test_accumulated_batches_are_one_step_of_the_mean(tmp_path):
+    noting, swa = Noting(), SWACallback(1, 2, swap=False)
+    run = trainer(tmp_path, [noting, swa], gradient_accumulation_steps=3)
+    run.train()
+    same(swa.swa.averaged(), noting.trained[3])
+    same(weights(run.model), noting.trained[4])
+
+
+def test_from_the_start_on_the_rate_is_that_of_the_averaging(tmp_path):
+    swa, rates = SWACallback(4, 2, lr=0.004, anneal_steps=2, anneal="linear"), Rates()
+    trainer(tmp_path, [swa, rates], lr_scheduler_type="linear").train()
+    own = [0.01 * (1 - i / 12) for i in range(4)]
+    first = 0.01 * (1 - 4 / 12)
+    assert rates.found == pytest.approx([*own, (first + 0.004) / 2, *[0.004] * 7])
+
+
+@pytest.mark.parametrize("every", [2, None])
+@pytest.mark.parametrize("step", [3, 6, 8])
+def test_a_mean_that_is_resumed_equals_one_without_interruption(step, every, tmp_path):
+    def averaging():
+        return SWACallback(4, every, lr=0.005, anneal_steps=6, swap=False)
+
+    saving = {"save_strategy": "steps", "save_steps": step}
+    whole, uninterrupted = averaging(), Noting()
+    trainer(tmp_path / "a", [whole, uninterrupted], **saving).train()
+    saved = (tmp_path / "a" / f"checkpoint-{step}").rename(tmp_path / "elsewhere")
+    second, resumed = averaging(), Noting()
+    run = trainer(tmp_path / "b", [resumed])
+    second.attach(run)
+    run.train(resume_from_checkpoint=str(saved))
+    same(resumed.trained[12], uninterrupted.trained[12])
+    assert second.swa.n == whole.swa.n
+    same(second.swa.averaged(), whole.swa.averaged())
+
+
+def test_the_mean_beside_a_checkpoint_is_one_that_the_command_line_continues(tmp_path):
+    noting, swa = Noting(), SWACallback(2, 2)
+    trainer(tmp_path, [noting, swa], save_strategy="steps", save_steps=8).train()
+    path = tmp_path / "checkpoint-8" / "swa.safetensors"
+    same(safetensors.torch.load_file(path), mean_of(noting, [4, 6, 8]))
+    assert read_inside(str(path)).averaged
+    new = save_snapshot(tmp_path / "new.safetensors", noting.trained[10], step=10)
+    out = tmp_path / "updated.safetensors"
+    subprocess.run([sys.executable, "-m", "swavg", "update", path, new, "-o", out], check=True)
+    found, expected = safetensors.torch.load_file(out), mean_of(noting, [4, 6, 8, 10])
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+def test_a_checkpoint_without_a_mean_is_refused_unless_it_starts_anew(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=6).train()
+    saved = str(tmp_path / "checkpoint-6")
+    with pytest.raises(InputError, match="no such file"):
+        trainer(tmp_path, [SWACallback(2, 2)]).train(resume_from_checkpoint=saved)
+    noting, swa = Noting(), SWACallback(2, 2, start_anew=True)
+    trainer(tmp_path, [noting, swa]).train(resume_from_checkpoint=saved)
+    same(swa.swa.averaged(), mean_of(noting, [8, 10, 12]))
+
+
+def test_a_mean_is_attached_once_and_there_is_none_before_training(tmp_path):
+    swa = SWACallback(2, 2)
+    swa.attach(trainer(tmp_path))
+    with pytest.raises(RequestError, match="attached already"):
+        swa.attach(trainer(tmp_path))
+    with pytest.raises(RequestError, match="no average before training"):
+        _ = swa.swa

@@ -7,25 +7,26 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from swavg.errors import InputError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.training import EMA, Snapshots, save_snapshot
+from swavg.training import EMA, SWA, Snapshots, save_snapshot
 from swavg.weights.checks import check_count
 
 _STATE = "ema_state"
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise RequestError now for what :class:`EMA` would refuse when training starts."""
+def check_arguments(kind: type[EMA] | type[SWA], options: Mapping[str, Any]) -> None:
+    """Raise RequestError now for what ``kind`` would refuse when training starts."""
     # On a model without a tensor it costs nothing.
     try:
-        inspect.signature(EMA).bind(nn.Module(), **options)
+        inspect.signature(kind).bind(nn.Module(), **options)
     except TypeError as error:
-        raise RequestError(f"EMA: {error}.") from None
-    EMA(nn.Module(), **options)
+        raise RequestError(f"{kind.__name__}: {error}.") from None
+    kind(nn.Module(), **options)
 
 
 def recipe_of(ema: EMA, step: int) -> dict[str, Any]:
@@ -39,29 +40,33 @@ def recipe_of(ema: EMA, step: int) -> dict[str, Any]:
     }
 
 
-def save_state(path: str, ema: EMA, step: int) -> None:
-    """Write the averages as a snapshot, with all else of the state of ``ema`` as metadata."""
-    state = ema.state_dict()
-    names = sorted(state.pop("averages"))
+def save_state(
+    path: str,
+    state: Mapping[str, Any],
+    averaged: Mapping[str, Tensor],
+    step: int,
+    recipe: Mapping[str, Any] | None,
+) -> None:
+    """Write the ``averaged`` weights as a snapshot, with all else of ``state`` as metadata."""
+    if not averaged:
+        # No snapshot is empty, and the state is to be kept all the same.
+        averaged = {"nothing averaged yet": torch.zeros(0)}
+    names = sorted(state["averages"])
     more = {_STATE: json.dumps({**state, "averages": names})}
-    save_snapshot(
-        path, ema.averaged(), step=step, recipe=recipe_of(ema, step), metadata=more, force=True
-    )
+    save_snapshot(path, averaged, step=step, recipe=recipe, metadata=more, force=True)
 
 
-def load_state(path: str, ema: EMA) -> None:
-    """Go on from what :func:`save_state` wrote. Raises InputError, and what EMA raises."""
+def load_state(path: str) -> dict[str, Any]:
+    """The state that :func:`save_state` wrote. Raises InputError."""
     text = open_checkpoint(path).metadata.get(_STATE)
     if text is None:
-        raise InputError(path, "holds no EMA that can be continued")
+        raise InputError(path, "holds no average that can be continued")
     try:
         state = json.loads(text)
-        names = state["averages"]
         tensors = load_file(path)
-        averages = {name: tensors[name] for name in names}
+        return {**state, "averages": {name: tensors[name] for name in state["averages"]}}
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(path, f"its state of an EMA is broken: {error}") from None
-    ema.load_state_dict({**state, "averages": averages})
+        raise InputError(path, f"its state of an average is broken: {error}") from None
 
 
 class Recorder:

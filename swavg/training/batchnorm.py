@@ -79,6 +79,14 @@ def update_bn(
     return [name for layer in layers.values() for name in layer.changed]
 
 
+def has_statistics(model: nn.Module) -> bool:
+    """Whether :func:`update_bn` would have anything to recompute."""
+    return any(
+        isinstance(module, _NormBase) and module.running_mean is not None
+        for _, module in modules(unwrap(model))
+    )
+
+
 def _default() -> Callable[[nn.Module, Any], Any]:
     from swavg.training.loading import forward
 

@@ -95,6 +95,8 @@ class SWA(Around):
         self._start = start
         self._every = every
         self._kept: dict[str, Any] = {"device": device, "buffers": buffers, "frozen": frozen}
+        # What it would refuse at the first average it refuses now.
+        Shadow(nn.Module(), **self._kept)
         self.n = 0
         """Of how many weights the average is the mean."""
         self.steps = 0

@@ -1,0 +1,173 @@
+"""The running mean in the course of a run, for the callbacks of all frameworks."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from swavg.errors import RequestError
+from swavg.training import SWA, SWASchedule
+from swavg.training.batchnorm import has_statistics
+from swavg.training.schedule import Anneal
+from swavg.weights.checks import check_count
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When weights are averaged, and the learning rate meanwhile.
+
+    ``start`` is a number of optimizer steps, or as a fraction the share of the run that comes
+    before; ``every`` counts optimizer steps, None means at the end of each epoch. ``lr``,
+    ``lr_low``, ``anneal_steps`` and ``anneal`` are those of :class:`swavg.training.SWA`. Raises
+    RequestError for what could not be.
+    """
+
+    start: int | float
+    every: int | None = None
+    lr: float | Sequence[float] | None = None
+    lr_low: float | Sequence[float] | None = None
+    anneal_steps: int = 0
+    anneal: Anneal = "cos"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.start, float) and 0 < self.start < 1):
+            check_count("start", self.start, 0)  # type: ignore[arg-type]
+        if self.every is not None:
+            check_count("every", self.every)
+        if self.lr_low is not None and self.every is None:
+            raise RequestError("lr_low needs every: the length of a cycle in optimizer steps.")
+        if self.lr is not None:
+            groups = len(self.lr) if isinstance(self.lr, Sequence) else 1
+            one = [{"params": [nn.Parameter(torch.zeros(0))]} for _ in range(groups)]
+            self.schedule(torch.optim.SGD(one, lr=0.1))
+        elif self.lr_low is not None or self.anneal_steps:
+            raise RequestError("lr_low and anneal_steps need lr, the rate of the averaging.")
+
+    def first(self, total: float) -> int:
+        """The last step before the averaging, in a run of ``total`` optimizer steps."""
+        if not isinstance(self.start, float) or self.start >= 1:
+            return int(self.start)
+        if not 0 < total < math.inf:
+            raise RequestError(
+                f"start is {self.start:g}, a share of a run whose length is not known.",
+                hint="Give start as a number of optimizer steps.",
+            )
+        return round(self.start * total)
+
+    def schedule(self, optimizer: Optimizer) -> SWASchedule:
+        """What drives the rate of ``optimizer``; ``lr`` is not None."""
+        assert self.lr is not None
+        return SWASchedule(
+            optimizer,
+            self.lr,
+            lr_low=self.lr_low,
+            cycle=None if self.lr_low is None else self.every,
+            anneal_steps=self.anneal_steps,
+            anneal=self.anneal,
+        )
+
+
+class Course:
+    """One run: told of its steps, it averages and sets rates.
+
+    ``swa`` is the average. ``options`` are further ones of :class:`swavg.training.SWA`.
+    """
+
+    def __init__(
+        self, plan: Plan, model: nn.Module, total: float, options: Mapping[str, Any]
+    ) -> None:
+        self.swa = SWA(model, **options)
+        self._model = model
+        self._plan = plan
+        self._first = plan.first(total)
+        self._step = 0
+        self._averaged = 0
+        self._schedule: SWASchedule | None = None
+        self._rates: Mapping[str, Any] | None = None
+
+    def begin(self, step: int, optimizers: Sequence[Optimizer]) -> None:
+        """Training starts, or goes on, after ``step`` optimizer steps."""
+        self._step = step
+        if self._plan.lr is None:
+            return
+        if len(optimizers) != 1:
+            raise RequestError(
+                f"lr is the rate of one optimizer; there are {len(optimizers)}.",
+                hint="Leave lr out, and set the rates yourself.",
+            )
+        before = self._rates if self._schedule is None else self._schedule.state_dict()
+        self._schedule = self._plan.schedule(optimizers[0])
+        if before is not None:
+            self._schedule.load_state_dict(before)
+
+    def before_step(self) -> None:
+        """An optimizer step comes, or a part of one: what else has set the rate has no say."""
+        due = self._step - self._first + 1
+        if self._schedule is not None and self._schedule.steps < due:
+            self._schedule.step()
+
+    def done(self, step: int) -> None:
+        """``step`` optimizer steps are done, in all."""
+        before, self._step = self._step, step
+        every = self._plan.every
+        # Two optimizers may do two steps at once: the multiple itself may be passed over.
+        if every is not None and step > self._first:
+            passed = max(0, before - self._first) // every
+            if (step - self._first) // every > passed:
+                self._average()
+
+    def epoch_done(self) -> None:
+        """An epoch ended with the last step."""
+        if self._plan.every is None and self._step > max(self._first, self._averaged):
+            self._average()
+
+    def _average(self) -> None:
+        self.swa.update()
+        self._averaged = self._step
+
+    def end(self, swap: bool) -> None:
+        """Training ended: with ``swap`` the model gets the average, if there is one."""
+        if self.swa.n == 0:
+            warnings.warn(
+                f"Nothing was averaged: the run ended after {self._step} optimizer steps, and"
+                f" averaging starts after {self._first}.",
+                stacklevel=3,
+            )
+        elif swap:
+            self.swa.swap()
+            if has_statistics(self._model):
+                warnings.warn(
+                    "The model has the averaged weights, and the batch-norm statistics of the last"
+                    " ones: recompute them with callback.swa.update_bn(loader).",
+                    stacklevel=3,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it takes to go on bit for bit."""
+        return {
+            **self.swa.state_dict(),
+            "first": self._first,
+            "averaged": self._averaged,
+            "rates": None if self._schedule is None else self._schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`, before :meth:`begin`. RequestError if it is of another
+        run."""
+        if state.get("first") != self._first and int(state.get("n", 0)) > 0:
+            raise RequestError(
+                f"The average was begun after step {state.get('first')}, and start says"
+                f" {self._first}.",
+                hint="Build the callback, and the run, as they were when the state was saved.",
+            )
+        self.swa.load_state_dict(state)
+        self._averaged = int(state["averaged"])
+        # Its optimizer is known when training begins.
+        self._rates, self._schedule = state["rates"], None

@@ -1,0 +1,121 @@
+"""A running mean of the weights, which the model gets when training ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from swavg.errors import RequestError
+from swavg.integrations.course import Course, Plan
+from swavg.integrations.lightning.framework import Callback
+from swavg.integrations.recording import check_arguments
+from swavg.training import SWA
+from swavg.training.schedule import Anneal
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class SWACallback(Callback):
+    """Averages the weights from optimizer step ``start`` on, every ``every`` optimizer steps.
+
+    ``start`` may be the share of the run that comes before, as 0.75; without ``every`` the weights
+    are averaged at the end of each epoch. With ``lr`` the learning rate goes to it within
+    ``anneal_steps`` steps from ``start`` on, or with ``lr_low`` in cycles, whatever a scheduler
+    says (:class:`swavg.training.SWA`, of which ``device``, ``buffers`` and ``frozen`` are the
+    ``options``). Accumulated batches are one step.
+
+    Training and validation see the training weights. When training ends the model has the average
+    (unless ``swap`` is False): ``test()`` and ``save_checkpoint()`` see it, and ``swa.swap()``
+    gives the training weights back. Batch-norm statistics belong to other weights then:
+    ``callback.swa.update_bn(loader, forward=lambda model, batch: model.net(batch[0]))``
+    recomputes them.
+
+    A Lightning checkpoint that is written during training holds the training weights, and the
+    average in the state of this callback, with which ``fit(ckpt_path=...)`` goes on bit for bit.
+    """
+
+    def __init__(
+        self,
+        start: int | float,
+        every: int | None = None,
+        lr: float | Sequence[float] | None = None,
+        *,
+        lr_low: float | Sequence[float] | None = None,
+        anneal_steps: int = 0,
+        anneal: Anneal = "cos",
+        swap: bool = True,
+        **options: Any,
+    ) -> None:
+        self._plan = Plan(start, every, lr, lr_low, anneal_steps, anneal)
+        check_arguments(SWA, options)
+        self._options = options
+        self._swap = swap
+        self._course: Course | None = None
+        self._model: LightningModule | None = None
+        self._state: Mapping[str, Any] | None = None
+
+    @property
+    def swa(self) -> SWA:
+        """The average. Raises RequestError before training starts."""
+        if self._course is None:
+            raise RequestError("There is no average before training starts.")
+        return self._course.swa
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # What an earlier run has loaded and not used.
+        self._state = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._course is not None and self._course.swa.is_swapped:
+            # Training goes on with its own weights.
+            self._course.swa.swap()
+        fresh = self._model is not pl_module or trainer.ckpt_path is not None
+        if self._course is None or fresh or self._state is not None:
+            total = trainer.estimated_stepping_batches
+            self._course = Course(self._plan, pl_module, total, self._options)
+            self._model = pl_module
+        if self._state is not None:
+            self._course.load_state_dict(self._state)
+            self._state = None
+        self._course.begin(trainer.global_step, trainer.optimizers)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._course is not None:
+            self._course.before_step()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self._course is not None:
+            self._course.done(trainer.global_step)
+            if trainer.is_last_batch:
+                # Now, so that a checkpoint of this step has it.
+                self._course.epoch_done()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._course is not None:
+            self._course.epoch_done()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._course is not None:
+            self._course.end(self._swap)
+
+    # ---- State.
+
+    def state_dict(self) -> dict[str, Any]:
+        # A checkpoint of the averaged weights is the result, and not to be continued.
+        if self._course is None or self._course.swa.is_swapped:
+            return {}
+        return self._course.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The model may not be on its device yet, or not be sharded.
+        self._state = state_dict or None
