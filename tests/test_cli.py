@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -420,3 +421,23 @@ def test_a_reader_that_has_gone_is_an_output_that_cannot_be_written(pair, args):
     assert done.returncode == 5
     assert "reader of standard output went away" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["average", "ema", "update", "window", "posthoc", "sweep", "list"]
+)
+def test_the_help_shows_each_option_once_under_a_heading(command):
+    import importlib
+
+    parameters = getattr(importlib.import_module(f"swavg.cli.{command}"), command).params
+    shown = swavg(command, "--help").stdout
+    lines = shown[shown.index("\nOptions:\n") :].splitlines()
+    for parameter in parameters:
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            if option.startswith("--"):
+                first = re.compile(rf"  (-\w, |--[\w-]+ / )?{option}( |$)")
+                found = [line for line in lines if first.match(line)]
+                assert len(found) == 1, option
+    assert "\nRunning:\n" in shown
+    assert shown.index("\nOptions:\n") < shown.index("\nRunning:\n")
+    assert shown.count("Choosing checkpoints:") == (command not in ("update", "window"))

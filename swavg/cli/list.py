@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swavg.cli.choosing import Choosing, choosing_options, find, pick
-from swavg.cli.options import read_paths
+from swavg.cli.options import SectionedCommand, read_paths
 
 if TYPE_CHECKING:
     from swavg.console_series import Row
     from swavg.series import Series
 
 
-@click.command
+@click.command(cls=SectionedCommand)
 @click.argument("paths", nargs=-1, metavar="DIR|CKPT...")
 @choosing_options
 @click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")

@@ -17,7 +17,34 @@ _NUMBERS = re.compile(rf"\s*(?:{_NUMBER})(?:[,\s]+(?:{_NUMBER}))*[,\s]*", re.IGN
 _NOT_WEIGHTS = ("-0",)
 
 
-class WeightsCommand(click.Command):
+_SECTIONS = {
+    "Choosing checkpoints": ("pattern", "last", "from_step", "to_step", "every", "best", "metric",
+                             "mode", "metrics_file", "at_most", "keep_order"),
+    "Tensors": ("strict", "missing", "include", "exclude", "drop_excluded", "key", "integers",
+                "pool_batch_norm", "drop_ties", "allow_nonfinite"),
+    "Numbers and format": ("dtype", "accumulate", "weights_only", "max_shard_size"),
+    "Running": ("geometry", "device", "threads", "memory", "force", "dry_run", "as_json", "quiet",
+                "verbose", "help"),
+}  # fmt: skip
+_SECTION_OF = {name: title for title, names in _SECTIONS.items() for name in names}
+
+
+class SectionedCommand(click.Command):
+    """A command whose help shows its own options first, and those it shares under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        shown: dict[str, list[tuple[str, str]]] = {"Options": [], **{t: [] for t in _SECTIONS}}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                shown[_SECTION_OF.get(param.name or "", "Options")].append(record)
+        for title, records in shown.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class WeightsCommand(SectionedCommand):
     """A command whose ``--weights`` takes as many numbers as follow it.
 
     Click's options have a fixed count of values, so the numbers behind ``--weights`` (or ``-w``)

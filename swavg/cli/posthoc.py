@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from swavg.cli.choosing import Choosing, choose, choosing_options
+from swavg.cli.options import SectionedCommand
 from swavg.cli.outputs import outputs_in
 from swavg.cli.running import FOLDER, OUTPUT, Running, running_options
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...")
 @OUTPUT
 @FOLDER

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from swavg.cli.choosing import Choosing, choose, choosing_options
-from swavg.cli.options import read_paths
+from swavg.cli.options import SectionedCommand, read_paths
 from swavg.cli.outputs import outputs_in
 from swavg.cli.running import FOLDER, Running, running_options
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("checkpoints", nargs=-1, required=True, metavar="SERIES...")
 @FOLDER
 @click.option(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from swavg.cli.options import SectionedCommand
 from swavg.cli.running import OUTPUT, Running, running_options
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("average")
 @click.argument("new", nargs=-1)
 @OUTPUT
