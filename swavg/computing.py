@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from swavg.kernels.repair import Trouble
 
 
-_REPAIRED = 1 << 16
+_REPAIRED = 1 << 14
 """Elements that are repaired at once: it takes many arrays in float64."""
 
 
