@@ -4,8 +4,21 @@ Python runs one thread at a time between NumPy calls, which costs threads much o
 processor; processes do not share that lock.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from swavg.crew.base import Crew, Slot, room, views
 from swavg.crew.processes import Processes, can_fork
-from swavg.crew.threads import Threads
+
+if TYPE_CHECKING:
+    from swavg.crew.threads import Threads as Threads
 
 __all__ = ["Crew", "Processes", "Slot", "Threads", "can_fork", "room", "views"]
+
+
+def __getattr__(name: str) -> Any:
+    # What its pool of threads brings along is felt in the start of every run.
+    if name != "Threads":
+        raise AttributeError(f"module 'swavg.crew' has no attribute '{name}'")
+    from swavg.crew.threads import Threads
+
+    return Threads
