@@ -87,13 +87,13 @@ def warn(notes: Sequence[str]) -> None:
     """Notes on stderr, a line each."""
     console = _console(sys.stderr)
     for note in notes:
-        # The terminal may break the line: a path that is copied from there stays whole.
-        console.print(f"[yellow]note[/] {_plain(note)}", soft_wrap=True)
+        console.print(f"[yellow]note[/] {_plain(note)}")
 
 
 def error(message: str, hint: str | None) -> None:
     """An error on stderr, with the way out on a line of its own."""
     console = _console(sys.stderr)
+    # The terminal may break the line: a path that is copied from there stays whole.
     console.print(f"[bold red]error[/] {_plain(message)}", soft_wrap=True)
     if hint:
         console.print(f"      {_plain(hint)}", soft_wrap=True)

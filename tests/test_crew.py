@@ -332,8 +332,8 @@ swavg.average(sys.argv[1:-1], output=sys.argv[-1], on_progress=tick)
 def test_threads_compute_where_the_system_allows_no_more_processes(tmp_path):
     (used,) = library(
         """
-import importlib, errno
-importlib.reload(crew)
+import errno
+del crew.Threads
 calls = []
 fork = os.fork
 def refused():

@@ -601,3 +601,53 @@ def test_wrong_options_of_the_mean_are_refused_before_training(tmp_path):
         trainer(tmp_path, [SWACallback(0, 1, lr=0.1)]).fit(Two())
     with pytest.raises(RequestError, match="a run whose length is not known"):
         trainer(tmp_path, [SWACallback(0.5, 1)], max_epochs=-1).fit(Digits())
+
+
+@pytest.mark.parametrize("every", [4, None])
+def test_another_run_has_an_average_of_its_own(every, tmp_path):
+    callback, model = SWACallback(0.5, every, lr=0.005), rates_of(Digits())
+    warned(trainer(tmp_path, [callback], limit_val_batches=0).fit, model)
+    callback.swa.swap()
+    first = callback.swa
+    model.rates.clear()
+    warned(trainer(tmp_path, [callback], limit_val_batches=0).fit, model)
+    assert callback.swa is not first
+    assert callback.swa.n == 1
+    assert model.rates == [0.01] * 6 + [0.005] * 6
+    own = {name: tensor.clone() for name, tensor in callback.swa.averaged().items()}
+    same_parameters(model.state_dict(), own)
+
+
+def test_the_same_run_goes_on_with_its_average(tmp_path):
+    callback, model = SWACallback(4, 2), Digits()
+    run = trainer(tmp_path, [callback], limit_val_batches=0, max_epochs=1)
+    warned(run.fit, model)
+    assert callback.swa.n == 1
+    run.fit_loop.max_epochs = 2
+    warned(run.fit, model)
+    assert callback.swa.n == 4
+    found = model.net[0].weight.detach().clone()
+    callback.swa.swap()
+    # The weights before a step are those after the one before.
+    after = [*model.seen["train"][1:], model.net[0].weight.detach()]
+    expected = after[5].clone()
+    for n, step in enumerate((8, 10, 12), 1):
+        expected += (after[step - 1] - expected) / (n + 1)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_share_of_a_run_by_hand_is_refused(tmp_path):
+    class ByHand(Digits):
+        automatic_optimization = False
+
+    with pytest.raises(RequestError, match="Give start as a number of optimizer steps"):
+        trainer(tmp_path, [SWACallback(0.5)]).fit(ByHand())
+
+
+def test_snapshots_of_a_later_run_have_metrics_again(tmp_path):
+    keeping = SnapshotCallback(tmp_path / "a")
+    trainer(tmp_path, [EMACallback(0.9), keeping], max_epochs=1).fit(Digits())
+    assert [dict(read_inside(str(path)).metrics) for path in keeping.snapshots.paths] == [{}]
+    trainer(tmp_path, [keeping], max_epochs=1).fit(Digits())
+    (path,) = keeping.snapshots.paths
+    assert set(read_inside(str(path)).metrics) == {"val_loss"}

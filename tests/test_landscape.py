@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import math
 import os
 import pty
 import re
@@ -501,3 +502,24 @@ def test_a_terminal_shows_the_chart_of_a_path(bowls):
     assert "25/25 points" in shown
     assert "└──" in shown
     assert "no barrier: averaging is safe" in shown
+
+
+def test_points_without_a_finite_loss_are_counted(bowls, capsys):
+    broken = [*LANDSCAPE[:-1], "bowl.py:broken"]
+    assert call(*broken, "--grid", "5x5", "--margin", "1", "--json") == 0
+    out, err = capsys.readouterr()
+    lost = sum(not math.isfinite(float(row["loss"])) for row in rows("landscape.csv")[4:])
+    assert lost > 0
+    said = f"{lost} of 25 points of the grid have no finite loss"
+    assert said in " ".join(err.split())
+    assert any(said in note for note in json.loads(out)["notes"])
+
+
+def test_a_model_that_the_checkpoints_are_not_of_is_to_blame(bowls, capsys):
+    (bowls / "bowl_other.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Linear(3, 1)\n"
+    )
+    wrong = ["landscape", *LANDSCAPE[1:4], "--model", "bowl_other.py:build", *LANDSCAPE[6:]]
+    assert call(*wrong) == 3
+    err = " ".join(capsys.readouterr().err.split())
+    assert "the model of --model has 'weight' and 1 more that no checkpoint has" in err

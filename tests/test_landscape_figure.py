@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import itertools
 import math
 from dataclasses import replace
 
@@ -131,18 +132,50 @@ def test_the_settings_of_the_user_neither_change_nor_matter():
         assert dict(matplotlib.rcParams) == settings
 
 
-def test_what_is_not_finite_counts_as_too_high():
+def test_what_is_not_finite_is_hatched_and_bends_nothing():
     def cliff(x, y):
         return np.where(x > 3, np.nan, np.where(y > 3, np.inf, bowl(x, y)))
 
-    found = surface(cliff)
-    levels = panel_levels(found, "loss")
-    assert levels.open_above
+    found, whole = surface(cliff), surface()
+    levels = panel_levels(whole, "loss")
     xs, ys, values = smoothed(found, "loss", levels)
     assert np.isfinite(values).all()
-    assert (values[np.ix_(ys > 3.5, xs < 2)] > levels.edges[-1]).all()
-    assert (values[np.ix_(ys < 2, xs > 3.8)] > levels.edges[-1]).all()
-    assert len(drawing.encoded(draw(found, ["loss"]), "png")) > 10000
+    grid_x, grid_y = np.array(found.grid.xs), np.array(found.grid.ys)
+    known_x, known_y = grid_x[grid_x <= 3][-2], grid_y[grid_y <= 3][-2]
+    # Up to a cell before the last known value the curves are those of the whole surface.
+    untouched = np.ix_(ys <= known_y, xs <= known_x)
+    np.testing.assert_array_equal(values[untouched], smoothed(whole, "loss", levels)[2][untouched])
+    patches = [p for p in draw(found, ["loss"]).axes[0].patches if p.get_gid() == "unknown"]
+    covered = {(round(p.get_x(), 9), round(p.get_y(), 9)) for p in patches}
+    expected = {
+        (round(float(x), 9), round(float(y), 9))
+        for i, x in enumerate(grid_x[:-1])
+        for j, y in enumerate(grid_y[:-1])
+        if grid_x[i + 1] > 3 or grid_y[j + 1] > 3
+    }
+    assert covered == expected
+    assert not any(p.get_gid() == "unknown" for p in draw(whole, ["loss"]).axes[0].patches)
+
+
+def test_the_terminal_shows_what_is_not_known():
+    def cliff(x, y):
+        return np.where(x > 3, np.nan, bowl(x, y))
+
+    shown = [line.plain for line in console.surface_lines(surface(cliff), "loss")]
+    assert all("?" in line for line in shown if "loss" not in line)
+    assert not any("?" in line.plain for line in console.surface_lines(surface(), "loss"))
+
+
+def test_labels_keep_off_the_path():
+    from swavg.landscape.labels import along
+
+    found = along([(0.0, 0.0), (3.0, 4.0), (3.0, 4.5)], 1.0)
+    assert found[0] == (0, 0)
+    assert (3.0, 4.0) in found
+    steps = [math.dist(a, b) for a, b in itertools.pairwise(found)]
+    assert max(steps) == pytest.approx(1)
+    assert len(found) == 1 + 5 + 1
+    assert along([], 1.0) == []
 
 
 def test_a_drawn_surface_goes_through_the_values_of_its_grid():

@@ -209,3 +209,24 @@ def test_a_module_that_saves_copies_shows_its_average_all_the_same():
         model[0].weight += 1
     ema.update()
     assert torch.equal(ema.averaged()["0.weight"], torch.lerp(first, first + 1, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda m: SWA(sgd(m), start=1, every=None), "every is None; it must be a whole number"),
+        (lambda m: SWA(sgd(m), start=True), "start is True"),
+        (lambda m: SWA(sgd(m), start=1, lr="0.1"), "lr is '0.1'"),
+        (lambda m: SWA(sgd(m), start=1, every=2, lr=0.1, lr_low=0.2), "lr_low is above lr"),
+        (lambda m: SWA(m, start=1, buffers="nonsense"), "buffers"),
+        (lambda m: EMA(m, "x"), "The decay 'x'"),
+        (lambda m: EMA(m, None), "The decay None"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused_at_once(made, said):
+    with pytest.raises(RequestError, match=said):
+        made(network())
+
+
+def test_one_width_needs_no_tuple():
+    assert PowerEMA(network(), sigma_rel=0.1).sigma_rel == (0.1,)

@@ -260,3 +260,33 @@ def test_what_makes_no_sense_is_refused_at_once(arguments, words, tmp_path):
     with pytest.raises(RequestError, match=words):
         Snapshots(tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_went_back_and_died_again_keeps_what_was_written_last(tmp_path):
+    def save(step):
+        Snapshots(tmp_path, keep=3).save(weights(step), step)
+
+    for step in range(10, 101, 10):
+        save(step)
+    # Two processes go on from step 60 and 70; steps 80 to 100 of the first are left over.
+    save(70)
+    save(80)
+    assert steps(tmp_path) == [70, 80, 100]
+    save(90)
+    assert steps(tmp_path) == [70, 80, 90]
+
+
+def test_a_file_in_the_way_is_told_with_a_way_out(tmp_path):
+    save_snapshot(tmp_path / "step-33.safetensors", weights(1), step=33)
+    with pytest.raises(OutputError, match="was not written by Snapshots") as caught:
+        Snapshots(tmp_path, keep=3).save(weights(33), 33)
+    assert "another name=" in caught.value.hint
+    assert safetensors.torch.load_file(tmp_path / "step-33.safetensors")["w"][0] == 1
+    with pytest.raises(OutputError, match="is no folder to write to"):
+        Snapshots(tmp_path / "step-33.safetensors")
+
+
+@pytest.mark.parametrize("options", [{"keep": "3"}, {"every": 1.5}, {"every": True}, {"best": -1}])
+def test_counts_are_whole_numbers(tmp_path, options):
+    with pytest.raises(RequestError, match="must be"):
+        Snapshots(tmp_path, metric="val_loss", **options)

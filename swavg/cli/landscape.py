@@ -133,13 +133,16 @@ def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:
 def _report(surface: Surface, layout: Layout, surveying: Surveying, outputs: Outputs) -> None:
     from swavg import console_landscape
 
-    notes = []
+    notes = surveying.unmeasured(
+        {metric: list(surface.values(metric).ravel()) for metric in surveying.metrics},
+        "points of the grid", "hatched in the figure, '?' on the terminal",
+    )  # fmt: skip
     if not surveying.quiet:
         if surveying.drawn():
             for metric in surveying.metrics:
                 console_landscape.surface_picture(surface, metric)
         console_landscape.surface_report(surface, surveying.metrics)
-        notes = console_landscape.distances_note(surface)
+        notes += console_landscape.distances_note(surface)
     x, y, lowest = surface.lowest(surveying.metrics[0])
     report: dict[str, Any] = {
         "figure": outputs.figure,

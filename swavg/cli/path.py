@@ -137,4 +137,8 @@ def _report(line: Line, labels: list[str], surveying: Surveying, outputs: Output
         "safe": found.safe,
         "verdict": found.text,
     }
-    surveying.finish(outputs, report, ())
+    notes = surveying.unmeasured(
+        {metric: line.series(metric) for metric in surveying.metrics},
+        "points of the line", "the curve leaves the frame there",
+    )  # fmt: skip
+    surveying.finish(outputs, {**report, "notes": notes}, notes)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,20 @@ class Surveying:
     def drawn(self) -> bool:
         """Whether a picture is shown on the terminal."""
         return not self.quiet and sys.stderr.isatty()
+
+    @staticmethod
+    def unmeasured(values: Mapping[str, Sequence[float]], points: str, shown: str) -> list[str]:
+        """Notes on values, by metric, that are NaN or infinite: what they are ``points`` of, and
+        how they are ``shown``."""
+        notes = []
+        for metric, found in values.items():
+            wrong = sum(not math.isfinite(value) for value in found)
+            if wrong:
+                noun = "error rate" if metric == "error" else metric
+                notes.append(
+                    f"{wrong} of {len(found)} {points} have no finite {noun} (NaN or Inf): {shown}"
+                )
+        return notes
 
     def finish(self, outputs: Outputs, report: dict[str, Any], notes: Sequence[str]) -> None:
         """Say what is to be said and print the paths."""

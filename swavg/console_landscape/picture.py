@@ -67,7 +67,9 @@ def surface_lines(
         for column in range(columns):
             band = int(cells[rows - 1 - row, column])
             sign = marks.get((rows - 1 - row, column))
-            if not coloured:
+            if band < 0:
+                line.append(sign or "?", "bold" if sign else "dim")
+            elif not coloured:
                 beside = any((rows - 1 - row, column + side) in named for side in (-1, 1))
                 line.append(sign or (" " if beside else _SHADES[band]))
             else:
@@ -94,7 +96,8 @@ def _signs(surface: Surface) -> list[str]:
 
 
 def _cells(surface: Surface, metric: Metric, levels: Levels, room: int) -> np.ndarray[Any, Any]:
-    """The band of every cell, from the lowest y up; the picture keeps the plane's proportions."""
+    """The band of every cell, from the lowest y up, -1 where nothing is known; the picture keeps
+    the plane's proportions."""
     xs, ys, values = smoothed(surface, metric, levels)
     high, wide = ys[-1] - ys[0], xs[-1] - xs[0]
     rows = min(_TALLEST, max(4, round(room * high / wide / _CELL)))
@@ -104,6 +107,10 @@ def _cells(surface: Surface, metric: Metric, levels: Levels, room: int) -> np.nd
     at_x = ((np.arange(columns) + 0.5) / columns * len(xs)).astype(int)
     bands = np.searchsorted(levels.edges, values[np.ix_(at_y, at_x)], side="right") - 1
     found: np.ndarray[Any, Any] = np.clip(bands, 0, levels.bands - 1)
+    unknown = surface.unknown(metric)
+    row = (at_y * unknown.shape[0] / len(ys)).astype(int)
+    column = (at_x * unknown.shape[1] / len(xs)).astype(int)
+    found[unknown[np.ix_(row, column)]] = -1
     return found
 
 

@@ -87,14 +87,15 @@ class Course:
         self._model = model
         self._plan = plan
         self._first = plan.first(total)
-        self._step = 0
+        self.step = 0
+        """How many optimizer steps are done."""
         self._averaged = 0
         self._schedule: SWASchedule | None = None
         self._rates: Mapping[str, Any] | None = None
 
     def begin(self, step: int, optimizers: Sequence[Optimizer]) -> None:
         """Training starts, or goes on, after ``step`` optimizer steps."""
-        self._step = step
+        self.step = step
         if self._plan.lr is None:
             return
         if len(optimizers) != 1:
@@ -109,13 +110,13 @@ class Course:
 
     def before_step(self) -> None:
         """An optimizer step comes, or a part of one: what else has set the rate has no say."""
-        due = self._step - self._first + 1
+        due = self.step - self._first + 1
         if self._schedule is not None and self._schedule.steps < due:
             self._schedule.step()
 
     def done(self, step: int) -> None:
         """``step`` optimizer steps are done, in all."""
-        before, self._step = self._step, step
+        before, self.step = self.step, step
         every = self._plan.every
         # Two optimizers may do two steps at once: the multiple itself may be passed over.
         if every is not None and step > self._first:
@@ -125,18 +126,18 @@ class Course:
 
     def epoch_done(self) -> None:
         """An epoch ended with the last step."""
-        if self._plan.every is None and self._step > max(self._first, self._averaged):
+        if self._plan.every is None and self.step > max(self._first, self._averaged):
             self._average()
 
     def _average(self) -> None:
         self.swa.update()
-        self._averaged = self._step
+        self._averaged = self.step
 
     def end(self, swap: bool) -> None:
         """Training ended: with ``swap`` the model gets the average, if there is one."""
         if self.swa.n == 0:
             warnings.warn(
-                f"Nothing was averaged: the run ended after {self._step} optimizer steps, and"
+                f"Nothing was averaged: the run ended after {self.step} optimizer steps, and"
                 f" averaging starts after {self._first}.",
                 stacklevel=3,
             )

@@ -118,10 +118,11 @@ class Recorder:
             recipe = recipe_of(ema, self._step)
             self.snapshots.save(ema.averaged(), self._step, self._metrics, recipe=recipe)
 
-    def not_measured(self, best: int | None) -> None:
-        """What is evaluated is not what is saved: no metrics. RequestError if they decide."""
-        self.measures = False
-        if best:
+    def measure(self, same: bool, best: int | None) -> None:
+        """Whether what is evaluated is what is saved: else there are no metrics. RequestError if
+        they decide."""
+        self.measures = same
+        if best and not same:
             raise RequestError(
                 "The best snapshots cannot be told: the weights that are evaluated are not those"
                 " that are saved.",

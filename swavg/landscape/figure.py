@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from swavg.landscape.drawing import require, style
-from swavg.landscape.labels import place_labels
+from swavg.landscape.labels import along, place_labels
 from swavg.landscape.smooth import panel_levels, smoothed
 from swavg.landscape.surface import Metric, Place, Surface
 
@@ -84,6 +84,7 @@ def _panel(
     axes.contour(
         xs, ys, shown, edges[1:], colors="white", linewidths=0.4, alpha=0.55
     )  # fmt: skip
+    _hatch(axes, surface, metric)
     axes.set_aspect("equal")
     axes.set_xlabel("distance in weight space")
     axes.set_ylabel("distance in weight space")
@@ -103,6 +104,21 @@ def _panel(
     _points(axes, surface)
 
 
+def _hatch(axes: Axes, surface: Surface, metric: Metric) -> None:
+    """Cover the cells at whose corners there is no finite value: nothing is known of them."""
+    from matplotlib.patches import Rectangle
+
+    xs, ys = surface.grid.xs, surface.grid.ys
+    for row, column in zip(*surface.unknown(metric).nonzero(), strict=True):
+        width, height = xs[column + 1] - xs[column], ys[row + 1] - ys[row]
+        axes.add_patch(
+            Rectangle(
+                (xs[column], ys[row]), width, height, facecolor="#d9d9d9", edgecolor="#8c8c8c",
+                hatch="//////", linewidth=0, zorder=3, gid="unknown",
+            )
+        )  # fmt: skip
+
+
 def _points(axes: Axes, surface: Surface) -> None:
     from matplotlib.patheffects import Stroke, withStroke
 
@@ -116,7 +132,8 @@ def _points(axes: Axes, surface: Surface) -> None:
     for place in surface.named:
         mark = axes.plot(
             [place.position.x], [place.position.y], linestyle="none", markeredgecolor="black",
-            markeredgewidth=0.8, zorder=6, clip_on=False, gid=place.name, **_MARKERS[place.kind],
+            markeredgewidth=0.8, zorder=6.5 if place.kind == "corner" else 6, clip_on=False,
+            gid=place.name, **_MARKERS[place.kind],
         )[0]  # fmt: skip
         mark.set_path_effects(
             [Stroke(linewidth=2.4, foreground="white"), Stroke(linewidth=0.8, foreground="black")]
@@ -150,7 +167,7 @@ def _name(axes: Axes, surface: Surface) -> None:
         dots(surface.named),
         sizes,
         (frame.x0 + rim, frame.y0 + rim, frame.x1 - rim, frame.y1 - rim),
-        dots(surface.trail),
+        along(dots(surface.trail), 4 * dot),
         gap=6.5 * dot,
     )
     white = Stroke(linewidth=2.2, foreground="white")

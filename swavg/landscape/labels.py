@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top."""
@@ -42,6 +43,18 @@ def place_labels(
         taken.append(best)
         chosen.append((best[0], best[1]))
     return chosen
+
+
+def along(points: Sequence[tuple[float, float]], step: float) -> list[tuple[float, float]]:
+    """The points, and others on the lines from each to the next, at most ``step`` apart."""
+    found = list(points[:1])
+    for (x, y), (u, v) in pairwise(points):
+        pieces = max(1, math.ceil(math.hypot(u - x, v - y) / step))
+        found += [
+            (x + (u - x) * piece / pieces, y + (v - y) * piece / pieces)
+            for piece in range(1, pieces + 1)
+        ]
+    return found
 
 
 def _around(

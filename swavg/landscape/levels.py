@@ -35,7 +35,7 @@ def make_levels(values: Sequence[float] | np.ndarray[Any, Any], bands: int = BAN
     """Edges lowest + a, lowest + a r, lowest + a r^2, ... below the bulk of ``values``, rounded to
     what is needed to tell them apart (as the contours of Izmailov et al. 2018, figure 1).
 
-    Values that are not finite count as above the last. NumericsError if none is finite.
+    Values that are not finite do not count. NumericsError if none is finite.
     """
     found = np.asarray(values, np.float64).ravel()
     finite = np.sort(found[np.isfinite(found)])
@@ -68,7 +68,7 @@ def make_levels(values: Sequence[float] | np.ndarray[Any, Any], bands: int = BAN
             edges.append((round(edge, digits), digits))
     if len(edges) < 2:
         edges.append((edges[0][0] + 10**-decimals, decimals))
-    return _levels(edges, high > edges[-1][0] or finite.size < found.size)
+    return _levels(edges, high > edges[-1][0])
 
 
 def _levels(edges: Sequence[tuple[float, int]], open_above: bool) -> Levels:

@@ -90,8 +90,9 @@ def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None, *, last:
         # The mean of more than two lies beside the line.
         axes.axhline(mean, color=_INK, linestyle=":", linewidth=0.9, zorder=2, gid="mean")
         axes.annotate(
-            "mean of all", (1.0, mean), xycoords=("axes fraction", "data"), xytext=(-3, 2.5),
-            textcoords="offset points", ha="right", fontsize=7.5, color=_INK,
+            "mean\nof all", (1.0, mean), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", ha="left", va="center", fontsize=7.5, color=_INK,
+            linespacing=0.95,
         )  # fmt: skip
     axes.set_ylim(low, high)
     rim = 0.015 * (distances[-1] - distances[0])

@@ -133,6 +133,14 @@ def _matched(
         differences.append(Difference(group[0], what, facts))
     if differences:
         first = differences[0]
+        nowhere = [each for each in differences if {fact for _, fact in each.facts} == {"missing"}]
+        if nowhere:
+            more = f" and {len(nowhere) - 1} more" if len(nowhere) > 1 else ""
+            raise MismatchError(
+                f"the model of --model has '{nowhere[0].name}'{more} that no checkpoint has.",
+                differences=differences,
+                hint="Is it their model? In a .pt file, --key chooses the state dict.",
+            )
         raise MismatchError(
             f"the checkpoints have no weights in common to compare: {first}"
             if not found

@@ -21,18 +21,36 @@ def smoothed(surface: Surface, metric: Metric, levels: Levels) -> tuple[Array, A
 
     They are drawn through log(value - lowest + first band), which is round in a valley and even on
     its slopes; cubics through the values themselves would swing beside a cliff. What is not
-    finite counts as far above the last edge.
+    finite takes the values next to it: the cells around it are not to be shown.
     """
     values = surface.values(metric) * (100.0 if metric == "error" else 1.0)
     low, first, last = levels.edges[0], levels.edges[1], levels.edges[-1]
     # Beyond this nothing is told apart; a cliff drawn through 1e30 would bend what is before it.
     top = last + 3 * (last - low)
-    near = np.clip(np.where(np.isfinite(values), values, top), low, top)
+    near = np.clip(_filled(values, top), low, top)
     curves = np.log(near - low + (first - low))
     xs, across = _finer(np.asarray(surface.grid.xs))
     ys, along = _finer(np.asarray(surface.grid.ys))
     found = np.exp(along @ curves @ across.T) + low - (first - low)
     return xs, ys, np.clip(found, low, top)
+
+
+def _filled(values: Array, otherwise: float) -> Array:
+    """``values`` with what is not finite replaced by the mean of its neighbours that are, from the
+    border of such a region inwards."""
+    found = np.where(np.isfinite(values), values, np.nan)
+    while (gaps := np.isnan(found)).any() and not gaps.all():
+        padded = np.pad(found, 1, constant_values=np.nan)
+        rows, columns = found.shape
+        around = np.stack([
+            padded[1 + y : 1 + y + rows, 1 + x : 1 + x + columns]
+            for y in (-1, 0, 1) for x in (-1, 0, 1)
+        ])  # fmt: skip
+        known = ~np.isnan(around)
+        count = known.sum(axis=0)
+        mean = np.where(known, around, 0).sum(axis=0) / np.maximum(count, 1)
+        found = np.where(gaps & (count > 0), mean, found)
+    return np.nan_to_num(found, nan=otherwise)
 
 
 def _finer(coordinates: Array) -> tuple[Array, Array]:

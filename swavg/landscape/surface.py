@@ -64,6 +64,13 @@ class Surface:
         )
         return self.grid.xs[column], self.grid.ys[row], float(values[row, column])
 
+    def unknown(self, metric: Metric) -> Array:
+        """The cells between points of the grid of which a corner is NaN or infinite; of shape
+        (rows - 1, columns - 1)."""
+        wrong: Array = ~np.isfinite(self.values(metric))
+        across = wrong[:, :-1] | wrong[:, 1:]
+        return across[:-1] | across[1:]
+
     @property
     def named(self) -> tuple[Place, ...]:
         return tuple(place for place in self.places if place.kind != "trail")

@@ -117,6 +117,11 @@ class Batches:
                     batch = next(batches)
                 except StopIteration:
                     return
+            if number == 1 and (odd := _module_in(batch)) is not None:
+                raise RequestError(
+                    f"{self._option}: {self._text} gives {kind(odd)}, not batches to go through.",
+                    hint="A batch is a tensor, (inputs..., target) or a mapping of them.",
+                )
             yield batch
 
     @contextmanager
@@ -128,6 +133,13 @@ class Batches:
             raise
         except Exception as error:
             raise failed(f"{self._option}: {self._text} {what}", error) from error
+
+
+def _module_in(batch: Any) -> Any:
+    """A part of a model among the items of a batch; None if there is none."""
+    items = batch if isinstance(batch, (tuple, list)) else (batch,)
+    module = require_torch().nn.Module
+    return next((item for item in items if isinstance(item, module)), None)
 
 
 def split(

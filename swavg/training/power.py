@@ -42,13 +42,14 @@ class PowerEMA:
     def __init__(
         self,
         model: nn.Module,
-        sigma_rel: Sequence[float] = (0.05, 0.10),
+        sigma_rel: float | Sequence[float] = (0.05, 0.10),
         *,
         device: torch.device | str | None = None,
         buffers: Buffers = "copy",
         frozen: Frozen = "keep",
     ) -> None:
-        self.sigma_rel = tuple(float(width) for width in sigma_rel)
+        widths = sigma_rel if isinstance(sigma_rel, Sequence) else (sigma_rel,)
+        self.sigma_rel = tuple(float(width) for width in widths)
         if not self.sigma_rel:
             raise RequestError("sigma_rel is empty.", hint="The paper keeps two: (0.05, 0.10).")
         if len(set(self.sigma_rel)) != len(self.sigma_rel):

@@ -167,6 +167,13 @@ def _check_layers(model: nn.Module) -> None:
         )
 
 
+def _brief(error: MismatchError) -> str:
+    """That it does not fit, with the first name: a list of all stands above it."""
+    first, *others = error.differences
+    more = f" and {len(others)} more" if others else ""
+    return f"The checkpoint does not fit the model: '{first.name}'{more}."
+
+
 def _used(model: nn.Module, changed: Sequence[str]) -> tuple[int, list[str]]:
     """How many layers have new statistics, and the names of the others that have any."""
     own = own_tensors(model)
@@ -188,7 +195,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
         ]
         if not counters or not all(counters):
             raise MismatchError(
-                error.message,
+                _brief(error),
                 differences=error.differences,
                 hint="Is it the model that was averaged? In a .pt, --key chooses the state dict.",
             ) from None

@@ -19,7 +19,8 @@ def annealed(i: int, steps: int, first: float, last: float, how: Anneal = "cos")
     """The rate of step ``i`` (from 1) on the way from ``first`` to ``last`` in ``steps`` steps.
 
     ``last x + first (1 - x)`` with ``x = i/steps`` (linear) or ``(1 - cos(pi i/steps))/2`` (cos):
-    what torch's SWALR sets in its i-th ``step()``. ``last`` from step ``steps`` on.
+    what torch's SWALR sets in its i-th ``step()``, to the last bit or one beside it (it goes from
+    rate to rate). ``last`` from step ``steps`` on.
     """
     t = min(1.0, i / max(1, steps))
     if t == 1:
@@ -76,6 +77,8 @@ class SWASchedule:
         """How many steps were scheduled."""
         self._lr = self._each("lr", lr)
         self._low = None if lr_low is None else self._each("lr_low", lr_low)
+        if self._low is not None and any(map(float.__gt__, self._low, self._lr)):
+            raise RequestError("lr_low is above lr: a cycle falls from lr to lr_low.")
         self._cycle = cycle
         self._anneal_steps = anneal_steps
         self._anneal: Anneal = anneal
@@ -83,7 +86,13 @@ class SWASchedule:
 
     def _each(self, what: str, value: float | Sequence[float]) -> list[float]:
         count = len(self.optimizer.param_groups)
-        found = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)] * count
+        given = value if isinstance(value, Sequence) else [value] * count
+        if isinstance(value, str) or any(isinstance(each, str) for each in given):
+            raise RequestError(f"{what} is {value!r}; it must be a number from 0.")
+        try:
+            found = [float(each) for each in given]
+        except (TypeError, ValueError):
+            raise RequestError(f"{what} is {value!r}; it must be a number from 0.") from None
         if len(found) != count:
             raise RequestError(f"{what} has {len(found)} rates for {count} parameter groups.")
         for rate in found:

@@ -20,6 +20,7 @@ from swavg.series import guess_mode
 from swavg.series.inside import read_inside
 from swavg.training.snapshot import checked_count, save_snapshot
 from swavg.training.wrapped import rank
+from swavg.weights.checks import check_count
 
 _SUFFIX = ".safetensors"
 _MARK = "snapshots"
@@ -70,11 +71,14 @@ class Snapshots:
         self._sign = -1 if (mode or guess_mode(metric or "")) == "max" else 1
         self._name = name
         self._pattern = _pattern(name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        found = [self._own(path) for path in self.folder.iterdir()]
-        self._kept = sorted(
-            (each for each in found if each is not None), key=lambda each: each.step
-        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found = [(self._own(path), path.stat().st_mtime_ns) for path in self.folder.iterdir()]
+        except OSError as error:
+            raise OutputError(self.folder, f"is no folder to write to: {error.strerror}") from None
+        # As they were written: a run that went back and died again has left later steps behind.
+        kept = [(written, each.step, each) for each, written in found if each is not None]
+        self._kept = [each for *_, each in sorted(kept, key=lambda entry: entry[:2])]
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -116,6 +120,12 @@ class Snapshots:
             recipe = {**recipe, _MARK: self._name}
         # What an interrupted run wrote at this step makes way; what is not ours does not.
         force = rank() == 0 and self._own(path) is not None
+        if rank() == 0 and not force and os.path.lexists(path):
+            raise OutputError(
+                path,
+                "exists already, and was not written by Snapshots",
+                hint="Move it away, or choose another name=.",
+            )
         save_snapshot(
             path,
             model,
@@ -190,8 +200,8 @@ def _check(
     every: int, keep: int | None, best: int | None, metric: str | None, mode: str | None
 ) -> None:
     for name, count, least in (("every", every, 1), ("keep", keep, 0), ("best", best, 0)):
-        if count is not None and count < least:
-            raise RequestError(f"{name} is {count}; it must be at least {least}.")
+        if count is not None:
+            check_count(name, count, least)
     if not keep and not best and (keep, best) != (None, None):
         raise RequestError("No snapshot would stay: keep and best are both 0.")
     if mode not in (None, "min", "max"):

@@ -11,17 +11,25 @@ from swavg.errors import RequestError
 
 def check_count(what: str, count: int, least: int = 1) -> None:
     """``count`` is whole and at least ``least``."""
-    if count % 1 != 0:
-        raise RequestError(f"{what} is {count}; it must be a whole number.")
+    try:
+        whole = not isinstance(count, (bool, str)) and count % 1 == 0
+    except TypeError:
+        whole = False
+    if not whole:
+        raise RequestError(f"{what} is {count!r}; it must be a whole number.")
     if count < least:
         raise RequestError(f"{what} is {count}; it must be at least {least}.")
 
 
 def check_decay(decay: float) -> None:
     """0 <= ``decay`` < 1: at 1 a new checkpoint would never count."""
-    if not 0 <= decay < 1:
+    try:
+        inside = 0 <= decay < 1
+    except TypeError:
+        inside = False
+    if not inside:
         raise RequestError(
-            f"The decay {decay} is not in [0, 1).",
+            f"The decay {decay!r} is not in [0, 1).",
             hint="0 keeps only the newest checkpoint; 0.999 remembers about 1000.",
         )
 

@@ -53,7 +53,8 @@ def given(values: Sequence[float], n: int, sum_to: Sum = "one") -> tuple[float, 
     if abs(total - 1) > TOLERANCE:
         raise RequestError(
             f"The weights sum to {total:.7g}, not 1.",
-            hint="Use --normalize to divide by the sum, or --raw-weights to use them as they are.",
+            hint="Use --normalize to divide by the sum, or --raw-weights to use them as they are"
+            " (in Python, sum_to='normalize' or 'raw').",
         )
     # As good as equal weights can be written: it is the mean.
     return mean(n) if len(set(weights)) == 1 else weights

@@ -58,8 +58,8 @@ class SnapshotCallback(Callback):
                 "The EMACallback of a SnapshotCallback is not one of the trainer's.",
                 hint="Give both to Trainer(callbacks=[...]).",
             )
-        if any(each.evaluates for each in emas(trainer)) != (self._ema is not None):
-            self._recorder.not_measured(self._best)
+        averages = any(each.evaluates for each in emas(trainer))
+        self._recorder.measure(averages == (self._ema is not None), self._best)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._recorder.begin(trainer.global_step)

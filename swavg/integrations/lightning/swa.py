@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ class SWACallback(Callback):
     are averaged at the end of each epoch. With ``lr`` the learning rate goes to it within
     ``anneal_steps`` steps from ``start`` on, or with ``lr_low`` in cycles, whatever a scheduler
     says (:class:`swavg.training.SWA`, of which ``device``, ``buffers`` and ``frozen`` are the
-    ``options``). Accumulated batches are one step.
+    ``options``). Accumulated batches are one step; with several optimizers the steps of all count,
+    as in Lightning's ``global_step``.
 
     Training and validation see the training weights. When training ends the model has the average
     (unless ``swap`` is False): ``test()`` and ``save_checkpoint()`` see it, and ``swa.swap()``
@@ -70,9 +72,17 @@ class SWACallback(Callback):
         if self._course is not None and self._course.swa.is_swapped:
             # Training goes on with its own weights.
             self._course.swa.swap()
-        fresh = self._model is not pl_module or trainer.ckpt_path is not None
-        if self._course is None or fresh or self._state is not None:
-            total = trainer.estimated_stepping_batches
+        # The same trainer, told to go on; any other run has an average of its own.
+        goes_on = (
+            self._course is not None
+            and self._model is pl_module
+            and trainer.ckpt_path is None
+            and trainer.global_step == self._course.step > 0
+        )
+        if self._course is None or not goes_on:
+            # By hand, any number of optimizer steps may be done for a batch.
+            known = pl_module.automatic_optimization
+            total = trainer.estimated_stepping_batches if known else math.inf
             self._course = Course(self._plan, pl_module, total, self._options)
             self._model = pl_module
         if self._state is not None:

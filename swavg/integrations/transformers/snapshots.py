@@ -52,13 +52,13 @@ class SnapshotCallback(Told):
         self._recorder.begin(state.global_step)
         self._training = True
         if self._ema is not None and not self._ema.evaluates:
-            self._recorder.not_measured(self._best)
+            self._recorder.measure(False, self._best)
 
     def evaluated(self, averages: TrainerCallback) -> None:
         """Evaluations see those of ``averages``. Raises RequestError if others are saved, and the
         best of them."""
         if self._ema is not averages:
-            self._recorder.not_measured(self._best)
+            self._recorder.measure(False, self._best)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._flush(kwargs["model"])
@@ -79,6 +79,10 @@ class SnapshotCallback(Told):
         if "train_runtime" in (kwargs.get("logs") or {}):
             self._flush(kwargs["model"])
             self._training = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Another run may have other callbacks.
+        self._recorder.measure(True, self._best)
 
     def _flush(self, model: nn.Module) -> None:
         self._recorder.flush(model, None if self._ema is None else self._ema.ema)
