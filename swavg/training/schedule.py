@@ -84,7 +84,7 @@ class SWASchedule:
         self._anneal: Anneal = anneal
         self._first: list[float] = []
 
-    def _each(self, what: str, value: float | Sequence[float]) -> list[float]:
+    def _each(self, what: str, value: Any) -> list[float]:
         count = len(self.optimizer.param_groups)
         given = value if isinstance(value, Sequence) else [value] * count
         if isinstance(value, str) or any(isinstance(each, str) for each in given):
