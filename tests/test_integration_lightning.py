@@ -1,7 +1,9 @@
 """The callbacks in real Lightning runs on a real data set."""
 
+import copy
 import json
 import logging
+import pickle
 import subprocess
 import sys
 import warnings
@@ -651,3 +653,107 @@ def test_snapshots_of_a_later_run_have_metrics_again(tmp_path):
     trainer(tmp_path, [keeping], max_epochs=1).fit(Digits())
     (path,) = keeping.snapshots.paths
     assert set(read_inside(str(path)).metrics) == {"val_loss"}
+
+
+def kept(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def saving_every(step, folder, **more):
+    return pl.callbacks.ModelCheckpoint(
+        folder, "{step}", every_n_train_steps=step, save_top_k=-1, **more
+    )
+
+
+def test_what_is_saved_when_training_ends_are_the_training_weights(tmp_path):
+    # Never at a step: ModelCheckpoint saves the last one when training ends.
+    saving = saving_every(1000, tmp_path, save_last=True)
+    callback, keeping = SWACallback(4, 2), SnapshotCallback(tmp_path / "snapshots", every=12)
+    run = trainer(
+        tmp_path, [callback, keeping, saving], enable_checkpointing=True, limit_val_batches=0
+    )
+    warned(run.fit, Digits())
+    last = by_hand(12, 0.9)[1][-1]
+    same(torch.load(tmp_path / "last.ckpt")["state_dict"], last)
+    same(safetensors.torch.load_file(keeping.snapshots.paths[-1]), last)
+    resumed = SWACallback(4, 2, swap=False)
+    run = trainer(tmp_path, [resumed], limit_val_batches=0, max_epochs=3)
+    run.fit(Digits(), ckpt_path=tmp_path / "last.ckpt")
+    assert resumed.swa.n == 7
+
+
+def test_a_checkpoint_that_is_tested_leaves_the_mean_as_it_is(tmp_path):
+    callback, model = SWACallback(4, 2), Digits()
+    run = trainer(tmp_path, [callback, saving_every(3, tmp_path)], enable_checkpointing=True)
+    warned(run.fit, model)
+    mean, weights = kept(model), by_hand(12, 0.9)[1]
+    run.test(model, ckpt_path=tmp_path / "step=3.ckpt", verbose=False)
+    assert torch.equal(model.seen["test"][-1], weights[2]["net.0.weight"])
+    same(callback.swa.averaged(), mean)
+    same(model.state_dict(), weights[2])
+    callback.swa.swap()
+    same(model.state_dict(), mean)
+
+
+def test_a_fit_from_a_checkpoint_starts_from_its_weights_though_the_model_has_the_mean(tmp_path):
+    callback, model = SWACallback(4, 2), Alike()
+    saving = saving_every(6, tmp_path)
+    warned(trainer(tmp_path, [callback, saving], enable_checkpointing=True).fit, model)
+    mean = kept(model)
+    run = trainer(tmp_path, [callback])
+    warned(lambda: run.fit(model, ckpt_path=tmp_path / "step=6.ckpt"))
+    same(model.state_dict(), mean)
+
+
+def test_a_checkpoint_of_a_run_that_was_done_still_gives_the_model_the_mean(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_epochs=1, save_top_k=-1)
+    callback, model = SWACallback(0.5, 2), Digits()
+    warned(trainer(tmp_path, [callback, saving], enable_checkpointing=True).fit, model)
+    again, other = SWACallback(0.5, 2), Digits()
+    run = trainer(tmp_path, [again])
+    warned(lambda: run.fit(other, ckpt_path=tmp_path / "step=12.ckpt"))
+    assert other.seen["train"] == []
+    same(other.state_dict(), model.state_dict())
+    again.swa.swap()
+    same(other.state_dict(), by_hand(12, 0.9)[1][-1])
+
+
+def test_a_fit_of_another_model_leaves_the_mean_in_the_first(tmp_path):
+    callback, first = SWACallback(4, 2), Digits()
+    warned(trainer(tmp_path, [callback]).fit, first)
+    mean = kept(first)
+    warned(trainer(tmp_path, [callback]).fit, Digits())
+    same(first.state_dict(), mean)
+
+
+def test_a_copy_of_a_model_that_has_the_mean_is_a_model_of_its_own(tmp_path):
+    callback, model = SWACallback(4, 2), Digits()
+    warned(trainer(tmp_path, [callback]).fit, model)
+    mean = kept(model)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        same(copied.state_dict(), mean)
+        copied.load_state_dict(Digits().state_dict())
+        same(model.state_dict(), mean)
+    assert callback.swa.is_swapped
+
+
+def test_a_rate_without_a_state_is_that_of_the_step(tmp_path):
+    saving = saving_every(5, tmp_path)
+    trainer(tmp_path, [saving], enable_checkpointing=True).fit(Alike())
+    model = rates_of(Alike())
+    callback = SWACallback(2, 2, lr=0.01, lr_low=0.001, swap=False)
+    trainer(tmp_path, [callback]).fit(model, ckpt_path=tmp_path / "step=5.ckpt")
+    # Steps 6 to 12: cycles end with even ones, where weights are averaged.
+    assert model.rates == pytest.approx([0.001, *[0.0055, 0.001] * 3])
+
+
+def test_there_may_be_one_rate_and_several_low_ones():
+    SWACallback(0, 2, lr=0.1, lr_low=[0.01, 0.02])
+    with pytest.raises(RequestError, match="one for each parameter group"):
+        SWACallback(0, 2, lr=[])
+
+
+def test_averaged_statistics_are_not_warned_of(tmp_path):
+    assert "update_bn" not in warned(
+        trainer(tmp_path, [SWACallback(4, 2, buffers="average")]).fit, Digits()
+    )

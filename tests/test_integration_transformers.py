@@ -491,3 +491,13 @@ def test_a_mean_is_attached_once_and_there_is_none_before_training(tmp_path):
         swa.attach(trainer(tmp_path))
     with pytest.raises(RequestError, match="no average before training"):
         _ = swa.swa
+
+
+def test_a_run_from_a_checkpoint_starts_from_its_weights_though_the_model_has_the_mean(tmp_path):
+    noting, swa = Noting(), SWACallback(2, 2)
+    run = trainer(tmp_path, [noting, swa], save_strategy="steps", save_steps=6)
+    run.train()
+    mean, trained = weights(run.model), dict(noting.trained)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    same(noting.trained[7], trained[7])
+    same(weights(run.model), mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,10 @@ class Plan:
         if self.lr_low is not None and self.every is None:
             raise RequestError("lr_low needs every: the length of a cycle in optimizer steps.")
         if self.lr is not None:
-            groups = len(self.lr) if isinstance(self.lr, Sequence) else 1
+            counts = [len(rate) for rate in (self.lr, self.lr_low) if isinstance(rate, Sequence)]
+            if 0 in counts:
+                raise RequestError("lr and lr_low are one rate, or one for each parameter group.")
+            groups = max(counts, default=1)
             one = [{"params": [nn.Parameter(torch.zeros(0))]} for _ in range(groups)]
             self.schedule(torch.optim.SGD(one, lr=0.1))
         elif self.lr_low is not None or self.anneal_steps:
@@ -84,8 +88,10 @@ class Course:
         self, plan: Plan, model: nn.Module, total: float, options: Mapping[str, Any]
     ) -> None:
         self.swa = SWA(model, **options)
-        self._model = model
+        self.model = model
         self._plan = plan
+        self._recompute = options.get("buffers") != "average"
+        self._guarded = False
         self._first = plan.first(total)
         self.step = 0
         """How many optimizer steps are done."""
@@ -111,7 +117,8 @@ class Course:
     def before_step(self) -> None:
         """An optimizer step comes, or a part of one: what else has set the rate has no say."""
         due = self.step - self._first + 1
-        if self._schedule is not None and self._schedule.steps < due:
+        # More than one if the run went on without a state, or did several steps for a batch.
+        while self._schedule is not None and self._schedule.steps < due:
             self._schedule.step()
 
     def done(self, step: int) -> None:
@@ -142,13 +149,26 @@ class Course:
                 stacklevel=3,
             )
         elif swap:
+            self._guard()
             self.swa.swap()
-            if has_statistics(self._model):
+            if self._recompute and has_statistics(self.model):
                 warnings.warn(
                     "The model has the averaged weights, and the batch-norm statistics of the last"
                     " ones: recompute them with callback.swa.update_bn(loader).",
                     stacklevel=3,
                 )
+
+    def own(self) -> None:
+        """The model has its own weights, also if it had the average."""
+        if self.swa.is_swapped:
+            self.swa.swap()
+
+    def _guard(self) -> None:
+        if not self._guarded:
+            # The public name of it is younger than the oldest PyTorch that will do.
+            register: Any = self.model._register_load_state_dict_pre_hook
+            register(_OwnFirst(self.swa))
+            self._guarded = True
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit."""
@@ -172,3 +192,20 @@ class Course:
         self._averaged = int(state["averaged"])
         # Its optimizer is known when training begins.
         self._rates, self._schedule = state["rates"], None
+
+
+class _OwnFirst:
+    """Told that weights are loaded into a model, gives it its own first: otherwise they would be
+    loaded into the average, which has traded places with them."""
+
+    def __init__(self, swa: SWA | None) -> None:
+        self._swa = None if swa is None else weakref.ref(swa)
+
+    def __call__(self, *args: Any) -> None:
+        swa = None if self._swa is None else self._swa()
+        if swa is not None and swa.is_swapped:
+            swa.swap()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the model has no average.
+        return _OwnFirst, (None,)

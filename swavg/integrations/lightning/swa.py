@@ -27,9 +27,10 @@ class SWACallback(Callback):
     ``options``). Accumulated batches are one step; with several optimizers the steps of all count,
     as in Lightning's ``global_step``.
 
-    Training and validation see the training weights. When training ends the model has the average
+    Training and validation see the training weights. When ``fit`` ends the model has the average
     (unless ``swap`` is False): ``test()`` and ``save_checkpoint()`` see it, and ``swa.swap()``
-    gives the training weights back. Batch-norm statistics belong to other weights then:
+    gives the training weights back. What is loaded into the model, as by ``test(ckpt_path=...)``,
+    replaces it there, and ``swa`` keeps it. Batch-norm statistics belong to other weights then:
     ``callback.swa.update_bn(loader, forward=lambda model, batch: model.net(batch[0]))``
     recomputes them.
 
@@ -54,7 +55,6 @@ class SWACallback(Callback):
         self._options = options
         self._swap = swap
         self._course: Course | None = None
-        self._model: LightningModule | None = None
         self._state: Mapping[str, Any] | None = None
 
     @property
@@ -67,15 +67,16 @@ class SWACallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # What an earlier run has loaded and not used.
         self._state = None
+        if stage == "fit" and self._course is not None and self._course.model is pl_module:
+            # Training goes on with its own weights; now, so that every callback sees them.
+            self._course.own()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._course is not None and self._course.swa.is_swapped:
-            # Training goes on with its own weights.
-            self._course.swa.swap()
+    def _ready(self, trainer: Trainer, pl_module: LightningModule) -> Course:
+        """The course of this run, with the state that was loaded."""
         # The same trainer, told to go on; any other run has an average of its own.
         goes_on = (
             self._course is not None
-            and self._model is pl_module
+            and self._course.model is pl_module
             and trainer.ckpt_path is None
             and trainer.global_step == self._course.step > 0
         )
@@ -84,11 +85,13 @@ class SWACallback(Callback):
             known = pl_module.automatic_optimization
             total = trainer.estimated_stepping_batches if known else math.inf
             self._course = Course(self._plan, pl_module, total, self._options)
-            self._model = pl_module
         if self._state is not None:
             self._course.load_state_dict(self._state)
             self._state = None
-        self._course.begin(trainer.global_step, trainer.optimizers)
+        return self._course
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ready(trainer, pl_module).begin(trainer.global_step, trainer.optimizers)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -114,8 +117,12 @@ class SWACallback(Callback):
         if self._course is not None:
             self._course.epoch_done()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._course is not None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not when training ends: then others save the last training weights yet.
+        if self._state is not None:
+            # The checkpoint was of a run that had come to its end: no training took place.
+            self._ready(trainer, pl_module).step = trainer.global_step
+        if self._course is not None and self._course.model is pl_module:
             self._course.end(self._swap)
 
     # ---- State.

@@ -82,9 +82,9 @@ class SWACallback(TrainerCallback):
         self._resumed.watch(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._course is not None and self._course.swa.is_swapped:
+        if self._course is not None and self._course.model is kwargs["model"]:
             # Training goes on with its own weights.
-            self._course.swa.swap()
+            self._course.own()
         self._course = Course(self._plan, kwargs["model"], state.max_steps, self._options)
         if state.global_step:
             path = os.path.join(self._resumed.folder(args, state.global_step), FILE)
