@@ -28,7 +28,8 @@ class SwavgError(Exception):
     def __str__(self) -> str:
         if self.hint is None:
             return self.message
-        return f"{self.message.removesuffix('.')}. {self.hint}"
+        end = "" if self.message.endswith(("?", "!")) else "."
+        return f"{self.message.removesuffix('.')}{end} {self.hint}"
 
 
 def _restored(

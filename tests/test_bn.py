@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -371,6 +372,15 @@ def interrupted():
 def nothing():
     return []
 
+def moving():
+    os.makedirs("there", exist_ok=True)
+    os.chdir("there")
+    open("opened-at-start", "w").close()
+    for batch in loader():
+        # The code goes on where it went.
+        open("opened-later", "w").close()
+        yield batch
+
 def plain():
     return nn.Linear(3, 4)
 """
@@ -455,3 +465,11 @@ def test_wrong_calls_have_their_exit_codes_and_write_nothing(
     assert stdout == ""
     assert not debris(project)
     assert {"avg.pt", "mine.py"} >= {p.name for p in project.iterdir()} - {"__pycache__"}
+
+
+@pytest.mark.parametrize("data", ["mine:moving", "mine.py:moving"])
+def test_user_code_that_changes_the_folder_moves_nothing_of_ours(project, data):
+    done = bn(project, "avg.pt", "--model", "mine:net", "--data", data, "-o", "out.pt")
+    assert (done.returncode, done.stdout) == (0, "out.pt\n"), done.stderr
+    assert (project / "out.pt").exists()
+    assert sorted(os.listdir(project / "there")) == ["opened-at-start", "opened-later"]

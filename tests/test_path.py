@@ -194,3 +194,12 @@ def test_a_dry_run_of_a_path_says_what_it_would_do(bowls, capsys):
     assert "25 from t = -0.25 to 1.25" in out
     assert "2.236 apart" in out
     assert not (bowls / "path.csv").exists()
+
+
+def test_the_middle_between_each_two_is_always_measured(bowls):
+    args = ["path", "a.safetensors", "b.safetensors", "c.safetensors", *MODEL, "--points", "2"]
+    assert call(*args, "--json") == 0
+    with open("path.csv") as file:
+        file.readline()
+        found = [float(row["t"]) for row in csv.DictReader(file) if row["t"]]
+    assert {0.0, 0.5, 1.0, 1.5, 2.0} <= set(found)

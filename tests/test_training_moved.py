@@ -1,6 +1,8 @@
 """Models that change while, or between, their averages are kept."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -230,3 +232,85 @@ def test_arguments_of_a_wrong_kind_are_refused_at_once(made, said):
 
 def test_one_width_needs_no_tuple():
     assert PowerEMA(network(), sigma_rel=0.1).sigma_rel == (0.1,)
+
+
+# ---- Two averages of one model.
+
+
+def test_averages_are_restored_last_in_first_out():
+    model = network()
+    one, two = EMA(model, decay=0.5), EMA(model, decay=0.9)
+    wander(model, 3, lambda: (one.update(), two.update()))
+    own, first, second = snapshot(model), one.averaged(), two.averaged()
+    one.apply_shadow()
+    two.apply_shadow()
+    with pytest.raises(RequestError, match="Another average was applied after this one"):
+        one.restore()
+    two.restore()
+    one.restore()
+    assert_same(snapshot(model), own)
+    assert_same(one.averaged(), first)
+    assert_same(two.averaged(), second)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_nothing_is_updated_with_anothers_values(wrapped):
+    model = network()
+    ema = EMA(torch.nn.DataParallel(model) if wrapped else model, decay=0.5)
+    power, swa = PowerEMA(model), SWA(model, start=0)
+    wander(model, 2, lambda: (ema.update(), power.update()))
+    expected = power.averaged()
+    with ema.applied():
+        for act in (power.update, swa.update, swa.step):
+            with pytest.raises(RequestError, match="Another average is in the model now"):
+                act()
+    assert_same(power.averaged(), expected)
+    swa.update()
+    with swa.swapped(), pytest.raises(RequestError, match="Another average is in the model now"):
+        ema.update()
+    ema.update()
+
+
+def test_a_copy_made_while_applied_is_a_model_of_its_own():
+    model = network()
+    ema, _ = followed(model)
+    with ema.applied():
+        other = copy.deepcopy(model)
+        EMA(other).update()
+    ema.update()
+
+
+def test_an_average_that_is_let_go_holds_nothing():
+    model = network()
+    ema, _ = followed(model)
+    ema.apply_shadow()
+    gone = weakref.ref(model)
+    del ema, model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_scripted_model_is_refused():
+    with pytest.warns(DeprecationWarning, match="jit"):
+        scripted = torch.jit.script(nn.Linear(2, 1))
+    with pytest.raises(RequestError, match="TorchScript"):
+        EMA(scripted)
+
+
+def test_an_swa_without_anything_or_of_a_stranger_is_refused():
+    with pytest.raises(RequestError, match="NoneType is no model"):
+        SWA(None, 1)
+    with pytest.raises(RequestError, match="has none of the model's parameters"):
+        SWA(sgd(network()), 1, model=network())
+
+
+def test_torchs_order_of_arguments_is_told():
+    from swavg.training import apply_swa, update_bn
+
+    with pytest.raises(RequestError, match="is no model") as caught:
+        update_bn(batches(1), network())
+    assert "update_bn(model, batches)" in caught.value.hint
+    with pytest.raises(RequestError, match="is no model"):
+        apply_swa(network().state_dict(), ["a.pt"])
+    with pytest.raises(RequestError, match="The checkpoints are one path"):
+        apply_swa(network(), "a.pt")

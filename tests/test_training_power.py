@@ -15,6 +15,7 @@ from swavg.errors import MismatchError, OutputError, RequestError
 from swavg.recipe import recipe_of
 from swavg.series import discover
 from swavg.training.power import PowerEMA
+from swavg.training.snapshot import save_snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,7 @@ def test_snapshots_carry_their_step_and_are_not_overwritten(tmp_path):
     (path,) = power.save(tmp_path, step=1024)
     assert [snapshot.step for snapshot in discover([tmp_path]).snapshots] == [1024]
     assert load(path)["0.weight"].dtype == torch.float32
+    wander(model, 1, power.update)
     with pytest.raises(OutputError, match="exists"):
         power.save(tmp_path, step=1024)
     power.save(tmp_path, step=1024, force=True)
@@ -147,3 +149,18 @@ def test_misuse_is_told():
         PowerEMA(model, (0.2,)).load_state_dict(power.state_dict())
     with pytest.raises(MismatchError, match=r"has no '0\.bias'"):
         PowerEMA(nn.Linear(2, 2)).load_state_dict(power.state_dict())
+
+
+def test_a_resumed_run_saves_its_steps_again_and_nothing_else(tmp_path):
+    model = network()
+    power = PowerEMA(model)
+    wander(model, 3, power.update)
+    first = [path.read_bytes() for path in power.save(tmp_path)]
+    resumed = PowerEMA(model)
+    resumed.load_state_dict(power.state_dict())
+    assert [path.read_bytes() for path in resumed.save(tmp_path)] == first
+    path = power.save(tmp_path)[0]
+    save_snapshot(path, model, step=3, force=True)
+    with pytest.raises(OutputError, match="exists already"):
+        power.save(tmp_path)
+    power.save(tmp_path, force=True)

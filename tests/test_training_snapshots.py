@@ -290,3 +290,23 @@ def test_a_file_in_the_way_is_told_with_a_way_out(tmp_path):
 def test_counts_are_whole_numbers(tmp_path, options):
     with pytest.raises(RequestError, match="must be"):
         Snapshots(tmp_path, metric="val_loss", **options)
+
+
+@pytest.mark.parametrize("name", ["s-{step:,}", "{step:x}", "{step:>8}", "{step:+d}", "{step:e}"])
+def test_names_that_cannot_be_read_back_are_refused(tmp_path, name):
+    with pytest.raises(RequestError, match="is no name of snapshots"):
+        Snapshots(tmp_path, name=name)
+
+
+def test_what_a_killed_process_was_writing_goes_once_it_is_old(tmp_path):
+    fresh = tmp_path / ".step-10.safetensors.0a1b2c3d.swavg-partial"
+    stale = tmp_path / ".step-20.safetensors.0a1b2c3d.swavg-partial"
+    foreign = tmp_path / ".other.safetensors.0a1b2c3d.swavg-partial"
+    for path in (fresh, stale, foreign):
+        path.write_bytes(b"half")
+    for path in (stale, foreign):
+        os.utime(path, (0, 0))
+    Snapshots(tmp_path)
+    assert fresh.exists()
+    assert foreign.exists()
+    assert not stale.exists()

@@ -178,7 +178,13 @@ def distances_note(surface: Surface) -> list[str]:
     """Which points do not lie in the plane, where the picture shows their projection."""
     corners = [place.position for place in surface.places if place.kind == "corner"]
     extent = max(math.hypot(p.x, p.y) for p in corners)
-    return [
+    off = max((place.position.off for place in surface.trail), default=0.0)
+    trail = (
+        [f"the series lies up to {off:.3g} off the plane: it is drawn where it projects"]
+        if off > 0.01 * extent
+        else []
+    )
+    return trail + [
         f"{printed(place.name)} lies {place.position.off:.3g} off the plane (W1 and W2 are"
         f" {corners[1].x:.3g} apart): it is drawn where it projects, with its own loss"
         for place in surface.places

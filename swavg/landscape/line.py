@@ -83,7 +83,8 @@ def line_of(found: Route, values: Sequence[Value]) -> Line:
         if not math.isfinite(line.at(index, "loss")):
             raise NumericsError(
                 f"{name}: its loss is {line.at(index, 'loss')}.",
-                hint="Does the model with this checkpoint give numbers on this data at all?",
+                hint="Does the model with this checkpoint give numbers on this data at all? After a"
+                " change in your code, use --restart.",
             )
     return line
 
@@ -132,5 +133,6 @@ def verdict(line: Line) -> Verdict:
     if not mean <= max(ends) + allowed:
         return Verdict(False, "no barrier, but the mean is worse than all of them")
     if mean < min(ends):
-        return Verdict(True, "no barrier: averaging is safe, and the mean is better than all")
+        by = " in error rate" if metric == "error" else ""
+        return Verdict(True, f"no barrier: averaging is safe, and the mean is better than all{by}")
     return Verdict(True, "no barrier: averaging is safe")

@@ -27,7 +27,7 @@ _SAME = 1e-9
 class Route:
     """The line through checkpoints 0, 1, ...: at t, 1 - t of one and t of the next.
 
-    ``ts`` ascend and have every checkpoint and, of two, their mean at 0.5. ``lengths`` are the
+    ``ts`` ascend and have every checkpoint and the middle between each two. ``lengths`` are the
     distances from each checkpoint to the next.
     """
 
@@ -64,8 +64,9 @@ def route(
     end: float,
     on_read: OnRead | None = None,
 ) -> Route:
-    """``points`` from ``start`` before the first checkpoint to ``end`` past the last but one, and
-    the checkpoints themselves (``start`` 0 and ``end`` 1: from the first to the last).
+    """``points`` from ``start`` before the first checkpoint to ``end`` past the last but one, the
+    checkpoints themselves (``start`` 0 and ``end`` 1: from the first to the last), and the middle
+    between each and the next, so that no barrier is judged by its ends.
 
     Raises RequestError, and what :func:`offset_products` raises.
     """
@@ -95,7 +96,7 @@ def route(
                 " between them."
             )
         lengths.append(math.sqrt(square))
-    fixed = [float(index) for index in range(count)] + ([0.5] if count == 2 else [])
+    fixed = [index / 2 for index in range(2 * count - 1)]
     between = [
         t
         for t in spaced(start, count - 2 + end, points)

@@ -25,7 +25,7 @@ from swavg.recipe import short_names
 from swavg.training.bundle import Bundle, bundled
 from swavg.training.matching import Match, match, model_dtype
 from swavg.training.state import own_rows, own_tensors, writer
-from swavg.training.wrapped import is_sharded, local, part_of
+from swavg.training.wrapped import check_module, is_sharded, local, part_of
 
 _BLOCK = 1 << 18
 
@@ -96,8 +96,11 @@ class Blend:
         key: str | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
-        if isinstance(checkpoints, (str, os.PathLike)) or not checkpoints:
-            raise RequestError("No checkpoints given.", hint="Give a list of paths.")
+        if isinstance(checkpoints, (str, os.PathLike)):
+            raise RequestError("The checkpoints are one path.", hint="Give a list of paths.")
+        if not checkpoints:
+            raise RequestError("No checkpoints given.")
+        check_module(model)
         shared: dict[Any, Any] = {}
         self._checkpoints = [
             each

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from swavg.errors import RequestError
-from swavg.training.wrapped import modules, unwrap
+from swavg.training.wrapped import check_module, modules, unwrap
 
 Weigh = Literal["batches", "elements"]
 
@@ -49,6 +49,7 @@ def update_bn(
     """
     if weigh not in ("batches", "elements"):
         raise RequestError(f"weigh is {weigh!r}; it is 'batches' or 'elements'.")
+    check_module(model, "It is update_bn(model, batches).")
     run = _default() if forward is None else forward
     inner = unwrap(model)
     layers: dict[_NormBase, _Layer] = {}

@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -86,12 +86,35 @@ def folders(text: str) -> list[str]:
     return [os.getcwd()]
 
 
+_gone_to: list[str] = []
+"""Where the user's code has changed the current folder to (Hydra does, for one)."""
+
+
 @contextmanager
-def importable(places: Sequence[str]) -> Iterator[None]:
-    """Modules in the folders ``places`` can be imported in the block."""
-    sys.path[:0] = places
+def _own_folder() -> Iterator[None]:
+    """In the block, the current folder is where the user's code last was; after it, ours again:
+    our inputs and outputs are named from there."""
+    home = os.getcwd()
+    if _gone_to and os.path.isdir(_gone_to[0]):
+        os.chdir(_gone_to[0])
+    inside = os.getcwd()
     try:
         yield
+    finally:
+        with suppress(OSError):
+            if os.getcwd() != inside:
+                _gone_to[:] = [os.getcwd()]
+        os.chdir(home)
+
+
+@contextmanager
+def importable(places: Sequence[str]) -> Iterator[None]:
+    """For a block of the user's code: modules in the folders ``places`` can be imported, and the
+    current folder may be changed."""
+    sys.path[:0] = places
+    try:
+        with _own_folder():
+            yield
     finally:
         for folder in places:
             # The user's code may have changed the path, too.

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from swavg.errors import RequestError
+from swavg.errors import InputError, RequestError
 from swavg.training.ema import check_state
 from swavg.training.moving import lerp
 from swavg.training.shadow import Buffers, Frozen, Shadow
+from swavg.training.wrapped import rank
 from swavg.weights import beta, gamma_from_sigma_rel
 
 
@@ -98,7 +99,8 @@ class PowerEMA:
         """Write a snapshot of each profile into ``folder`` for ``swavg posthoc``; their paths.
 
         ``step`` is recorded instead of the number of updates. It must be proportional to that, as
-        the number of samples seen is: the profiles reach back to step 0. Raises RequestError
+        the number of samples seen is: the profiles reach back to step 0. What an earlier run saved
+        after as many updates is replaced, other files only with ``force``. Raises RequestError
         before the first update, and what :func:`~swavg.training.save_snapshot` raises.
         """
         if self.num_updates == 0:
@@ -117,8 +119,10 @@ class PowerEMA:
                 "profile": profile,
             }
             path = Path(folder) / f"sigma-{width}-step-{at}.safetensors"
+            # What an interrupted run wrote of this step makes way; what is not ours does not.
+            again = force or (rank() == 0 and _is_of(path, recipe))
             written = save_snapshot(
-                path, self._shadows[index].views(), step=at, recipe=recipe, force=force
+                path, self._shadows[index].views(), step=at, recipe=recipe, force=again
             )
             paths.append(Path(written))
         return paths
@@ -152,3 +156,14 @@ class PowerEMA:
 
     def __repr__(self) -> str:
         return f"PowerEMA(sigma_rel={self.sigma_rel}, num_updates={self.num_updates})"
+
+
+def _is_of(path: Path, recipe: Mapping[str, Any]) -> bool:
+    """Whether a snapshot of the same profile, updates and step is at ``path``."""
+    from swavg.recipe import recipe_of
+
+    try:
+        found = recipe_of(path)
+    except InputError:
+        return False
+    return all(found.get(name) == value for name, value in recipe.items())

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from swavg.errors import MismatchError, RequestError
-from swavg.training.wrapped import is_sharded, modules, plain_names, settle, unwrap
+from swavg.training.wrapped import check_module, is_sharded, modules, plain_names, settle, unwrap
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,11 +145,12 @@ def _held(module: nn.Module) -> list[str]:
 
 
 def check_model(model: object) -> None:
-    """Raise RequestError for what is no module, such as ``model.parameters()``."""
-    if not isinstance(model, nn.Module):
+    """Raise RequestError for what is no module, or one whose tensors cannot be exchanged."""
+    check_module(model)
+    if isinstance(model, torch.jit.ScriptModule):
         raise RequestError(
-            f"A {type(model).__name__} is no model.",
-            hint="Give the nn.Module itself, not its parameters() or state_dict().",
+            "A TorchScript model keeps its weights where they cannot be exchanged.",
+            hint="Average the module that it was made from.",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,30 @@ from swavg.errors import RequestError
 from swavg.training.exchange import Exchanges
 from swavg.training.moving import Move, move_all
 from swavg.training.roster import Roster, Slot
-from swavg.training.wrapped import full, local, part_of, settle, sharded_as
+from swavg.training.wrapped import full, local, part_of, settle, sharded_as, unwrap
 
 Buffers = Literal["copy", "average"]
 Frozen = Literal["keep", "average"]
+
+
+_in_models: WeakKeyDictionary[nn.Module, list[ReferenceType[Shadow]]] = WeakKeyDictionary()
+"""The averages that a model has now, in the order in which they were applied."""
+
+
+def forbid_others(model: nn.Module, act: str, own: Shadow | None = None) -> None:
+    """Raise RequestError while the model has the values of another average than ``own``, which
+    would be taken for its own weights."""
+    others = [each for each in _applied_to(model) if each is not own]
+    if others:
+        raise RequestError(
+            f"Another average is in the model now: cannot {act}.",
+            hint="Restore that one first.",
+        )
+
+
+def _applied_to(model: nn.Module) -> list[Shadow]:
+    found = (reference() for reference in _in_models.get(unwrap(model), ()))
+    return [shadow for shadow in found if shadow is not None]
 
 
 class Shadow:
@@ -87,6 +108,7 @@ class Shadow:
         RequestError if the model is not the one it was.
         """
         self.forbid_applied("update")
+        forbid_others(self._roster.model, "update")
         self._roster.check()
         moved: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
         copied: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
@@ -127,6 +149,7 @@ class Shadow:
         except BaseException:
             self._back()
             raise
+        _in_models.setdefault(unwrap(self._roster.model), []).append(ref(self))
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -138,6 +161,12 @@ class Shadow:
                 "The model has its own weights: there is nothing to restore.",
                 hint="Apply the average first, or use the with statement.",
             )
+        later = _applied_to(self._roster.model)
+        if self in later and later[-1] is not self:
+            raise RequestError(
+                "Another average was applied after this one.",
+                hint="Restore that one first: the last in, the first out.",
+            )
         self._back()
 
     def _back(self) -> None:
@@ -145,6 +174,11 @@ class Shadow:
         # FSDP2 may hold gathered parameters of an evaluation.
         settle(self._roster.model)
         self._exchanges.back()
+        model = unwrap(self._roster.model)
+        if left := [ref(each) for each in _applied_to(model) if each is not self]:
+            _in_models[model] = left
+        else:
+            _in_models.pop(model, None)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import string
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats import open_checkpoint
+from swavg.publish import TEMPORARY
 from swavg.series import guess_mode
 from swavg.series.inside import read_inside
 from swavg.training.snapshot import checked_count, save_snapshot
@@ -24,6 +26,8 @@ from swavg.weights.checks import check_count
 
 _SUFFIX = ".safetensors"
 _MARK = "snapshots"
+_STALE = 3600
+"""Seconds after which a file that is not finished is nobody's any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Snapshots:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             found = [(self._own(path), path.stat().st_mtime_ns) for path in self.folder.iterdir()]
+            self._clear()
         except OSError as error:
             raise OutputError(self.folder, f"is no folder to write to: {error.strerror}") from None
         # As they were written: a run that went back and died again has left later steps behind.
@@ -141,6 +146,14 @@ class Snapshots:
         self._kept = [each for each in self._kept if each.path != path] + [kept]
         self._prune()
         return path
+
+    def _clear(self) -> None:
+        """Remove what killed processes were writing: snapshots nobody has written to for long."""
+        for path in self.folder.glob(f".*{TEMPORARY}"):
+            finished = path.name[1:].removesuffix(TEMPORARY).rpartition(".")[0]
+            stale = time.time() - path.stat().st_mtime > _STALE
+            if stale and rank() == 0 and self._pattern.fullmatch(finished):
+                _delete(path)
 
     def _prune(self) -> None:
         if self._keep is None:
@@ -226,10 +239,16 @@ def _pattern(name: str) -> re.Pattern[str]:
         raise RequestError(f"'{name}' is no name of snapshots.", hint=hint) from None
     if fields != ["step"] or os.sep in name or name.startswith("."):
         raise RequestError(f"'{name}' is no name of snapshots.", hint=hint)
-    return re.compile(
+    pattern = re.compile(
         "".join(
             re.escape(text) + (r"(\d+)" if field is not None else "") for text, field, _, _ in parts
         )
         + re.escape(_SUFFIX),
         re.ASCII,
     )
+    # As 1,000 or 3e8 a step could not be read back, and no snapshot would be deleted.
+    for step in (0, 7, 12_345_678):
+        match = pattern.fullmatch(f"{name.format(step=step)}{_SUFFIX}")
+        if match is None or int(match[1]) != step:
+            raise RequestError(f"'{name}' is no name of snapshots.", hint=hint)
+    return pattern

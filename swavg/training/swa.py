@@ -22,8 +22,21 @@ from swavg.training.ema import check_state
 from swavg.training.moving import running_mean
 from swavg.training.roster import check_model
 from swavg.training.schedule import Anneal, SWASchedule
-from swavg.training.shadow import Buffers, Frozen, Shadow
+from swavg.training.shadow import Buffers, Frozen, Shadow, forbid_others
 from swavg.weights.checks import check_count
+
+
+def _check_together(optimizer: Optimizer | None, model: nn.Module) -> None:
+    """Raise RequestError if the optimizer trains nothing of the model."""
+    if optimizer is None:
+        return
+    own = {id(parameter) for parameter in model.parameters()}
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if own and trained and own.isdisjoint(trained):
+        raise RequestError(
+            "The optimizer has none of the model's parameters.",
+            hint="Build it from model.parameters(), after the model was moved or wrapped.",
+        )
 
 
 class SWA(Around):
@@ -85,8 +98,10 @@ class SWA(Around):
             if model is not None:
                 raise RequestError("Two models were given.")
             model = optimizer_or_model
+            check_model(model)
         if model is not None:
             check_model(model)
+            _check_together(optimizer, model)
         if start is not None:
             check_count("start", start, 0)
         check_count("every", every)
@@ -158,6 +173,8 @@ class SWA(Around):
         """Average the present weights in, whatever the step."""
         self._forbid_swapped("update")
         if self._shadow is None:
+            if self._model is not None:
+                forbid_others(self._model, "update")
             # Made from the weights of now: their copy is the mean of one.
             self._shadow = Shadow(self._averaged_model(), **self._kept)
         else:

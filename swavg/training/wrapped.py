@@ -24,6 +24,15 @@ _PLAIN = (Tensor, nn.Parameter)
 """Classes of which no DTensor is; an update asks for each tensor of a model."""
 
 
+def check_module(model: object, hint: str | None = None) -> None:
+    """Raise RequestError for what is no module, such as ``model.parameters()``."""
+    if not isinstance(model, nn.Module):
+        raise RequestError(
+            f"A {type(model).__name__} is no model.",
+            hint=hint or "Give the nn.Module itself, not its parameters() or state_dict().",
+        )
+
+
 def inside(module: nn.Module) -> tuple[str, nn.Module] | None:
     """Attribute and module that a wrapper holds; None for a module that is no wrapper.
 
