@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from swavg.errors import InputError
-from swavg.formats.torch_values import Global, Opaque, Refused, View
+from swavg.formats.torch_nodes import (
+    children,
+    class_name,
+    hides,
+    is_optimizer,
+    is_walkable,
+    mapping,
+    members,
+    module_state,
+)
+from swavg.formats.torch_values import Refused, View
 
 # Where trainers put the weights, in order of preference: plain ones, then moving averages.
 _PLAIN = (
@@ -31,7 +41,6 @@ _MAX_NAME = 4096
 _MAX_NAMES = 64 << 20
 _MAX_NESTING = 100
 _LISTED = 8
-_NEAR = 100
 
 
 @dataclass(frozen=True)
@@ -59,24 +68,24 @@ def find_state(path: str, top: Any, room: int, key: str | None = None) -> State:
     if key is not None:
         root_key, node = key, search.follow(top, key)
         notes: tuple[str, ...] = ()
-        if key and _is_optimizer(node):
+        if key and is_optimizer(node):
             raise InputError(path, f"'{key}' is the state of an optimizer, which is not averaged")
     else:
         root_key, node, notes = search.locate(top)
     # Below a usual name, and in a module, every tensor belongs to the model.
-    skip_never = key is None and not root_key and _module_state(node) is None
+    skip_never = key is None and not root_key and module_state(node) is None
     views, non_tensors, hidden = search.flatten(node, skip_never=skip_never)
     if hidden:
         shown = ", ".join(f"'{name[:80]}'" for name in hidden[:_LISTED])
         notes = (*notes, f"tensors inside {shown} are not averaged: swavg does not know its kind")
     if not views:
         raise InputError(path, f"no tensors under '{root_key}'" if root_key else "holds no tensors")
-    entries = _mapping(top) or {}
+    entries = mapping(top) or {}
     first = root_key if root_key in entries else root_key.split(".")[0]
     others = tuple(str(name) for name in entries if root_key and str(name) != first)
     if not root_key:
         others = tuple(name for name in non_tensors if "." not in name)
-    if (kind := _class_name(node)) is not None:
+    if (kind := class_name(node)) is not None:
         others = (*others, f"class {kind}")
     scalars = {
         name: value
@@ -90,55 +99,6 @@ def _is_scalar(value: Any) -> bool:
     if type(value) is int:
         return value.bit_length() < 64
     return type(value) is float or (type(value) is str and len(value) <= 1000)
-
-
-def _mapping(node: Any) -> dict[Any, Any] | None:
-    """The entries of a dictionary, of a pickled module, or of a dictionary-like object."""
-    if isinstance(node, dict):
-        return node
-    if not isinstance(node, Opaque):
-        return None
-    module = _module_state(node)
-    if module is None:
-        return node.pairs or None
-    hidden = _names(module.get("_non_persistent_buffers_set"))
-    entries: dict[Any, Any] = {}
-    for part in ("_parameters", "_buffers", "_modules"):
-        members = module.get(part)
-        for name, value in (_mapping(members) or {}).items():
-            if value is not None and not (part == "_buffers" and name in hidden):
-                entries[name] = value
-    return entries
-
-
-def _module_state(node: Any) -> dict[Any, Any] | None:
-    state = node.state if isinstance(node, Opaque) else None
-    if isinstance(state, tuple) and len(state) == 2:
-        state = state[0]
-    if isinstance(state, dict) and "_parameters" in state and "_modules" in state:
-        return state
-    return None
-
-
-def _class_name(node: Any) -> str | None:
-    """The class of a pickled module."""
-    if _module_state(node) is None:
-        return None
-    return f"{node.of.module}.{node.of.name}" if isinstance(node.of, Global) else "of a module"
-
-
-def _names(node: Any) -> set[str]:
-    """The strings of a pickled set."""
-    if isinstance(node, Opaque):
-        first = node.args[0] if isinstance(node.args, tuple) and node.args else ()
-        found = [*node.items, *(first if isinstance(first, (list, tuple)) else ())]
-        return {name for name in found if isinstance(name, str)}
-    return set()
-
-
-def _is_optimizer(node: Any) -> bool:
-    entries = _mapping(node)
-    return entries is not None and "param_groups" in entries and "state" in entries
 
 
 def _is_never(name: Any, node: Any) -> bool:
@@ -163,10 +123,10 @@ class _Search:
             if isinstance(current, (View, Refused)) or self._holding.get(id(current)):
                 self._holding[id(node)] = True
                 return True
-            if id(current) in self._holding or _is_optimizer(current):
+            if id(current) in self._holding or is_optimizer(current):
                 continue
-            for child in _children(current):
-                if id(child) not in seen and _is_walkable(child):
+            for child in children(current):
+                if id(child) not in seen and is_walkable(child):
                     seen.add(id(child))
                     pending.append(child)
         for known in seen:
@@ -177,9 +137,9 @@ class _Search:
         """Path and node of the state dict, and notes on what else could have been meant."""
         if isinstance(top, (View, Refused)):
             raise InputError(self.path, "holds a single tensor, not a state dict")
-        if isinstance(top, (list, tuple)) or _module_state(top) is not None:
+        if isinstance(top, (list, tuple)) or module_state(top) is not None:
             return "", top, ()
-        entries = _mapping(top)
+        entries = mapping(top)
         if entries is None:
             raise InputError(self.path, "holds no state dict")
         candidates = [name for name in entries if self._may_be_meant(name, entries[name])]
@@ -214,15 +174,15 @@ class _Search:
         return root_key, node, notes
 
     def _may_be_meant(self, name: Any, node: Any) -> bool:
-        if not isinstance(name, str) or isinstance(node, (View, Refused)) or _is_optimizer(node):
+        if not isinstance(name, str) or isinstance(node, (View, Refused)) or is_optimizer(node):
             return False
         return not _is_never(name, node) and self.holds_tensors(node)
 
     def _deeper(self, parts: list[str], node: Any) -> tuple[list[str], Any]:
         """Down through wrappers such as ``model.state_dict``, as long as nothing is left behind
         but optimizer state and moving averages."""
-        while len(parts) < _DEPTH and _module_state(node) is None:
-            entries = _mapping(node)
+        while len(parts) < _DEPTH and module_state(node) is None:
+            entries = mapping(node)
             if entries is None or any(isinstance(v, (View, Refused)) for v in entries.values()):
                 break
             names = [name for name in entries if self._may_be_meant(name, entries[name])]
@@ -236,7 +196,7 @@ class _Search:
         """The node at the dotted path ``key``; keys may hold dots themselves."""
         node, rest = top, key
         while rest:
-            entries = dict(_members(node))
+            entries = dict(members(node))
             ends = [i for i in range(len(rest) + 1) if i == len(rest) or rest[i] == "."]
             end = next((i for i in reversed(ends) if rest[:i] in entries), None)
             if end is None:
@@ -260,11 +220,11 @@ class _Search:
         hidden: list[str] = []
         length = 0
         # Children in order, one iterator per level; `open_ids` are the nodes we are inside of.
-        levels = [("", root, _members(root))]
+        levels = [("", root, members(root))]
         open_ids = {id(root)}
         while levels:
-            prefix, node, members = levels[-1]
-            member = next(members, None)
+            prefix, node, rest = levels[-1]
+            member = next(rest, None)
             if member is None:
                 levels.pop()
                 open_ids.discard(id(node))
@@ -289,71 +249,18 @@ class _Search:
             elif self._is_inside(name, value, skip_never and not prefix):
                 if id(value) in open_ids or len(levels) >= _MAX_NESTING:
                     raise InputError(self.path, f"'{name[:80]}' is nested without end")
-                levels.append((name + ".", value, _members(value)))
+                levels.append((name + ".", value, members(value)))
                 open_ids.add(id(value))
             else:
                 non_tensors.append(name)
-                if not (skip_never and not prefix and _is_never(name, value)) and _hides(value):
+                if not (skip_never and not prefix and _is_never(name, value)) and hides(value):
                     hidden.append(name)
         return views, tuple(non_tensors), tuple(hidden)
 
     def _is_inside(self, name: str, value: Any, skip_never: bool) -> bool:
-        if not _is_walkable(value) or _is_optimizer(value):
+        if not is_walkable(value) or is_optimizer(value):
             return False
         return not (skip_never and _is_never(name, value)) and self.holds_tensors(value)
-
-
-def _is_walkable(node: Any) -> bool:
-    return isinstance(node, (dict, list, tuple, View, Refused, Opaque))
-
-
-def _children(node: Any) -> list[Any]:
-    if isinstance(node, (list, tuple)):
-        return list(node)
-    return list((_mapping(node) or {}).values())
-
-
-def _hides(node: Any) -> bool:
-    """Whether an object of an unknown class has tensors among the nearest of its parts."""
-    if not isinstance(node, Opaque) or _is_optimizer(node):
-        return False
-    near: list[Any] = [node]
-    seen = 0
-    while near and seen < _NEAR:
-        part = near.pop(0)
-        seen += 1
-        if isinstance(part, (View, Refused)):
-            return True
-        if isinstance(part, Opaque):
-            near += [part.args, part.state, part.items, part.pairs]
-        elif isinstance(part, (list, tuple)):
-            near += part[:_NEAR]
-        elif isinstance(part, dict):
-            near += list(part.values())[:_NEAR]
-    return False
-
-
-def _members(node: Any) -> Iterator[tuple[str, Any]]:
-    """The members of a container with the names they get."""
-    if isinstance(node, (list, tuple)):
-        yield from ((str(index), value) for index, value in enumerate(node))
-    else:
-        yield from ((_name(key), value) for key, value in (_mapping(node) or {}).items())
-
-
-def _name(key: Any) -> str:
-    """A dictionary's key as a name."""
-    if isinstance(key, str):
-        return key
-    if isinstance(key, bytes):
-        return key.decode("utf-8", "backslashreplace")
-    if type(key) is int and key.bit_length() >= 64:
-        return "?"
-    if type(key) is tuple:
-        return f"({', '.join(map(_name, key))})"
-    if isinstance(key, Global):
-        return f"{key.module}.{key.name}"
-    return str(key) if key is None or type(key) in (int, float, bool) else "?"
 
 
 def _listing(entries: Mapping[str, Any]) -> str:
