@@ -72,9 +72,14 @@ class Job:
         if folder and os.path.isdir(path):
             refuse_other_files(path, self.output)
 
-    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Report:
-        """Stream the sum and publish it. Raises a SwavgError; the destination is then as it was."""
-        return run_together([self], on_progress)[0]
+    def run(
+        self,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_publish: Callable[[], object] = lambda: None,
+    ) -> Report:
+        """Stream the sum and publish it, as :func:`run_together`. Raises a SwavgError; the
+        destination is then as it was."""
+        return run_together([self], on_progress, on_publish)[0]
 
     def report(
         self,

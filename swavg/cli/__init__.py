@@ -57,9 +57,9 @@ def cli() -> None:
     swavg average a.safetensors b.safetensors --weights 0.5 0.5 -o c.safetensors
     ls -t ckpts/*.pt | head -5 | swavg average - -o averaged.pt
 
-    Exit codes: 0 done, 1 a bug, 2 usage, 3 the checkpoints do not match, 4 an input is missing,
-    corrupt or unsafe, 5 the output cannot be written or exists, 6 numbers refused (NaN, Inf,
-    overflow), 130 interrupted. On every code but 0 the destination is as it was.
+    Exit codes: 0 done, 1 a bug or a killed worker, 2 usage, 3 the checkpoints do not match, 4 an
+    input is missing, corrupt or unsafe, 5 the output cannot be written or exists, 6 numbers refused
+    (NaN, Inf, overflow), 130 interrupted. On every code but 0 the destination is as it was.
     """
 
 

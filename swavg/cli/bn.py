@@ -8,6 +8,7 @@ from dataclasses import asdict
 import click
 
 from swavg.cli.running import STDOUT, Running
+from swavg.cli.surroundings import ignore_signals
 
 
 @click.command()
@@ -102,6 +103,7 @@ def bn(
                 key=key,
                 force=force,
                 on_batch=on_batch,
+                on_publish=ignore_signals,
             )
     if not quiet:
         console_bn.summary(done)

@@ -67,6 +67,7 @@ def recalibrate(
     key: str | None = None,
     force: bool = False,
     on_batch: OnBatch | None = None,
+    on_publish: Callable[[], object] = lambda: None,
 ) -> Recalibration:
     """Write ``averaged`` with the running statistics that its weights have on ``batches``.
 
@@ -77,7 +78,8 @@ def recalibrate(
     bytes, and they keep their dtypes. ``output`` is a path, None for standard output, or empty for
     the default: ``averaged`` with ``-bn`` behind its stem. ``key`` is the dotted path of the state
     dict in a PyTorch file. ``on_batch`` is called after each batch with the number done and in
-    all (None: unknown). Raises a SwavgError; the destination is then as it was.
+    all (None: unknown), ``on_publish`` before the output gets its name: from then on there is no
+    way back. Raises a SwavgError; the destination is then as it was.
     """
     begun = time.monotonic()
     checkpoint = open_checkpoint(averaged, key=key)
@@ -105,7 +107,7 @@ def recalibrate(
             for name in checkpoint.tensors
         ]
         job = copying_job([checkpoint, fresh], tasks, where, values, force)
-        report = job.run()
+        report = job.run(on_publish=on_publish)
         change = moved(checkpoint, fresh)
     return Recalibration(
         STDOUT if where is None else report.output,
