@@ -310,3 +310,18 @@ def test_what_a_killed_process_was_writing_goes_once_it_is_old(tmp_path):
     assert fresh.exists()
     assert foreign.exists()
     assert not stale.exists()
+
+
+def test_a_link_to_nowhere_and_files_that_go_meanwhile_are_no_harm(tmp_path, monkeypatch):
+    os.symlink(tmp_path / "gone", tmp_path / "step-5.safetensors")
+    Snapshots(tmp_path, keep=2).save(weights(1), 1)
+    listed = type(tmp_path).iterdir
+
+    def with_another(folder):
+        # Another process deletes one between the look into the folder and that at the file.
+        yield from listed(folder)
+        yield folder / "step-7.safetensors"
+        yield folder / ".step-8.safetensors.0a1b2c3d.swavg-partial"
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", with_another)
+    assert [path.name for path in Snapshots(tmp_path, keep=2).paths] == ["step-1.safetensors"]

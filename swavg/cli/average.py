@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import click
 
 from swavg.cli.choosing import Choosing, choose, choosing_options
 from swavg.cli.options import Weights, WeightsCommand, read_paths
 from swavg.cli.running import OUTPUT, Running, running_options
+
+if TYPE_CHECKING:
+    from swavg.weights import Sum
 
 
 @click.command(cls=WeightsCommand)
@@ -38,7 +42,7 @@ def average(
     checkpoints: tuple[str, ...],
     output: str | None,
     weights: tuple[tuple[float, ...], ...],
-    sum_to: str | None,
+    sum_to: Sum | None,
     null: bool,
     choosing: Choosing,
     running: Running,
@@ -74,7 +78,7 @@ def average(
             choosing = replace(choosing, keep_order=True)
     series = choose(paths, choosing)
     n = len(series)
-    numbers = mean(n) if values is None else given(values, n, sum_to or "one")  # type: ignore[arg-type]
+    numbers = mean(n) if values is None else given(values, n, sum_to or "one")
     steps = series.steps
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
     wanted = Wanted(where, numbers, details=details)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from swavg.errors import InputError
@@ -112,10 +112,9 @@ def _shifted(tensor: Tensor, by: int) -> Tensor:
     return Tensor(tensor.spec, replace(tensor.extent, file=tensor.extent.file + by))
 
 
-def explain_folder(path: str) -> None:
-    """Raise InputError if the folder holds a checkpoint of a kind, or in a state, that is not
-    read."""
-    present = set(os.listdir(path))
+def explain_folder(path: str, present: Collection[str]) -> None:
+    """Raise InputError if a folder of these names holds a checkpoint of a kind, or in a state,
+    that is not read."""
     if ".metadata" in present and any(name.endswith(".distcp") for name in present):
         raise InputError(
             path,
@@ -145,7 +144,7 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     singles = sorted(name for name in present if name.endswith(".safetensors"))
     if len(singles) == 1:
         return singles, None
-    explain_folder(path)
+    explain_folder(path, present)
     raise InputError(
         path,
         "is a folder without model.safetensors, pytorch_model.bin or an index of shards",

@@ -39,7 +39,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.start, float) and 0 < self.start < 1):
-            check_count("start", self.start, 0)  # type: ignore[arg-type]
+            check_count("start", self.start, 0)
         if self.every is not None:
             check_count("every", self.every)
         if self.lr_low is not None and self.every is None:

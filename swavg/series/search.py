@@ -91,7 +91,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         if ignored:
             notes.append(f"ignored {labels(ignored)}: {what}")
     if not found and pattern is None:
-        explain_folder(folder)
+        explain_folder(folder, _listed(folder))
     if not found:
         raise _nothing_in(folder, pattern, [*partial, *training, *shards, *foreign])
     return found

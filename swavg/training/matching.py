@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats import base
 from swavg.matching import by_canonical_name, canonical
+from swavg.training.wrapped import check_shape
 
 _NAMED = 20
 
@@ -63,10 +63,7 @@ def match(
 
 
 def _check(name: str, tensor: Tensor) -> None:
-    if is_lazy(tensor):
-        raise RequestError(
-            f"'{name}' has no shape yet.", hint="Send one batch through the model first."
-        )
+    check_shape(name, tensor)
     if tensor.is_meta:
         raise RequestError(
             f"'{name}' is on the meta device, where nothing can be put.",

@@ -8,10 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from swavg.errors import MismatchError, RequestError
-from swavg.training.wrapped import check_module, is_sharded, modules, plain_names, settle, unwrap
+from swavg.training.wrapped import (
+    check_module,
+    check_shape,
+    is_sharded,
+    modules,
+    plain_names,
+    settle,
+    unwrap,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,10 +164,7 @@ def check_model(model: object) -> None:
 def _check(slot: Slot, tensor: Tensor | None) -> None:
     if tensor is None:
         return
-    if is_lazy(tensor):
-        raise RequestError(
-            f"'{slot.name}' has no shape yet.", hint="Send one batch through the model first."
-        )
+    check_shape(slot.name, tensor)
     if tensor.is_meta:
         raise RequestError(
             f"'{slot.name}' is on the meta device: it has no values.",

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from swavg import __version__, publish
 from swavg.dtypes import BY_NAME, DType
@@ -22,7 +21,7 @@ from swavg.formats.base import Task
 from swavg.formats.safetensors import SafetensorsLayout, lay_out_safetensors
 from swavg.matching import by_canonical_name
 from swavg.recipe import as_text
-from swavg.training.wrapped import is_sharded, plain_names, rank, unwrap
+from swavg.training.wrapped import check_shape, is_sharded, plain_names, rank, unwrap
 
 _OURS = ("step", "epoch", "metrics", "format", "swavg")
 _EXTRA_STATE = "_extra_state"
@@ -122,12 +121,10 @@ def _task(name: str, tensor: Tensor) -> Task:
 
 
 def _dtype(name: str, tensor: Tensor) -> DType:
-    if is_lazy(tensor) or tensor.is_nested:
+    check_shape(name, tensor)
+    if tensor.is_nested:
         raise RequestError(
-            f"'{name}' has no shape yet." if is_lazy(tensor) else f"'{name}' is a nested tensor.",
-            hint="Send one batch through the model first."
-            if is_lazy(tensor)
-            else "Pass a mapping without it, or with it converted.",
+            f"'{name}' is a nested tensor.", hint="Pass a mapping without it, or with it converted."
         )
     spelled = str(tensor.dtype).removeprefix("torch.")
     found = BY_NAME.get(spelled)

@@ -8,7 +8,7 @@ import os
 import re
 import string
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,14 @@ class Snapshots:
         self._pattern = _pattern(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            found = [(self._own(path), path.stat().st_mtime_ns) for path in self.folder.iterdir()]
-            self._clear()
+            paths = list(self.folder.iterdir())
         except OSError as error:
             raise OutputError(self.folder, f"is no folder to write to: {error.strerror}") from None
         # As they were written: a run that went back and died again has left later steps behind.
+        found = [(self._own(path), _written(path)) for path in paths]
         kept = [(written, each.step, each) for each, written in found if each is not None]
         self._kept = [each for *_, each in sorted(kept, key=lambda entry: entry[:2])]
+        self._clear(paths)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -147,11 +148,13 @@ class Snapshots:
         self._prune()
         return path
 
-    def _clear(self) -> None:
+    def _clear(self, paths: Iterable[Path]) -> None:
         """Remove what killed processes were writing: snapshots nobody has written to for long."""
-        for path in self.folder.glob(f".*{TEMPORARY}"):
+        for path in paths:
+            if not (path.name.startswith(".") and path.name.endswith(TEMPORARY)):
+                continue
             finished = path.name[1:].removesuffix(TEMPORARY).rpartition(".")[0]
-            stale = time.time() - path.stat().st_mtime > _STALE
+            stale = time.time_ns() - _written(path) > _STALE * 10**9
             if stale and rank() == 0 and self._pattern.fullmatch(finished):
                 _delete(path)
 
@@ -185,6 +188,14 @@ class Snapshots:
         if _mark(metadata) != self._name or inside.counts.get("step") != step:
             return None
         return _Kept(step, path, inside.metrics.get(self._metric or ""))
+
+
+def _written(path: Path) -> int:
+    """When a file was last written to, in nanoseconds; now if it has gone (others delete, too)."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return time.time_ns()
 
 
 def _mark(metadata: Mapping[str, str]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from swavg.errors import RequestError
 
@@ -30,6 +31,14 @@ def check_module(model: object, hint: str | None = None) -> None:
         raise RequestError(
             f"A {type(model).__name__} is no model.",
             hint=hint or "Give the nn.Module itself, not its parameters() or state_dict().",
+        )
+
+
+def check_shape(name: str, tensor: Tensor) -> None:
+    """Raise RequestError for a tensor of a lazy module that has not seen a batch."""
+    if is_lazy(tensor):
+        raise RequestError(
+            f"'{name}' has no shape yet.", hint="Send one batch through the model first."
         )
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from swavg.errors import RequestError
 
 
-def check_count(what: str, count: int, least: int = 1) -> None:
+def check_count(what: str, count: float, least: int = 1) -> None:
     """``count`` is whole and at least ``least``."""
     try:
         whole = not isinstance(count, (bool, str)) and count % 1 == 0
