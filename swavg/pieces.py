@@ -143,6 +143,8 @@ class Budget:
             elements //= 2
         blocks = max(1, min(_PROCESS_CHUNK // self.output_size, 1 << 20) // elements)
         budget = replace(self, workers=workers, elements=elements, blocks=blocks, processes=True)
+        # What the plan costs each process comes off the buffers of all.
+        limit -= _PROCESS_MEMORY_PER_TASK * tasks * workers
         while budget.memory > limit and budget.blocks > 1:
             budget = replace(budget, blocks=budget.blocks // 2)
         while budget.memory > limit and budget.elements > _PROCESS_BLOCK:
