@@ -6,43 +6,41 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from swavg.errors import InputError
-from swavg.formats.base import Checkpoint, Tensor
-from swavg.formats.files import InputFile, open_input, read_exactly
-from swavg.formats.safetensors import Shared, unique
+from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
+from swavg.formats.files import FILES, open_file
+from swavg.formats.layout import Format, Layout, Request
+from swavg.formats.safetensors import unique, without_ties
+from swavg.storage.sources import LocalFile, Pool, Source
 
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")
-_SUFFIXES = (".safetensors", ".bin")
 _INDEX_LIMIT = 64 << 20
 _INDEX_ENTRIES = 1_000_000
+_BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
+"""Which format the shards of a folder have."""
 
-WEIGHT_SUFFIXES = (
+_WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
-    ".index.json", ".distcp", ".npz", ".mlmodel",
+    ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
 
 
 @dataclass(frozen=True, eq=False)
-class FolderCheckpoint(Checkpoint):
-    """An opened folder. ``shards`` maps the file names to the names of their tensors, in order;
-    ``index_metadata`` is that of the index; ``side_files`` are the names of the other files."""
+class FolderTemplate:
+    """``shards`` maps the file names to the names of their tensors, in order; ``index_metadata``
+    is that of the index, ``index_name`` its file (None: there is none)."""
 
-    shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    index_metadata: Mapping[str, object] = field(default_factory=dict)
-    side_files: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    index_name: str | None = None
-
-    format = "folder"
+    shards: Mapping[str, tuple[str, ...]]
+    index_metadata: Mapping[str, object]
+    index_name: str | None
 
     @property
     def stem(self) -> str:
         """``model`` of ``model-00001-of-00002.safetensors``."""
-        first = next(iter(self.shards))
-        return re.sub(r"(-\d+-of-\d+)?\.[^.]+$", "", first)
+        return re.sub(r"(-\d+-of-\d+)?\.[^.]+$", "", next(iter(self.shards)))
 
     @property
     def suffix(self) -> str:
@@ -59,57 +57,70 @@ def is_checkpoint_folder(path: str) -> bool:
     return True
 
 
-def open_folder(
-    path: str, *, key: str | None = None, shared: Shared | None = None
-) -> FolderCheckpoint:
+def open_folder(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open all shards of the folder ``path``. Raises InputError, naming the file at fault."""
-    from swavg.formats import open_checkpoint
-
     names, index = _weights(path)
-    metadata: Mapping[str, object] = {}
+    index_metadata: Mapping[str, object] = {}
     expected: dict[str, str] = {}
     if index is not None:
-        metadata, expected = _read_index(path, index)
+        index_metadata, expected = _read_index(path, index)
         names = list(dict.fromkeys(expected.values()))
-    files: list[InputFile] = []
-    tensors: dict[str, Tensor] = {}
+    sources: list[Source] = []
     shards: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
-    header: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    builder = TableBuilder()
+    seen: set[str] = set()
+    recipe = None
     for name in names:
         full = os.path.join(path, name)
-        if index is not None and not os.path.exists(full):
-            raise InputError(full, f"missing, though '{index}' lists it")
-        if os.path.isdir(full):
-            raise InputError(full, "is a folder, where a file with weights is expected")
-        shard = open_checkpoint(full, key=key, shared=shared)
+        shard = _open_shard(full, index, key, shared)
         notes += [f"{name}: {note}" for note in shard.notes]
+        recipe = recipe or shard.extras.recipe
         for text, value in shard.metadata.items():
-            header.setdefault(text, value)
+            metadata.setdefault(text, value)
         kept = []
-        for tensor_name, tensor in shard.tensors.items():
-            home = expected.get(tensor_name, name)
-            if home != name:
+        for number, tensor_name in enumerate(shard.tensors):
+            if expected.get(tensor_name, name) != name:
                 continue
-            if tensor_name in tensors:
+            if tensor_name in seen:
                 raise InputError(full, f"'{tensor_name}' is also in another shard")
-            tensors[tensor_name] = _shifted(tensor, len(files))
+            seen.add(tensor_name)
             kept.append(tensor_name)
+            _add(builder, shard, number, len(sources))
         shards[name] = tuple(kept)
-        files += shard.files
+        sources += shard.sources
     for name, home in expected.items():
-        if name not in tensors:
+        if name not in seen:
             raise InputError(os.path.join(path, home), f"has no '{name}', though '{index}' says so")
-    side, left = _others(path, set(names) | ({index} if index is not None else set()))
-    return FolderCheckpoint(
-        path, tuple(files), tensors, header, tuple(notes), shards, metadata, side, left, index
+    side, left_out = _others(path, set(names) | ({index} if index is not None else set()))
+    extras = Extras(
+        recipe=recipe,
+        side_files=side,
+        left_out=left_out,
+        template=FolderTemplate(shards, index_metadata, index),
     )
+    table = builder.build(0, shared)
+    return Checkpoint(path, "folder", tuple(sources), table, metadata, tuple(notes), extras)
 
 
-def _shifted(tensor: Tensor, by: int) -> Tensor:
-    if by == 0:
-        return tensor
-    return Tensor(tensor.spec, replace(tensor.extent, file=tensor.extent.file + by))
+def _open_shard(
+    path: str, index: str | None, key: str | None, shared: Shared | None
+) -> Checkpoint:
+    if index is not None and not os.path.exists(path):
+        raise InputError(path, f"missing, though '{index}' lists it")
+    if os.path.isdir(path):
+        raise InputError(path, "is a folder, where a file with weights is expected")
+    return open_file(path, key, shared)
+
+
+def _add(builder: TableBuilder, shard: Checkpoint, number: int, first: int) -> None:
+    """The tensor of a shard whose sources begin at ``first``."""
+    table = shard.tensors
+    if number in table.columns.others:
+        raise InputError(shard.path, "lies in several places, which a shard does not")
+    offset = table.base + table.columns.offset[number]
+    builder.add(table.columns.names[number], table.form_of(number), offset, first)
 
 
 def explain_folder(path: str, present: Collection[str]) -> None:
@@ -132,7 +143,7 @@ def _weights(path: str) -> tuple[list[str], str | None]:
         present = set(os.listdir(path))
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from None
-    for suffix in _SUFFIXES:
+    for suffix in _BY_SUFFIX:
         for stem in _STEMS:
             if f"{stem}{suffix}" in present:
                 return [f"{stem}{suffix}"], None
@@ -154,10 +165,11 @@ def _weights(path: str) -> tuple[list[str], str | None]:
 
 def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str, str]]:
     path = os.path.join(folder, name)
-    with open_input(path) as (fd, file):
-        if file.size > _INDEX_LIMIT:
-            raise InputError(path, f"has {file.size:,} bytes, more than an index could need")
-        text = bytes(read_exactly(fd, file, 0, file.size))
+    file = LocalFile.find(path)
+    if file.size > _INDEX_LIMIT:
+        raise InputError(path, f"has {file.size:,} bytes, more than an index could need")
+    with Pool() as pool:
+        text = bytes(pool.read(file, 0, file.size))
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _INDEX_ENTRIES:
         raise InputError(path, f"lists more than {_INDEX_ENTRIES:,} tensors")
     try:
@@ -176,18 +188,22 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
     return metadata, weight_map
 
 
-def _others(path: str, weights: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _others(path: str, weights: set[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Side files to copy beside an average, and what is left out: other weights, folders."""
-    side, left = [], []
-    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+    side, left_out = {}, []
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
+    for entry in entries:
         if entry.name in weights:
             continue
-        weighty = entry.name.endswith(WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
+        weighty = entry.name.endswith(_WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
         if entry.is_file() and not weighty and not entry.name.endswith(".swavg-partial"):
-            side.append(entry.name)
+            side[entry.name] = os.path.join(path, entry.name)
         else:
-            left.append(entry.name)
-    return tuple(side), tuple(left)
+            left_out.append(entry.name)
+    return side, tuple(left_out)
 
 
 def weights_stem(name: str) -> str | None:
@@ -201,3 +217,77 @@ def shard_names(stem: str, suffix: str, count: int) -> Sequence[str]:
     if count == 1:
         return (f"{stem}{suffix}",)
     return tuple(f"{stem}-{index:05d}-of-{count:05d}{suffix}" for index in range(1, count + 1))
+
+
+def lay_out(request: Request) -> Layout:
+    """A folder like the template's, or one of shards of at most the size asked for."""
+    template = request.template.extras.template
+    like = template if isinstance(template, FolderTemplate) else None
+    stem, suffix = ("model", ".safetensors") if like is None else (like.stem, like.suffix)
+    if suffix == ".bin" and stem == "model":
+        stem = "pytorch_model"
+    row = FILES[_BY_SUFFIX[suffix]]
+    numbers: Sequence[int] = range(len(request.specs))
+    if request.drop_ties and suffix == ".safetensors":
+        numbers = without_ties(request)
+    if like is not None and request.max_shard_size is None:
+        shards = _as_in(like, request, numbers)
+    else:
+        groups = _by_size(request, numbers)
+        shards = dict(zip(shard_names(stem, suffix, len(groups)), groups, strict=True))
+    assert row.plan_file is not None
+    layouts = tuple(row.plan_file(request, group, name) for name, group in shards.items())
+    files = {}
+    if len(shards) > 1 or (like is not None and f"{stem}{suffix}" not in shards):
+        name = f"{stem}{suffix}.index.json"
+        if like is not None and like.index_name and request.max_shard_size is None:
+            name = like.index_name
+        files[name] = _index(request, shards, {} if like is None else like.index_metadata)
+    extras = request.template.extras
+    notes: tuple[str, ...] = ()
+    if extras.left_out:
+        shown = ", ".join(extras.left_out[:6]) + (", ..." if len(extras.left_out) > 6 else "")
+        base = os.path.basename(request.template.path.rstrip("/"))
+        notes = (f"not copied from {base}: {shown}",)
+    return Layout(layouts, files, extras.side_files, notes)
+
+
+def _index(
+    request: Request, shards: Mapping[str, Sequence[int]], metadata: Mapping[str, object]
+) -> bytes:
+    names, sizes = request.specs.names, request.specs.sizes
+    total = sum(sizes[number] for group in shards.values() for number in group)
+    weight_map = {names[number]: name for name, group in shards.items() for number in group}
+    content = {
+        "metadata": {**metadata, "total_size": total},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _as_in(
+    like: FolderTemplate, request: Request, numbers: Sequence[int]
+) -> dict[str, Sequence[int]]:
+    homes = {name: shard for shard, names in like.shards.items() for name in names}
+    last = list(like.shards)[-1]
+    shards: dict[str, list[int]] = {shard: [] for shard in like.shards}
+    for number in numbers:
+        shards[homes.get(request.specs.names[number], last)].append(number)
+    return {name: group for name, group in shards.items() if group}
+
+
+def _by_size(request: Request, numbers: Sequence[int]) -> list[Sequence[int]]:
+    if request.max_shard_size is None:
+        return [list(numbers)]
+    groups: list[list[int]] = [[]]
+    size, sizes = 0, request.specs.sizes
+    for number in numbers:
+        if groups[-1] and size + sizes[number] > request.max_shard_size:
+            groups.append([])
+            size = 0
+        groups[-1].append(number)
+        size += sizes[number]
+    return list(groups)
+
+
+FORMAT = Format("folder", (), lambda head: False, open_folder, lay_out)

@@ -7,14 +7,15 @@ import json
 import math
 import re
 import struct
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from swavg.dtypes import BY_SAFETENSORS
+from swavg.dtypes import BY_SAFETENSORS, DType
 from swavg.errors import InputError, OutputError, RequestError
-from swavg.formats.base import Buffer, Checkpoint, Extent, Layout, Task, Tensor, TensorSpec
-from swavg.formats.files import open_input, read_exactly
+from swavg.formats.checkpoint import Checkpoint, Extras, Shape, Shared, TableBuilder, TensorTable
+from swavg.formats.layout import FileLayout, Format, Layout, Request, Specs, losses
+from swavg.storage.sources import LocalFile, Pool
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a header at most, as in the reference library."""
@@ -25,13 +26,10 @@ ENTRY_LIMIT = 300_000
 DIMENSION_LIMIT = 64
 """Dimensions of a tensor at most, as in NumPy: the product of millions would take hours."""
 
-_RANK_ALIGNMENT = 8
+NAME_LIMIT = 4096
+"""Characters of a name at most."""
 
-
-class SafetensorsCheckpoint(Checkpoint):
-    """An opened safetensors file."""
-
-    format = "safetensors"
+_HEADER_ALIGNMENT = 8
 
 
 def looks_like_safetensors(head: bytes) -> bool:
@@ -40,19 +38,18 @@ def looks_like_safetensors(head: bytes) -> bool:
     return len(head) >= 9 and head[8:9] == b"{" and 1 < int.from_bytes(head[:8], "little") < 2**32
 
 
-Shared = dict[tuple[bytes, int], tuple[dict[str, Tensor], dict[str, str]]]
-"""Parsed headers by digest: checkpoints of one run have equal headers, stored once."""
-
-
-def open_safetensors(path: str, shared: Shared | None = None) -> SafetensorsCheckpoint:
+def open_safetensors(
+    path: str, key: str | None = None, shared: Shared | None = None
+) -> Checkpoint:
     """Read the header of ``path``. Raises InputError for anything that is not exactly valid.
 
-    ``shared`` remembers parsed headers, so that equal ones cost memory once.
+    ``key`` means nothing here.
     """
-    with open_input(path) as (fd, file):
+    file = LocalFile.find(path)
+    with Pool() as pool:
         if file.size < 8:
             raise InputError(path, f"truncated: {file.size} bytes, less than a safetensors header")
-        (length,) = struct.unpack("<Q", read_exactly(fd, file, 0, 8))
+        (length,) = struct.unpack("<Q", pool.read(file, 0, 8))
         if length > HEADER_LIMIT:
             raise InputError(
                 path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT:,} are allowed"
@@ -61,20 +58,23 @@ def open_safetensors(path: str, shared: Shared | None = None) -> SafetensorsChec
             raise InputError(
                 path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
             )
-        header = read_exactly(fd, file, 8, length)
+        header = pool.read(file, 8, length)
+    base = 8 + length
+    shared = Shared() if shared is None else shared
     identity = (hashlib.sha256(header).digest(), file.size)
-    parsed = None if shared is None else shared.get(identity)
+    parsed = shared.headers.get(identity)
     if parsed is None:
-        parsed = _parse(path, header, file.size - 8 - length)
-        if shared is not None:
-            shared[identity] = parsed
-    tensors, metadata = parsed
-    return SafetensorsCheckpoint(path, (file,), tensors, metadata)
+        entries = _parsed(path, header)
+        metadata = _metadata_of(path, entries)
+        table = _table(path, entries, base, file.size, shared)
+        parsed = shared.headers[identity] = table.columns, metadata
+    columns, metadata = parsed
+    extras = Extras(recipe=metadata.get("swavg"))
+    table = TensorTable(columns, base)
+    return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)
 
 
-def _parse(
-    path: str, header: bytearray, data_size: int
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _parsed(path: str, header: bytearray) -> dict[str, object]:
     if header[:1] != b"{":
         raise InputError(path, "its safetensors header does not start with '{'")
     # Every object, list and element costs memory many times its length in the text.
@@ -90,39 +90,59 @@ def _parse(
     try:
         # Left to itself, json.loads would take UTF-16 and UTF-32 too.
         text = header.decode("utf-8")
-        entries = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
+        entries: dict[str, object] = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
     except (ValueError, RecursionError) as error:
         raise InputError(path, f"its safetensors header is not valid JSON ({error})") from None
+    if b"\\u" in header and not all(map(_is_text, entries)):
+        raise InputError(path, "its header has half a surrogate pair, which is no text")
+    return entries
+
+
+def _metadata_of(path: str, entries: dict[str, object]) -> dict[str, str]:
     metadata = entries.pop("__metadata__", None)
     if metadata is None:
-        metadata = {}
+        return {}
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
         raise InputError(path, "its __metadata__ does not map strings to strings")
-    if b"\\u" in header and not all(map(_is_text, (*entries, *metadata, *metadata.values()))):
+    if not all(map(_is_text, (*metadata, *metadata.values()))):
         raise InputError(path, "its header has half a surrogate pair, which is no text")
-    found = [_entry(path, name, entry, 8 + len(header)) for name, entry in entries.items()]
-    found.sort(key=lambda tensor: (tensor.extent.offset, tensor.extent.nbytes))
-    position = 8 + len(header)
-    for tensor in found:
-        name, extent = tensor.spec.name, tensor.extent
-        if extent.offset != position:
-            kind = "overlaps the tensor before it" if extent.offset < position else "leaves a hole"
-            where = f"(at byte {extent.offset}, not {position})"
+    return metadata
+
+
+def _table(
+    path: str,
+    entries: Mapping[str, object],
+    base: int,
+    size: int,
+    shared: Shared,
+) -> TensorTable:
+    """The tensors in the order of their bytes, which they tile."""
+    placed = sorted(
+        ((*_entry(path, name, entry), name) for name, entry in entries.items()),
+        key=lambda tensor: tensor[:2],
+    )
+    builder = TableBuilder()
+    position = 0
+    for begin, end, dtype, shape, name in placed:
+        if begin != position:
+            kind = "overlaps the tensor before it" if begin < position else "leaves a hole"
+            where = f"(at byte {base + begin}, not {base + position})"
             raise InputError(path, f"{_short(name)} {kind} {where}")
-        position += extent.nbytes
-    end = 8 + len(header) + data_size
-    if position > end:
+        builder.add(name, (dtype, shape, None), base + begin)
+        position = end
+    end = base + position
+    if end > size:
         raise InputError(
-            path, f"truncated: its tensors need {position:,} bytes, the file has {end:,}"
+            path, f"truncated: its tensors need {end:,} bytes, the file has {size:,}"
         )
-    if position < end:
-        raise InputError(path, f"{end - position:,} bytes follow its last tensor")
-    return {tensor.spec.name: tensor for tensor in found}, metadata
+    if end < size:
+        raise InputError(path, f"{size - end:,} bytes follow its last tensor")
+    return builder.build(base, shared)
 
 
-def unique(path: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique(path: str, pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     """A JSON object as a dict; InputError if a key is there twice (for ``object_pairs_hook``)."""
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -159,8 +179,11 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _entry(path: str, name: str, entry: object, base: int) -> Tensor:
+def _entry(path: str, name: str, entry: object) -> tuple[int, int, DType, Shape]:
+    """Where a tensor's bytes begin and end, behind the header; its dtype and shape."""
     shown = _short(name)
+    if len(name) > NAME_LIMIT:
+        raise InputError(path, f"{shown} is a name of more than {NAME_LIMIT:,} characters")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise InputError(path, f"{shown} is not described by dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -177,31 +200,26 @@ def _entry(path: str, name: str, entry: object, base: int) -> Tensor:
         raise InputError(path, f"{shown} has the impossible shape {_short(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise InputError(path, f"{shown} has the invalid data_offsets {_short(offsets)}")
-    spec = TensorSpec(name, dtype, tuple(shape))
     begin, end = offsets
-    bits = spec.numel * dtype.bits
+    bits = math.prod(shape) * dtype.bits
     if bits % 8 or end - begin != bits // 8:
         raise InputError(
             path,
             f"{shown} is {shape} of {dtype}, {bits / 8:,.10g} bytes,"
             f" but its data_offsets span {end - begin:,}",
         )
-    return Tensor(spec, Extent(0, base + begin, end - begin))
+    return begin, end, dtype, tuple(shape)
 
 
-@dataclass(frozen=True)
-class SafetensorsLayout(Layout):
-    """One safetensors file: ``header`` (its length included), then the tensors without gaps."""
+@dataclass(frozen=True, eq=False)
+class SafetensorsLayout(FileLayout):
+    """One safetensors file: a header, then the tensors without gaps."""
 
-    header: bytes = b""
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: str = "{}"
 
-    format = "safetensors"
-    joined = True
-
-    def frame(self, chunks: Iterator[memoryview]) -> Iterator[Buffer]:
-        yield self.header
-        yield from chunks
+    def fixed(self) -> Iterator[tuple[int, bytes]]:
+        header = header_of(self.specs, self.tensors, self.metadata)
+        yield 0, struct.pack("<Q", len(header)) + header
 
     def verify(self, path: str) -> None:
         """Open the finished file with the safetensors library."""
@@ -212,42 +230,98 @@ class SafetensorsLayout(Layout):
                 names = set(file.keys())
         except (OSError, SafetensorError) as error:
             raise OutputError(path, f"the safetensors library rejects it: {error}") from None
-        if names != {task.name for task in self.tasks}:
+        if names != set(map(self.specs.names.__getitem__, self.tensors)):
             raise OutputError(path, "the safetensors library reads other tensors than were written")
 
 
-def lay_out_safetensors(
-    tasks: Sequence[Task], metadata: Mapping[str, str], name: str = ""
-) -> SafetensorsLayout:
+def header_of(specs: Specs, order: Sequence[int], metadata: str) -> bytes:
+    """The header's JSON of the tensors in this order, as compact as the library writes it."""
+    forms = [
+        (json.dumps(dtype.safetensors), json.dumps(list(shape), separators=(",", ":")))
+        for dtype, shape in specs.forms
+    ]
+    sizes = specs.sizes
+    parts = [f'"__metadata__":{metadata}'] if metadata != "{}" else []
+    position = 0
+    for number in order:
+        end = position + sizes[number]
+        code, shape = forms[specs.form[number]]
+        name = json.dumps(specs.names[number], ensure_ascii=False)
+        parts.append(f'{name}:{{"dtype":{code},"shape":{shape},"data_offsets":[{position},{end}]}}')
+        position = end
+    text = ("{" + ",".join(parts) + "}").encode()
+    return text + b" " * (-len(text) % _HEADER_ALIGNMENT)
+
+
+def lay_out(request: Request) -> Layout:
     """Plan a file: tensors by dtype rank, largest first, then by name, as the library does.
 
-    Each task's name becomes a tensor. Raises RequestError for a dtype that the format lacks.
+    Raises RequestError for a dtype that the format lacks.
     """
-    ordered = sorted(tasks, key=lambda task: (-task.dtype.safetensors_rank, task.name.encode()))
-    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for task in ordered:
-        if task.dtype.safetensors is None:
+    numbers: Sequence[int] = range(len(request.specs))
+    if request.drop_ties:
+        numbers = without_ties(request)
+    lost = losses(request)
+    notes = (f"safetensors holds tensors only: {lost} left out",) if lost else ()
+    return Layout((plan_file(request, numbers),), notes=notes)
+
+
+def without_ties(request: Request) -> list[int]:
+    """The numbers of the tensors, of each group of ties only the first."""
+    aliases = {name for group in request.ties for name in group[1:]}
+    return [number for number, name in enumerate(request.specs.names) if name not in aliases]
+
+
+# Entries that swavg.training writes of one snapshot: they do not hold for what is made of it.
+_OF_ONE = ("metrics", "snapshots", "ema_state")
+
+
+def metadata_of(request: Request) -> dict[str, str]:
+    """The strings of the header: the template's, and how the tensors were made."""
+    found = {n: text for n, text in request.template.metadata.items() if n not in _OF_ONE}
+    # transformers refuses files that do not say which framework wrote them.
+    found.setdefault("format", "pt")
+    found["swavg"] = request.recipe
+    return found
+
+
+def plan_file(request: Request, numbers: Sequence[int], name: str = "") -> SafetensorsLayout:
+    """One file of these tensors. RequestError for a dtype or a name that the format lacks."""
+    return plan_specs(request.specs, numbers, metadata_of(request), name)
+
+
+def plan_specs(
+    specs: Specs, numbers: Sequence[int], metadata: Mapping[str, str], name: str = ""
+) -> SafetensorsLayout:
+    """:func:`plan_file` with these very strings in the header."""
+    ranks = [-dtype.safetensors_rank for dtype, _ in specs.forms]
+    for number in numbers:
+        dtype = specs.forms[specs.form[number]][0]
+        if dtype.safetensors is None:
             raise RequestError(
-                f"safetensors has no dtype for {task.dtype}, which '{task.name}' is.",
+                f"safetensors has no dtype for {dtype}, which '{specs.names[number]}' is.",
                 hint="Write a .pt file instead, or leave it out with --exclude and"
                 " --drop-excluded.",
             )
-        if task.name == "__metadata__":
+        if specs.names[number] == "__metadata__":
             raise RequestError("safetensors cannot hold a tensor named '__metadata__'.")
-        end = position + task.nbytes
-        entries[task.name] = {
-            "dtype": task.dtype.safetensors,
-            "shape": list(task.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _RANK_ALIGNMENT)
-    if len(text) > HEADER_LIMIT:
+    order = sorted(numbers, key=lambda n: (ranks[specs.form[n]], specs.names[n].encode()))
+    strings = json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":"))
+    header = len(header_of(specs, order, strings))
+    if header > HEADER_LIMIT:
         raise RequestError(
-            f"The header would have {len(text):,} bytes; safetensors allows {HEADER_LIMIT:,}.",
+            f"The header would have {header:,} bytes; safetensors allows {HEADER_LIMIT:,}.",
             hint="Write a folder of shards: --max-shard-size 5GB.",
         )
-    header = struct.pack("<Q", len(text)) + text
-    return SafetensorsLayout(name, len(header) + position, tuple(ordered), header, dict(metadata))
+    offsets, position, sizes = array("q"), 8 + header, specs.sizes
+    for number in order:
+        offsets.append(position)
+        position += sizes[number]
+    return SafetensorsLayout(
+        name, position, specs, array("I", order), offsets, metadata=strings
+    )
+
+
+FORMAT = Format(
+    "safetensors", (".safetensors",), looks_like_safetensors, open_safetensors, lay_out, plan_file
+)

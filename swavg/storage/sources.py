@@ -7,7 +7,8 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -207,16 +208,22 @@ class Pool:
         self._idle: OrderedDict[Source, list[Reader]] = OrderedDict()
         self._open = 0
 
+    @contextmanager
+    def reader(self, source: Source) -> Iterator[Reader]:
+        """The open source, for many reads in a row."""
+        reader = self._take(source)
+        try:
+            yield reader
+        finally:
+            self._give(source, reader)
+
     def read_into(self, source: Source, offset: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes at ``offset``; InputError if they are not there."""
         reader = self._take(source)
         try:
             reader.read_into(offset, out)
         finally:
-            with self._lock:
-                self._idle.setdefault(source, []).append(reader)
-                self._idle.move_to_end(source)
-                self._trim(self._limit)
+            self._give(source, reader)
 
     def read(self, source: Source, offset: int, size: int) -> bytearray:
         """The ``size`` bytes at ``offset``."""
@@ -245,6 +252,12 @@ class Pool:
         with self._lock:
             self._open += 1
         return reader
+
+    def _give(self, source: Source, reader: Reader) -> None:
+        with self._lock:
+            self._idle.setdefault(source, []).append(reader)
+            self._idle.move_to_end(source)
+            self._trim(self._limit)
 
     def _trim(self, limit: int) -> None:
         while self._open > limit and self._idle:

@@ -1,0 +1,256 @@
+"""What a worker computes at once: elements of one entry, or of several that are made alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from swavg.dtypes import DType
+from swavg.formats.checkpoint import Tensor
+from swavg.planning.plan import Operation, Plan, Span, Task
+from swavg.storage.sources import Pool, Source
+
+_SPARSE = 2
+"""Pieces of a file are read at once if they are at least one part in so many of their stretch."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Manner:
+    """How elements are made, apart from which they are: an operation over inputs of certain
+    dtypes. Spans of one manner can be computed in one go."""
+
+    operation: Operation
+    inputs: tuple[DType, ...]
+
+    @property
+    def parts(self) -> int:
+        """Real numbers per element: 2 for complex dtypes."""
+        return 2 if self.operation.dtype.kind == "complex" else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of a member's source; ``offset`` counts from the base of its table."""
+
+    source: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """Elements to be made in one manner, ``spans`` end to end: ``count`` in all.
+
+    ``tensors`` are the members' where they do not lie in row-major order in one place; then there
+    is one span.
+    """
+
+    manner: Manner
+    spans: Sequence[Span]
+    count: int
+    tensors: tuple[Tensor, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result, for each row."""
+        return self.manner.operation.dtype.nbytes(self.count)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Elements ``[start, stop)`` of the batch."""
+        spans, at = [], 0
+        for span in self.spans:
+            size = span.stop - span.start
+            low, high = max(start - at, 0), min(stop - at, size)
+            if low < high:
+                spans.append(Span(span.entry, span.start + low, span.start + high))
+            at += size
+        return Batch(self.manner, spans, stop - start, self.tensors)
+
+    def blocks(self, most: int) -> Iterator[tuple[int, Batch]]:
+        """Parts of at most ``most`` elements, each with where it starts."""
+        for start in range(0, self.count, most):
+            yield start, self.part(start, min(start + most, self.count))
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """The entry and its element that is element ``index`` of the batch."""
+        for span in self.spans:
+            if index < span.stop - span.start:
+                return span.entry, span.start + index
+            index -= span.stop - span.start
+        raise IndexError(index)
+
+
+@dataclass(eq=False, slots=True)
+class Batches:
+    """Cuts tasks into batches. ``elements`` is their size, in real numbers; copies have
+    ``nbytes``; what holds all inputs at once has less."""
+
+    plan: Plan
+    elements: int
+    nbytes: int
+    _manners: dict[tuple[int, tuple[DType, ...]], Manner] = field(default_factory=dict)
+    _known: dict[tuple[int, ...], tuple[Manner, bool]] = field(default_factory=dict)
+
+    def of(self, task: Task) -> Iterator[Batch]:
+        """The batches of a task, in the order of the file."""
+        pending: list[Span] = []
+        count, room, before = 0, 0, None
+        for span in self.plan.spans(task):
+            manner, apart = self._manner(span.entry)
+            most = self._most(manner)
+            if pending and (manner is not before or apart):
+                yield Batch(manner if before is None else before, pending, count)
+                pending, count = [], 0
+            if apart:
+                yield from self._apart(manner, span, most)
+                continue
+            before = manner
+            start = span.start
+            while start < span.stop:
+                room = min(most - count, span.stop - start)
+                pending.append(Span(span.entry, start, start + room))
+                count += room
+                start += room
+                # Which of several integer tensors differs is to be told.
+                if count == most or manner.operation.op == "integer":
+                    yield Batch(manner, pending, count)
+                    pending, count = [], 0
+        if pending and before is not None:
+            yield Batch(before, pending, count)
+
+    def _apart(self, manner: Manner, span: Span, most: int) -> Iterator[Batch]:
+        entry = self.plan.entries.make(self.plan.checkpoints, span.entry)
+        for start in range(span.start, span.stop, most):
+            stop = min(start + most, span.stop)
+            yield Batch(manner, [Span(span.entry, start, stop)], stop - start, entry.tensors)
+
+    def _most(self, manner: Manner) -> int:
+        operation = manner.operation
+        if operation.op in ("copy", "bytes"):
+            return max(8, self.nbytes * 8 // operation.dtype.bits // 8 * 8)
+        if operation.op == "integer":
+            held = self.elements // (4 * max(1, len(operation.members)))
+            return max(1024, held // 8 * 8)
+        return max(1, self.elements // manner.parts)
+
+    def _manner(self, entry: int) -> tuple[Manner, bool]:
+        """How an entry is made, and whether a member's elements lie apart."""
+        entries = self.plan.entries
+        number = entries.operation[entry]
+        operation = entries.operations[number]
+        if operation.op == "bytes":
+            key: tuple[int, ...] = (number,)
+        else:
+            forms = (
+                self._form(entries.table_of[member], entry) for member in operation.members
+            )
+            key = (number, entries.form[entry], *forms)
+        if key not in self._known:
+            made = entries.make(self.plan.checkpoints, entry)
+            inputs = tuple(tensor.spec.dtype for tensor in made.tensors)
+            manner = self._manners.setdefault((number, inputs), Manner(operation, inputs))
+            apart = any(
+                tensor.single is None or tensor.single.strides is not None
+                for tensor in made.tensors
+            )
+            self._known[key] = manner, apart
+        return self._known[key]
+
+    def _form(self, place: int, entry: int) -> int:
+        columns = self.plan.entries.tables[place].columns
+        number = self.plan.entries.numbers[place][entry]
+        # Each of those that lie in several boxes is a form of its own.
+        return -1 - number if number in columns.others else columns.form[number]
+
+
+class BatchReader:
+    """Reads a batch of the members' elements: ``reader(i, buffer)`` fills it with member ``i``'s.
+
+    ``stretch`` is a buffer for pieces that are read at once.
+    """
+
+    def __init__(self, plan: Plan, pool: Pool, batch: Batch, stretch: memoryview) -> None:
+        self._plan = plan
+        self._pool = pool
+        self._batch = batch
+        self._stretch = stretch
+        self._pieces: dict[int, list[Piece]] = {}
+
+    def of(self, batch: Batch) -> BatchReader:
+        """What reads another batch: a part of this one."""
+        return BatchReader(self._plan, self._pool, batch, self._stretch)
+
+    def __call__(self, index: int, out: memoryview) -> None:
+        batch, plan = self._batch, self._plan
+        member = batch.manner.operation.members[index]
+        checkpoint = plan.checkpoints[member]
+        if batch.tensors is not None:
+            (span,) = batch.spans
+            tensor = batch.tensors[index]
+            checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
+            return
+        place = plan.entries.table_of[member]
+        pieces = self._pieces.get(place)
+        if pieces is None:
+            pieces = self._pieces[place] = self._of(place, index)
+        base = 0 if batch.manner.operation.op == "bytes" else checkpoint.tensors.base
+        if len(pieces) > 1 and self._read_stretch(checkpoint.sources, pieces, base, out):
+            return
+        done = 0
+        for piece in pieces:
+            part = out[done : done + piece.nbytes] if len(pieces) > 1 else out
+            self._pool.read_into(checkpoint.sources[piece.source], base + piece.offset, part)
+            done += piece.nbytes
+
+    def _read_stretch(
+        self, sources: Sequence[Source], pieces: Sequence[Piece], base: int, out: memoryview
+    ) -> bool:
+        """Read pieces that lie near each other at once; False if they do not."""
+        first, last = pieces[0], pieces[-1]
+        size = last.offset + last.nbytes - first.offset
+        near = first.source == last.source and 0 < size <= min(
+            len(self._stretch), _SPARSE * len(out)
+        )
+        if not near or any(
+            a.offset + a.nbytes > b.offset for a, b in zip(pieces, pieces[1:], strict=False)
+        ):
+            return False
+        stretch = self._stretch[:size]
+        self._pool.read_into(sources[first.source], base + first.offset, stretch)
+        done = 0
+        for piece in pieces:
+            at = piece.offset - first.offset
+            out[done : done + piece.nbytes] = stretch[at : at + piece.nbytes]
+            done += piece.nbytes
+        return True
+
+    def _of(self, place: int, index: int) -> list[Piece]:
+        """Where the spans lie in the files of this table, as few pieces as can be."""
+        entries, columns = self._plan.entries, self._plan.entries.tables[place].columns
+        numbers = entries.numbers[place]
+        whole = self._batch.manner.operation.op == "bytes"
+        bits = self._batch.manner.inputs[index].bits
+        found: list[Piece] = []
+        for span in self._batch.spans:
+            number = numbers[span.entry]
+            offset = (number if whole else columns.offset[number]) + span.start * bits // 8
+            source = 0 if whole or columns.source is None else columns.source[number]
+            nbytes = (span.stop - span.start) * bits // 8
+            last = found[-1] if found else None
+            if last and last.source == source and last.offset + last.nbytes == offset:
+                found[-1] = Piece(source, last.offset, last.nbytes + nbytes)
+            else:
+                found.append(Piece(source, offset, nbytes))
+        return found
+
+
+def position_of(index: int, shape: Sequence[int]) -> list[int]:
+    """The index per dimension of a row-major element."""
+    found = []
+    for extent in reversed(shape):
+        found.append(index % extent)
+        index //= extent
+    return found[::-1]
+
+

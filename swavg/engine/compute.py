@@ -1,0 +1,270 @@
+"""Making one task's bytes: read, multiply, add, round, and write them where they belong."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from swavg.engine.batches import Batch, Batches, BatchReader, position_of
+from swavg.engine.resources import Sizes
+from swavg.errors import MismatchError, NumericsError
+from swavg.planning.plan import Plan, Task
+from swavg.storage.sinks import Sink
+from swavg.storage.sources import Pool
+
+if TYPE_CHECKING:
+    from swavg.engine.distances import Sums
+    from swavg.engine.kernels.base import Arithmetic, Kernel
+    from swavg.engine.kernels.repair import Trouble
+
+Sinks = Sequence[Sequence[Sink]]
+"""By row and file."""
+
+_REPAIRED = 1 << 14
+"""Elements that are repaired at once: it takes many arrays in float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """The CRC-32 of ``nbytes`` from ``start`` on of the region at ``offset`` of a file."""
+
+    row: int
+    file: int
+    offset: int
+    start: int
+    nbytes: int
+    crc: int
+
+
+@dataclass(slots=True)
+class TaskResult:
+    """What came of a task: bytes read and written; which entries of a row hold values that are not
+    finite (and are let through), or integers that differ, as ``(row, entry)``."""
+
+    number: int
+    read: int = 0
+    written: int = 0
+    checksums: list[Checksum] = field(default_factory=list)
+    nonfinite: set[tuple[int, int]] = field(default_factory=set)
+    differing: set[tuple[int, int]] = field(default_factory=set)
+    distances: list[Sums] = field(default_factory=list)
+
+
+def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
+    """Make a task's bytes and write them. Raises InputError, NumericsError, MismatchError, or
+    OutputError."""
+    task, result = plan.task(number), TaskResult(number)
+    for batch in tools.batches.of(task):
+        outs = tools.compute(batch, result)
+        for term, out in zip(batch.manner.operation.terms, outs, strict=True):
+            _write(plan, term.row, batch, out, sinks, result)
+    return result
+
+
+def _write(
+    plan: Plan, row: int, batch: Batch, out: memoryview, sinks: Sinks, result: TaskResult
+) -> None:
+    """Write a batch into a row's files: what is adjacent there in one go."""
+    output, dtype = plan.outputs[row], batch.manner.operation.dtype
+    file = offset = begun = at = 0
+    for span in batch.spans:
+        home, region = output.place(span.entry)
+        start, size = dtype.nbytes(span.start), dtype.nbytes(span.stop - span.start)
+        if output.files[home].layout.checksum:
+            crc = zlib.crc32(out[at : at + size])
+            result.checksums.append(Checksum(row, home, region, start, size, crc))
+        if (home, region + start) != (file, offset + at - begun):
+            if at > begun:
+                sinks[row][file].pwrite(offset, out[begun:at])
+            file, offset, begun = home, region + start, at
+        at += size
+    if at > begun:
+        sinks[row][file].pwrite(offset, out[begun:at])
+    result.written += at
+
+
+class Tools:
+    """What a worker computes with: open files, a kernel, buffers. A context manager."""
+
+    def __init__(
+        self, plan: Plan, sizes: Sizes, device: str = "cpu", positions: Sequence[int] | None = None
+    ) -> None:
+        """``positions`` are those of :func:`swavg.engine.distances.positions_of`, if distances are
+        wanted."""
+        self.plan = plan
+        needs = sizes.needs
+        nbytes = sizes.elements * needs.output_size
+        self.batches = Batches(plan, sizes.elements, nbytes)
+        self._positions = positions
+        self._pool = Pool()
+        self._outs = [memoryview(bytearray(nbytes)) for _ in range(needs.rows)]
+        self._stretch = memoryview(bytearray(2 * nbytes))
+        self._kernel: Kernel
+        self._arithmetics: dict[int, Arithmetic] = {}
+        if device == "cpu":
+            from swavg.engine.kernels.cpu import CpuKernel
+
+            self._kernel = CpuKernel(sizes.elements, needs.input_size, needs.sum_size, needs.rows)
+        else:
+            from swavg.engine.kernels.torch import TorchKernel
+
+            # "torch" is the torch kernel on the processor: for tests, not offered to users.
+            name = "cpu" if device == "torch" else device
+            self._kernel = TorchKernel(
+                sizes.elements, needs.input_size, needs.sum_size, needs.rows, name
+            )
+
+    def __enter__(self) -> Tools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kernel.close()
+        self._pool.close()
+
+    def compute(self, batch: Batch, result: TaskResult) -> Sequence[memoryview]:
+        """The bytes of a batch, for each of its operation's terms: in buffers of this worker."""
+        operation = batch.manner.operation
+        outs = [out[: batch.nbytes] for out in self._outs[: len(operation.terms)]]
+        read = BatchReader(self.plan, self._pool, batch, self._stretch)
+        result.read += sum(dtype.nbytes(batch.count) for dtype in batch.manner.inputs)
+        if operation.op == "average":
+            self._average(batch, read, outs, result)
+        elif operation.op == "integer":
+            self._integers(batch, read, outs[0], result)
+            return [outs[0]] * len(outs)
+        else:
+            read(0, outs[0])
+            return [outs[0]] * len(outs)
+        return outs
+
+    def _average(
+        self, batch: Batch, read: BatchReader, outs: Sequence[memoryview], result: TaskResult
+    ) -> None:
+        arithmetic = self._arithmetic(batch)
+        count = batch.count * batch.manner.parts
+        finite = self._kernel.weighted_sums(arithmetic, count, read, outs)
+        if not all(finite):
+            for place, good in enumerate(finite):
+                if not good:
+                    self._repair(batch, read, place, outs[place], result)
+        if self._positions is not None:
+            from swavg.engine.distances import sampled
+
+            result.distances += sampled(batch, self._positions, read, outs[0])
+
+    def _arithmetic(self, batch: Batch) -> Arithmetic:
+        manner = batch.manner
+        found = self._arithmetics.get(id(manner))
+        if found is None:
+            from swavg.engine.kernels.base import Arithmetic, Terms
+
+            operation = manner.operation
+            terms = tuple(Terms(t.positions, t.weights, t.uniform) for t in operation.terms)
+            inputs = tuple(dtype.part for dtype in manner.inputs)
+            found = Arithmetic(inputs, terms, operation.accumulate, operation.dtype.part)
+            self._arithmetics[id(manner)] = found
+        return found
+
+    def _repair(
+        self, batch: Batch, read: BatchReader, place: int, out: memoryview, result: TaskResult
+    ) -> None:
+        """Compute what the kernel found not to be finite."""
+        from swavg.engine.kernels.repair import repair
+
+        arithmetic, parts = self._arithmetic(batch), batch.manner.parts
+        dtype = batch.manner.operation.dtype
+        for start, block in batch.blocks(_REPAIRED // parts):
+            at = dtype.nbytes(start)
+            part = out[at : at + block.nbytes]
+            # One at a time: this path takes more memory, and is rare.
+            with _REPAIRING:
+                trouble = repair(
+                    arithmetic, arithmetic.rows[place], block.count * parts, read.of(block), part
+                )
+            if trouble is not None:
+                entry, index = block.locate(trouble.index // parts)
+                row = batch.manner.operation.terms[place].row
+                self._check(row, entry, index, trouble, batch)
+                result.nonfinite.add((row, entry))
+
+    def _check(self, row: int, entry: int, index: int, trouble: Trouble, batch: Batch) -> None:
+        """NumericsError unless a value that is not finite may stay."""
+        if trouble.kept or self.plan.policy.allow_nonfinite:
+            return
+        shape = self.plan.entries.forms[self.plan.entries.form[entry]][0]
+        position = self._position(entry, index) if shape else []
+        place = f"'{self.plan.name(row, entry)}'" + (f" at {position}" if position else "")
+        if trouble.inputs:
+            first, value = trouble.inputs[0]
+            more = len(trouble.inputs) - 1
+            others = f" (and {more} more input{'s' * (more > 1)})" if more else ""
+            shown = self.plan.shown[batch.manner.operation.members[first]]
+            raise NumericsError(
+                f"{shown}: {place} is {spelled(value)}{others}.",
+                hint="Leave that checkpoint out, or use --allow-nonfinite to let it through.",
+            )
+        dtype = batch.manner.operation.dtype
+        wider = {"float32": "float64", "float64": None}.get(dtype.part.name, "float32")
+        raise NumericsError(
+            f"{place}: the sum {trouble.value:.6g} overflows {dtype}.",
+            hint="Use "
+            + ("" if wider is None else f"--dtype {wider}, or ")
+            + "--allow-nonfinite to let it through.",
+        )
+
+    def _position(self, entry: int, index: int) -> list[int]:
+        """The index per dimension of an entry's element, as the tensor's own dimensions go."""
+        shape, order = self.plan.entries.forms[self.plan.entries.form[entry]]
+        position = position_of(index, shape)
+        if order is None:
+            return position
+        return [position[order.index(axis)] for axis in range(len(order))]
+
+    def _integers(
+        self, batch: Batch, read: BatchReader, out: memoryview, result: TaskResult
+    ) -> None:
+        import numpy as np
+
+        operation, rule = batch.manner.operation, self.plan.policy.integers
+        raws = [bytearray(batch.nbytes) for _ in operation.members]
+        for index, raw in enumerate(raws):
+            read(index, memoryview(raw))
+        if all(raw == raws[0] for raw in raws[1:]):
+            out[:] = raws[0]
+            return
+        entry = batch.spans[0].entry
+        name = self.plan.name(operation.terms[0].row, entry)
+        if operation.dtype.bits < 8:
+            raise MismatchError(
+                f"'{name}' ({operation.dtype}) differs between the inputs: it holds codes, whose"
+                " scales are in other tensors, so that their sum means nothing.",
+                hint="Average the checkpoints before they are quantized.",
+            )
+        if rule == "error":
+            raise MismatchError(
+                f"'{name}' ({operation.dtype}) differs between the inputs.",
+                hint="--integers last, first, max or mean decides what becomes of it.",
+            )
+        from swavg.engine.kernels.integers import combine
+
+        arrays = [np.frombuffer(raw, operation.dtype.numpy()) for raw in raws]
+        term = operation.terms[0]
+        try:
+            made = combine(rule, arrays, term.weights, term.uniform)
+        except OverflowError as error:
+            raise NumericsError(f"'{name}': the mean {error}.") from None
+        out[:] = np.ascontiguousarray(made).view(np.uint8).data
+        result.differing |= {(term.row, entry) for term in operation.terms}
+
+
+_REPAIRING = threading.Lock()
+
+
+def spelled(value: float) -> str:
+    """A value that is not finite, in words."""
+    if value != value:
+        return "NaN"
+    return "Inf" if value > 0 else "-Inf"

@@ -1,0 +1,340 @@
+"""What is there: an opened checkpoint, its tensors in columns, and reading ranges of them.
+
+Opening finds names, dtypes, shapes and where the bytes lie; no tensor is loaded. Whatever is
+special about a format (strides, several files, boxes of a distributed save) ends in
+:meth:`Checkpoint.read_into`: "elements [start, stop) of this tensor into this buffer".
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from swavg.dtypes import DType
+from swavg.storage.sources import Pool, Source
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Index = int | slice | type(...) | tuple[object, ...]  # what NumPy takes
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, element type and shape (elements per dimension; ``()`` is a scalar) of a tensor."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed tensor in row-major order."""
+        return self.dtype.nbytes(self.numel)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A part of a tensor that lies in one place.
+
+    ``source`` indexes the checkpoint's sources; ``offset`` is the byte of the box's first element
+    there. The box covers ``shape`` elements from ``start`` on, of the tensor's grid. ``strides``
+    (elements per step of each dimension) is None where the box lies in row-major order.
+    """
+
+    source: int
+    offset: int
+    start: Shape
+    shape: Shape
+    strides: Shape | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of a checkpoint: what it is, and the boxes that tile it.
+
+    ``grid`` is the shape that the boxes divide: the tensor's own, or ``(numel,)`` where a format
+    cuts the flat row of its elements.
+    """
+
+    spec: TensorSpec
+    boxes: tuple[Box, ...]
+    grid: Shape
+
+    @property
+    def single(self) -> Box | None:
+        """The box of a tensor that lies in one place."""
+        return self.boxes[0] if len(self.boxes) == 1 else None
+
+
+Form = tuple[DType, Shape, Shape | None]
+"""Dtype, shape and strides (None: row-major): what many tensors have in common."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Columns:
+    """The tensors of a checkpoint without an object for each.
+
+    ``forms`` are the distinct dtypes, shapes and strides; ``form`` and ``offset`` have an entry
+    per tensor, ``source`` too unless all lie in source 0. Offsets are bytes from the base of the
+    :class:`TensorTable`. ``others`` are the tensors of several boxes, by index.
+    """
+
+    names: tuple[str, ...]
+    forms: tuple[Form, ...]
+    form: array[int]
+    offset: array[int]
+    source: array[int] | None
+    others: Mapping[int, Tensor]
+
+
+class TensorTable(Mapping[str, Tensor]):
+    """A checkpoint's tensors by name, in its own order; each is made when it is asked for.
+
+    Checkpoints of one run have equal ``columns``, which are then one object; ``base`` is added to
+    their offsets.
+    """
+
+    def __init__(self, columns: Columns, base: int) -> None:
+        self.columns = columns
+        self.base = base
+
+    def __getstate__(self) -> tuple[Columns, int]:
+        # The index is made anew where it is needed.
+        return self.columns, self.base
+
+    def __setstate__(self, state: tuple[Columns, int]) -> None:
+        self.columns, self.base = state
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """The number of each tensor."""
+        return {name: number for number, name in enumerate(self.columns.names)}
+
+    def __len__(self) -> int:
+        return len(self.columns.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.index
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.at(self.index[name])
+
+    def at(self, number: int) -> Tensor:
+        """The tensor of this number."""
+        columns = self.columns
+        if columns.others and number in columns.others:
+            return columns.others[number]
+        dtype, shape, strides = columns.forms[columns.form[number]]
+        source = 0 if columns.source is None else columns.source[number]
+        box = Box(source, self.base + columns.offset[number], (0,) * len(shape), shape, strides)
+        return Tensor(TensorSpec(columns.names[number], dtype, shape), (box,), shape)
+
+    def form_of(self, number: int) -> Form:
+        """Dtype, shape and strides of a tensor."""
+        if self.columns.others and number in self.columns.others:
+            spec = self.columns.others[number].spec
+            return spec.dtype, spec.shape, None
+        return self.columns.forms[self.columns.form[number]]
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What checkpoints of one run have in common, kept once: ``columns`` by their content,
+    ``headers`` that were parsed by their digest."""
+
+    columns: dict[object, Columns] = field(default_factory=dict)
+    headers: dict[object, tuple[Columns, Mapping[str, str]]] = field(default_factory=dict)
+
+
+class TableBuilder:
+    """Collects tensors into a table."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._forms: dict[Form, int] = {}
+        self._form = array("I")
+        self._offset = array("q")
+        self._source = array("I")
+        self._others: dict[int, Tensor] = {}
+
+    def add(self, name: str, form: Form, offset: int, source: int = 0) -> None:
+        """A tensor that lies in one place."""
+        self._names.append(name)
+        self._form.append(self._forms.setdefault(form, len(self._forms)))
+        self._offset.append(offset)
+        self._source.append(source)
+
+    def add_boxes(self, tensor: Tensor) -> None:
+        """A tensor of any number of boxes."""
+        self._others[len(self._names)] = tensor
+        self.add(tensor.spec.name, (tensor.spec.dtype, tensor.spec.shape, None), 0)
+
+    def build(self, base: int = 0, shared: Shared | None = None) -> TensorTable:
+        """The table; the offsets given are absolute, ``base`` is what they have in common."""
+        if base:
+            self._offset = array("q", [offset - base for offset in self._offset])
+        source = self._source if any(self._source) else None
+        columns = Columns(
+            tuple(self._names),
+            tuple(self._forms),
+            self._form,
+            self._offset,
+            source,
+            self._others,
+        )
+        if shared is None or self._others:
+            return TensorTable(columns, base)
+        key = (
+            hash(columns.names),
+            columns.forms,
+            columns.form.tobytes(),
+            columns.offset.tobytes(),
+            None if source is None else source.tobytes(),
+        )
+        found = shared.columns.setdefault(key, columns)
+        return TensorTable(found if found.names == columns.names else columns, base)
+
+
+@dataclass(frozen=True, eq=False)
+class Extras:
+    """What a checkpoint holds besides tensors.
+
+    ``scalars`` are plain values (step, metrics) by name; ``recipe`` is the text that swavg wrote;
+    ``others`` name what only a file of the same format keeps (optimizer state, a class);
+    ``side_files`` are paths of files that go along with the weights, by name, ``left_out`` names
+    of those that do not. ``template`` is for the format's own writer.
+    """
+
+    scalars: Mapping[str, int | float | str] = field(default_factory=dict)
+    recipe: str | None = None
+    others: tuple[str, ...] = ()
+    side_files: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    template: object = None
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An opened checkpoint: facts and offsets only.
+
+    ``format`` is the name of its row in the table of formats. ``metadata`` are the strings of a
+    safetensors header. ``notes`` are things its user should know (another state dict that was not
+    chosen, say).
+    """
+
+    path: str
+    format: str
+    sources: tuple[Source, ...]
+    tensors: TensorTable
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    extras: Extras = field(default_factory=Extras)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Name, dtype and shape of every tensor, by name."""
+        return {name: tensor.spec for name, tensor in self.tensors.items()}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files of the checkpoint."""
+        return sum(source.size for source in self.sources)
+
+    @cached_property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of two or more names that are one tensor: same bytes, dtype, shape and strides."""
+        columns = self.tensors.columns
+        sources: Sequence[int] = columns.source or ()
+        if len(set(columns.offset)) == len(columns.offset):
+            return ()
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for number, key in enumerate(zip(columns.offset, columns.form, strict=True)):
+            where = (*key, sources[number] if sources else 0)
+            groups.setdefault(where, []).append(number)
+        return tuple(
+            tuple(columns.names[number] for number in numbers)
+            for numbers in groups.values()
+            if len(numbers) > 1
+            and numbers[0] not in columns.others
+            and 0 not in columns.forms[columns.form[numbers[0]]][1]
+        )
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def keys(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        """The tensor ``name``, not yet read; KeyError if there is none."""
+        return LazyTensor(self, self.tensors[name])
+
+    def read(self, name: str) -> npt.NDArray[np.generic]:
+        """The whole tensor ``name`` as a NumPy array of its shape."""
+        return self[name][...]
+
+    def read_into(
+        self, tensor: Tensor, start: int, stop: int, out: memoryview, pool: Pool
+    ) -> None:
+        """Fill ``out`` with the row-major elements ``[start, stop)`` of a tensor, packed.
+
+        Elements narrower than a byte begin and end at whole bytes. Raises InputError.
+        """
+        box = tensor.single
+        if box is None or box.strides is not None:
+            from swavg.formats.gather import gather
+
+            gather(pool, self.sources, tensor, start, stop, out)
+        elif stop > start:
+            offset = box.offset + start * tensor.spec.dtype.bits // 8
+            pool.read_into(self.sources[box.source], offset, out)
+
+
+@dataclass(frozen=True, eq=False)
+class LazyTensor:
+    """A tensor of an opened checkpoint; ``tensor[...]`` reads it, ``tensor[a:b]`` only those rows.
+
+    The result is a NumPy array (ml_dtypes for the dtypes that NumPy lacks). A slice along the
+    first dimension reads only its own bytes; any further indices are applied after reading.
+    """
+
+    checkpoint: Checkpoint
+    tensor: Tensor
+
+    @property
+    def name(self) -> str:
+        return self.tensor.spec.name
+
+    @property
+    def dtype(self) -> DType:
+        return self.tensor.spec.dtype
+
+    @property
+    def shape(self) -> Shape:
+        return self.tensor.spec.shape
+
+    def __getitem__(self, index: Index) -> npt.NDArray[np.generic]:
+        from swavg.formats.gather import read_rows
+
+        return read_rows(self.checkpoint, self.tensor, index)

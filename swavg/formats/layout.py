@@ -1,0 +1,147 @@
+"""What a format is asked to write, and what it answers: where every byte of each file goes.
+
+All offsets are known before the first byte. Regions hold tensors; ``fixed`` are bytes that do not
+depend on the data; ``deferred`` those that depend on checksums of regions before them. Together
+they tile the file.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from swavg.dtypes import DType
+from swavg.formats.checkpoint import Checkpoint, Shape, Shared
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Specs:
+    """Names, dtypes and shapes of the tensors to write, in columns: ``form`` indexes ``forms``."""
+
+    names: Sequence[str]
+    forms: Sequence[tuple[DType, Shape]]
+    form: array[int]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def at(self, number: int) -> tuple[str, DType, Shape]:
+        return self.names[number], *self.forms[self.form[number]]
+
+    @property
+    def sizes(self) -> array[int]:
+        """Bytes of each tensor."""
+        of_form = [dtype.nbytes(math.prod(shape)) for dtype, shape in self.forms]
+        return array("q", map(of_form.__getitem__, self.form))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Request:
+    """What is to be written.
+
+    ``recipe`` says how it was made, as text. ``ties`` are groups of names that are one tensor.
+    ``template`` gives structure and everything that is no tensor; ``unchanged[i]`` is true for a
+    tensor whose bytes are the template's own, of that name.
+    """
+
+    specs: Specs
+    recipe: str
+    ties: Sequence[tuple[str, ...]]
+    template: Checkpoint
+    unchanged: bytes
+    drop_ties: bool = False
+    weights_only: bool = False
+    max_shard_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """``nbytes`` of the template's source 0 from ``start`` on, as they are, at ``offset``."""
+
+    offset: int
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class FileLayout:
+    """One output file, planned to the byte: a picklable value.
+
+    ``name`` is relative to the output folder (empty for a single file), ``size`` bytes. Tensor
+    ``tensors[i]`` of ``specs`` begins at ``offsets[i]``, ascending. ``kept``
+    are bytes of the template. ``orders`` gives, by number, the axes of a tensor whose elements
+    are written in another order than row-major, slowest first. ``checksum``: deferred bytes need
+    the CRC-32 of each region.
+    """
+
+    name: str
+    size: int
+    specs: Specs
+    tensors: array[int]
+    offsets: array[int]
+    kept: tuple[Kept, ...] = ()
+    orders: Mapping[int, Shape] = field(default_factory=dict)
+
+    checksum = False
+
+    def fixed(self) -> Iterator[tuple[int, bytes]]:
+        """Offset and bytes of what does not depend on the data, ascending."""
+        return iter(())
+
+    def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        """Offset and bytes of what follows from checksums, ascending; each depends only on regions
+        before it. ``crc(offset)`` is the CRC-32 of the region that begins there."""
+        return iter(())
+
+    def verify(self, path: str) -> None:
+        """Open the finished file with the format's reference library, or check it otherwise.
+        OutputError if it is not what was planned."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Layout:
+    """The files of one output. ``files`` are small ones made here (an index), ``side_files`` the
+    paths to copy beside the weights, by name; ``notes`` say what could not be kept."""
+
+    layouts: tuple[FileLayout, ...]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    side_files: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def losses(request: Request) -> str:
+    """What of the template a plain writer leaves out, in words; empty if it is nothing."""
+    others = request.template.extras.others
+    if not others:
+        return ""
+    shown = ", ".join(f"'{name}'" for name in others[:5])
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    return f"{shown}{more} of {os.path.basename(request.template.path.rstrip('/'))}"
+
+
+class Open(Protocol):
+    def __call__(
+        self, path: str, key: str | None = None, shared: Shared | None = None
+    ) -> Checkpoint: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A row of the table of formats.
+
+    ``recognises`` tells by the first bytes of a file (a folder's row by none). ``open`` reads
+    headers only; ``key`` is the dotted path of the state dict, where a format has one. ``lay_out``
+    plans an output (None: it is only read), ``plan_file`` one file of some of the tensors, as a
+    shard. An output is of the format that its suffix names.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    recognises: Callable[[bytes], bool]
+    open: Open
+    lay_out: Callable[[Request], Layout] | None = None
+    plan_file: Callable[[Request, Sequence[int], str], FileLayout] | None = None

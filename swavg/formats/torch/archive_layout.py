@@ -1,0 +1,212 @@
+"""Writing a torch zip: every offset is known beforehand, CRCs and the directory follow the data.
+
+Alignment, descriptors and 64-bit fields are as torch writes them, because torch's loader computes
+offsets from them (``getPadding`` in its inline_container.cc) instead of reading them.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from swavg.formats.checkpoint import Shape
+from swavg.formats.layout import FileLayout, Kept, Specs
+from swavg.formats.torch.archive import CENTRAL, END, END64, LOCAL, LOCATOR64, MAX16, MAX32
+from swavg.storage.crc import combined
+
+ALIGNMENT = 64
+_DESCRIBED, _UTF8 = 0x0008, 0x0800
+# The zip epoch: the same averages give the same bytes on any day.
+_DATE = 0x0021
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A record to write: full name, size in bytes, and the bytes unless regions give them."""
+
+    name: str
+    size: int
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A member whose local header is at ``header`` and whose bytes start at ``start``."""
+
+    member: Member
+    header: int
+    start: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether the descriptor has 64-bit sizes."""
+        return self.header >= MAX32 or self.member.size >= MAX32
+
+    @property
+    def end(self) -> int:
+        """Where the next header goes: behind the descriptor, which empty records lack."""
+        size = self.member.size
+        return self.start + size + (0 if not size else 24 if self.wide else 16)
+
+    @property
+    def flags(self) -> int:
+        return _UTF8 | (_DESCRIBED if self.member.size else 0)
+
+    @property
+    def local(self) -> bytes:
+        """The local header, padded by an extra field up to ``start``."""
+        name, size = self.member.name.encode(), self.member.size
+        room = self.start - self.header - LOCAL.size - len(name)
+        big = size >= MAX32
+        extra = struct.pack("<2H2Q", 1, 16, size, size) if big else b""
+        padding = room - len(extra) - 4
+        extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+        shown = MAX32 if big else 0
+        needed = 45 if self.wide else 20
+        fields = (needed, self.flags, 0, 0, _DATE, 0, shown, shown, len(name), len(extra))
+        return LOCAL.pack(b"PK\3\4", *fields) + name + extra
+
+    def descriptor(self, crc: int) -> bytes:
+        size = self.member.size
+        if not size:
+            return b""
+        return struct.pack("<4sI2Q" if self.wide else "<4s3I", b"PK\7\10", crc, size, size)
+
+    def entry(self, crc: int) -> bytes:
+        """The member's entry in the central directory."""
+        name, size, header = self.member.name.encode(), self.member.size, self.header
+        values = [value for value in (size, size, header) if value >= MAX32]
+        extra = struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values) if values else b""
+        needed = 45 if self.wide else 20
+        shown = min(size, MAX32)
+        return (
+            CENTRAL.pack(
+                b"PK\1\2", 45, needed, self.flags, 0, 0, _DATE, crc, shown, shown,
+                len(name), len(extra), 0, 0, 0, 0, min(header, MAX32),
+            )
+            + name
+            + extra
+        )  # fmt: skip
+
+
+def arranged(members: Sequence[Member], alignment: int = ALIGNMENT) -> Iterator[Placed]:
+    """The members one behind the other, each one's bytes at a multiple of ``alignment``."""
+    cursor = 0
+    for member in members:
+        start = cursor + LOCAL.size + len(member.name.encode()) + 4
+        if member.size >= MAX32 or cursor >= MAX32:
+            start += 4 + 16 * (member.size >= MAX32) + 8 * (cursor >= MAX32)
+        start += -start % alignment
+        placed = Placed(member, cursor, start)
+        yield placed
+        cursor = placed.end
+
+
+def _ending(count: int, offset: int, size: int) -> bytes:
+    """What follows a central directory of ``count`` entries in ``size`` bytes at ``offset``."""
+    wide = b""
+    if count >= MAX16 or size >= MAX32 or offset >= MAX32:
+        wide = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+        wide += LOCATOR64.pack(b"PK\6\7", 0, offset + size, 1)
+    shown = min(count, MAX16)
+    return wide + END.pack(b"PK\5\6", 0, 0, shown, shown, min(size, MAX32), min(offset, MAX32), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class ArchiveLayout(FileLayout):
+    """A torch zip of ``members``; those without a body are filled by regions."""
+
+    members: tuple[Member, ...] = ()
+    alignment: int = ALIGNMENT
+    check: Callable[[str], None] = lambda path: None
+
+    checksum = True
+
+    def fixed(self) -> Iterator[tuple[int, bytes]]:
+        for placed in arranged(self.members, self.alignment):
+            yield placed.header, placed.local
+            if placed.member.body:
+                yield placed.start, placed.member.body
+
+    def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        starts, sizes = self._regions()
+        entries: list[bytes] = []
+        end = 0
+        for placed in arranged(self.members, self.alignment):
+            end = placed.end
+
+            def describe(placed: Placed = placed) -> bytes:
+                total = self._crc(placed, crc, starts, sizes)
+                entries.append(placed.entry(total))
+                return placed.descriptor(total)
+
+            yield placed.start + placed.member.size, describe
+
+        def directory() -> bytes:
+            data = b"".join(entries)
+            return data + _ending(len(entries), end, len(data))
+
+        yield end, directory
+
+    def _regions(self) -> tuple[Sequence[int], Mapping[int, int]]:
+        """Where all regions begin, ascending, and their sizes by that."""
+        of_tensor = self.specs.sizes
+        sizes = {
+            offset: of_tensor[number]
+            for number, offset in zip(self.tensors, self.offsets, strict=True)
+        }
+        sizes.update((kept.offset, kept.nbytes) for kept in self.kept)
+        return sorted(sizes), sizes
+
+    @staticmethod
+    def _crc(
+        placed: Placed, crc: Callable[[int], int], starts: Sequence[int], sizes: Mapping[int, int]
+    ) -> int:
+        if placed.member.body is not None:
+            return zlib.crc32(placed.member.body)
+        stop = placed.start + placed.member.size
+        at = bisect_left(starts, placed.start)
+        parts = []
+        while at < len(starts) and starts[at] < stop:
+            if sizes[starts[at]]:
+                parts.append((crc(starts[at]), sizes[starts[at]]))
+            at += 1
+        return combined(parts)
+
+    def verify(self, path: str) -> None:
+        self.check(path)
+
+
+def lay_out_archive(
+    members: Sequence[Member],
+    specs: Specs,
+    places: Sequence[tuple[int, int]],
+    *,
+    name: str = "",
+    alignment: int = ALIGNMENT,
+    kept: Sequence[Kept] = (),
+    orders: Mapping[int, Shape] | None = None,
+    check: Callable[[str], None],
+) -> ArchiveLayout:
+    """An archive of ``members``; ``places`` are tensor and offset in the file, ascending."""
+    directory = count = end = 0
+    for placed in arranged(members, alignment):
+        directory += len(placed.entry(0))
+        end = placed.end
+        count += 1
+    return ArchiveLayout(
+        name,
+        end + directory + len(_ending(count, end, directory)),
+        specs,
+        array("I", [number for number, _ in places]),
+        array("q", [offset for _, offset in places]),
+        tuple(kept),
+        orders or {},
+        tuple(members),
+        alignment,
+        check,
+    )

@@ -1,0 +1,119 @@
+"""What a torch file is written as: like its template where that can be, else a bare state dict."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from swavg.errors import InputError, OutputError
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.layout import FileLayout, Kept, Layout, Request, losses
+from swavg.formats.torch.archive_layout import ArchiveLayout, Member, arranged, lay_out_archive
+from swavg.formats.torch.opened import ArchiveTemplate, LegacyTemplate, open_torch
+from swavg.formats.torch.plain import RECIPE, lay_out_plain
+from swavg.formats.torch.template import CannotKeep, replacements, spliced
+
+# Padding is an extra field, whose length is a 16-bit number.
+_MAX_ALIGNMENT = 1 << 15
+
+
+def lay_out(request: Request) -> Layout:
+    """One file with all else that the template holds, if it is a torch file whose structure can
+    be kept; otherwise a state dict and nothing else, and a note on what that leaves out."""
+    if request.weights_only:
+        return Layout((plan_file(request, range(len(request.specs))),))
+    try:
+        return Layout((_like_template(request),))
+    except CannotKeep as reason:
+        lost = losses(request)
+        note = f"{lost} left out: the output is a bare state dict ({reason})"
+        layout = plan_file(request, range(len(request.specs)))
+        return Layout((layout,), notes=(note,) if lost else ())
+
+
+def plan_file(request: Request, numbers: Sequence[int], name: str = "") -> FileLayout:
+    """A state dict of these tensors."""
+    present = {request.specs.names[number] for number in numbers}
+    ties = [tuple(tied for tied in group if tied in present) for group in request.ties]
+    ties = [group for group in ties if len(group) > 1]
+    check = partial(_check, key="", names=None)
+    recipe = request.recipe.encode()
+    return lay_out_plain(request.specs, numbers, ties, recipe, name, check)
+
+
+def _like_template(request: Request) -> FileLayout:
+    match request.template.extras.template:
+        case ArchiveTemplate() as template:
+            return _archive_like(request, template)
+        case LegacyTemplate() as template:
+            return _legacy_like(request, template)
+    raise CannotKeep("the last input is no PyTorch file")
+
+
+def _archive_like(request: Request, template: ArchiveTemplate) -> ArchiveLayout:
+    """All records of the template in their order, with other bytes in its averaged tensors."""
+    replaced = replacements(request)
+    if template.alignment > _MAX_ALIGNMENT:
+        raise CannotKeep(f"its records are aligned to {template.alignment:,} bytes")
+    own = f"{template.root}/{RECIPE}"
+    records = [record for record in template.records if record.name != own]
+    recipe = request.recipe.encode()
+    members = (
+        *(Member(record.name, record.size) for record in records),
+        Member(own, len(recipe), recipe),
+    )
+    places: list[tuple[int, int]] = []
+    kept: list[Kept] = []
+    for record, placed in zip(records, arranged(members, template.alignment), strict=False):
+        inside, between = spliced(record.offset, record.size, placed.start, replaced)
+        places += inside
+        kept += between
+    return lay_out_archive(
+        members,
+        request.specs,
+        places,
+        alignment=template.alignment,
+        kept=kept,
+        orders={each.number: each.order for each in replaced if each.order is not None},
+        check=partial(_check, key=template.key, names=tuple(request.template.tensors)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LegacyLayout(FileLayout):
+    """A copy of a legacy file with other bytes in its averaged tensors."""
+
+    key: str | None = None
+    names: tuple[str, ...] = ()
+
+    def verify(self, path: str) -> None:
+        _check(path, key=self.key, names=self.names)
+
+
+def _legacy_like(request: Request, template: LegacyTemplate) -> LegacyLayout:
+    """The template's file; the format has no place for a recipe."""
+    replaced = replacements(request)
+    places, kept = spliced(0, request.template.size, 0, replaced)
+    return LegacyLayout(
+        "",
+        request.template.size,
+        request.specs,
+        array("I", [number for number, _ in places]),
+        array("q", [offset for _, offset in places]),
+        tuple(kept),
+        {each.number: each.order for each in replaced if each.order is not None},
+        template.key,
+        tuple(request.template.tensors),
+    )
+
+
+def _check(path: str, *, key: str | None, names: tuple[str, ...] | None) -> None:
+    """OutputError unless the finished file opens and has just these tensors (None: any)."""
+    try:
+        found: Checkpoint = open_torch(path, key)
+    except InputError as error:
+        raise OutputError(path, f"the finished file does not open: {error.problem}") from error
+    if names is not None and tuple(found.tensors) != names:
+        raise OutputError(path, "the finished file has other tensors than were planned")

@@ -1,0 +1,1 @@
+"""Deciding, before anything is read or written, what becomes of every tensor: values only."""

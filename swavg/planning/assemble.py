@@ -1,0 +1,221 @@
+"""From what was decided for each row, and where each format puts it, to the columns of a plan."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+
+from swavg.dtypes import BY_NAME
+from swavg.formats.checkpoint import Checkpoint, Shape, TensorTable
+from swavg.formats.layout import FileLayout, Layout
+from swavg.planning import decide
+from swavg.planning.decide import Decisions
+from swavg.planning.match import SideBySide
+from swavg.planning.plan import Entries, File, Operation, Output, Term
+from swavg.planning.row import Row
+from swavg.planning.targets import Target
+
+_BYTES = BY_NAME["uint8"]
+
+
+class Assembly:
+    """Entries of all rows, each made once for the rows that share it.
+
+    Rows share an entry only where shape, dtype, operation, accumulator and order in storage are
+    equal in each row alone, so that none changes the bits of another.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
+        self._operations: dict[Operation, int] = {}
+        self._operation = array("I")
+        self._forms: dict[tuple[Shape, Shape | None], int] = {}
+        self._form = array("I")
+        self._tables: list[TensorTable] = []
+        places: dict[int, int] = {}
+        table_of = []
+        for checkpoint in checkpoints:
+            columns = checkpoint.tensors.columns
+            place = places.setdefault(id(columns), len(self._tables))
+            if place == len(self._tables):
+                self._tables.append(checkpoint.tensors)
+            table_of.append(place)
+        self._table_of = tuple(table_of)
+        self._numbers = [array("q") for _ in self._tables]
+        self._by_name: dict[str, int] = {}
+        self._by_bytes: dict[tuple[int, int, int], int] = {}
+        self._merged: dict[tuple[int, Operation], Operation | None] = {}
+
+    def entries(self) -> Entries:
+        return Entries(
+            tuple(self._operations),
+            self._operation,
+            tuple(self._forms),
+            self._form,
+            tuple(self._tables),
+            self._table_of,
+            tuple(self._numbers),
+        )
+
+    def output(
+        self,
+        number: int,
+        row: Row,
+        match: SideBySide,
+        decisions: Decisions,
+        target: Target,
+        layout: Layout,
+        *,
+        alone: bool,
+    ) -> Output:
+        """Row ``number``'s output. ``alone``: there is no other row to share with."""
+        orders = {n: order for file in layout.layouts for n, order in file.orders.items()}
+        entry_of = self._entries_of(number, row, match, decisions, orders, alone)
+        template = row.members[-1]
+        files = tuple(self._file(number, template, file, entry_of) for file in layout.layouts)
+        home = array("q", [-1]) * len(self._form)
+        starts, region = [], 0
+        for file in files:
+            starts.append(region)
+            for entry in file.entries:
+                home[entry] = region
+                region += 1
+        return Output(
+            target,
+            files,
+            dict(layout.files),
+            dict(layout.side_files),
+            home,
+            tuple(starts),
+            decisions.ties,
+            decisions.not_averaged,
+            layout.notes,
+        )
+
+    def _entries_of(
+        self,
+        number: int,
+        row: Row,
+        match: SideBySide,
+        decisions: Decisions,
+        orders: dict[int, Shape],
+        alone: bool,
+    ) -> array[int]:
+        """The entry of each tensor of a row."""
+        specs = decisions.specs
+        own = [_own(number, row, operation) for operation in decisions.operations]
+        places = [self._place(table) for table in match.tables]
+        found = array("I")
+        for at, name in enumerate(specs.names):
+            operation = own[decisions.operation[at]]
+            shape, order = specs.forms[specs.form[at]][1], orders.get(at)
+            if order is not None:
+                shape = tuple(shape[axis] for axis in order)
+            form = self._forms.setdefault((shape, order), len(self._forms))
+            numbers = [-1] * len(self._tables)
+            for place, column in zip(places, decisions.numbers, strict=True):
+                numbers[place] = column[at]
+            shared = None if alone else self._shared(name, operation, form, numbers)
+            if shared is None:
+                shared = self._add(operation, form, numbers)
+                self._by_name.setdefault(name, shared)
+            found.append(shared)
+        return found
+
+    def _place(self, table: TensorTable) -> int:
+        return next(at for at, own in enumerate(self._tables) if own.columns is table.columns)
+
+    def _add(self, operation: Operation, form: int, numbers: Sequence[int]) -> int:
+        self._operation.append(self._operations.setdefault(operation, len(self._operations)))
+        self._form.append(form)
+        for column, at in zip(self._numbers, numbers, strict=True):
+            column.append(at)
+        return len(self._form) - 1
+
+    def _shared(
+        self, name: str, operation: Operation, form: int, numbers: Sequence[int]
+    ) -> int | None:
+        """The entry of an earlier row that serves this one too."""
+        entry = self._by_name.get(name)
+        if entry is None or self._form[entry] != form:
+            return None
+        columns = list(zip(self._numbers, numbers, strict=True))
+        if any(at >= 0 and column[entry] not in (-1, at) for column, at in columns):
+            return None
+        key = self._operation[entry], operation
+        if key not in self._merged:
+            self._merged[key] = _merged(list(self._operations)[key[0]], operation)
+        merged = self._merged[key]
+        if merged is None:
+            return None
+        self._operation[entry] = self._operations.setdefault(merged, len(self._operations))
+        for column, at in columns:
+            column[entry] = max(column[entry], at)
+        return entry
+
+    def _file(
+        self, number: int, template: int, layout: FileLayout, entry_of: Sequence[int]
+    ) -> File:
+        regions = [
+            (offset, entry_of[tensor], tensor)
+            for offset, tensor in zip(layout.offsets, layout.tensors, strict=True)
+        ]
+        for kept in layout.kept:
+            entry = self._bytes(number, template, kept.start, kept.nbytes)
+            regions.append((kept.offset, entry, -1))
+        regions.sort()
+        return File(
+            layout,
+            array("q", [offset for offset, _, _ in regions]),
+            array("I", [entry for _, entry, _ in regions]),
+            array("q", [tensor for _, _, tensor in regions]),
+        )
+
+    def _bytes(self, number: int, template: int, start: int, nbytes: int) -> int:
+        """The entry of bytes of a template's source 0."""
+        key = template, start, nbytes
+        form = self._forms.setdefault(((nbytes,), None), len(self._forms))
+        operation = Operation(
+            "bytes", _BYTES, "float32", (template,), (Term(number, (0,), (1.0,), True),)
+        )
+        if key in self._by_bytes:
+            entry = self._by_bytes[key]
+            merged = _merged(list(self._operations)[self._operation[entry]], operation)
+            assert merged is not None
+            self._operation[entry] = self._operations.setdefault(merged, len(self._operations))
+            return entry
+        numbers = [-1] * len(self._tables)
+        numbers[self._table_of[template]] = start
+        self._by_bytes[key] = self._add(operation, form, numbers)
+        return self._by_bytes[key]
+
+
+def _own(number: int, row: Row, made: decide.Operation) -> Operation:
+    """The operation of one row alone."""
+    positions = tuple(range(len(made.members)))
+    term = Term(number, positions, made.weights, made.uniform)
+    return Operation(made.op, made.dtype, made.accumulate, made.members, (term,))
+
+
+def _merged(first: Operation, other: Operation) -> Operation | None:
+    """One operation for both, or None where that would change one of them."""
+    if (first.op, first.dtype, first.accumulate) != (other.op, other.dtype, other.accumulate):
+        return None
+    if first.op != "average":
+        own, added = first.terms[0], other.terms[0]
+        same = (own.weights, own.uniform) == (added.weights, added.uniform)
+        if first.members != other.members or not same:
+            return None
+        return Operation(first.op, first.dtype, first.accumulate, first.members,
+                         (*first.terms, *other.terms))  # fmt: skip
+    members = tuple(sorted({*first.members, *other.members}))
+    terms = tuple(
+        Term(
+            term.row,
+            tuple(members.index(operation.members[at]) for at in term.positions),
+            term.weights,
+            term.uniform,
+        )
+        for operation in (first, other)
+        for term in operation.terms
+    )
+    return Operation(first.op, first.dtype, first.accumulate, members, terms)

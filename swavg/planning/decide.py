@@ -1,0 +1,335 @@
+"""What becomes of each tensor in one row: decided by dtype, shape and policy, never by its bytes."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from swavg.dtypes import BY_NAME, Accumulator, DType
+from swavg.errors import Difference, MismatchError, RequestError
+from swavg.formats.checkpoint import Checkpoint, Form, Shape
+from swavg.formats.layout import Specs
+from swavg.planning.match import SideBySide
+from swavg.planning.policy import Policy
+from swavg.planning.row import Row
+from swavg.weights import is_uniform, renormalized
+
+Action = Literal["copied", "dropped", "averaged over some", "excluded"]
+
+
+@dataclass(frozen=True, slots=True)
+class NotAveraged:
+    """A tensor that was not simply averaged over all inputs: what was done, and why, in words."""
+
+    name: str
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """How a tensor of the output is made, whichever it is.
+
+    ``average`` is a weighted sum of floats, taken in ``accumulate``; ``integer`` (and floats
+    narrower than a byte) is what all members have, or follows the policy for integers; ``copy``
+    takes the bytes of its one member. ``members`` are checkpoints,
+    ascending, with their ``weights``; ``uniform`` is their mean.
+    """
+
+    op: Literal["average", "integer", "copy"]
+    dtype: DType
+    accumulate: Accumulator
+    members: tuple[int, ...]
+    weights: tuple[float, ...] = (1.0,)
+    uniform: bool = True
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Decisions:
+    """The tensors of one row's output, in the template's order.
+
+    ``operation[i]`` indexes ``operations``; ``numbers[t][i]`` is the tensor's number in table
+    ``t`` of the match (-1: not there). ``unchanged[i]`` is true for the template's own bytes.
+    """
+
+    specs: Specs
+    operations: tuple[Operation, ...]
+    operation: array[int]
+    numbers: tuple[array[int], ...]
+    unchanged: bytes
+    ties: tuple[tuple[str, ...], ...]
+    not_averaged: tuple[NotAveraged, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What holds for all tensors of the same forms: an operation and the output's shape (None:
+    left out), or why strict inputs do not match."""
+
+    operation: Operation | None
+    shape: Shape
+    action: Action | None = None
+    reason: str = ""
+    what: str = ""
+    facts: tuple[str, ...] = ()
+
+
+def decide(
+    checkpoints: Sequence[Checkpoint],
+    side_by_side: SideBySide,
+    row: Row,
+    policy: Policy,
+    shown: Sequence[str],
+) -> Decisions:
+    """Decide for every tensor of a row. ``shown`` are the names of all checkpoints.
+
+    ``side_by_side`` is of the row's members, whose last is the template. Raises MismatchError with
+    every difference, RequestError for globs that leave nothing to average.
+    """
+    return _Decider(checkpoints, side_by_side, row, policy, shown).decide()
+
+
+class _Decider:
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        side_by_side: SideBySide,
+        row: Row,
+        policy: Policy,
+        shown: Sequence[str],
+    ) -> None:
+        self._match = side_by_side
+        self._template = checkpoints[row.members[-1]].tensors
+        self._row = row
+        self._policy = policy
+        self._shown = [shown[member] for member in row.members]
+        self._uniform = is_uniform(row.weights)
+        self._joined = False
+        self._verdicts: dict[tuple[object, ...], _Verdict] = {}
+
+    def decide(self) -> Decisions:
+        match, policy = self._match, self._policy
+        names = match.names()
+        written: list[str] = []
+        forms: dict[tuple[DType, Shape], int] = {}
+        operations: dict[Operation, int] = {}
+        form, operation = array("I"), array("I")
+        numbers = tuple(array("q") for _ in match.tables)
+        unchanged = bytearray()
+        differences: list[Difference] = []
+        others: list[NotAveraged] = []
+        for name, column in zip(names, match.columns(names), strict=True):
+            selected = self._selected(name)
+            verdict = self._verdict(column, selected)
+            shown = match.output_name(name)
+            if verdict.what:
+                facts = tuple(zip(self._shown, verdict.facts, strict=True))
+                differences.append(Difference(shown, verdict.what, facts))
+                continue
+            if verdict.action is not None:
+                others.append(NotAveraged(shown, verdict.action, verdict.reason))
+            made = verdict.operation
+            if made is None:
+                continue
+            self._joined |= selected and len(made.members) == len(self._row.members)
+            written.append(shown)
+            form.append(forms.setdefault((made.dtype, verdict.shape), len(forms)))
+            operation.append(operations.setdefault(made, len(operations)))
+            for place, number in enumerate(column):
+                numbers[place].append(number)
+            unchanged.append(made.op == "copy" and self._is_own(shown, made, column))
+        if differences:
+            raise _mismatch(differences, self._shown)
+        if not self._joined:
+            raise self._nothing(names)
+        return Decisions(
+            Specs(tuple(written), tuple(forms), form),
+            tuple(operations),
+            operation,
+            numbers,
+            bytes(unchanged),
+            self._written_ties(set(written)),
+            tuple(others),
+        )
+
+    def _is_own(self, name: str, made: Operation, column: Sequence[int]) -> bool:
+        """Whether a copy is the template's own tensor of this name."""
+        if made.members[0] != self._row.members[-1]:
+            return False
+        own, columns = self._template.index.get(name, -1), self._template.columns
+        taken = column[self._match.table_of[-1]]
+        return own == taken or (
+            own >= 0
+            and columns.offset[own] == columns.offset[taken]
+            and columns.form[own] == columns.form[taken]
+        )
+
+    def _selected(self, name: str) -> bool:
+        """True if the globs leave ``name`` (or a name tied to it) to be averaged."""
+        if not self._policy.include and not self._policy.exclude:
+            return True
+        return any(map(self._matches, self._match.tied_to(name)))
+
+    def _matches(self, name: str) -> bool:
+        candidates = {name, self._match.output_name(name)}
+
+        def any_glob(globs: Sequence[str]) -> bool:
+            return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
+
+        include, exclude = self._policy.include, self._policy.exclude
+        return (not include or any_glob(include)) and not any_glob(exclude)
+
+    def _verdict(self, column: Sequence[int], selected: bool) -> _Verdict:
+        columns = [table.columns for table in self._match.tables]
+        key = (
+            selected,
+            *(
+                number if number < 0 or number in of.others else (of.form[number],)
+                for of, number in zip(columns, column, strict=True)
+            ),
+        )
+        if key not in self._verdicts:
+            places = [
+                None if number < 0 else self._match.form(place, number)
+                for place, number in enumerate(column)
+            ]
+            forms = [places[place] for place in self._match.table_of]
+            self._verdicts[key] = self._judged(forms, selected)
+        return self._verdicts[key]
+
+    def _judged(self, forms: Sequence[Form | None], selected: bool) -> _Verdict:
+        """What becomes of a tensor that has these forms (None: it is missing), one per member."""
+        last = max(index for index, form in enumerate(forms) if form is not None)
+        reference = forms[last]
+        assert reference is not None
+        if not selected:
+            if self._policy.drop_excluded:
+                return _Verdict(None, (), "excluded", "dropped")
+            made = self._copy(last, reference[0])
+            reason = f"copied from {self._shown[last]}{_as(made)}"
+            return _Verdict(made, reference[1], "excluded", reason)
+        if self._policy.strict and (differs := self._differs(forms)) is not None:
+            return differs
+        alike = [index for index, form in enumerate(forms) if _compatible(form, reference)]
+        if len(alike) == len(forms):
+            return _Verdict(self._average(forms, alike, self._row.weights), reference[1])
+        reason = "; ".join(
+            f"{'missing' if form is None else f'{form[0]} {list(form[1])}'} in {self._shown[index]}"
+            for index, form in enumerate(forms)
+            if index not in alike
+        )
+        if self._policy.missing == "drop":
+            return _Verdict(None, (), "dropped", reason)
+        if self._policy.missing == "keep" or len(alike) == 1:
+            made = self._copy(last, reference[0])
+            reason = f"from {self._shown[last]}{_as(made)}: {reason}"
+            return _Verdict(made, reference[1], "copied", reason)
+        weights = renormalized(self._row.weights, alike)
+        made = self._average(forms, alike, weights)
+        return _Verdict(made, reference[1], "averaged over some", reason)
+
+    def _differs(self, forms: Sequence[Form | None]) -> _Verdict | None:
+        """Why strict inputs do not match, or None."""
+        present = [form for form in forms if form is not None]
+        if len(present) < len(forms):
+            facts = tuple("missing" if form is None else "present" for form in forms)
+            return _Verdict(None, (), what="missing", facts=facts)
+        if len({shape for _, shape, _ in present}) > 1:
+            facts = tuple(str(list(shape)) for _, shape, _ in present)
+            return _Verdict(None, (), what="shape", facts=facts)
+        mixed = self._policy.mixed_dtypes
+        if mixed and all(_compatible(form, present[-1]) for form in present):
+            return None
+        if len({dtype.name for dtype, _, _ in present}) > 1:
+            facts = tuple(dtype.name for dtype, _, _ in present)
+            return _Verdict(None, (), what="dtype", facts=facts)
+        return None
+
+    def _average(
+        self, forms: Sequence[Form | None], alike: Sequence[int], weights: Sequence[float]
+    ) -> Operation:
+        dtypes = [form[0] for form in map(forms.__getitem__, alike) if form is not None]
+        output = self._output_dtype(dtypes[0])
+        members = tuple(self._row.members[index] for index in alike)
+        whole = len(alike) == len(forms)
+        uniform = self._uniform if whole else is_uniform(weights)
+        summed = dtypes[0].floating and dtypes[0].bits >= 8
+        op: Literal["average", "integer"] = "average" if summed else "integer"
+        return Operation(op, output, self._accumulate(dtypes), members, tuple(weights), uniform)
+
+    def _copy(self, index: int, dtype: DType) -> Operation:
+        output = self._output_dtype(dtype)
+        # A copy into another dtype is a sum of one.
+        op: Literal["copy", "average"] = "copy" if output is dtype else "average"
+        return Operation(op, output, self._accumulate([dtype]), (self._row.members[index],))
+
+    def _output_dtype(self, dtype: DType) -> DType:
+        wanted = self._policy.dtype
+        # Narrower ones are codes, whose scales are other tensors.
+        converted = wanted != "keep" and dtype.kind == "float" and dtype.bits >= 8
+        return BY_NAME[wanted] if converted else dtype
+
+    def _accumulate(self, dtypes: Sequence[DType]) -> Accumulator:
+        """The widest dtype that the inputs ask for, unless it is fixed."""
+        if self._policy.accumulate != "auto":
+            return self._policy.accumulate
+        return "float64" if any(d.accumulator == "float64" for d in dtypes) else "float32"
+
+    def _written_ties(self, names: set[str]) -> tuple[tuple[str, ...], ...]:
+        """The ties between names that are written, under those names."""
+        groups = (tuple(map(self._match.output_name, group)) for group in self._match.ties)
+        kept = (tuple(name for name in group if name in names) for group in groups)
+        return tuple(group for group in kept if len(group) > 1)
+
+    def _nothing(self, names: Sequence[str]) -> RequestError | MismatchError:
+        """The error of a row in which nothing is averaged."""
+        policy = self._policy
+        if (policy.include or policy.exclude) and not any(map(self._selected, names)):
+            return RequestError(
+                f"--include and --exclude leave none of {len(names)} tensors to average.",
+                hint=f"Names look like '{names[0]}'." if names else None,
+            )
+        if not names:
+            return MismatchError("The checkpoints hold no tensors.")
+        return MismatchError(
+            "The checkpoints have no tensor in common: no name has the same shape and kind of"
+            " dtype in all.",
+            hint="Are they of the same model? For a .pt file, --key chooses the state dict.",
+        )
+
+
+def _compatible(form: Form | None, reference: Form) -> bool:
+    """True if a lenient average may join the two: same shape, both floats or the same integers."""
+    if form is None or form[1] != reference[1]:
+        return False
+    one, other = form[0], reference[0]
+    return one is other or (one.kind == other.kind and one.floating)
+
+
+def _as(made: Operation) -> str:
+    """What a copy is converted to, in words."""
+    return "" if made.op == "copy" else f", as {made.dtype}"
+
+
+def _mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> MismatchError:
+    first = differences[0]
+    *others, (source, fact) = first.facts
+    other_source, other_fact = next(
+        ((s, f) for s, f in others if f != fact), (inputs[0], first.facts[0][1])
+    )
+    message = (
+        f"{source}: '{first.name}' is {fact}; {other_source} has "
+        f"{'it' if other_fact == 'present' else other_fact}."
+        if fact != "present"
+        else f"{other_source}: '{first.name}' is {other_fact}; {source} has it."
+    )
+    if len(differences) > 1:
+        message += f" {len(differences)} tensors differ."
+        hint = "Use --lenient, or leave what differs out with --exclude."
+    else:
+        glob = f"{first.name.split('.')[0]}.*" if "." in first.name else first.name
+        hint = f"Leave it out with --exclude '{glob}' or use --lenient."
+    return MismatchError(message, differences=differences, hint=hint)

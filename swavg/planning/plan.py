@@ -1,0 +1,269 @@
+"""A plan: everything decided and nothing written, as columns that processes share.
+
+A task is a stretch of an output file, found by arithmetic: nothing is made for each in advance,
+and looking at one touches no object of the plan but the few that it needs.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from swavg.dtypes import Accumulator, DType
+from swavg.formats.checkpoint import Box, Checkpoint, Shape, Tensor, TensorSpec, TensorTable
+from swavg.formats.gather import row_major_strides
+from swavg.formats.layout import FileLayout
+from swavg.planning.decide import NotAveraged
+from swavg.planning.policy import Policy
+from swavg.planning.row import Row
+from swavg.planning.targets import Target
+
+CUT = 2 << 20
+"""Bytes of the output that a task covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """What a row takes of a sum: weights for the ``positions`` among the members; ``uniform`` is
+    the mean."""
+
+    row: int
+    positions: tuple[int, ...]
+    weights: tuple[float, ...]
+    uniform: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """How an entry is made for all rows that share it: those of its ``terms``, ascending.
+
+    ``op`` is that of :class:`swavg.planning.decide.Operation`, or ``bytes``: some of the one
+    member's source 0, as they are. ``members`` are checkpoints, ascending.
+    """
+
+    op: Literal["average", "integer", "copy", "bytes"]
+    dtype: DType
+    accumulate: Accumulator
+    members: tuple[int, ...]
+    terms: tuple[Term, ...]
+
+
+class Entry(NamedTuple):
+    """A tensor to make, or bytes to copy. ``tensors`` are those of the operation's members, whose
+    elements are taken in row-major order of ``shape``."""
+
+    operation: Operation
+    shape: Shape
+    tensors: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Entries:
+    """All entries in columns.
+
+    ``form`` indexes ``forms``: the shape, and the order of the tensors' axes in which it is
+    written (None: as they are). ``tables`` are the distinct tables of tensors, ``table_of[i]``
+    checkpoint ``i``'s; ``numbers[t]`` has a tensor's number in table ``t``, and for ``bytes`` the
+    offset of the first one.
+    """
+
+    operations: tuple[Operation, ...]
+    operation: array[int]
+    forms: tuple[tuple[Shape, Shape | None], ...]
+    form: array[int]
+    tables: tuple[TensorTable, ...]
+    table_of: tuple[int, ...]
+    numbers: tuple[array[int], ...]
+
+    def __len__(self) -> int:
+        return len(self.form)
+
+    def make(self, checkpoints: Sequence[Checkpoint], number: int) -> Entry:
+        """Entry ``number``, whole."""
+        operation = self.operations[self.operation[number]]
+        shape, order = self.forms[self.form[number]]
+        tensors = []
+        for member in operation.members:
+            place = self.table_of[member]
+            at = self.numbers[place][number]
+            if operation.op == "bytes":
+                box = Box(0, at, (0,), shape)
+                tensors.append(Tensor(TensorSpec("", operation.dtype, shape), (box,), shape))
+            else:
+                tensor = checkpoints[member].tensors.at(at)
+                tensors.append(tensor if order is None else _turned(tensor, order))
+        return Entry(operation, shape, tuple(tensors))
+
+
+def _turned(tensor: Tensor, order: Shape) -> Tensor:
+    """The tensor with its axes in this order: one that lies so becomes row-major."""
+    box = tensor.boxes[0]
+    strides = row_major_strides(box.shape) if box.strides is None else box.strides
+    shape = tuple(box.shape[axis] for axis in order)
+    turned: Shape | None = tuple(strides[axis] for axis in order)
+    packed = row_major_strides(shape)
+    if all(n == 1 or a == b for n, a, b in zip(shape, turned or (), packed, strict=True)):
+        turned = None
+    spec = TensorSpec(tensor.spec.name, tensor.spec.dtype, shape)
+    return Tensor(spec, (Box(box.source, box.offset, box.start, shape, turned),), shape)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class File:
+    """A file of an output: its layout, and its regions by offset: which entry lies there, and
+    which of the layout's tensors that is (-1: bytes of the template)."""
+
+    layout: FileLayout
+    offsets: array[int]
+    entries: array[int]
+    tensors: array[int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Output:
+    """One output: its files; ``small`` ones made beforehand (an index) and ``side_files`` to
+    copy, by name. ``home[e]`` is the region of entry ``e``, counted through all files (-1: it is
+    not in this output)."""
+
+    target: Target
+    files: tuple[File, ...]
+    small: dict[str, bytes]
+    side_files: dict[str, str]
+    home: array[int]
+    starts: tuple[int, ...]
+    """The number of each file's first region."""
+    ties: tuple[tuple[str, ...], ...]
+    not_averaged: tuple[NotAveraged, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, side files excepted."""
+        return sum(file.layout.size for file in self.files) + sum(map(len, self.small.values()))
+
+    def place(self, entry: int) -> tuple[int, int]:
+        """The file that an entry lies in, and the offset of its first byte there."""
+        region = self.home[entry]
+        file = bisect_right(self.starts, region) - 1
+        return file, self.files[file].offsets[region - self.starts[file]]
+
+
+class Span(NamedTuple):
+    """Elements ``[start, stop)`` of an entry."""
+
+    entry: int
+    start: int
+    stop: int
+
+
+class Task(NamedTuple):
+    """A stretch of ``row``'s file ``file``: from an element of the first region to one of the
+    last (``last`` is included, ``stop`` is not)."""
+
+    number: int
+    row: int
+    file: int
+    first: int
+    start: int
+    last: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything decided and nothing written: a picklable value.
+
+    ``shown`` are names of the checkpoints for people. Output ``r`` is made by ``rows[r]`` and
+    described by ``recipes[r]``. An entry that several rows share is made with the first of them.
+    ``distances``: how far each input lies from the average is estimated on the way.
+    """
+
+    checkpoints: tuple[Checkpoint, ...]
+    shown: tuple[str, ...]
+    rows: tuple[Row, ...]
+    policy: Policy
+    entries: Entries
+    outputs: tuple[Output, ...]
+    recipes: tuple[dict[str, object], ...]
+    notes: tuple[str, ...]
+    distances: bool = False
+    folder: str | None = None
+    """A folder to be made for the outputs, which appears with all of them."""
+    cut: int = CUT
+
+    @cached_property
+    def stretches(self) -> list[tuple[int, int, int, int]]:
+        """First task, row, file and size of each file that has something to make."""
+        found, first = [], 0
+        for row, output in enumerate(self.outputs):
+            for number, file in enumerate(output.files):
+                if row == 0 or any(self.leads(row, entry) for entry in file.entries):
+                    found.append((first, row, number, file.layout.size))
+                    first += -(-file.layout.size // self.cut)
+        return found
+
+    def tasks(self) -> range:
+        """The numbers of all tasks."""
+        first, _, _, size = self.stretches[-1]
+        return range(first + -(-size // self.cut))
+
+    def leads(self, row: int, entry: int) -> bool:
+        """Whether this row is the first of those that share an entry."""
+        return self.entries.operations[self.entries.operation[entry]].terms[0].row == row
+
+    def task(self, number: int) -> Task:
+        """The task of this number."""
+        stretches = self.stretches
+        first, row, index, size = stretches[bisect_right(stretches, number, key=_first) - 1]
+        file = self.outputs[row].files[index]
+        low = (number - first) * self.cut
+        high = min(low + self.cut, size)
+        # An element belongs to the task that its first byte lies in.
+        begin = max(0, bisect_right(file.offsets, low) - 1)
+        end = bisect_left(file.offsets, high)
+        if begin >= end:
+            return Task(number, row, index, 0, 0, -1, 0)
+        start = self._elements(file, begin, low)
+        return Task(number, row, index, begin, start, end - 1, self._elements(file, end - 1, high))
+
+    def _elements(self, file: File, region: int, position: int) -> int:
+        """How many elements of a region begin before this byte of the file."""
+        entry = file.entries[region]
+        bits = self.entries.operations[self.entries.operation[entry]].dtype.bits
+        # Eight elements that are narrower than a byte fill whole bytes.
+        unit = 1 if bits >= 8 else 8
+        units = -(-max(0, position - file.offsets[region]) // (bits * unit // 8))
+        return min(units * unit, math.prod(self.entries.forms[self.entries.form[entry]][0]))
+
+    def spans(self, task: Task) -> Iterator[Span]:
+        """What a task makes, in the order of the file."""
+        file = self.outputs[task.row].files[task.file]
+        for region in range(task.first, task.last + 1):
+            entry = file.entries[region]
+            if not self.leads(task.row, entry):
+                continue
+            start = task.start if region == task.first else 0
+            if region == task.last:
+                stop = task.stop
+            else:
+                stop = math.prod(self.entries.forms[self.entries.form[entry]][0])
+            if stop > start:
+                yield Span(entry, start, stop)
+
+    def name(self, row: int, entry: int) -> str:
+        """The name of an entry in a row's output; empty for bytes of the template."""
+        output = self.outputs[row]
+        region = output.home[entry]
+        index = bisect_right(output.starts, region) - 1
+        file = output.files[index]
+        tensor = file.tensors[region - output.starts[index]]
+        return file.layout.specs.names[tensor] if tensor >= 0 else ""
+
+
+def _first(stretch: tuple[int, int, int, int]) -> int:
+    return stretch[0]

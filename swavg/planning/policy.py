@@ -1,0 +1,69 @@
+"""What to do with tensors: the choices of a user, all in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from swavg.errors import RequestError
+
+Missing = Literal["keep", "drop", "average"]
+Integers = Literal["last", "first", "max", "mean", "error"]
+Accumulate = Literal["auto", "float32", "float64"]
+Floats = Literal["keep", "float32", "float64", "float16", "bfloat16"]
+
+_CHOICES = {"missing": Missing, "integers": Integers, "accumulate": Accumulate, "dtype": Floats}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What to do with tensors. RequestError for a value that a field does not take."""
+
+    strict: bool = True
+    """All inputs must have the same names, shapes and dtypes."""
+    missing: Missing = "keep"
+    """Not strict: a tensor that some inputs lack, or have in another shape: keep the last one's,
+    drop it, or average those that have it, with weights renormalized."""
+    include: tuple[str, ...] = ()
+    """Globs over names: only these are averaged; the rest is copied from the last checkpoint."""
+    exclude: tuple[str, ...] = ()
+    """Globs over names: these are not averaged."""
+    drop_excluded: bool = False
+    """What is not averaged is left out instead of copied."""
+    key: str | None = None
+    """The dotted path of the state dict in PyTorch files; None: found."""
+    dtype: Floats = "keep"
+    """Floats in the output; ``keep``: as in the first input."""
+    accumulate: Accumulate = "auto"
+    """The dtype of sums; ``auto``: float32 for floats of 8 and 16 bits, else float64."""
+    integers: Integers = "last"
+    """What becomes of integer and bool tensors that differ."""
+    drop_ties: bool = False
+    """A tied tensor is written once where a format cannot express ties."""
+    allow_nonfinite: bool = False
+    """Let NaN and Inf through."""
+    weights_only: bool = False
+    """Write a bare state dict to a PyTorch file."""
+    mixed_dtypes: bool = False
+    """Floats of different dtypes match even when strict (a float32 average and the bfloat16
+    checkpoint that is added to it)."""
+    max_shard_size: int | None = None
+    """Bytes; makes the output a folder of shards."""
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(choices):
+                raise RequestError(
+                    f"{name} is {value!r}; it can be {', '.join(get_args(choices))}."
+                )
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise RequestError(f"{name} is one string; it is a tuple of globs.")
+        if self.max_shard_size is not None and self.max_shard_size < 1:
+            raise RequestError("max_shard_size is a number of bytes, at least 1.")
+
+    @property
+    def changed(self) -> dict[str, object]:
+        """The fields that are not as they are by default."""
+        values = ((each, getattr(self, each.name)) for each in fields(self))
+        return {each.name: value for each, value in values if value != each.default}
