@@ -109,6 +109,12 @@ class OutputError(SwavgError):
         self.problem = problem
 
 
+class OutputExistsError(OutputError):
+    """The output exists already, and may not be replaced."""
+
+    exit_code = 7
+
+
 class NumericsError(SwavgError):
     """The result would hold NaN, Inf, or a value that its dtype cannot represent."""
 

@@ -1,0 +1,172 @@
+"""Outputs on their way to their names: written elsewhere, synced, renamed, or taken back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+
+from swavg.errors import OutputError
+from swavg.storage.destination import Destination, destination, exists_error
+from swavg.storage.filesystems import exchange, rename_new, reserve, sync_folder
+from swavg.storage.sinks import FileSink, write_error
+from swavg.storage.temporary import Temporary, clear_partials, old_name, remove, temporary_name
+
+
+class Pending:
+    """An output that has no name yet: its bytes lie at ``path``. ``notes`` say what was done about
+    leftovers of killed runs; ``warnings``, filled once it has its name, what went wrong then."""
+
+    def __init__(self, output: Destination, path: str) -> None:
+        self.output = output
+        self.path = path
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self._sinks: list[FileSink] = []
+
+    def create(self, name: str = "", size: int = 0) -> FileSink:
+        """The file itself, or the file ``name`` in the folder; ``size`` bytes are reserved where
+        that is cheap. OutputError."""
+        path = os.path.join(self.path, name) if name else self.path
+        try:
+            sink = FileSink(path, self._open(path), self.output.path)
+            self._sinks.append(sink)
+            reserve(sink.fd, size, path)
+        except OSError as error:
+            raise write_error(self.output.path, error) from None
+        return sink
+
+    def _open(self, path: str) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def sync(self) -> None:
+        """Force all that was written to the disk, and close it. OutputError."""
+        while self._sinks:
+            self._sinks[-1].sync()
+            self._sinks.pop().close()
+        if self.output.folder:
+            try:
+                sync_folder(self.path)
+            except OSError as error:
+                raise write_error(self.output.path, error) from None
+
+    def abandon(self) -> None:
+        for sink in self._sinks:
+            with suppress(OutputError):
+                sink.close()
+
+
+class Renamed(Pending):
+    """A pending output that is to be renamed to its destination."""
+
+    def __init__(self, output: Destination) -> None:
+        self.target = destination(output.path)
+        self._temporary = Temporary(self.target)
+        self._named = False
+        self._old: str | None = None  # a second name of what was there
+        super().__init__(output, self._temporary.path)
+
+    def begin(self) -> None:
+        self.notes += clear_partials(self.target)
+        self._temporary.create(folder=self.output.folder, shown=self.output.path)
+        self.path = self._temporary.path
+
+    def _open(self, path: str) -> int:
+        if path == self.path:
+            return os.dup(self._temporary.fd)
+        return super()._open(path)
+
+    def keep_mode(self) -> None:
+        """A file that is replaced gives its mode to the new one."""
+        if not self.output.folder:
+            with suppress(OSError):
+                os.chmod(self.path, stat.S_IMODE(os.stat(self.target).st_mode))
+
+    def give_name(self, *, keep_old: bool) -> None:
+        """The rename. ``keep_old``: so that :meth:`take_back` can undo it. OutputError."""
+        try:
+            if self.output.force and os.path.lexists(self.target):
+                self._replace(keep_old)
+            else:
+                rename_new(self.path, self.target)
+            self._named = True
+        except FileExistsError:
+            raise exists_error(self.output.path, "was created by someone else meanwhile") from None
+        except OSError as error:
+            raise write_error(self.output.path, error) from None
+
+    def _replace(self, keep_old: bool) -> None:
+        if os.path.isdir(self.target) != self.output.folder:
+            # Exchanged, it would end up under the temporary name: a lost file or folder.
+            code = errno.ENOTDIR if self.output.folder else errno.EISDIR
+            raise OSError(code, os.strerror(code), self.target)
+        if not (self.output.folder or keep_old):
+            os.rename(self.path, self.target)
+        elif exchange(self.path, self.target):
+            self._old = self.path
+        elif self.output.folder:
+            old = old_name(self.target)
+            os.rename(self.target, old)
+            try:
+                os.rename(self.path, self.target)
+            except BaseException as error:
+                self._restore(old, error)
+                raise
+            self._old = old
+        else:
+            self._old = old_name(self.target)
+            os.link(self.target, self._old)
+            os.rename(self.path, self.target)
+
+    def _restore(self, old: str, error: BaseException) -> None:
+        try:
+            os.rename(old, self.target)
+        except OSError:
+            raise OutputError(
+                self.output.path,
+                f"cannot be written: {error}",
+                hint=f"What it was before lies at {old}.",
+            ) from None
+
+    def take_back(self) -> str:
+        """Undo :meth:`give_name`; what could not be undone, in words."""
+        if not self._named:
+            return ""
+        try:
+            facts = os.lstat(self.target)
+            if (facts.st_dev, facts.st_ino) != self._temporary.identity:
+                raise FileExistsError(errno.EEXIST, "someone else replaced it", self.target)
+            if self._old == self.path:
+                exchange(self.path, self.target)
+            elif not self.output.folder and self._old is None:
+                os.unlink(self.target)
+            else:
+                if self.output.folder:
+                    os.rename(self.target, self.path)
+                if self._old is not None:
+                    os.rename(self._old, self.target)
+        except OSError as error:
+            return self._keep_old(str(error.strerror))
+        self._named, self._old = False, None
+        return ""
+
+    def _keep_old(self, reason: str) -> str:
+        if self._old is None:
+            return f"{self.output.path} has its name, which could not be taken back ({reason})."
+        old, self._old = self._old, None
+        if old == self.path:
+            # Under that name the next run would clear it away.
+            self.path = temporary_name(self.target)
+            with suppress(OSError):
+                os.rename(old, kept := old_name(self.target))
+                old = kept
+        return f"What {self.output.path} was before lies at {old} ({reason})."
+
+    def end(self) -> None:
+        """Remove what bears a temporary name."""
+        self.abandon()
+        for path in {self.path, self._old or self.path}:
+            if remove(path) and self._named:
+                self.warnings.append(f"{path} could not be removed; it is not needed any more")
+        self._temporary.close()

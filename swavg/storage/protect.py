@@ -1,0 +1,132 @@
+"""What an output must not touch: inputs, and files that are not its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+
+from swavg.errors import OutputError
+from swavg.storage.sources import Source
+
+Input = tuple[str, Sequence[Source]]
+"""The path of an input, as it was given, and where its bytes come from."""
+
+
+def check_not_input(path: str, inputs: Sequence[Input]) -> None:
+    """Raise OutputError if publishing at ``path`` would touch an input, the links that lead to
+    one, or a folder that is one or holds one. Writing beside an input file is allowed.
+
+    Places are compared by device and inode too: a folder may be mounted at several.
+    """
+    try:
+        output, above = _keys(path), _keys_above(os.path.realpath(path))
+        for given, sources in inputs:
+            # A new file in it may be what is read next time.
+            if any(_keys(folder) & above for folder in _folders(given, sources)):
+                raise OutputError(
+                    path,
+                    f"lies in the input {given}",
+                    hint="swavg never changes an input; choose another -o.",
+                )
+            if output & _keys_of_input(given, sources):
+                raise OutputError(
+                    path,
+                    f"holds the input {given}" if os.path.isdir(path) else "is an input",
+                    hint="swavg never writes over an input; choose another -o.",
+                )
+    except OSError as error:
+        # The current folder is gone.
+        raise OutputError(path, f"cannot be written: {error.strerror}") from None
+
+
+def _keys(path: str) -> set[object]:
+    """What tells whether two paths are one place: where it really is, and device and inode."""
+    keys: set[object] = {os.path.realpath(path)}
+    with suppress(OSError, ValueError):
+        facts = os.stat(path)
+        keys.add((facts.st_dev, facts.st_ino))
+    return keys
+
+
+def _keys_above(place: str) -> set[object]:
+    """Those of all folders above an absolute path."""
+    keys: set[object] = set()
+    while (folder := os.path.dirname(place)) != place:
+        keys |= _keys(folder)
+        place = folder
+    return keys
+
+
+def _folders(given: str, sources: Sequence[Source]) -> set[str]:
+    """The folders that an input consists of: none if it is a file."""
+    if not os.path.isdir(given):
+        return set()
+    return {given, *(os.path.dirname(source.name) for source in sources)} - {""}
+
+
+def _keys_of_input(given: str, sources: Sequence[Source]) -> set[object]:
+    """Those of its files, of the links that lead to them, and of all folders above both."""
+    keys: set[object] = {source.identity for source in sources}
+    folders = set()
+    for name in (given, *(source.name for source in sources)):
+        for place in _places(name):
+            keys |= _keys(place)
+            folders.add(os.path.dirname(place))
+    for folder in folders:
+        keys |= _keys(folder) | _keys_above(folder)
+    return keys
+
+
+def _places(path: str) -> Iterator[str]:
+    """Where a file lies by name and, link by link, by content: in the hub cache, shards are
+    links."""
+    for _ in range(40):
+        folder, name = os.path.split(os.path.abspath(path))
+        place = os.path.join(os.path.realpath(folder), name)
+        yield place
+        if not os.path.islink(place):
+            return
+        path = os.path.join(os.path.dirname(place), os.readlink(place))
+
+
+def check_stdout_not_input(inputs: Sequence[Input]) -> None:
+    """Raise OutputError if standard output was redirected into an input (``-o - >> a``)."""
+    try:
+        facts = os.fstat(sys.stdout.fileno())
+    except OSError:
+        return
+    for _, sources in inputs:
+        for source in sources:
+            if source.identity == (facts.st_dev, facts.st_ino):
+                raise OutputError("standard output", f"is the input {source.name}")
+
+
+def check_only_ours(
+    folder: str, names: Collection[str], stem_of: Callable[[str], str | None]
+) -> None:
+    """Raise OutputError if replacing ``folder`` would lose anything but an older checkpoint.
+
+    ``names`` are the files that are written. ``stem_of`` gives the name of the checkpoint whose
+    weights a file holds, None for another file: older weights of the same name may go.
+    """
+    stems = {stem_of(name) for name in names} - {None}
+    try:
+        with os.scandir(folder) as entries:
+            foreign = sorted(
+                entry.name
+                for entry in entries
+                if entry.name not in names
+                # Weights of another name (step-100.safetensors) are not ours to remove.
+                and (entry.is_dir(follow_symlinks=False) or stem_of(entry.name) not in stems)
+            )
+    except OSError as error:
+        raise OutputError(folder, f"cannot be looked into: {error.strerror}") from None
+    if foreign:
+        shown = ", ".join(foreign[:4]) + (", ..." if len(foreign) > 4 else "")
+        raise OutputError(
+            folder,
+            f"would be replaced, but holds what the new checkpoint does not: {shown}",
+            hint="Choose another -o, or remove the folder yourself.",
+        )

@@ -1,0 +1,229 @@
+"""Outputs that appear whole and durable under their names, all of them or none.
+
+A file or folder is written under a temporary name beside its destination, synced, and renamed when
+all are complete. Until then each name is as it was; on any error it is so again. What no system
+can promise: that others see several names change at one moment, or that all or none have changed
+after kill -9 or a power failure between the first rename and the last (each is whole).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from swavg.errors import OutputError, SwavgError
+from swavg.storage.destination import (
+    Destination,
+    check_destination,
+    check_destinations,
+    destination,
+    is_stream,
+    parent,
+)
+from swavg.storage.filesystems import check_room, exchange, sync_folder
+from swavg.storage.pending import Pending, Renamed
+from swavg.storage.sinks import Buffer, write_error
+from swavg.storage.streams import Pipe, open_pipe
+from swavg.storage.temporary import TEMPORARY, Temporary, remove
+
+__all__ = [
+    "TEMPORARY",
+    "Destination",
+    "NewFile",
+    "Pending",
+    "check_destination",
+    "check_destinations",
+    "check_room",
+    "destination",
+    "is_stream",
+    "new_file",
+    "publishing",
+]
+
+
+@contextmanager
+def publishing(
+    outputs: Sequence[Destination],
+    *,
+    inside: str | None = None,
+    on_publish: Callable[[], object] = lambda: None,
+) -> Iterator[Sequence[Pending]]:
+    """Gives one pending output per destination; they get their names when the block ends well.
+
+    ``inside`` is the folder that all lie in directly: if there is none yet, it is made with its
+    parents, and appears in one step with all that is in it. ``on_publish`` is called once, before
+    the first name is given, from where on signals should wait. OutputError: all names are as they
+    were, and nothing else is left.
+    """
+    if inside is None or os.path.lexists(destination(inside)):
+        with _publishing(outputs, on_publish) as pending:
+            yield pending
+        return
+    folder = Destination(inside, folder=True, force=False)
+    with (
+        _parents(destination(inside), shown=inside) as made,
+        _publishing([folder], on_publish, made) as (whole,),
+    ):
+        parts = [_part(output, whole) for output in outputs]
+        try:
+            yield parts
+            for part in parts:
+                part.sync()
+        finally:
+            for part in parts:
+                part.abandon()
+
+
+def _part(output: Destination, whole: Pending) -> Pending:
+    """An output in a folder that is renamed as a whole."""
+    name = os.path.basename(output.path.rstrip("/"))
+    part = Pending(output, os.path.join(whole.path, name))
+    part.notes, part.warnings = whole.notes, whole.warnings
+    if output.folder:
+        try:
+            os.mkdir(part.path)
+        except OSError as error:
+            raise write_error(output.path, error) from None
+    return part
+
+
+@contextmanager
+def _parents(target: str, *, shown: str) -> Iterator[Sequence[str]]:
+    """Make the folders above ``target``; if the block fails they are removed again."""
+    made: list[str] = []
+    missing = []
+    folder = parent(target)
+    while not os.path.lexists(folder):
+        missing.append(folder)
+        folder = parent(folder)
+    try:
+        for folder in reversed(missing):
+            try:
+                os.mkdir(folder)
+                made.append(folder)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise write_error(shown, error) from None
+        yield made
+    except BaseException:
+        for folder in reversed(made):
+            # Not if somebody else put something there.
+            with suppress(OSError):
+                os.rmdir(folder)
+        raise
+
+
+@contextmanager
+def _publishing(
+    outputs: Sequence[Destination], on_publish: Callable[[], object], made: Sequence[str] = ()
+) -> Iterator[Sequence[Renamed]]:
+    pending: list[Renamed] = []
+    try:
+        for output in outputs:
+            if is_stream(output.path):
+                raise OutputError(output.path, "is a pipe or device, which has no name to be given")
+            pending.append(Renamed(output))
+            pending[-1].begin()
+        if len(pending) > 1:
+            _check_replaceable(pending)
+        yield pending
+        for one in pending:
+            one.sync()
+            one.keep_mode()
+        on_publish()
+        _give_names(pending)
+        _sync_parents(pending, made)
+    finally:
+        for one in pending:
+            one.end()
+
+
+def _give_names(pending: Sequence[Renamed]) -> None:
+    try:
+        for one in pending:
+            one.give_name(keep_old=len(pending) > 1)
+    except BaseException as error:
+        kept = [text for one in reversed(pending) if (text := one.take_back())]
+        if kept and isinstance(error, SwavgError):
+            error.hint = " ".join([*kept, *filter(None, [error.hint])])
+        raise
+
+
+def _sync_parents(pending: Sequence[Renamed], made: Sequence[str]) -> None:
+    """Nothing can be taken back reliably if that fails: the names stay."""
+    for folder in dict.fromkeys(map(parent, [*(one.target for one in pending), *made])):
+        try:
+            sync_folder(folder)
+        except OSError as error:
+            pending[0].warnings.append(
+                f"{folder} could not be synced ({error.strerror}): after a power failure the new"
+                " names in it may be missing"
+            )
+
+
+def _check_replaceable(pending: Sequence[Renamed]) -> None:
+    """Raise OutputError for what could not be put back if a later rename failed."""
+    for one in pending:
+        if os.path.lexists(one.target) and not _can_keep_old(one.target, one.output.folder):
+            raise OutputError(
+                one.output.path,
+                "cannot be replaced together with others: its file system can neither exchange"
+                " names nor link files",
+                hint="Remove it first, or write one output at a time.",
+            )
+
+
+def _can_keep_old(target: str, folder: bool) -> bool:
+    first, second = Temporary(target), Temporary(target)
+    try:
+        for probe in (first, second):
+            probe.create(folder=folder, shown=target)
+        if exchange(first.path, second.path):
+            return True
+        if folder:
+            return False
+        remove(second.path)
+        os.link(first.path, second.path)
+    except OSError:
+        return False
+    finally:
+        for probe in (first, second):
+            remove(probe.path)
+            probe.close()
+    return True
+
+
+class NewFile:
+    """A file that is written from its beginning to its end; its bytes can be read at ``path``."""
+
+    def __init__(self, path: str, put: Callable[[int, Buffer], None], warnings: list[str]) -> None:
+        self.path, self._put, self.warnings = path, put, warnings
+        self.written = 0
+
+    def write(self, data: Buffer) -> None:
+        """Write all of ``data``, or raise OutputError."""
+        self._put(self.written, data)
+        self.written += len(data)
+
+
+@contextmanager
+def new_file(
+    path: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    on_publish: Callable[[], object] = lambda: None,
+) -> Iterator[NewFile]:
+    """A file that is published as by :func:`publishing`; to a FIFO or device it is written
+    directly."""
+    shown = os.fspath(path)
+    if is_stream(shown):
+        with open_pipe(shown) as (fd, _):
+            pipe = Pipe(fd, shown)
+            yield NewFile(shown, lambda _, data: pipe.write(data), [])
+        return
+    output = Destination(shown, folder=False, force=force)
+    with publishing([output], on_publish=on_publish) as (pending,):
+        sink = pending.create()
+        yield NewFile(sink.path, sink.pwrite, pending.warnings)

@@ -1,0 +1,86 @@
+"""Where bytes go: what takes the bytes of a file, and files themselves."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Protocol
+
+from swavg.errors import OutputError
+
+Buffer = bytes | bytearray | memoryview
+"""Bytes: a memoryview has items of one byte."""
+
+
+class Sink(Protocol):
+    """Takes the bytes of one file, from several threads at once.
+
+    ``forks``: it may be written to in a process that was forked.
+    """
+
+    @property
+    def forks(self) -> bool: ...
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write all of ``data`` at ``offset``, or raise OutputError."""
+        ...
+
+    def sync(self) -> None:
+        """Force the bytes to the disk; OutputError if it reports a failure."""
+        ...
+
+
+def write_error(shown: str, error: OSError) -> OutputError:
+    """What a failed write, sync, close or rename means to the user."""
+    if error.errno == errno.ENOSPC:
+        return OutputError(shown, "cannot be written: the disk is full")
+    if error.errno == errno.EPIPE:
+        return OutputError(shown, "cannot be written: its reader went away")
+    return OutputError(shown, f"cannot be written: {error.strerror}")
+
+
+def sync(fd: int, shown: str) -> None:
+    """fsync, where there is such a thing. OutputError if the disk reports a failure."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
+            raise write_error(shown, error) from None
+
+
+class FileSink:
+    """An open file at ``path``; errors name ``shown``."""
+
+    forks = True
+
+    def __init__(self, path: str, fd: int, shown: str) -> None:
+        self.path = path
+        self._fd: int | None = fd
+        self._shown = shown
+
+    @property
+    def fd(self) -> int:
+        assert self._fd is not None, f"{self.path} is closed"
+        return self._fd
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        view, fd = memoryview(data), self.fd
+        while view:
+            try:
+                count = os.pwrite(fd, view, offset)
+            except OSError as error:
+                raise write_error(self._shown, error) from None
+            offset += count
+            view = view[count:]
+
+    def sync(self) -> None:
+        sync(self.fd, self._shown)
+
+    def close(self) -> None:
+        """Nothing if it is closed. OutputError if a late write fails."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            try:
+                os.close(fd)
+            except OSError as error:
+                raise write_error(self._shown, error) from None

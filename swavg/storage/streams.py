@@ -1,0 +1,210 @@
+"""Streams, whose bytes leave in order however many threads compute them."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import stat
+import sys
+import threading
+import zlib
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from operator import itemgetter
+from typing import Protocol
+
+from swavg.storage.sinks import Buffer, sync, write_error
+
+
+class FileLayout(Protocol):
+    """What a stream must know of a file: the bytes between regions, each ascending by offset.
+
+    ``crc(offset)`` is the CRC-32 of the region that begins there; it has passed when the bytes
+    that depend on it are made.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def fixed(self) -> Iterator[tuple[int, bytes]]: ...
+    def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]: ...
+
+
+class Pipe:
+    """A stream open for writing, which may be full; ``stop`` raises what ends the wait."""
+
+    def __init__(self, fd: int, shown: str, stop: Callable[[], None] = lambda: None) -> None:
+        self._fd, self._shown, self._stop = fd, shown, stop
+
+    def write(self, data: Buffer) -> None:
+        """Write all of ``data``, or raise OutputError."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:
+                self._wait()
+            except OSError as error:
+                raise write_error(self._shown, error) from None
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        while not poll.poll(100):
+            self._stop()
+
+
+class StreamSink:
+    """A pipe, FIFO, device or standard output: bytes leave in ascending order.
+
+    :meth:`pwrite` waits until everything before has left. What the layout has between regions is
+    written here, as soon as it is its turn; what precedes the first region, at once. ``regions``
+    are where those begin whose CRC-32 the layout asks for, ascending; one ends where the next
+    begins, or bytes of the layout.
+    """
+
+    forks = False
+
+    def __init__(
+        self, shown: str, fd: int, layout: FileLayout, regions: Sequence[int] = ()
+    ) -> None:
+        self._shown, self._fd, self._size, self._regions = shown, fd, layout.size, regions
+        self._pipe = Pipe(fd, shown, self._check)
+        self._turn = threading.Condition()
+        # Only who has its turn touches what follows; the others look at _next.
+        self._error: BaseException | None = None
+        self._position = 0
+        self._crcs = array("I", [0]) * len(regions)
+        self._region: int | None = None
+        fixed = ((offset, partial(bytes, data)) for offset, data in layout.fixed())
+        self._between: Iterator[tuple[int, Callable[[], bytes]]] = heapq.merge(
+            fixed, layout.deferred(self._crc), key=itemgetter(0)
+        )
+        self._piece = next(self._between, None)
+        self._write_between()
+        self._next = self._position
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write ``data`` when its turn has come. OutputError, or what :meth:`fail` was given."""
+        view = memoryview(data)
+        if not view:
+            return
+        with self._turn:
+            while self._next != offset:
+                self._check()
+                if self._next > offset:
+                    raise AssertionError(f"byte {offset} was written, and {self._next} is next")
+                self._turn.wait()
+            self._check()
+        try:
+            if self._crcs:
+                self._add_checksums(view)
+            self._pipe.write(view)
+            self._position += len(view)
+            self._write_between()
+        except BaseException as error:
+            self.fail(error)
+            raise
+        with self._turn:
+            self._next = self._position
+            self._turn.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """End all waits, and every later call, with the first ``error`` that was given."""
+        with self._turn:
+            if self._error is None:
+                self._error = error
+            self._turn.notify_all()
+
+    def finish(self) -> None:
+        """Raise what failed, or AssertionError if bytes are missing."""
+        self._check()
+        if self._piece is not None or self._next != self._size:
+            raise AssertionError(f"{self._next} bytes written, {self._size} planned")
+
+    def sync(self) -> None:
+        sync(self._fd, self._shown)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write_between(self) -> None:
+        while self._piece is not None and self._piece[0] <= self._position:
+            offset, make = self._piece
+            if offset < self._position:
+                raise AssertionError(f"bytes of {offset} overlap those before {self._position}")
+            data = make()
+            self._pipe.write(data)
+            self._position += len(data)
+            self._region = None
+            self._piece = next(self._between, None)
+
+    def _add_checksums(self, view: memoryview) -> None:
+        regions, position = self._regions, self._position
+        while view:
+            after = bisect_right(regions, position)
+            if after and regions[after - 1] == position:
+                self._region = after - 1
+            end = regions[after] - position if after < len(regions) else len(view)
+            if self._region is not None:
+                self._crcs[self._region] = zlib.crc32(view[:end], self._crcs[self._region])
+            position += end
+            view = view[end:]
+
+    def _crc(self, offset: int) -> int:
+        return self._crcs[bisect_right(self._regions, offset) - 1]
+
+
+@contextmanager
+def open_stream(
+    path: str | None, layout: FileLayout, regions: Sequence[int] = ()
+) -> Iterator[StreamSink]:
+    """The stream at ``path`` (None: standard output), which has taken all of ``layout`` when the
+    block ends well. If it does not, all waits for its turn end too."""
+    with open_pipe(path) as (fd, shown):
+        sink = StreamSink(shown, fd, layout, regions)
+        try:
+            yield sink
+            sink.finish()
+        except BaseException as error:
+            sink.fail(error)
+            raise
+
+
+@contextmanager
+def open_pipe(path: str | None) -> Iterator[tuple[int, str]]:
+    """A descriptor of the stream at ``path`` (None: standard output), and what it is called."""
+    shown = "standard output" if path is None else path
+    try:
+        fd = os.dup(sys.stdout.fileno()) if path is None else os.open(path, os.O_WRONLY)
+    except OSError as error:
+        raise write_error(shown, error) from None
+    try:
+        fd = _unblocked(fd)
+        yield fd, shown
+    except BaseException:
+        with suppress(OSError):
+            os.close(fd)
+        raise
+    try:
+        os.close(fd)
+    except OSError as error:
+        raise write_error(shown, error) from None
+
+
+def _unblocked(fd: int) -> int:
+    """For a pipe a descriptor that never waits, so that a full one holds up no failure. It is
+    opened anew: the setting of one that came from elsewhere is shared with others."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return fd
+    try:
+        opened = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return fd
+    os.close(fd)
+    return opened
