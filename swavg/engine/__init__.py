@@ -1,0 +1,1 @@
+"""From a plan to bytes: what computes, writes and reports."""
