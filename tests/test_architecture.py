@@ -23,6 +23,7 @@ LAYERS = {
     "matching": 2.7,
     "plan": 3,
     "kernels": 4,
+    "engine": 4,
     "recipe": 4,
     "pieces": 4.2,
     "geometry": 4.3,

@@ -346,7 +346,7 @@ def _send(target: int, answer: TaskResult | _Failure) -> None:
 def _close_inherited(target: int, sinks: Sinks) -> None:
     """Close all files but the pipe and the outputs, so that no other pipe stays open because of a
     worker."""
-    kept = {target, *(sink.fileno() for row in sinks for sink in row)}
+    kept = {target, *(fd for row in sinks for sink in row for fd in sink.fds)}
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in {0, 1, 2}.difference(kept):
         os.dup2(nowhere, standard)

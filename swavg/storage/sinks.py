@@ -15,11 +15,14 @@ Buffer = bytes | bytearray | memoryview
 class Sink(Protocol):
     """Takes the bytes of one file, from several threads at once.
 
-    ``forks``: it may be written to in a process that was forked.
+    ``forks``: it may be written to in a process that was forked, where it needs the descriptors
+    ``fds``.
     """
 
     @property
     def forks(self) -> bool: ...
+    @property
+    def fds(self) -> tuple[int, ...]: ...
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         """Write all of ``data`` at ``offset``, or raise OutputError."""
@@ -27,6 +30,10 @@ class Sink(Protocol):
 
     def sync(self) -> None:
         """Force the bytes to the disk; OutputError if it reports a failure."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Whoever waits in :meth:`pwrite`, or calls it later, gets this error."""
         ...
 
 
@@ -73,8 +80,15 @@ class FileSink:
             offset += count
             view = view[count:]
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return (self.fd,)
+
     def sync(self) -> None:
         sync(self.fd, self._shown)
+
+    def fail(self, error: BaseException) -> None:
+        """Nobody waits for a file."""
 
     def close(self) -> None:
         """Nothing if it is closed. OutputError if a late write fails."""

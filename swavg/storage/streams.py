@@ -68,6 +68,7 @@ class StreamSink:
     """
 
     forks = False
+    fds = ()
 
     def __init__(
         self, shown: str, fd: int, layout: FileLayout, regions: Sequence[int] = ()

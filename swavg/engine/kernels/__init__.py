@@ -1,0 +1,1 @@
+"""The arithmetic of a block: weighted sums of floats, rules for integers."""
