@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Sequence
 
@@ -89,6 +90,9 @@ class Assembly:
             decisions.ties,
             decisions.not_averaged,
             layout.notes,
+            _counts(decisions),
+            sum(map(_numels(decisions).__getitem__, decisions.specs.form)),
+            _running_statistics(decisions),
         )
 
     def _entries_of(
@@ -187,6 +191,37 @@ class Assembly:
         numbers[self._table_of[template]] = start
         self._by_bytes[key] = self._add(operation, form, numbers)
         return self._by_bytes[key]
+
+
+def _numels(decisions: Decisions) -> list[int]:
+    return [math.prod(shape) for _, shape in decisions.specs.forms]
+
+
+def _counts(decisions: Decisions) -> dict[str, int]:
+    """What became of how many tensors. A copy into another dtype is a sum of one, and counts as a
+    copy."""
+    action = {each.name: each.action for each in decisions.not_averaged}
+    taken = {name for name, did in action.items() if did in ("copied", "excluded")}
+    counts = dict.fromkeys(("averaged", "integer", "copied", "dropped", "excluded"), 0)
+    for name, number in zip(decisions.specs.names, decisions.operation, strict=True):
+        op = decisions.operations[number].op
+        counts["copied" if name in taken or op == "copy" else _COUNTED[op]] += 1
+    for each in decisions.not_averaged:
+        counts["dropped"] += each.action == "dropped" or each.reason == "dropped"
+        counts["excluded"] += each.action == "excluded"
+    return counts
+
+
+_COUNTED = {"average": "averaged", "integer": "integer"}
+
+
+def _running_statistics(decisions: Decisions) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, number in zip(decisions.specs.names, decisions.operation, strict=True)
+        if name.endswith((".running_var", ".running_mean"))
+        and decisions.operations[number].op == "average"
+    )
 
 
 def _own(number: int, row: Row, made: decide.Operation) -> Operation:

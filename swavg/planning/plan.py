@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -140,6 +140,11 @@ class Output:
     ties: tuple[tuple[str, ...], ...]
     not_averaged: tuple[NotAveraged, ...]
     notes: tuple[str, ...]
+    counts: Mapping[str, int]
+    """How many tensors were averaged, integer, copied, dropped, excluded."""
+    elements: int
+    running_statistics: tuple[str, ...]
+    """Batch-norm buffers that are averaged like weights."""
 
     @property
     def size(self) -> int:

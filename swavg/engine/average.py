@@ -1,0 +1,362 @@
+"""The main path: open, match, decide, lay out; then read, sum, write, and publish."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from swavg import weights as schedules
+from swavg.engine.compute import Sinks, Tools
+from swavg.engine.executors import Executor, can_fork, forked, threads
+from swavg.engine.recipe import as_text, recipe, short_names
+from swavg.engine.report import Progress, Report, Tally, read_and_written, report
+from swavg.engine.resources import Resources, Sizes, sizes
+from swavg.errors import OutputError, RequestError
+from swavg.formats import open_checkpoint
+from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.folder import weights_stem
+from swavg.planning.decide import decide
+from swavg.planning.lay_out import lay_out
+from swavg.planning.match import SideBySide
+from swavg.planning.plan import Output, Plan
+from swavg.planning.policy import Policy
+from swavg.planning.row import Row
+from swavg.planning.targets import choose_target, default_path
+from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
+from swavg.storage.publish import (
+    Destination,
+    Pending,
+    check_destinations,
+    is_stream,
+    publishing,
+)
+from swavg.storage.sinks import Sink
+from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.streams import open_stream
+
+Path = str | os.PathLike[str]
+OnProgress = Callable[[Progress], None]
+
+_WORTH_A_FORK = 32 << 20
+"""Bytes to read from which on processes pay."""
+
+
+def average(
+    inputs: Sequence[Path],
+    weights: Sequence[float] | None = None,
+    *,
+    output: Path | None,
+    policy: Policy | None = None,
+    sum_to: schedules.Sum = "one",
+    resources: Resources | None = None,
+    force: bool = False,
+    distances: bool = True,
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Average checkpoints into one, in constant memory.
+
+    ``inputs`` are files or folders, all of one kind or mixed; ``weights`` one number each (None:
+    the mean), which must sum to 1 unless ``sum_to`` is ``normalize`` or ``raw``. ``output`` is a
+    path, None for standard output (safetensors), or empty for the default name. Nothing is
+    printed; ``on_progress`` is called after every task. ``distances``: how far each input lies
+    from the average is estimated. Raises RequestError, MismatchError, InputError, OutputError or
+    NumericsError; the destination is then as it was.
+    """
+    n = len(paths_of(inputs))
+    numbers = schedules.mean(n) if weights is None else schedules.given(weights, n, sum_to)
+    row = Row(numbers, tuple(range(n)))
+    resources = Resources() if resources is None else resources
+    plan = prepare(inputs, [row], [output], policy, force=force, distances=distances)
+    return execute(plan, resources, on_progress)[0]
+
+
+def prepare(
+    inputs: Sequence[Path],
+    rows: Sequence[Row],
+    outputs: Sequence[Path | None],
+    policy: Policy | None = None,
+    *,
+    force: bool = False,
+    distances: bool = True,
+    folder: Path | None = None,
+) -> Plan:
+    """Open, match and plan; write nothing.
+
+    Row ``i`` goes to ``outputs[i]``, as for :func:`average`. All are made of one read. ``folder``
+    is the one that all of them lie in, made if there is none. Raises as :func:`average`.
+    """
+    policy = Policy() if policy is None else policy
+    checkpoints = open_all(paths_of(inputs), policy.key)
+    shown = short_names([checkpoint.path for checkpoint in checkpoints])
+    decided, targets, recipes = [], [], []
+    for row, output in zip(rows, outputs, strict=True):
+        members = [checkpoints[member] for member in row.members]
+        match = SideBySide(members)
+        decided.append((match, decide(checkpoints, match, row, policy, shown)))
+        path = None if output is None else os.fsdecode(output)
+        path = default_path(members[0], policy.max_shard_size) if path == "" else path
+        targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
+        recipes.append(recipe(shown, row, policy))
+    entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
+    return Plan(
+        tuple(checkpoints),
+        shown,
+        tuple(rows),
+        policy,
+        entries,
+        planned,
+        tuple(recipes),
+        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints)),
+        distances and len(rows) == 1,
+        None if folder is None else os.fsdecode(folder),
+    )
+
+
+def check(plan: Plan) -> None:
+    """Raise OutputError if the outputs could not be published: one exists and may not be replaced,
+    is an input, or the disk has no room."""
+    inputs = [(checkpoint.path, checkpoint.sources) for checkpoint in plan.checkpoints]
+    for output in plan.outputs:
+        path = output.target.path
+        if path is None:
+            if len(plan.outputs) > 1:
+                raise OutputError("standard output", "can only be a single output")
+            check_stdout_not_input(inputs)
+            return
+        check_not_input(path, inputs)
+    destinations = _destinations(plan)
+    check_destinations(destinations, [output.size for output in plan.outputs], inside=plan.folder)
+    for output in plan.outputs:
+        _check_replaced(output)
+
+
+def _check_replaced(output: Output) -> None:
+    """OutputError if a folder would be replaced that holds more than an older checkpoint."""
+    path = output.target.path
+    if output.target.folder and path is not None and os.path.isdir(path):
+        written = {file.layout.name for file in output.files}
+        check_only_ours(path, written | {*output.small, *output.side_files}, weights_stem)
+
+
+def execute(
+    plan: Plan,
+    resources: Resources | None = None,
+    on_progress: OnProgress | None = None,
+    on_publish: Callable[[], object] = lambda: None,
+) -> list[Report]:
+    """Make and publish all outputs of a plan, or none: a report for each.
+
+    ``on_publish`` is called before the first output gets its name: from then on there is no way
+    back. Raises a SwavgError; all names are then as they were.
+    """
+    resources = Resources() if resources is None else resources
+    check(plan)
+    begun = time.monotonic()
+    tally, executor, chosen = start(plan, resources)
+    tell = partial(_tell, tally, begun, on_progress)
+    tell()
+    with _publishing(plan, tally, on_publish) as sinks:
+        write_fixed(plan, sinks)
+        make = tools_of(plan, chosen, resources)
+        for result in executor(plan, plan.tasks(), sinks, make):
+            tally.add(result)
+            tell()
+        tally.complete()
+        write_deferred(plan, tally, sinks)
+        for checkpoint in plan.checkpoints:
+            for source in checkpoint.sources:
+                source.check()
+    seconds = time.monotonic() - begun
+    rows = range(len(plan.rows))
+    return [report(plan, row, chosen, resources, tally, seconds) for row in rows]
+
+
+def dry_run(plan: Plan, resources: Resources) -> list[Report]:
+    """The reports before a run."""
+    _, _, chosen = start(plan, resources)
+    return [report(plan, row, chosen, resources) for row in range(len(plan.rows))]
+
+
+def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
+    """What counts a run, who does it, and with which buffers. RequestError if that cannot be."""
+    if resources.device not in ("cpu", "torch"):
+        from swavg.engine.kernels.torch import check_device
+
+        check_device(resources.device)
+    total = sum(read_and_written(plan, row)[0] for row in range(len(plan.rows)))
+    forks = _forks(plan, resources, total)
+    # Here NumPy is imported, which may start threads of its own, and end this process if it is
+    # short of memory: before there is any file.
+    from swavg.engine.distances import Distances
+
+    chosen = sizes(plan, resources, forked=forks)
+    forks = forks and chosen.workers > 1 and can_fork()
+    distances = Distances(len(plan.rows[0].members)) if plan.distances else None
+    executor = forked(chosen.workers) if forks else threads(chosen.workers)
+    return Tally(plan, total, distances), executor, chosen
+
+
+def _forks(plan: Plan, resources: Resources, total: int) -> bool:
+    wanted = resources.processes
+    if wanted is None:
+        wanted = total >= _WORTH_A_FORK
+    return (
+        wanted
+        and resources.device == "cpu"
+        and can_fork()
+        and all(source.forks for each in plan.checkpoints for source in each.sources)
+        and not any(
+            output.target.path is None or is_stream(output.target.path) for output in plan.outputs
+        )
+    )
+
+
+def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], Tools]:
+    """What makes a worker's tools."""
+    positions = None
+    if plan.distances:
+        from swavg.engine.distances import positions_of
+
+        positions = positions_of(plan)
+    # Loaded here, so that forked processes share it.
+    import swavg.engine.kernels.cpu
+
+    for operation in plan.entries.operations:
+        if operation.op in ("average", "integer"):
+            operation.dtype.part.numpy()
+    for table in plan.entries.tables:
+        for dtype, _, _ in table.columns.forms:
+            dtype.part.numpy()
+    return partial(Tools, plan, chosen, resources.device, positions)
+
+
+def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:
+    if on_progress is not None:
+        on_progress(Progress(tally.read, tally.total, time.monotonic() - begun))
+
+
+@contextmanager
+def _publishing(
+    plan: Plan, tally: Tally, on_publish: Callable[[], object]
+) -> Iterator[Sinks]:
+    """The sinks of all outputs, which get their names when the block ends well: once all are
+    synced and verified."""
+    path = plan.outputs[0].target.path
+    if path is None or is_stream(path):
+        (file,) = plan.outputs[0].files
+        regions = file.offsets if file.layout.checksum else ()
+        with open_stream(path, file.layout, regions) as stream:
+            yield [[stream]]
+        return
+    destinations = _destinations(plan)
+    with publishing(destinations, inside=plan.folder, on_publish=on_publish) as pendings:
+        yield [
+            _create(output, pending)
+            for output, pending in zip(plan.outputs, pendings, strict=True)
+        ]
+        for output, pending in zip(plan.outputs, pendings, strict=True):
+            _write_others(output, pending)
+            pending.sync()
+            _verify(output, pending)
+            # The run may have taken an hour, in which someone put something there.
+            _check_replaced(output)
+    for pending in pendings:
+        tally.notes += pending.notes
+        tally.warnings += pending.warnings
+
+
+def _destinations(plan: Plan) -> list[Destination]:
+    return [
+        Destination(os.fspath(output.target.path or ""), output.target.folder, output.target.force)
+        for output in plan.outputs
+    ]
+
+
+def _create(output: Output, pending: Pending) -> list[Sink]:
+    return [
+        pending.create(file.layout.name, file.layout.size) for file in output.files
+    ]
+
+
+def _write_others(output: Output, pending: Pending) -> None:
+    """The small files of a folder, and those that go along."""
+    for name, data in output.small.items():
+        pending.create(name, len(data)).pwrite(0, data)
+    with Pool() as pool:
+        for name, path in output.side_files.items():
+            source = LocalFile.find(path)
+            sink = pending.create(name, source.size)
+            for offset in range(0, source.size, 1 << 20):
+                size = min(1 << 20, source.size - offset)
+                sink.pwrite(offset, pool.read(source, offset, size))
+
+
+def _verify(output: Output, pending: Pending) -> None:
+    for file in output.files:
+        path = os.path.join(pending.path, file.layout.name) if file.layout.name else pending.path
+        try:
+            file.layout.verify(path)
+        except OutputError as error:
+            # Its temporary name means nothing to anyone.
+            raise OutputError(output.target.path or "", error.problem) from None
+
+
+def write_fixed(plan: Plan, sinks: Sinks) -> None:
+    """Write what does not depend on the data. A stream does so itself, in its turn."""
+    for output, row in zip(plan.outputs, sinks, strict=True):
+        for file, sink in zip(output.files, row, strict=True):
+            if sink.forks:
+                for offset, data in file.layout.fixed():
+                    sink.pwrite(offset, data)
+
+
+def write_deferred(plan: Plan, tally: Tally, sinks: Sinks) -> None:
+    """Write what follows from the checksums of regions. A stream does so itself, in its turn."""
+    for row, output in enumerate(plan.outputs):
+        for number, (file, sink) in enumerate(zip(output.files, sinks[row], strict=True)):
+            if sink.forks:
+                for offset, make in file.layout.deferred(partial(tally.crc, row, number)):
+                    sink.pwrite(offset, make())
+
+
+def paths_of(inputs: Sequence[Path]) -> list[str]:
+    """The inputs as strings; RequestError for none, or for one that stands alone."""
+    if isinstance(inputs, (str, bytes, os.PathLike)):
+        raise RequestError("The inputs are one path.", hint="Give a list of paths.")
+    paths = [os.fsdecode(path) for path in inputs]
+    if not paths:
+        raise RequestError("No checkpoints given.")
+    return paths
+
+
+def open_all(paths: Sequence[str], key: str | None = None) -> list[Checkpoint]:
+    """Open checkpoints; what they have in common is kept once."""
+    shared = Shared()
+    return [open_checkpoint(path, key=key, shared=shared) for path in paths]
+
+
+def _notes(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """What the checkpoints have to say: once where all say the same."""
+    told: dict[str, list[str]] = {}
+    for name, checkpoint in zip(shown, checkpoints, strict=True):
+        for note in checkpoint.notes:
+            told.setdefault(note, []).append(name)
+    notes = []
+    for note, names in told.items():
+        common = 1 < len(names) == len(checkpoints)
+        notes += [note] if common else [f"{name}: {note}" for name in names]
+    return notes
+
+
+def _same_twice(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
+    seen: dict[tuple[object, ...], str] = {}
+    notes = []
+    for name, checkpoint in zip(shown, checkpoints, strict=True):
+        identity = tuple(source.identity for source in checkpoint.sources)
+        if identity in seen:
+            notes.append(f"{name} is the same file as {seen[identity]}: it counts twice")
+        seen.setdefault(identity, name)
+    return notes

@@ -1,0 +1,231 @@
+"""What was done, or will be: plain values that can be shown or turned into JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from swavg.engine.distances import Distances
+from swavg.engine.executors import TaskResult
+from swavg.engine.resources import Resources, Sizes
+from swavg.formats.checkpoint import Checkpoint
+from swavg.planning.plan import Plan
+
+STDOUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: bytes read so far and in all, seconds since it began."""
+
+    read: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class InputSummary:
+    """An input as a report shows it."""
+
+    name: str
+    path: str
+    weight: float
+    size: int
+    """Bytes on disk."""
+    format: str
+    tensors: int
+    dtypes: Mapping[str, int]
+    """Elements of each dtype."""
+    distance: float | None = None
+    """After a run: ||input - average|| / ||average||, estimated (:mod:`swavg.engine.distances`)."""
+    cosine: float | None = None
+    """That of the angle between the two, estimated."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was (or, before a run, will be) done for one output."""
+
+    output: str
+    format: str
+    inputs: tuple[InputSummary, ...]
+    tensors: Mapping[str, int]
+    """How many were averaged, integer, copied, dropped, excluded."""
+    elements: int
+    read: int
+    """Bytes; of several outputs that are made of one read, the first counts it."""
+    written: int
+    """Bytes."""
+    files: int
+    memory: int
+    """The bound on buffers, in bytes."""
+    threads: int
+    """The number of workers."""
+    device: str
+    treated: tuple[Mapping[str, str], ...] = ()
+    """Tensors that were not averaged over all inputs: name, how, why."""
+    ties: tuple[tuple[str, ...], ...] = ()
+    differing_integers: tuple[str, ...] = ()
+    nonfinite: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What may make the result useless: inputs that look wrong."""
+    running_statistics: tuple[str, ...] = ()
+    """Batch-norm buffers that were averaged like weights."""
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    seconds: float | None = None
+    """None before a run."""
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values for ``json.dumps``."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far, from the results of its tasks in any order."""
+
+    plan: Plan
+    total: int
+    distances: Distances | None = None
+    read: int = 0
+    written: int = 0
+    done: set[int] = field(default_factory=set)
+    crcs: dict[tuple[int, int, int], list[tuple[int, int, int]]] = field(default_factory=dict)
+    """By row, file and region: start, CRC-32 and bytes of its parts."""
+    differing: set[tuple[int, int]] = field(default_factory=set)
+    nonfinite: set[tuple[int, int]] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, result: TaskResult) -> None:
+        """Count a task. AssertionError if it was done before."""
+        assert result.number not in self.done, f"task {result.number} was done twice"
+        self.done.add(result.number)
+        self.read += result.read
+        self.written += result.written
+        self.differing |= result.differing
+        self.nonfinite |= result.nonfinite
+        if self.distances is not None:
+            self.distances.add(result.distances)
+        for found in result.checksums:
+            parts = self.crcs.setdefault((found.row, found.file, found.offset), [])
+            parts.append((found.start, found.crc, found.nbytes))
+
+    def complete(self) -> None:
+        """AssertionError unless every task was done once, and every byte of every region written:
+        where space was reserved a hole reads as zeros."""
+        assert len(self.done) == len(self.plan.tasks()), "tasks are missing"
+        planned = sum(read_and_written(self.plan, row)[1] for row in range(len(self.plan.rows)))
+        assert self.written == planned, f"{self.written} bytes written, {planned} planned"
+
+    def crc(self, row: int, file: int, offset: int) -> int:
+        """The CRC-32 of the region that begins at this offset of a file."""
+        from swavg.storage.crc import combined
+
+        parts = sorted(self.crcs[row, file, offset])
+        return combined((crc, nbytes) for _, crc, nbytes in parts)
+
+
+def read_and_written(plan: Plan, row: int) -> tuple[int, int]:
+    """Bytes that a row reads (unless an earlier one does), and that its regions have."""
+    entries, read, written = plan.entries, 0, 0
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
+    for file in plan.outputs[row].files:
+        for entry in file.entries:
+            key = entries.operation[entry], entries.form[entry]
+            if key not in sizes or entries.operations[key[0]].members[1:]:
+                made = entries.make(plan.checkpoints, entry)
+                dtype, numel = made.operation.dtype, math.prod(made.shape)
+                inputs = sum(tensor.spec.nbytes for tensor in made.tensors)
+                leads = made.operation.terms[0].row == row
+                sizes[key] = inputs if leads else 0, dtype.nbytes(numel)
+            read += sizes[key][0]
+            written += sizes[key][1]
+    return read, written
+
+
+def report(
+    plan: Plan,
+    row: int,
+    sizes: Sizes,
+    resources: Resources,
+    tally: Tally | None = None,
+    seconds: float | None = None,
+) -> Report:
+    """The report of one row, before a run or with what it found out."""
+    output, members = plan.outputs[row], plan.rows[row].members
+    names = [plan.shown[member] for member in members]
+    distances = tally.distances if tally is not None else None
+    nothing = (None,) * len(members)
+    far = (distances and distances.distances()) or nothing
+    cosines = (distances and distances.cosines()) or nothing
+    return Report(
+        output=STDOUT if output.target.path is None else output.target.path,
+        format=output.target.format,
+        inputs=tuple(
+            summary_of(plan.checkpoints[member], *facts)
+            for member, *facts in zip(
+                members, names, plan.rows[row].weights, far, cosines, strict=True
+            )
+        ),
+        tensors=output.counts,
+        elements=output.elements,
+        read=read_and_written(plan, row)[0],
+        written=output.size,
+        files=len(output.files),
+        memory=sizes.memory,
+        threads=sizes.workers,
+        device=resources.device,
+        treated=tuple(
+            {"name": each.name, "how": each.action, "why": each.reason}
+            for each in output.not_averaged
+        ),
+        ties=output.ties,
+        differing_integers=_names(plan, row, tally.differing if tally is not None else ()),
+        nonfinite=_names(plan, row, tally.nonfinite if tally is not None else ()),
+        notes=(*plan.notes, *output.notes, *(tally.notes if tally is not None else ())),
+        warnings=(
+            *(distances.warnings(names) if distances is not None else ()),
+            *(tally.warnings if tally is not None else ()),
+        ),
+        running_statistics=output.running_statistics,
+        recipe=plan.recipes[row],
+        seconds=seconds,
+    )
+
+
+def _names(plan: Plan, row: int, found: set[tuple[int, int]] | tuple[()]) -> tuple[str, ...]:
+    """The names of a row's entries, in the order of its output."""
+    home = plan.outputs[row].home
+    entries = sorted((entry for at, entry in found if at == row), key=home.__getitem__)
+    return tuple(plan.name(row, entry) for entry in entries)
+
+
+def summary_of(
+    checkpoint: Checkpoint,
+    name: str,
+    weight: float,
+    distance: float | None = None,
+    cosine: float | None = None,
+) -> InputSummary:
+    """The facts of an input."""
+    columns = checkpoint.tensors.columns
+    numels = [math.prod(shape) for _, shape, _ in columns.forms]
+    dtypes: dict[str, int] = {}
+    for form in columns.form:
+        dtype = columns.forms[form][0].name
+        dtypes[dtype] = dtypes.get(dtype, 0) + numels[form]
+    ordered = dict(sorted(dtypes.items(), key=lambda item: -item[1]))
+    return InputSummary(
+        name,
+        checkpoint.path,
+        weight,
+        checkpoint.size,
+        checkpoint.format,
+        len(checkpoint),
+        ordered,
+        distance,
+        cosine,
+    )

@@ -1,0 +1,51 @@
+"""From what was decided for each row to a plan's entries and outputs, as each format lays out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.layout import Request
+from swavg.formats.table import FORMATS
+from swavg.planning.assemble import Assembly
+from swavg.planning.decide import Decisions
+from swavg.planning.match import SideBySide
+from swavg.planning.plan import Entries, Output
+from swavg.planning.policy import Policy
+from swavg.planning.row import Row
+from swavg.planning.targets import Target
+
+
+def lay_out(
+    checkpoints: Sequence[Checkpoint],
+    rows: Sequence[Row],
+    decided: Sequence[tuple[SideBySide, Decisions]],
+    targets: Sequence[Target],
+    recipes: Iterable[str],
+    policy: Policy,
+) -> tuple[Entries, tuple[Output, ...]]:
+    """The entries of all rows, and where each of them lies. RequestError for what a format cannot
+    hold."""
+    assembly = Assembly(checkpoints)
+    outputs = []
+    for number, (row, (match, decisions), target, recipe) in enumerate(
+        zip(rows, decided, targets, recipes, strict=True)
+    ):
+        request = Request(
+            decisions.specs,
+            recipe,
+            decisions.ties,
+            checkpoints[row.members[-1]],
+            decisions.unchanged,
+            policy.drop_ties,
+            policy.weights_only,
+            policy.max_shard_size,
+        )
+        write = FORMATS[target.format].lay_out
+        assert write is not None
+        layout = write(request)
+        alone = len(rows) == 1
+        outputs.append(
+            assembly.output(number, row, match, decisions, target, layout, alone=alone)
+        )
+    return assembly.entries(), tuple(outputs)
