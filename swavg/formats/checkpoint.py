@@ -184,8 +184,9 @@ class TableBuilder:
         self._others[len(self._names)] = tensor
         self.add(tensor.spec.name, (tensor.spec.dtype, tensor.spec.shape, None), 0)
 
-    def build(self, base: int = 0, shared: Shared | None = None) -> TensorTable:
-        """The table; the offsets given are absolute, ``base`` is what they have in common."""
+    def build(self, shared: Shared | None = None) -> TensorTable:
+        """The table; equal ones that ``shared`` knows are one, wherever in a file they begin."""
+        base = min(self._offset, default=0)
         if base:
             self._offset = array("q", [offset - base for offset in self._offset])
         source = self._source if any(self._source) else None
@@ -210,17 +211,21 @@ class TableBuilder:
         return TensorTable(found if found.names == columns.names else columns, base)
 
 
+Scalar = int | float | str | Mapping[str | int, "Scalar"]
+
+
 @dataclass(frozen=True, eq=False)
 class Extras:
     """What a checkpoint holds besides tensors.
 
-    ``scalars`` are plain values (step, metrics) by name; ``recipe`` is the text that swavg wrote;
+    ``scalars`` are plain values (step, metrics) by name, and such in dictionaries; ``recipe`` is
+    the text that swavg wrote;
     ``others`` name what only a file of the same format keeps (optimizer state, a class);
     ``side_files`` are paths of files that go along with the weights, by name, ``left_out`` names
     of those that do not. ``template`` is for the format's own writer.
     """
 
-    scalars: Mapping[str, int | float | str] = field(default_factory=dict)
+    scalars: Mapping[str | int, Scalar] = field(default_factory=dict)
     recipe: str | None = None
     others: tuple[str, ...] = ()
     side_files: Mapping[str, str] = field(default_factory=dict)

@@ -100,7 +100,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
         left_out=left_out,
         template=FolderTemplate(shards, index_metadata, index),
     )
-    table = builder.build(0, shared)
+    table = builder.build(shared)
     return Checkpoint(path, "folder", tuple(sources), table, metadata, tuple(notes), extras)
 
 

@@ -70,7 +70,7 @@ def open_safetensors(
         parsed = shared.headers[identity] = table.columns, metadata
     columns, metadata = parsed
     extras = Extras(recipe=metadata.get("swavg"))
-    table = TensorTable(columns, base)
+    table = TensorTable(columns, base if len(columns.names) else 0)
     return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)
 
 
@@ -139,7 +139,7 @@ def _table(
         )
     if end < size:
         raise InputError(path, f"{size - end:,} bytes follow its last tensor")
-    return builder.build(base, shared)
+    return builder.build(shared)
 
 
 def unique(path: str, pairs: Sequence[tuple[str, object]]) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ from swavg.errors import InputError, OutputError
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Kept, Layout, Request, losses
 from swavg.formats.torch.archive_layout import ArchiveLayout, Member, arranged, lay_out_archive
-from swavg.formats.torch.opened import ArchiveTemplate, LegacyTemplate, open_torch
+from swavg.formats.torch.opened import ArchiveTemplate, LegacyTemplate, open_archive, open_legacy
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
 from swavg.formats.torch.template import CannotKeep, replacements, spliced
 
@@ -38,7 +38,7 @@ def plan_file(request: Request, numbers: Sequence[int], name: str = "") -> FileL
     present = {request.specs.names[number] for number in numbers}
     ties = [tuple(tied for tied in group if tied in present) for group in request.ties]
     ties = [group for group in ties if len(group) > 1]
-    check = partial(_check, key="", names=None)
+    check = partial(_check, open_archive, key="", names=None)
     recipe = request.recipe.encode()
     return lay_out_plain(request.specs, numbers, ties, recipe, name, check)
 
@@ -57,12 +57,11 @@ def _archive_like(request: Request, template: ArchiveTemplate) -> ArchiveLayout:
     replaced = replacements(request)
     if template.alignment > _MAX_ALIGNMENT:
         raise CannotKeep(f"its records are aligned to {template.alignment:,} bytes")
-    own = f"{template.root}/{RECIPE}"
-    records = [record for record in template.records if record.name != own]
+    records = [record for record in template.records if record.name != RECIPE]
     recipe = request.recipe.encode()
     members = (
-        *(Member(record.name, record.size) for record in records),
-        Member(own, len(recipe), recipe),
+        *(Member(f"{template.root}/{record.name}", record.size) for record in records),
+        Member(f"{template.root}/{RECIPE}", len(recipe), recipe),
     )
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
@@ -77,7 +76,7 @@ def _archive_like(request: Request, template: ArchiveTemplate) -> ArchiveLayout:
         alignment=template.alignment,
         kept=kept,
         orders={each.number: each.order for each in replaced if each.order is not None},
-        check=partial(_check, key=template.key, names=tuple(request.template.tensors)),
+        check=partial(_check, open_archive, key=template.key, names=tuple(request.template.tensors)),
     )
 
 
@@ -89,7 +88,7 @@ class LegacyLayout(FileLayout):
     names: tuple[str, ...] = ()
 
     def verify(self, path: str) -> None:
-        _check(path, key=self.key, names=self.names)
+        _check(open_legacy, path, key=self.key, names=self.names)
 
 
 def _legacy_like(request: Request, template: LegacyTemplate) -> LegacyLayout:
@@ -109,10 +108,16 @@ def _legacy_like(request: Request, template: LegacyTemplate) -> LegacyLayout:
     )
 
 
-def _check(path: str, *, key: str | None, names: tuple[str, ...] | None) -> None:
+def _check(
+    reopen: Callable[[str, str | None], Checkpoint],
+    path: str,
+    *,
+    key: str | None,
+    names: tuple[str, ...] | None,
+) -> None:
     """OutputError unless the finished file opens and has just these tensors (None: any)."""
     try:
-        found: Checkpoint = open_torch(path, key)
+        found = reopen(path, key)
     except InputError as error:
         raise OutputError(path, f"the finished file does not open: {error.problem}") from error
     if names is not None and tuple(found.tensors) != names:
