@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Kept, Specs
-from swavg.formats.torch.archive import CENTRAL, END, END64, LOCAL, LOCATOR64, MAX16, MAX32
+from swavg.formats.torch.zip_directory import CENTRAL, END, END64, LOCAL, LOCATOR64, MAX16, MAX32
 from swavg.storage.crc import combined
 
 ALIGNMENT = 64

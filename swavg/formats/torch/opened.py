@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar, Shared, TableBuilder
 from swavg.formats.torch.archive import Archive, Record, read_archive, read_graph
 from swavg.formats.torch.blocks import Read
-from swavg.formats.torch.extras import Element, Value, scalars
+from swavg.formats.torch.extras import Element, Value, plain_values
 from swavg.formats.torch.legacy import legacy_head, legacy_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.plain import RECIPE
@@ -78,7 +78,7 @@ def _opened(
     for name, dtype, shape, strides, offset, _ in placed(path, state.views, locate):
         builder.add(name, (dtype, shape, strides), offset)
     extras = Extras(
-        scalars=_resolved(scalars(path, graph.top, state.node, locate), read),
+        scalars=_resolved(plain_values(path, graph.top, locate, state=state.node), read),
         recipe=recipe,
         others=_others(state),
         template=template,
