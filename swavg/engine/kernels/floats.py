@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ def widen(raw: Bytes, dtype: DType, out: Floats) -> None:
         return
     source = raw.view(dtype.numpy())
     if dtype.name == "float16" and out.dtype == np.float32:
-        _cast(source, out)
+        _cast(source, out, "float32")
     else:
         np.copyto(out, source, casting="unsafe")
 
@@ -72,7 +73,7 @@ def _round_to_16_bits(values: Floats, dtype: DType, out: Bytes) -> bool:
     target = out.view(dtype.numpy())
     good = _within(values, limits(dtype)[1])
     if good:
-        _cast(values, target)
+        _cast(values, target, dtype.name)
     else:
         # NumKong makes zeros and Infs of some NaNs.
         with np.errstate(over="ignore", invalid="ignore"):
@@ -89,16 +90,16 @@ def _round_to_8_bits(values: Floats, dtype: DType, out: Bytes) -> bool:
     return not values.size or bool(values.min() > low and values.max() < high)
 
 
-def _cast(source: npt.NDArray[np.generic], out: npt.NDArray[np.generic]) -> None:
-    """Between float32 and a 16-bit float."""
+def _cast(source: npt.NDArray[np.generic], out: npt.NDArray[np.generic], name: str) -> None:
+    """From a 16-bit float to float32, or back: to the dtype ``name``, which is that of ``out``."""
     if fast_cast is None:
         np.copyto(out, source, casting="unsafe")
     elif source.flags.aligned and out.flags.aligned:
-        fast_cast(source, out.dtype.name, out=out)
+        fast_cast(source, name, out=out)
     else:
         for part in _parts(out.size):
             aligned = np.empty(out[part].shape, out.dtype)
-            fast_cast(source[part].copy(), out.dtype.name, out=aligned)
+            fast_cast(source[part].copy(), name, out=aligned)
             out[part] = aligned
 
 
@@ -108,12 +109,21 @@ def _within(values: Floats, high: float) -> bool:
     As signed numbers, the bits of what is positive and less are below those of ``high``; as
     unsigned numbers, those of what is negative below those of ``-high``.
     """
-    size = values.dtype.itemsize
-    bounds = np.array([high, -high], values.dtype)
+    signed, plus, unsigned, minus = _bits(values.itemsize, high)
     return not values.size or bool(
-        np.maximum.reduce(values.view(f"i{size}")) < bounds.view(f"i{size}")[0]
-        and np.maximum.reduce(values.view(f"u{size}")) < bounds.view(f"u{size}")[1]
+        np.maximum.reduce(values.view(signed)) < plus
+        and np.maximum.reduce(values.view(unsigned)) < minus
     )
+
+
+@lru_cache
+def _bits(
+    size: int, high: float
+) -> tuple[np.dtype[np.signedinteger], int, np.dtype[np.unsignedinteger], int]:
+    """The integers of the size of a float, with the bits of ``high`` and ``-high``."""
+    signed, unsigned, floating = (np.dtype(f"{kind}{size}") for kind in "iuf")
+    plus, minus = np.array(high, floating).view(signed), np.array(-high, floating).view(unsigned)
+    return signed, int(plus), unsigned, int(minus)
 
 
 def round_to_odd(wide: Floats) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +106,14 @@ def test_conversions_leave_subnormal_numbers_alone_afterwards(conversions):
     conversions.widen(np.zeros(16, np.uint8), BY_NAME["float16"], out)
     smallest = np.full(64, 1e-45, np.float32)
     assert (smallest * np.float32(1) == smallest).all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted there")
+def test_conversions_start_no_threads():
+    before = len(list(Path("/proc/self/task").iterdir()))
+    values = np.zeros(1 << 20, np.float32)
+    narrow(values, BY_NAME["float16"], np.empty(2 << 20, np.uint8))
+    assert len(list(Path("/proc/self/task").iterdir())) == before
 
 
 @given(st.lists(st.floats(width=64, allow_nan=False), min_size=1, max_size=20))
