@@ -623,6 +623,56 @@ def test_a_name_that_somebody_else_took_since_is_not_taken_back(
     ]
 
 
+@pytest.mark.parametrize("case", ["replaced file", "replaced folder"])
+def test_what_cannot_be_put_back_is_kept_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    outputs = several(tmp_path, [case, "new file"])
+
+    def broken(*_: object) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def rename_fails(*_: object) -> None:
+        monkeypatch.setattr(pending, "exchange", broken)
+        broken()
+
+    monkeypatch.setattr(pending, "rename_new", rename_fails)
+    with pytest.raises(OutputError, match="1: cannot be written: Input/output error") as caught:
+        write_all(outputs)
+    (kept,) = debris(tmp_path)
+    assert caught.value.hint == (
+        f"What {tmp_path / '0'} was before lies at {tmp_path / kept} (Input/output error)."
+    )
+    found = tmp_path / kept / "a" if case == "replaced folder" else tmp_path / kept
+    assert found.read_bytes() == b"old"
+    monkeypatch.undo()
+    assert len(notes_of(outputs[0])) == 1
+    assert found.read_bytes() == b"old"
+
+
+def test_an_interrupt_while_one_is_cleared_away_still_clears_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = several(tmp_path, ["new file"] * 3)
+    remove, calls = pending.remove, []
+
+    def interrupted(path: str) -> bool:
+        left = remove(path)
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return left
+
+    def stop() -> None:
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(pending, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_all(outputs, stop)
+    assert len(calls) == 3
+    assert tree(tmp_path) == {}
+
+
 @pytest.mark.usefixtures("no_renameat2")
 @pytest.mark.parametrize("case", ["replaced file", "replaced folder"])
 def test_what_could_not_be_put_back_is_not_replaced_with_others(
