@@ -89,6 +89,10 @@ def _check_name(target: str, shown: str) -> None:
 
 
 def _check_folder(folder: str, shown: str) -> None:
+    try:
+        os.path.abspath(folder)
+    except OSError:
+        raise OutputError(shown, "cannot be written: the current folder is gone") from None
     if not os.path.isdir(folder):
         raise OutputError(shown, f"there is no folder '{folder}'", hint="Create it first.")
     if not os.access(folder, os.W_OK | os.X_OK):

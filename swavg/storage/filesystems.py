@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 
 from swavg.errors import OutputError
@@ -47,16 +48,14 @@ def reserve(fd: int, size: int, path: str) -> None:
     posix_fallocate writes them where a file system cannot reserve.
     """
     os.ftruncate(fd, size)
-    if size and _type(os.path.dirname(path) or ".") in _RESERVING:
+    fallocate = _system_call("fallocate64")
+    if size and fallocate is not None and _type(os.path.dirname(path) or ".") in _RESERVING:
         import ctypes
 
-        with suppress(AttributeError):
-            call = ctypes.CDLL(None, use_errno=True).fallocate64
-            call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-            if call(fd, 0, 0, size):
-                code = ctypes.get_errno()
-                if code not in (*_UNSUPPORTED, errno.EINTR):
-                    raise OSError(code, os.strerror(code))
+        if fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+            code = ctypes.get_errno()
+            if code not in (*_UNSUPPORTED, errno.EINTR):
+                raise OSError(code, os.strerror(code))
 
 
 def check_room(folder: str, size: int, *, shown: str) -> None:
@@ -114,9 +113,8 @@ def _renameat2(source: str, target: str, flag: int) -> bool:
     """Linux's renameat2; False where the system or the file system does not have it."""
     import ctypes
 
-    try:
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
+    call = _system_call("renameat2")
+    if call is None:
         return False
     if call(_HERE, os.fsencode(source), _HERE, os.fsencode(target), flag) == 0:
         return True
@@ -124,3 +122,13 @@ def _renameat2(source: str, target: str, flag: int) -> bool:
     if code in _UNSUPPORTED:
         return False
     raise OSError(code, os.strerror(code), target)
+
+
+def _system_call(name: str) -> Callable[..., int] | None:
+    import ctypes
+
+    try:
+        call: Callable[..., int] = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (AttributeError, OSError, TypeError):
+        return None
+    return call

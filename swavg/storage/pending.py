@@ -69,8 +69,10 @@ class Renamed(Pending):
 
     def begin(self) -> None:
         self.notes += clear_partials(self.target)
-        self._temporary.create(folder=self.output.folder, shown=self.output.path)
-        self.path = self._temporary.path
+        try:
+            self._temporary.create(folder=self.output.folder, shown=self.output.path)
+        finally:
+            self.path = self._temporary.path
 
     def _open(self, path: str) -> int:
         if path == self.path:
@@ -138,7 +140,8 @@ class Renamed(Pending):
             if (facts.st_dev, facts.st_ino) != self._temporary.identity:
                 raise FileExistsError(errno.EEXIST, "someone else replaced it", self.target)
             if self._old == self.path:
-                exchange(self.path, self.target)
+                if not exchange(self.path, self.target):
+                    raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
             elif not self.output.folder and self._old is None:
                 os.unlink(self.target)
             else:

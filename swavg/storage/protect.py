@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 
 from swavg.errors import OutputError
 from swavg.storage.sources import Source
@@ -68,23 +69,24 @@ def _folders(given: str, sources: Sequence[Source]) -> set[str]:
 
 def _keys_of_input(given: str, sources: Sequence[Source]) -> set[object]:
     """Those of its files, of the links that lead to them, and of all folders above both."""
-    keys: set[object] = {source.identity for source in sources}
+    keys = _keys(given) | {source.identity for source in sources}
+    real = cache(os.path.realpath)  # many files lie in few folders
     folders = set()
     for name in (given, *(source.name for source in sources)):
-        for place in _places(name):
-            keys |= _keys(place)
+        for place in _places(name, real):
+            keys.add(place)
             folders.add(os.path.dirname(place))
     for folder in folders:
         keys |= _keys(folder) | _keys_above(folder)
     return keys
 
 
-def _places(path: str) -> Iterator[str]:
+def _places(path: str, real: Callable[[str], str]) -> Iterator[str]:
     """Where a file lies by name and, link by link, by content: in the hub cache, shards are
     links."""
     for _ in range(40):
         folder, name = os.path.split(os.path.abspath(path))
-        place = os.path.join(os.path.realpath(folder), name)
+        place = os.path.join(real(folder), name)
         yield place
         if not os.path.islink(place):
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from swavg.errors import OutputError, SwavgError
 from swavg.storage.destination import (
@@ -119,13 +119,15 @@ def _parents(target: str, *, shown: str) -> Iterator[Sequence[str]]:
 def _publishing(
     outputs: Sequence[Destination], on_publish: Callable[[], object], made: Sequence[str] = ()
 ) -> Iterator[Sequence[Renamed]]:
-    pending: list[Renamed] = []
-    try:
+    pending = []
+    with ExitStack() as stack:
         for output in outputs:
             if is_stream(output.path):
                 raise OutputError(output.path, "is a pipe or device, which has no name to be given")
-            pending.append(Renamed(output))
-            pending[-1].begin()
+            one = Renamed(output)
+            stack.callback(one.end)
+            one.begin()
+            pending.append(one)
         if len(pending) > 1:
             _check_replaceable(pending)
         yield pending
@@ -135,9 +137,6 @@ def _publishing(
         on_publish()
         _give_names(pending)
         _sync_parents(pending, made)
-    finally:
-        for one in pending:
-            one.end()
 
 
 def _give_names(pending: Sequence[Renamed]) -> None:
@@ -166,7 +165,8 @@ def _sync_parents(pending: Sequence[Renamed], made: Sequence[str]) -> None:
 def _check_replaceable(pending: Sequence[Renamed]) -> None:
     """Raise OutputError for what could not be put back if a later rename failed."""
     for one in pending:
-        if os.path.lexists(one.target) and not _can_keep_old(one.target, one.output.folder):
+        forced = one.output.force and os.path.lexists(one.target)
+        if forced and not _can_keep_old(one.target, one.output.folder):
             raise OutputError(
                 one.output.path,
                 "cannot be replaced together with others: its file system can neither exchange"
@@ -180,18 +180,21 @@ def _can_keep_old(target: str, folder: bool) -> bool:
     try:
         for probe in (first, second):
             probe.create(folder=folder, shown=target)
-        if exchange(first.path, second.path):
-            return True
-        if folder:
-            return False
-        remove(second.path)
-        os.link(first.path, second.path)
-    except OSError:
-        return False
+        return exchange(first.path, second.path) or (not folder and _can_link(first, second))
+    except OSError as error:
+        raise write_error(target, error) from None
     finally:
         for probe in (first, second):
             remove(probe.path)
             probe.close()
+
+
+def _can_link(first: Temporary, second: Temporary) -> bool:
+    remove(second.path)
+    try:
+        os.link(first.path, second.path)
+    except OSError:
+        return False
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import heapq
 import os
 import select
@@ -208,4 +209,7 @@ def _unblocked(fd: int) -> int:
     except OSError:
         return fd
     os.close(fd)
+    with suppress(OSError):
+        # As much as an unprivileged user may have: fewer turns for whoever reads.
+        fcntl.fcntl(opened, fcntl.F_SETPIPE_SZ, 1 << 20)
     return opened

@@ -61,7 +61,9 @@ def test_a_failure_names_the_output(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, failing)
         with pytest.raises(OutputError, match=f"^a: cannot be written: {problem}$"):
-            {"pwrite": lambda: sink.pwrite(0, b"x"), "fsync": sink.sync, "close": sink.close}[call]()
+            {"pwrite": lambda: sink.pwrite(0, b"x"), "fsync": sink.sync, "close": sink.close}[
+                call
+            ]()
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EROFS])
