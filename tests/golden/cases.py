@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from golden import numbers
+from golden import arithmetic, methods, mistakes, tensors, training
 from golden.running import EXPECTED, Case, pretty
 
 CASES: dict[str, Case] = {}
-for case in (*numbers.CASES,):
+for case in (*arithmetic.CASES, *tensors.CASES, *methods.CASES, *mistakes.CASES, *training.CASES):
     assert case.id not in CASES, case.id
     CASES[case.id] = case
 GROUPS = tuple(dict.fromkeys(case.group for case in CASES.values()))

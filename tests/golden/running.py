@@ -60,19 +60,21 @@ class _Streams:
     err: bytes = b""
 
 
-def run(case: Case, folder: Path) -> dict[str, object]:
-    """Run the commands in ``folder``, which must be empty; what they printed and wrote."""
+def run(case: Case, folder: Path, version: str = VERSION) -> dict[str, object]:
+    """Run the commands in ``folder``, whose name they may show; what they printed and wrote."""
+    folder.mkdir()
     for name, source in case.inputs.items():
         _put(folder / name, source)
     before = _files(folder)
     runs = []
-    with _settings(folder):
+    with _settings(folder, version):
         for command in case.commands:
             runs.append(_run(command, folder))
     after = _files(folder)
     written = {name: text for name, text in after.items() if before.get(name) != text}
     gone = {name: "gone" for name in before if name not in after}
-    return {"runs": runs, "files": written | gone}
+    found: dict[str, object] = json.loads(json.dumps({"runs": runs, "files": written | gone}))
+    return found
 
 
 def pretty(value: object, width: int = 100, indent: str = "") -> str:
@@ -128,7 +130,11 @@ def _digest(data: bytes) -> str:
 
 def _run(command: Command, folder: Path) -> dict[str, object]:
     if callable(command):
-        return {"call": command.__name__, "value": command()}
+        given = getattr(command, "args", ())
+        name = getattr(command, "func", command).__name__
+        with _redirected(b"", _Streams()):
+            value = command()
+        return {"call": " ".join([name, *map(str, given)]), "value": value}
     line, stdin = (command, b"") if isinstance(command, str) else command
     code, streams = _main(shlex.split(line), stdin)
     found: dict[str, object] = {"run": line, "exit": code}
@@ -192,15 +198,16 @@ def _redirected(stdin: bytes, streams: _Streams) -> Iterator[None]:
 
 
 @contextmanager
-def _settings(folder: Path) -> Iterator[None]:
+def _settings(folder: Path, version: str) -> Iterator[None]:
     """The folder is the current one; width, version, signals and warnings are those of a process
-    of its own with ``COLUMNS=100``."""
+    of its own with ``COLUMNS=100``. Nothing waits for the disk."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
-    environment, current, real = dict(os.environ), os.getcwd(), _version(VERSION)
+    environment, current, real = dict(os.environ), os.getcwd(), _version(version)
     for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
         os.environ.pop(name, None)
     os.environ["COLUMNS"] = "100"
+    syncs, os.fsync, os.fdatasync = (os.fsync, os.fdatasync), _no_sync, _no_sync
     os.chdir(folder)
     try:
         with warnings.catch_warnings():
@@ -208,11 +215,16 @@ def _settings(folder: Path) -> Iterator[None]:
             yield
     finally:
         os.chdir(current)
+        os.fsync, os.fdatasync = syncs
         os.environ.clear()
         os.environ.update(environment)
         _version(real)
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
+
+
+def _no_sync(fd: int) -> None:
+    """Does nothing."""
 
 
 def _version(text: str) -> str:
@@ -228,6 +240,7 @@ def _version(text: str) -> str:
 
 _CHANGING = [
     (re.compile(r"(?<= in )\d+\.\d\d s(, [\d.]+ [kMG]?B/s read)?"), "<seconds>"),
+    (re.compile(r"(?<=at least )[\d,]+(?= are needed)"), "<memory>"),
     (re.compile(r"^buffers  .*$", re.MULTILINE), "buffers   <memory and workers>"),
 ]
 
@@ -249,19 +262,19 @@ def _text(data: bytes, folder: Path) -> object:
 
 
 def _stdout(data: bytes, folder: Path) -> object:
-    """A JSON report as values; other output as text."""
+    """JSON as values, other output as text."""
     if data[:1] in (b"{", b"["):
         try:
-            return {"json": _report(json.loads(data.replace(str(folder).encode(), b"<folder>")))}
+            return {"json": report(json.loads(data.replace(str(folder).encode(), b"<folder>")))}
         except ValueError:
             pass
     return _text(data, folder)
 
 
-def _report(value: object) -> object:
-    """Without seconds, memory and workers; measures of distance to 1e-6."""
+def report(value: object) -> object:
+    """A report without seconds, memory and workers, and with distances to 1e-6."""
     if isinstance(value, list):
-        return [_report(entry) for entry in value]
+        return [report(entry) for entry in value]
     if not isinstance(value, dict):
         return value
     found: dict[str, object] = {}
@@ -269,5 +282,5 @@ def _report(value: object) -> object:
         if key in ("seconds", "memory", "threads") or (key == "pooled" and entry == 0):
             continue
         near = key in ("distance", "cosine") and isinstance(entry, float)
-        found[key] = round(entry, 6) if near else _report(entry)
+        found[key] = round(entry, 6) if near else report(entry)
     return found
