@@ -170,6 +170,29 @@ def torch_files() -> list[Case]:
         "d.pt": Path("torch/protocol-4/b.pt"), "e.pt": Path("torch/flat/b.pt"),
     }  # fmt: skip
     cases.append(Case("torch", "mixed", mixed, lines))
+    lines = []
+    for count in (1, 3, 7, 20):
+        paths = " ".join("ab"[i % 2] + ".pt" for i in range(count))
+        weights = " ".join(str((-1) ** i * (i + 1)) for i in range(count))
+        lines += [
+            f"average {paths} -o mean{count}.pt -q",
+            f"average {paths} -w {weights} --normalize --allow-nonfinite -o w{count}.pt -q",
+        ]
+    cases.append(Case("torch", "dtypes-many", of_kind("dtypes"), lines))
+    big = {f"{n}.pt": partial(unzipped, f"{n}.pt") for n in ("a", "b", "plain", "legacy")}
+    lines = [
+        "average a.pt b.pt -o mean.pt",
+        "average a.pt b.pt --threads 1 -o one.pt -q",
+        "average a.pt b.pt -w 0.3 0.7 --threads 3 --memory 2MiB -o small.pt --json -q",
+        "average a.pt plain.pt -o gathered.pt -q",
+        "average plain.pt a.pt -o scattered.pt -q",
+        "average a.pt legacy.pt -o legacy-out.pt -q",
+        "average legacy.pt a.pt --dtype float32 -o wide.pt -q",
+        "average a.pt b.pt plain.pt legacy.pt -o four.safetensors",
+        "average a.pt four.safetensors -o back.pt -q",
+        "average a.pt b.pt --exclude 'views.*' --max-shard-size 1MB -o shards",
+    ]
+    cases.append(Case("torch", "large", big, lines))
     refused = sorted(path.name for path in (INPUTS / "refused").iterdir())
     for name in refused:
         lines = [f"average {name} {name} -o out{Path(name).suffix}", f"inspect {name}"]
