@@ -189,10 +189,15 @@ def numerics() -> list[Case]:
             "average a.safetensors b.safetensors -w 1.5 -0.5 --dtype float64 -o w.safetensors -q",
         ]
         cases.append(case(f"every-value-{code}", lines, a=one, b=two))
-    near, opposite = of(w=("F64", [1.0, -2.0])), of(w=("F64", [-1.0, 2.0]))
-    far = "average a.safetensors b.safetensors --json -o out.safetensors"
+    files = named(
+        a=of(w=("F64", [1.0, -2.0])), b=of(w=("F64", [-1.0, 2.0])), c=of(w=("F64", [1e200, 1.0]))
+    )
+    lines = [
+        "average a.safetensors b.safetensors --json -o none.safetensors",
+        "average c.safetensors a.safetensors -w 0 1 --json -o far.safetensors",
+    ]
     intended = "distances that are no numbers will be null"
-    cases.append(Case("numerics", "far", named(a=near, b=opposite), [far], intended=intended))
+    cases.append(Case("numerics", "far", files, lines, intended=intended))
     infinite = of(w=("BF16", [INF, 1.0] * 300))
     cases.append(case("many-places", twice("ab", " -v"), a=infinite, b=infinite))
     return cases
