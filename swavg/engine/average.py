@@ -186,7 +186,8 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
         from swavg.engine.kernels.torch import check_device
 
         check_device(resources.device)
-    total = sum(read_and_written(plan, row)[0] for row in range(len(plan.rows)))
+    sums = [read_and_written(plan, row) for row in range(len(plan.rows))]
+    total, planned = sum(read for read, _ in sums), sum(written for _, written in sums)
     forks = _forks(plan, resources, total)
     # Here NumPy is imported, which may start threads of its own, and end this process if it is
     # short of memory: before there is any file.
@@ -196,7 +197,7 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
     forks = forks and chosen.workers > 1 and can_fork()
     distances = Distances(len(plan.rows[0].members)) if plan.distances else None
     executor = forked(chosen.workers) if forks else threads(chosen.workers)
-    return Tally(plan, total, distances), executor, chosen
+    return Tally(plan, total, planned, distances), executor, chosen
 
 
 def _forks(plan: Plan, resources: Resources, total: int) -> bool:

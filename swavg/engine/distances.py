@@ -64,24 +64,17 @@ def sampled(
     batch: Batch, positions: Sequence[int], read: BatchReader, out: memoryview
 ) -> Iterator[Sums]:
     """Sums over the parts of a batch that are in the sample; ``out`` is its average."""
-    operation = batch.manner.operation
-    at = 0
-    for span in batch.spans:
-        position = positions[span.entry]
-        if position < 0:
-            return
-        low, high = position + span.start, position + span.stop
-        window = low // EVERY * EVERY
-        while window < high:
-            start, stop = max(low, window), min(high, window + SAMPLE)
-            if start < stop:
-                first = at + start - low
-                part = batch.part(first, first + stop - start)
-                size = operation.dtype.nbytes(part.count)
-                place = operation.dtype.nbytes(first)
-                yield _sums(part, read.of(part), out[place : place + size], start)
-            window += EVERY
-        at += span.stop - span.start
+    first = batch.spans[0]
+    low = positions[first.entry] + first.start
+    if positions[first.entry] < 0:
+        return
+    size = batch.manner.operation.dtype.itemsize
+    # What is made in one manner is adjacent.
+    for window in range(low // EVERY * EVERY, low + batch.count, EVERY):
+        start, stop = max(low, window), min(low + batch.count, window + SAMPLE)
+        if start < stop:
+            part = batch.part(start - low, stop - low)
+            yield _sums(part, read.of(part), out[(start - low) * size : (stop - low) * size], start)
 
 
 @np.errstate(all="ignore")

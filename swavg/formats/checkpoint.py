@@ -154,11 +154,10 @@ class TensorTable(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What checkpoints of one run have in common, kept once: ``columns`` by their content,
-    ``headers`` that were parsed by their digest."""
+    """What checkpoints of one run have in common, kept once: ``columns`` by their content, or by
+    the digest of the header that says it."""
 
     columns: dict[object, Columns] = field(default_factory=dict)
-    headers: dict[object, tuple[Columns, Mapping[str, str]]] = field(default_factory=dict)
 
 
 class TableBuilder:
