@@ -85,7 +85,7 @@ def prepare(
     if weights_given is None:
         numbers = weights.mean(len(paths))
     else:
-        numbers = weights.given(weights_given, len(paths), sum_to)
+        numbers = weights.checked(weights_given, len(paths), sum_to)
     wanted = Wanted(output, numbers)
     return prepare_many(
         paths, [wanted], policy=policy, resources=resources, force=force, geometry=geometry

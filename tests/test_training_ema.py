@@ -96,7 +96,8 @@ def test_it_is_what_the_command_line_makes_of_the_snapshots(tmp_path, warmup):
     series = discover([tmp_path])
     if warmup == "inverse-gamma":
         # Its update 0 is a copy: what was before does not count.
-        numbers = weights.ema_warmup(5, 0.9, warmup, start=0)
+        decays = [weights.warmup_decay(warmup, t, 0.9) for t in range(4)]
+        numbers = weights.ema_with_decays(decays)
         assert numbers[0] == 0
         swavg.average(series.paths, numbers, output=tmp_path / "out.safetensors")
     else:

@@ -67,7 +67,7 @@ def average(
     where = running.where(output)
     from swavg.averaging import prepare_many
     from swavg.job import Wanted
-    from swavg.weights import given, mean
+    from swavg.weights import checked, mean
 
     values = [value for group in weights for value in group] if weights else None
     if values is not None and choosing.by_position:
@@ -78,7 +78,7 @@ def average(
             choosing = replace(choosing, keep_order=True)
     series = choose(paths, choosing)
     n = len(series)
-    numbers = mean(n) if values is None else given(values, n, sum_to or "one")
+    numbers = mean(n) if values is None else checked(values, n, sum_to or "one")
     steps = series.steps
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
     wanted = Wanted(where, numbers, details=details)

@@ -47,7 +47,7 @@ def ema(
     steps = [snapshot.step for snapshot in new]
     before = float(earlier.get("mass", 1.0))
     if how.warmup is not None:
-        decays = weights.warmup_decays(how.warmup, len(new), how.decay, start=held)
+        decays = how.warmed_up(held, len(new))
     elif how.per_step:
         if step is None:
             raise InputError(resume, "does not say at which step it ended")

@@ -31,10 +31,17 @@ class Smoothing:
     def over(self, steps: Sequence[int | None]) -> tuple[float, ...]:
         """The weights of checkpoints at ``steps``, oldest first. Raises RequestError."""
         if self.warmup is not None:
-            return weights.ema_warmup(len(steps), self.decay, self.warmup)
+            return weights.ema_with_decays(self.warmed_up(1, len(steps) - 1))
         if self.per_step:
             return weights.ema_by_step(known(steps), self.decay, debias=self.debias)
         return weights.ema(len(steps), self.decay, debias=self.debias)
+
+    def warmed_up(self, start: int, updates: int) -> tuple[float, ...]:
+        """The decays of ``updates`` updates, the first of them with t = ``start``."""
+        assert self.warmup is not None
+        return tuple(
+            weights.warmup_decay(self.warmup, t, self.decay) for t in range(start, start + updates)
+        )
 
     def _mass(self, steps: Sequence[int | None]) -> float:
         if not self.per_step:
