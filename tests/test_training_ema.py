@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from checkpoints import load
+from checkpoints import load, run_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -102,7 +102,7 @@ def test_it_is_what_the_command_line_makes_of_the_snapshots(tmp_path, warmup):
         swavg.average(series.paths, numbers, output=tmp_path / "out.safetensors")
     else:
         how = methods.Smoothing(0.9, warmup=warmup)
-        methods.ema(series, how, output=tmp_path / "out.safetensors").run()
+        run_request(methods.ema(series, how, policy=swavg.Policy()), tmp_path / "out.safetensors")
     made = load(tmp_path / "out.safetensors")
     for name, found in ema.averaged().items():
         torch.testing.assert_close(found, made[name], rtol=1e-6, atol=1e-7)

@@ -71,10 +71,10 @@ def average(
 
     values = [value for group in weights for value in group] if weights else None
     if values is not None and choosing.by_position:
-        from swavg.series import given as named
+        from swavg.series import in_given_order
 
         # Weights belong to the paths as they were given; those of a searched folder go by step.
-        if named(paths, keep_order=True) is not None:
+        if in_given_order(paths, keep_order=True) is not None:
             choosing = replace(choosing, keep_order=True)
     series = choose(paths, choosing)
     n = len(series)

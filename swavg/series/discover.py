@@ -18,10 +18,11 @@ from swavg.series.candidates import (
     without_links,
     without_unreadable,
 )
-from swavg.series.metrics import beside, from_file
-from swavg.series.model import Series, Snapshot, Unit, is_generic, labels
+from swavg.series.metrics import beside
+from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
 from swavg.series.names import NameFacts, read_name
 from swavg.series.search import is_one_checkpoint, search
+from swavg.series.tables import from_file
 
 
 def discover(
@@ -74,7 +75,9 @@ def discover(
     return Series(tuple(snapshots), tuple(notes), unit)
 
 
-def given(paths: Iterable[str | os.PathLike[str]], *, keep_order: bool = False) -> Series | None:
+def in_given_order(
+    paths: Iterable[str | os.PathLike[str]], *, keep_order: bool = False
+) -> Series | None:
     """The series of paths that are all files or checkpoint folders, by their names alone; None if
     one has to be searched, is missing, or if they are ambiguous.
 
@@ -112,10 +115,16 @@ def _snapshot(candidate: Candidate, unit: Unit | None) -> Snapshot:
     metrics = dict(candidate.name.metrics)
     if candidate.inside is not None:
         metrics = {**candidate.inside.metrics, **metrics}
-    if step is None:
-        return Snapshot(candidate.path, None, metrics, "none", candidate.counts)
-    source = "name" if unit in candidate.name.counts else "file"
-    return Snapshot(candidate.path, step, metrics, source, candidate.counts)  # type: ignore[arg-type]
+    source: StepFrom = "name" if unit in candidate.name.counts else "file"
+    opened = candidate.inside is not None or candidate.unreadable
+    return Snapshot(
+        candidate.path,
+        step,
+        metrics,
+        "none" if step is None else source,
+        candidate.counts,
+        opened,
+    )
 
 
 def _in_order(

@@ -1,0 +1,1 @@
+"""Planning: what is to be computed and written, as values."""
