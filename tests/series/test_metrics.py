@@ -341,3 +341,10 @@ def test_a_metric_that_none_has_or_that_is_one_of_several_is_an_error():
         select(several, Selection(best=1))
     with pytest.raises(RequestError, match="none is known"):
         select(Series((Snapshot("a", 1),), (), "step"), Selection(best=1))
+
+
+def test_a_checkpoint_that_was_opened_for_its_step_is_not_opened_again(tmp_path):
+    lightning(tmp_path / "a.ckpt", 100, 0.5)
+    series = discover([tmp_path])
+    (tmp_path / "a.ckpt").unlink()
+    assert by_step(with_inner_metrics(series), "val_loss") == {100: 0.5}
