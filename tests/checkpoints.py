@@ -5,6 +5,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from swavg.cli._jobs import jobs_of
+from swavg.job import run_together
+
 
 def save(path, tensors, metadata=None):
     """A safetensors file of torch tensors; the path as a string."""
@@ -38,3 +41,8 @@ def series(folder, count=3, dtype=torch.float32):
         save(Path(folder) / f"step-{100 * index}.safetensors", state(index, dtype))
         for index in range(1, count + 1)
     ]
+
+
+def run_request(request, *outputs):
+    """Do what a method asks for; the reports."""
+    return run_together(jobs_of(request, outputs, {}))

@@ -66,7 +66,7 @@ def average(
     NumericsError; the destination is then as it was.
     """
     n = len(paths_of(inputs))
-    numbers = schedules.mean(n) if weights is None else schedules.given(weights, n, sum_to)
+    numbers = schedules.mean(n) if weights is None else schedules.checked(weights, n, sum_to)
     row = Row(numbers, tuple(range(n)))
     resources = Resources() if resources is None else resources
     plan = prepare(inputs, [row], [output], policy, force=force, distances=distances)

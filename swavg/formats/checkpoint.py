@@ -210,21 +210,21 @@ class TableBuilder:
         return TensorTable(found if found.names == columns.names else columns, base)
 
 
-Scalar = int | float | str | Mapping[str | int, "Scalar"]
+Scalar = int | float | str
 
 
 @dataclass(frozen=True, eq=False)
 class Extras:
     """What a checkpoint holds besides tensors.
 
-    ``scalars`` are plain values (step, metrics) by name, and such in dictionaries; ``recipe`` is
-    the text that swavg wrote;
+    ``scalars`` are plain values by name (step), those further down by their dotted path
+    (``metrics.top1``; ``-1`` is the last of a list); ``recipe`` is the text that swavg wrote;
     ``others`` name what only a file of the same format keeps (optimizer state, a class);
     ``side_files`` are paths of files that go along with the weights, by name, ``left_out`` names
     of those that do not. ``template`` is for the format's own writer.
     """
 
-    scalars: Mapping[str | int, Scalar] = field(default_factory=dict)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
     recipe: str | None = None
     others: tuple[str, ...] = ()
     side_files: Mapping[str, str] = field(default_factory=dict)

@@ -83,7 +83,7 @@ def open_safetensors(
         columns = _columns(path, entries, base, file.size, shared)
         shared.columns[identity] = columns
     table = TensorTable(columns, base if columns.names else 0)
-    extras = Extras(recipe=metadata.get("swavg"))
+    extras = Extras(scalars=metadata, recipe=metadata.get("swavg"))
     return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)
 
 

@@ -144,7 +144,7 @@ class Blend:
         it was opened, NumericsError as :func:`apply_swa`.
         """
         n = len(self._checkpoints)
-        numbers = schedules.mean(n) if weights is None else schedules.given(weights, n, sum_to)
+        numbers = schedules.mean(n) if weights is None else schedules.checked(weights, n, sum_to)
         # Asked for anew: a model that was moved has other buffers, FSDP2 puts its shards back.
         tensors = own_tensors(self._model, buffers=self._buffers)
         self._arrange(tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar, Shared, TableBuilder
@@ -78,7 +78,7 @@ def _opened(
     for name, dtype, shape, strides, offset, _ in placed(path, state.views, locate):
         builder.add(name, (dtype, shape, strides), offset)
     extras = Extras(
-        scalars=_resolved(plain_values(path, graph.top, locate, state=state.node), read),
+        scalars=dict(_resolved(plain_values(path, graph.top, locate, state=state.node), read)),
         recipe=recipe,
         others=_others(state),
         template=template,
@@ -105,15 +105,18 @@ def _recipe(read: Read, archive: Archive) -> str | None:
     return bytes(read(record.offset, record.size)).decode(errors="replace")
 
 
-def _resolved(values: Mapping[str | int, Value], read: Read) -> dict[str | int, Scalar]:
-    """The values with the numbers that lie in tensors of one element."""
-    found: dict[str | int, Scalar] = {}
+def _resolved(
+    values: Mapping[str | int, Value], read: Read, prefix: str = ""
+) -> Iterator[tuple[str, Scalar]]:
+    """The values by their dotted paths, with the numbers that lie in tensors of one element."""
     for name, value in values.items():
+        path = f"{prefix}{name}"
         if isinstance(value, Element):
-            found[name] = _number(read, value)
+            yield path, _number(read, value)
+        elif isinstance(value, Mapping):
+            yield from _resolved(value, read, f"{path}.")
         else:
-            found[name] = _resolved(value, read) if isinstance(value, Mapping) else value
-    return found
+            yield path, value
 
 
 def _number(read: Read, element: Element) -> float:

@@ -86,34 +86,16 @@ def test_the_first_update_is_a_copy():
     assert weights.beta(1, 6.94) == 0
 
 
-@given(st.lists(st.floats(-10, 10), min_size=1, max_size=60), GAMMAS)
-def test_the_profile_over_every_step_equals_the_running_form(values, gamma):
-    found = weights.power_profile(range(1, len(values) + 1), gamma)
-    assert math.isclose(combined(found, values), run(values, gamma)[-1], rel_tol=1e-9, abs_tol=1e-9)
-    decays = [weights.beta(t, gamma) for t in range(2, len(values) + 1)]
-    assert found == pytest.approx(weights.ema_with_decays(decays), rel=1e-9, abs=1e-14)
-
-
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=20), GAMMAS)
-def test_each_checkpoint_holds_the_integral_of_the_profile_over_its_stretch(gaps, gamma):
-    steps = [sum(gaps[: i + 1]) for i in range(len(gaps))]
-    found = weights.power_profile(steps, gamma)
-    assert math.isclose(math.fsum(found), 1, rel_tol=1e-12)
-    every = weights.power_profile(range(1, steps[-1] + 1), gamma)
-    begins = [0, *steps[:-1]]
-    stretches = [math.fsum(every[begin:end]) for begin, end in zip(begins, steps, strict=True)]
-    assert found == pytest.approx(stretches, rel=1e-9, abs=1e-14)
-
-
 def test_the_profile_follows_the_power_of_the_step():
     n, gamma = 10_000, GAMMA_10
-    found = weights.power_profile(range(1, n + 1), gamma)
+    found = weights.ema_with_decays([weights.beta(t, gamma) for t in range(2, n + 1)])
     middle = (np.arange(n) + 0.5) / n
     np.testing.assert_allclose(found[100:], ((gamma + 1) * middle**gamma / n)[100:], rtol=1e-3)
 
 
 def test_exponent_zero_is_the_mean():
-    assert weights.power_profile(range(1, 8), 0) == pytest.approx(weights.mean(7), rel=1e-14)
+    found = weights.ema_with_decays([weights.beta(t, 0) for t in range(2, 8)])
+    assert found == pytest.approx(weights.mean(7), rel=1e-14)
 
 
 @given(st.floats(0.1, 100), GAMMAS, st.floats(0.1, 100), GAMMAS)
@@ -249,7 +231,7 @@ def test_steps_and_exponents_out_of_range_are_refused():
     for call in (
         lambda: weights.beta(2, -0.5),
         lambda: weights.sigma_rel_from_gamma(-0.5),
-        lambda: weights.power_profile((1, 2), math.nan),
+        lambda: weights.beta(2, math.nan),
         lambda: weights.inner_product(1, 2, 3, math.inf),
         lambda: weights.posthoc([1], [1], 2, -1),
     ):
@@ -257,10 +239,6 @@ def test_steps_and_exponents_out_of_range_are_refused():
             call()
     with pytest.raises(RequestError, match="update 0"):
         weights.beta(0, 1)
-    with pytest.raises(RequestError, match="finite number above 0"):
-        weights.power_profile((0, 1), 1)
-    with pytest.raises(RequestError, match="Step 1 comes after step 2"):
-        weights.power_profile((2, 1), 1)
     with pytest.raises(RequestError, match="step is 0"):
         weights.inner_product(0, 1, 1, 1)
 
@@ -268,7 +246,7 @@ def test_steps_and_exponents_out_of_range_are_refused():
 def test_numpy_waits_for_the_post_hoc_solve():
     code = (
         "import sys\nfrom swavg import weights\n"
-        "weights.gamma_from_sigma_rel(0.1), weights.power_profile((1, 2), 3)\n"
+        "weights.gamma_from_sigma_rel(0.1), weights.beta(2, 3)\n"
         "assert 'numpy' not in sys.modules\n"
         "weights.posthoc([1, 2], [3, 3], 2, 4)\nassert 'numpy' in sys.modules"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import load, save, state
+from checkpoints import load, run_request, save, state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,10 +60,11 @@ def test_an_ema_equals_its_running_form(tmp_path, decay, steps):
     states = run_of(folder, steps)
     series = discover([folder])
     per_checkpoint = folder / "out-a.st"
-    methods.ema(series, methods.Smoothing(decay), output=per_checkpoint).run()
+    run_request(methods.ema(series, methods.Smoothing(decay), policy=Policy()), per_checkpoint)
     assert_close(per_checkpoint, moving(states, [decay] * (len(steps) - 1)))
     per_step = folder / "out-b.st"
-    methods.ema(series, methods.Smoothing(decay, per_step=True), output=per_step).run()
+    by_step = methods.Smoothing(decay, per_step=True)
+    run_request(methods.ema(series, by_step, policy=Policy()), per_step)
     gaps = [decay ** (b - a) for a, b in itertools.pairwise(steps)]
     assert_close(per_step, moving(states, gaps))
 
@@ -74,13 +75,16 @@ def test_an_ema_that_is_resumed_equals_one_done_at_once(tmp_path, per_step, debi
     run_of(tmp_path / "run", [10, 20, 50, 60, 90])
     how = methods.Smoothing(0.95, per_step, debias)
     series = discover([tmp_path / "run"])
-    methods.ema(series, how, output=tmp_path / "whole.st").run()
+    run_request(methods.ema(series, how, policy=Policy()), tmp_path / "whole.st")
     early = discover([tmp_path / "run" / f"step-{step}.safetensors" for step in (10, 20, 50)])
-    methods.ema(early, how, output=tmp_path / "early.st").run()
+    run_request(methods.ema(early, how, policy=Policy()), tmp_path / "early.st")
     # All of the series is given; what the EMA holds already is left out by its step.
-    job = methods.ema(series, how, output=tmp_path / "late.st", resume=tmp_path / "early.st")
-    assert len(job.members) == 3
-    job.run()
+    request = methods.ema(series, how, resume=tmp_path / "early.st", policy=Policy())
+    assert [Path(path).name for path in request.inputs] == [
+        "early.st", "step-60.safetensors", "step-90.safetensors"
+    ]  # fmt: skip
+    assert request.notes == ("left out 3 up to step 50, which the EMA holds already",)
+    run_request(request, tmp_path / "late.st")
     assert_close(tmp_path / "late.st", load(tmp_path / "whole.st"), rtol=1e-12, atol=1e-13)
     recipes = [recipe_of(tmp_path / f"{name}.st") for name in ("late", "whole")]
     assert [recipe["n"] for recipe in recipes] == [5, 5]
@@ -93,24 +97,25 @@ def test_a_warmed_up_ema_can_be_resumed(tmp_path):
     run_of(tmp_path / "run", [1, 2, 3, 4, 5])
     how = methods.Smoothing(0.9, warmup="tensorflow")
     series = discover([tmp_path / "run"])
-    methods.ema(series, how, output=tmp_path / "whole.st").run()
+    run_request(methods.ema(series, how, policy=Policy()), tmp_path / "whole.st")
     early = discover([tmp_path / "run" / f"step-{step}.safetensors" for step in (1, 2)])
-    methods.ema(early, how, output=tmp_path / "early.st").run()
-    methods.ema(series, how, output=tmp_path / "late.st", resume=tmp_path / "early.st").run()
+    run_request(methods.ema(early, how, policy=Policy()), tmp_path / "early.st")
+    late = methods.ema(series, how, policy=Policy(), resume=tmp_path / "early.st")
+    run_request(late, tmp_path / "late.st")
     assert_close(tmp_path / "late.st", load(tmp_path / "whole.st"), rtol=1e-12, atol=1e-13)
 
 
 def test_resuming_with_another_decay_or_from_something_else_is_refused(tmp_path):
     run_of(tmp_path / "run", [1, 2])
     series = discover([tmp_path / "run"])
-    methods.ema(series, methods.Smoothing(0.9), output=tmp_path / "ema.st").run()
-    resume = {"output": tmp_path / "o.st", "resume": tmp_path / "ema.st"}
+    run_request(methods.ema(series, methods.Smoothing(0.9), policy=Policy()), tmp_path / "ema.st")
+    resume = {"resume": tmp_path / "ema.st", "policy": Policy()}
     with pytest.raises(swavg.RequestError, match=r"made with decay 0\.9, not 0\.8"):
         methods.ema(series, methods.Smoothing(0.8), **resume)
     with pytest.raises(swavg.RequestError, match="No checkpoint is later than step 2"):
         methods.ema(series, methods.Smoothing(0.9), **resume)
     with pytest.raises(swavg.InputError, match="is no ema that swavg wrote"):
-        methods.ema(series, methods.Smoothing(0.9), output=None, resume=series.paths[0])
+        methods.ema(series, methods.Smoothing(0.9), resume=series.paths[0], policy=Policy())
 
 
 @given(count=st.integers(1, 4), more=st.integers(1, 3))
@@ -123,7 +128,7 @@ def test_a_running_average_equals_the_mean_of_all(tmp_path, count, more):
     swavg.average(paths[:count], output=average, policy=Policy(dtype="float32"))
     for number, path in enumerate(paths[count:]):
         after = folder / f"avg-{number}.st"
-        methods.update(average, [path], output=after).run()
+        run_request(methods.update(average, [path], policy=Policy()), after)
         average = after
     expected = {
         name: sum(each[name].double() for each in states) / len(states) for name in states[0]
@@ -136,7 +141,8 @@ def test_a_running_average_of_bfloat16_checkpoints_is_kept_in_float32(tmp_path):
     run_of(tmp_path, [1, 2, 3], torch.bfloat16)
     paths = [tmp_path / f"step-{step}.safetensors" for step in (1, 2, 3)]
     swavg.average(paths[:2], output=tmp_path / "avg.st")
-    methods.update(tmp_path / "avg.st", paths[2:], output=tmp_path / "new.st").run()
+    request = methods.update(tmp_path / "avg.st", paths[2:], policy=Policy())
+    run_request(request, tmp_path / "new.st")
     assert load(tmp_path / "new.st")["body.weight"].dtype == torch.float32
 
 
@@ -144,9 +150,9 @@ def test_an_average_of_unknown_count_needs_the_count(tmp_path):
     states = run_of(tmp_path, [1, 2])
     paths = [tmp_path / f"step-{step}.safetensors" for step in (1, 2)]
     with pytest.raises(swavg.InputError, match="does not say of how many"):
-        methods.update(paths[0], [paths[1]], output=tmp_path / "o.st")
+        methods.update(paths[0], [paths[1]], policy=Policy())
     policy = Policy(dtype="float64")
-    methods.update(paths[0], [paths[1]], output=tmp_path / "o.st", count=3, policy=policy).run()
+    run_request(methods.update(paths[0], [paths[1]], count=3, policy=policy), tmp_path / "o.st")
     expected = {name: (3 * states[0][name] + states[1][name]) / 4 for name in states[0]}
     assert_close(tmp_path / "o.st", expected)
 
@@ -156,11 +162,8 @@ def test_a_window_that_slides_equals_the_mean_of_what_is_in_it(tmp_path):
     paths = [tmp_path / f"step-{step}.safetensors" for step in (1, 2, 3, 4, 5)]
     wide = Policy(dtype="float64")
     swavg.average(paths[:3], output=tmp_path / "avg.st", policy=wide)
-    job = methods.slide(
-        tmp_path / "avg.st", paths[3:5], paths[0:2], output=tmp_path / "moved.st", policy=wide
-    )
-    assert sum(1 for _ in job.checkpoints) == 5
-    job.run()
+    request = methods.slide(tmp_path / "avg.st", paths[3:5], paths[0:2], policy=wide)
+    run_request(request, tmp_path / "moved.st")
     expected = {name: sum(each[name].double() for each in states[2:]) / 3 for name in states[0]}
     assert_close(tmp_path / "moved.st", expected, rtol=1e-12, atol=1e-13)
     assert recipe_of(tmp_path / "moved.st")["n"] == 3
@@ -174,9 +177,10 @@ def test_the_window_between_two_running_averages_is_the_mean_of_what_lies_betwee
     swavg.average(paths, output=tmp_path / "end.st", policy=wide)
     for counts in (None, (2, 6)):
         out = tmp_path / f"window-{counts is None}.st"
-        methods.window(
-            tmp_path / "start.st", tmp_path / "end.st", output=out, counts=counts, policy=wide
-        ).run()
+        run_request(
+            methods.window(tmp_path / "start.st", tmp_path / "end.st", counts=counts, policy=wide),
+            out,
+        )
         expected = {name: sum(s[name].double() for s in states[2:]) / 4 for name in states[0]}
         assert_close(out, expected, rtol=1e-12, atol=1e-13)
 
@@ -185,8 +189,7 @@ def test_posthoc_at_a_stored_profile_is_that_snapshot(tmp_path):
     run_of(tmp_path, [100, 200, 300])
     series = discover([tmp_path])
     outs = [tmp_path / "same.out", tmp_path / "other.out"]
-    jobs = methods.posthoc(series, [0.1, 0.2], outs, profiles=[0.1])
-    run_together(jobs)
+    run_request(methods.posthoc(series, [0.1, 0.2], policy=Policy(), profiles=[0.1]), *outs)
     last = load(tmp_path / "step-300.safetensors")
     assert_close(outs[0], {name: tensor.double() for name, tensor in last.items()})
     assert recipe_of(outs[1])["profile"]["sigma_rel"] == 0.2
@@ -196,28 +199,30 @@ def test_posthoc_at_a_stored_profile_is_that_snapshot(tmp_path):
 
 def test_posthoc_before_the_end_leaves_later_snapshots_out(tmp_path):
     run_of(tmp_path, [100, 200, 300])
-    (job,) = methods.posthoc(
-        discover([tmp_path]), [0.1], [tmp_path / "o.st"], profiles=[0.05], at_step=200
+    request = methods.posthoc(
+        discover([tmp_path]), [0.1], policy=Policy(), profiles=[0.05], at_step=200
     )
-    assert job.plan.inputs == ("step-100.safetensors", "step-200.safetensors")
+    assert request.rows[0].members == (0, 1)
+    (report,) = run_request(request, tmp_path / "o.st")
+    assert report.recipe["inputs"] == ["step-100.safetensors", "step-200.safetensors"]
 
 
 def test_posthoc_needs_profiles_and_steps(tmp_path):
     run_of(tmp_path, [100, 200])
-    with pytest.raises(swavg.InputError, match="--profile"):
-        methods.posthoc(discover([tmp_path]), [0.1], [None])
+    with pytest.raises(swavg.InputError, match="profiles="):
+        methods.posthoc(discover([tmp_path]), [0.1], policy=Policy())
     with pytest.raises(swavg.RequestError, match="3 profiles for 2 snapshots"):
-        methods.posthoc(discover([tmp_path]), [0.1], [None], profiles=[0.1] * 3)
+        methods.posthoc(discover([tmp_path]), [0.1], policy=Policy(), profiles=[0.1] * 3)
 
 
 def test_a_sweep_gives_what_each_recipe_gives_alone(tmp_path):
     states = run_of(tmp_path / "run", range(100, 1001, 100))
     texts = ["uniform:last=3", "uniform:from-step=500,to-step=700", "ema:decay=0.8,last=4",
              "ema:half-life=200steps"]  # fmt: skip
-    recipes = [methods.sweep_recipe(text) for text in texts]
-    outs = [tmp_path / f"{recipe.name}.st" for recipe in recipes]
+    specs = [methods.sweep_spec(text) for text in texts]
+    outs = [tmp_path / f"{spec.name}.st" for spec in specs]
     assert outs[0].name == "uniform-last-3.st"
-    run_together(methods.sweep(discover([tmp_path / "run"]), recipes, outs))
+    run_request(methods.sweep(discover([tmp_path / "run"]), specs, policy=Policy()), *outs)
 
     def mean(chosen):
         return {name: sum(s[name].double() for s in chosen) / len(chosen) for name in states[0]}
@@ -229,14 +234,12 @@ def test_a_sweep_gives_what_each_recipe_gives_alone(tmp_path):
     assert_close(outs[3], moving(states, [2 ** (-100 / 200)] * 9), **near)
 
 
-def test_a_sweep_opens_only_what_its_recipes_use(tmp_path):
+def test_a_sweep_has_only_the_inputs_that_its_averages_use(tmp_path):
     run_of(tmp_path / "run", range(1, 7))
-    recipes = [methods.sweep_recipe(text) for text in ("uniform:last=2", "uniform:last=3")]
-    jobs = methods.sweep(
-        discover([tmp_path / "run"]), recipes, [tmp_path / "a.st", tmp_path / "b.st"]
-    )
-    assert len(jobs[0].checkpoints) == 3
-    assert [job.members for job in jobs] == [(1, 2), (0, 1, 2)]
+    specs = [methods.sweep_spec(text) for text in ("uniform:last=2", "uniform:last=3")]
+    request = methods.sweep(discover([tmp_path / "run"]), specs, policy=Policy())
+    assert len(request.inputs) == 3
+    assert [row.members for row in request.rows] == [(1, 2), (0, 1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -246,19 +249,20 @@ def test_a_sweep_opens_only_what_its_recipes_use(tmp_path):
         ("uniform:decay=0.5", "'decay=0.5' is not understood"),
         ("uniform:last", "'last' is not understood"),
         ("ema:tail=3", "'tail=3' is not understood"),
+        ("uniform:last=x", "'last=x' is no whole number"),
+        ("uniform:last=0", "last=0 must be at least 1"),
     ],
 )
 def test_a_recipe_that_is_not_understood_says_which_part(text, said):
     with pytest.raises(swavg.RequestError, match=said):
-        methods.sweep_recipe(text)
+        methods.sweep_spec(text)
 
 
 def test_a_recipe_that_finds_too_few_names_itself(tmp_path):
     run_of(tmp_path / "run", [1, 2])
+    series, specs = discover([tmp_path / "run"]), [methods.sweep_spec("uniform:last=5")]
     with pytest.raises(swavg.RequestError, match=r"Recipe 'uniform:last=5'.*2"):
-        methods.sweep(
-            discover([tmp_path / "run"]), [methods.sweep_recipe("uniform:last=5")], [None]
-        )
+        methods.sweep(series, specs, policy=Policy())
 
 
 @pytest.mark.parametrize(
@@ -295,7 +299,8 @@ def test_the_recipe_in_a_pt_is_found_as_well(tmp_path):
         torch.save(state(index), tmp_path / f"{index}.pt")
     swavg.average([tmp_path / "1.pt", tmp_path / "2.pt"], output=tmp_path / "avg.pt")
     assert recipe_of(tmp_path / "avg.pt")["n"] == 2
-    methods.update(tmp_path / "avg.pt", [tmp_path / "3.pt"], output=tmp_path / "new.pt").run()
+    request = methods.update(tmp_path / "avg.pt", [tmp_path / "3.pt"], policy=Policy())
+    run_request(request, tmp_path / "new.pt")
     found = torch.load(tmp_path / "new.pt", weights_only=True)
     expected = sum(state(i)["body.bias"].double() for i in (1, 2, 3)) / 3
     torch.testing.assert_close(found["body.bias"].double(), expected, rtol=1e-6, atol=1e-7)
@@ -304,9 +309,10 @@ def test_the_recipe_in_a_pt_is_found_as_well(tmp_path):
 def test_a_path_given_twice_counts_twice_also_in_a_sweep(tmp_path):
     one = save(tmp_path / "a.safetensors", {"x": torch.ones(3)})
     two = save(tmp_path / "b.safetensors", {"x": torch.full((3,), 4.0)})
-    rows = [Wanted(tmp_path / "m.st", (1 / 3,) * 3, (0, 1, 2)),
-            Wanted(tmp_path / "e.st", (0.25, 0.25, 0.5), (0, 0, 2))]  # fmt: skip
-    run_together(prepare_many([one, one, two], rows))
+    specs = [methods.sweep_spec(text) for text in ("uniform", "ema:decay=0.5", "uniform:last=2")]
+    request = methods.sweep(discover([one, one, two]), specs, policy=Policy())
+    assert [row.members for row in request.rows] == [(0, 1, 2), (0, 1, 2), (0, 2)]
+    run_request(request, *(tmp_path / name for name in ("m.st", "e.st", "l.st")))
     assert load(tmp_path / "m.st")["x"].tolist() == [2.0] * 3
     assert load(tmp_path / "e.st")["x"].tolist() == [2.5] * 3
 
@@ -326,10 +332,11 @@ def test_a_debiased_ema_of_one_checkpoint_can_be_resumed_by_step(tmp_path):
     run_of(tmp_path / "run", [100, 200, 300])
     how = methods.Smoothing(0.99, per_step=True, debias=True)
     series = discover([tmp_path / "run"])
-    methods.ema(series, how, output=tmp_path / "whole.st").run()
+    run_request(methods.ema(series, how, policy=Policy()), tmp_path / "whole.st")
     early = discover([tmp_path / "run" / "step-100.safetensors"])
-    methods.ema(early, how, output=tmp_path / "early.st").run()
-    methods.ema(series, how, output=tmp_path / "late.st", resume=tmp_path / "early.st").run()
+    run_request(methods.ema(early, how, policy=Policy()), tmp_path / "early.st")
+    late = methods.ema(series, how, policy=Policy(), resume=tmp_path / "early.st")
+    run_request(late, tmp_path / "late.st")
     assert_close(tmp_path / "late.st", load(tmp_path / "whole.st"), rtol=1e-12, atol=1e-13)
 
 
@@ -341,8 +348,9 @@ def test_a_recipe_with_odd_values_is_refused_and_not_believed(tmp_path, odd):
     recipe = {"method": "ema", "n": 2, "decay": 0.9, "per_step": False, "step": 2} | odd
     path = save(tmp_path / "e.safetensors", state(1), {"swavg": json.dumps(recipe)})
     run_of(tmp_path / "run", [3])
+    series = discover([tmp_path / "run"])
     with pytest.raises(swavg.InputError, match="is no ema that swavg wrote"):
-        methods.ema(discover([tmp_path / "run"]), methods.Smoothing(0.9), output=None, resume=path)
+        methods.ema(series, methods.Smoothing(0.9), policy=Policy(), resume=path)
 
 
 def test_steps_are_not_taken_for_epochs():

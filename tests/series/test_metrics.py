@@ -10,7 +10,15 @@ import torch
 from checkpoints import save, state
 
 from swavg.errors import InputError, RequestError
-from swavg.series import Series, Snapshot, discover, guess_mode, select, with_inner_metrics
+from swavg.series import (
+    Selection,
+    Series,
+    Snapshot,
+    discover,
+    guess_mode,
+    select,
+    with_inner_metrics,
+)
 from swavg.series.names import read_name
 
 
@@ -86,7 +94,7 @@ def test_hugging_face_metrics_come_from_the_newest_trainer_state(tmp_path):
     series = discover([tmp_path])
     assert by_step(series, "eval_loss") == {500: 1 / 500, 1000: 1 / 1000, 1500: 1 / 1500}
     assert series.metric_names == ("eval_loss",)
-    assert select(series, best=2, metric="eval_loss").steps == (1000, 1500)
+    assert select(series, Selection(best=2, metric="eval_loss")).steps == (1000, 1500)
 
 
 def test_a_folder_without_a_step_in_its_name_has_that_of_its_trainer_state(tmp_path):
@@ -123,7 +131,7 @@ def test_lightning_scores_come_from_the_name_or_the_callback(tmp_path):
     series = discover([tmp_path])
     assert series.steps == (100, 200, 300)
     assert by_step(series, "val_loss") == {100: None, 200: None, 300: 0.4}
-    chosen = select(series, best=2, metric="val_loss")
+    chosen = select(series, Selection(best=2, metric="val_loss"))
     assert by_step(chosen, "val_loss") == {200: 0.25, 300: 0.4}
     assert chosen.notes == (
         "ignored last.ckpt: it is of step 300, as is epoch=3-step=300-val_loss=0.40.ckpt",
@@ -143,10 +151,10 @@ def test_timm_metrics_come_from_the_file(tmp_path):
     torch_file(tmp_path / "model_best.pth.tar", content | {"epoch": 9})
     series = discover([tmp_path])
     assert (series.unit, series.steps) == ("epoch", (8, 9, 10))
-    assert select(series, best=2, metric="top1").steps == (9, 10)
-    assert select(series, best=1, metric="metric", mode="max").steps == (9,)
-    with pytest.raises(RequestError, match=r"lower or higher metric better.*--mode"):
-        select(series, best=1, metric="metric")
+    assert select(series, Selection(best=2, metric="top1")).steps == (9, 10)
+    assert select(series, Selection(best=1, metric="metric", mode="max")).steps == (9,)
+    with pytest.raises(RequestError, match=r"lower or higher metric better.*mode="):
+        select(series, Selection(best=1, metric="metric"))
 
 
 def test_fairseq_counts_updates_and_keeps_its_loss_inside(tmp_path):
@@ -162,7 +170,7 @@ def test_fairseq_counts_updates_and_keeps_its_loss_inside(tmp_path):
     fairseq("checkpoint_last.pt", 2, 1000, 3.5)
     series = discover([tmp_path])
     assert (series.unit, series.steps) == ("step", (500, 800, 1000))
-    assert select(series, best=1, metric="val_loss").steps == (800,)
+    assert select(series, Selection(best=1, metric="val_loss")).steps == (800,)
 
 
 def test_epochs_and_the_updates_within_them_are_in_order_without_a_look_inside(tmp_path):
@@ -185,7 +193,7 @@ def test_wenet_losses_come_from_the_yaml_beside(tmp_path):
     series = discover([tmp_path])
     assert by_step(series, "cv_loss") == {None: None, 0: 9.5, 1: 5.25, 12: 6.0}
     assert series.snapshots[-1].metrics["acc"] == 0.5
-    chosen = select(series, best=2, metric="cv_loss")
+    chosen = select(series, Selection(best=2, metric="cv_loss"))
     assert chosen.steps == (1, 12)
     assert chosen.notes[-1] == "left out for want of cv_loss: init.pt"
 
@@ -201,7 +209,7 @@ def test_espnet_metrics_come_from_the_reporter(tmp_path):
     series = discover([tmp_path])
     assert (series.unit, series.steps) == ("epoch", (1, 2, 3))
     assert by_step(series, "valid.acc") == {1: 0.5, 2: 0.7, 3: 0.6}
-    assert select(series, best=2, metric="valid.acc").steps == (2, 3)
+    assert select(series, Selection(best=2, metric="valid.acc")).steps == (2, 3)
 
 
 def test_metrics_in_the_metadata_of_swavg_count(tmp_path):
@@ -307,26 +315,36 @@ def test_a_broken_file_of_metrics_is_an_error(tmp_path, text, problem):
 def test_nan_is_never_the_best(tmp_path):
     for mode in ("min", "max"):
         series = measured(a=math.nan, b=2.0, c=-math.inf, d=1.0, e=math.inf)
-        chosen = select(series, best=2, metric="val_loss", mode=mode)
+        chosen = select(series, Selection(best=2, metric="val_loss", mode=mode))
         assert chosen.paths == ("b", "d")
         assert chosen.notes == ("left out, val_loss is NaN or infinite: a, c, e",)
 
 
 def test_of_equals_the_newer_is_better():
-    assert select(measured(a=1.0, b=1.0, c=1.0), best=2, metric="val_loss").paths == ("b", "c")
+    chosen = select(measured(a=1.0, b=1.0, c=1.0), Selection(best=2, metric="val_loss"))
+    assert chosen.paths == ("b", "c")
 
 
 def test_those_without_the_metric_are_listed():
-    chosen = select(measured(a=1.0, b=None, c=2.0), best=1, metric="val_loss")
+    chosen = select(measured(a=1.0, b=None, c=2.0), Selection(best=1, metric="val_loss"))
     assert chosen.paths == ("a",)
     assert chosen.notes == ("left out for want of val_loss: b",)
 
 
 def test_a_metric_that_none_has_or_that_is_one_of_several_is_an_error():
     with pytest.raises(RequestError, match=r"No checkpoint has a bleu.*There are: val_loss"):
-        select(measured(a=1.0), best=1, metric="bleu", mode="max")
+        select(measured(a=1.0), Selection(best=1, metric="bleu", mode="max"))
+    with pytest.raises(RequestError, match=r"has a val_los to.*Did you mean val_loss\?"):
+        select(measured(a=1.0), Selection(best=1, metric="val_los"))
     several = Series((Snapshot("a", 1, {"x_loss": 1.0, "acc": 2.0}),), (), "step")
-    with pytest.raises(RequestError, match="needs --metric: there are x_loss, acc"):
-        select(several, best=1)
+    with pytest.raises(RequestError, match="best= needs metric=: there are x_loss, acc"):
+        select(several, Selection(best=1))
     with pytest.raises(RequestError, match="none is known"):
-        select(Series((Snapshot("a", 1),), (), "step"), best=1)
+        select(Series((Snapshot("a", 1),), (), "step"), Selection(best=1))
+
+
+def test_a_checkpoint_that_was_opened_for_its_step_is_not_opened_again(tmp_path):
+    lightning(tmp_path / "a.ckpt", 100, 0.5)
+    series = discover([tmp_path])
+    (tmp_path / "a.ckpt").unlink()
+    assert by_step(with_inner_metrics(series), "val_loss") == {100: 0.5}

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swavg.errors import InputError, RequestError
-from swavg.series import Series, Snapshot, discover, select
-from swavg.series import given as given_paths
+from swavg.series import Selection, Series, Snapshot, discover, in_given_order, select
 from swavg.series.names import read_name
 
 
@@ -322,11 +321,11 @@ def test_what_is_missing_is_named(tmp_path):
 def test_plain_paths_are_ordered_without_a_look_inside(tmp_path):
     named(tmp_path, "step_10.pt", "step_9.pt", "a.pt")
     paths = [tmp_path / "step_10.pt", tmp_path / "step_9.pt"]
-    assert given_paths(paths).steps == (9, 10)
-    assert given_paths(paths, keep_order=True).steps == (10, 9)
-    mixed = given_paths([*paths, tmp_path / "a.pt"])
+    assert in_given_order(paths).steps == (9, 10)
+    assert in_given_order(paths, keep_order=True).steps == (10, 9)
+    mixed = in_given_order([*paths, tmp_path / "a.pt"])
     assert (names(mixed), mixed.notes) == (["step_10.pt", "step_9.pt", "a.pt"], ())
-    assert given_paths([tmp_path]) is None
+    assert in_given_order([tmp_path]) is None
 
 
 SERIES = steps(100, 200, 300, 450, 500, loss=[5.0, 1.0, 4.0, 2.0, 3.0])
@@ -356,19 +355,19 @@ CHOICES = [
 
 @pytest.mark.parametrize(("options", "chosen"), CHOICES)
 def test_bounds_come_first_then_spacing_then_count(options, chosen):
-    assert select(SERIES, **options).steps == chosen
+    assert select(SERIES, Selection(**options)).steps == chosen
 
 
 def test_the_choice_keeps_an_order_that_was_to_be_kept():
     shuffled = steps(300, 100, 500, 200)
-    assert select(shuffled, last=2).steps == (300, 500)
-    assert select(shuffled, every=200).steps == (300, 100, 500)
+    assert select(shuffled, Selection(last=2)).steps == (300, 500)
+    assert select(shuffled, Selection(every=200)).steps == (300, 100, 500)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1, unique=True), st.integers(1, 400))
 def test_spaced_snapshots_end_in_the_newest_and_no_other_would_fit(counts, spacing):
-    kept = select(steps(*sorted(counts)), every=spacing).steps
+    kept = select(steps(*sorted(counts)), Selection(every=spacing)).steps
     assert kept[-1] == max(counts)
     assert all(b - a >= spacing for a, b in pairwise(kept))
     for newer, older in zip(kept[::-1], [*kept[::-1][1:], -1], strict=True):
@@ -377,47 +376,48 @@ def test_spaced_snapshots_end_in_the_newest_and_no_other_would_fit(counts, spaci
 
 def test_fewer_than_asked_for_is_an_error_with_both_counts():
     with pytest.raises(RequestError, match=r"Asked for the last 7 checkpoints and found 5: .*"):
-        select(SERIES, last=7)
+        select(SERIES, Selection(last=7))
     with pytest.raises(RequestError, match=r"the best \(by loss\) 3 checkpoints and found 2"):
-        select(SERIES, best=3, metric="loss", to_step=200)
-    assert select(SERIES, best=3, metric="loss", to_step=200, at_most=True).steps == (100, 200)
+        select(SERIES, Selection(best=3, metric="loss", to_step=200))
+    fewer = Selection(best=3, metric="loss", to_step=200, at_most=True)
+    assert select(SERIES, fewer).steps == (100, 200)
 
 
 def test_bounds_that_leave_nothing_are_an_error_even_at_most():
     with pytest.raises(RequestError, match="has a step from 501: they are 100 to 500"):
-        select(SERIES, from_step=501, last=1, at_most=True)
+        select(SERIES, Selection(from_step=501, last=1, at_most=True))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"last": 0}, "--last must be at least 1"),
-        ({"every": 0}, "--every must be at least 1"),
+        ({"last": 0}, "last=0 must be at least 1"),
+        ({"every": 0}, "every=0 must be at least 1"),
         ({"last": 1, "best": 1}, "exclude each other"),
-        ({"mode": "min"}, "Add --best"),
+        ({"mode": "min"}, "Add best="),
         ({"best": 1, "mode": "most"}, "not 'most'"),
-        ({"from_step": 2, "to_step": 1}, "--from-step 2 is behind --to-step 1"),
+        ({"from_step": 2, "to_step": 1}, "from_step=2 is behind to_step=1"),
     ],
 )
 def test_requests_that_mean_nothing_are_refused(options, message):
     with pytest.raises(RequestError, match=message):
-        select(SERIES, **options)
+        select(SERIES, Selection(**options))
 
 
 def test_what_has_no_step_is_left_out_by_step_and_said():
     series = Series((Snapshot("x.pt"), *SERIES.snapshots), (), "step")
-    chosen = select(series, last=5)
+    chosen = select(series, Selection(last=5))
     assert chosen.steps == (100, 200, 300, 450, 500)
     assert chosen.notes == ("left out for want of a step: x.pt",)
     with pytest.raises(RequestError, match="none of the checkpoints has one"):
-        select(Series((Snapshot("x.pt"),)), from_step=1)
+        select(Series((Snapshot("x.pt"),)), Selection(from_step=1))
 
 
 def test_the_last_of_a_series_without_steps_are_the_last_given():
     series = Series((Snapshot("a"), Snapshot("b"), Snapshot("c")))
-    assert select(series, last=2).paths == ("b", "c")
+    assert select(series, Selection(last=2)).paths == ("b", "c")
 
 
 def test_a_path_given_twice_counts_twice():
     series = Series((Snapshot("a", 1), Snapshot("b", 2), Snapshot("b", 2)), (), "step")
-    assert select(series, last=2).paths == ("b", "b")
+    assert select(series, Selection(last=2)).paths == ("b", "b")

@@ -1,5 +1,4 @@
-"""Running means, sliding windows and windows between running means, against doing it all at once;
-and the facts about weights."""
+"""Running means, sliding windows and windows between running means."""
 
 import math
 
@@ -25,21 +24,6 @@ def mean(values):
 
 def close(one, other):
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
-
-
-@given(st.lists(VALUES, min_size=1, max_size=30), st.lists(VALUES, min_size=1, max_size=30))
-def test_a_mean_that_goes_on_equals_the_mean_of_all(held, new):
-    found = weights.running(len(held), len(new))
-    assert close(combined(found, [mean(held), *new]), mean([*held, *new]))
-    assert math.isclose(math.fsum(found), 1, rel_tol=1e-12)
-
-
-@given(st.lists(VALUES, min_size=1, max_size=30))
-def test_one_update_after_another_equals_the_mean_of_all(values):
-    average = values[0]
-    for n, value in enumerate(values[1:], 1):
-        average = combined(weights.running(n), [average, value])
-    assert close(average, mean(values))
 
 
 def test_the_running_mean_by_hand():
@@ -81,15 +65,6 @@ def test_one_in_and_one_out_by_hand():
     assert weights.slide(4, 0, 2) == (2, -0.5, -0.5)
 
 
-@given(st.lists(VALUES, min_size=2, max_size=40), st.data())
-def test_the_window_between_two_means_equals_the_mean_of_what_came_between(values, data):
-    start = data.draw(st.integers(1, len(values) - 1))
-    found = weights.window(start, len(values))
-    inputs = [mean(values[:start]), mean(values)]
-    assert close(combined(found, inputs), mean(values[start:]))
-    assert math.isclose(math.fsum(found), 1, rel_tol=1e-9)
-
-
 def test_the_window_of_icefall_by_hand():
     assert weights.window(8000, 10000) == (-4, 5)
 
@@ -120,41 +95,3 @@ def test_counts_that_make_no_average_are_refused():
 def test_a_window_that_covers_nothing_is_refused(start, end):
     with pytest.raises(RequestError, match="covers"):
         weights.window(start, end)
-
-
-@given(st.integers(1, 500))
-def test_the_mean_counts_every_checkpoint(n):
-    assert math.isclose(weights.effective_number(weights.mean(n)), n, rel_tol=1e-12)
-    assert math.isclose(weights.half_life_of(weights.mean(n)), n / 2, rel_tol=1e-12)
-
-
-@given(st.floats(0, 0.98))
-def test_a_long_ema_has_the_effective_number_and_half_life_of_its_decay(decay):
-    found = weights.ema(2000, decay)
-    assert math.isclose(weights.effective_number(found), (1 + decay) / (1 - decay), rel_tol=1e-9)
-    if decay >= 0.5:
-        # Within one checkpoint its weight counts as spread evenly: never further off than this.
-        assert abs(weights.half_life_of(found) - weights.half_life(decay)) < 0.1
-
-
-@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=20), st.floats(0.1, 100))
-def test_a_common_factor_changes_neither_fact(values, factor):
-    scaled = [factor * value for value in values]
-    one, other = weights.effective_number(values), weights.effective_number(scaled)
-    assert math.isclose(one, other, rel_tol=1e-9)
-    assert math.isclose(weights.half_life_of(values), weights.half_life_of(scaled), rel_tol=1e-9)
-
-
-def test_the_facts_of_a_few_weights_by_hand():
-    assert weights.effective_number((0.0, 1.0)) == 1
-    assert weights.effective_number((-1.0, 2.0)) == 0.2
-    assert weights.half_life_of((0.0, 1.0)) == 0.5
-    assert weights.half_life_of((1.0, 0.0)) == 1.5
-    assert weights.half_life_of((0.25, 0.5, 0.25)) == 1.5
-    assert weights.half_life_of((-1.0, 2.0)) == 0.25
-
-
-def test_weights_that_sum_to_zero_have_no_shares():
-    for fact in (weights.effective_number, weights.half_life_of):
-        with pytest.raises(RequestError, match="sum to 0"):
-            fact((1.0, -1.0))
