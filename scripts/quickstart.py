@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,11 +92,18 @@ def train_all(train: Callable[[int, Path, OnEpoch], T], epochs: int, takes: str)
     return runs
 
 
+def wrapped(command: str) -> str:
+    """A command over several lines, which a shell takes as they are."""
+    joined = re.sub(r"( --?\w\S*) ", "\\1\0", command)  # an option and its value
+    lines = textwrap.wrap(joined, 92, break_on_hyphens=False, break_long_words=False)
+    return " \\\n      ".join(lines).replace("\0", " ")
+
+
 def swavg(arguments: str, *, show: bool = True) -> Path:
     """Run the command line in the repository, as shown, and return the path that it printed."""
     command = f"{SWAVG} {arguments}"
     if show:
-        console.print(f"\n[bold]$[/] {command}")
+        console.print(f"\n[bold]$[/] {wrapped(command)}")
     stderr = None if show else subprocess.DEVNULL
     done = subprocess.run(
         command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
@@ -133,7 +142,7 @@ def show_table(
 def show_next(commands: Mapping[str, str]) -> None:
     console.print("\n[bold]Try next[/]")
     for purpose, command in commands.items():
-        console.print(f"  [dim]# {purpose}[/]\n  {command}")
+        console.print(f"  [dim]# {purpose}[/]\n  {wrapped(command)}")
 
 
 def images(start: int, stop: int | None) -> tuple[Any, Any]:
@@ -175,7 +184,7 @@ def train(seed: int, folder: Path, on_epoch: OnEpoch) -> Trained:
 
 
 def main() -> None:
-    runs = train_all(train, EPOCHS, "about 15 seconds")
+    runs = train_all(train, EPOCHS, "about 10 seconds")
     scores = []
     for number, trained in enumerate(runs):
         folder = trained.best.parent.relative_to(ROOT)
@@ -212,7 +221,7 @@ def main() -> None:
             "several averages from one read": f"{SWAVG} sweep {tail} -r uniform:last=5"
             f" -r ema:half-life=3 -d {out}/sweep",
             "convolutions, batch-norm, .pt files, and the loss landscape as a figure"
-            " (PyTorch: 1.2 GB more)": "scripts/quickstart --torch",
+            " (PyTorch: 1 GB more)": "scripts/quickstart --torch",
         }
     )
 

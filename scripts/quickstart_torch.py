@@ -148,7 +148,7 @@ def scores(path: Path) -> Scores:
 
 
 def main() -> None:
-    runs = train_all(train, FALLING_EPOCHS + TAIL_EPOCHS, "two minutes")
+    runs = train_all(train, FALLING_EPOCHS + TAIL_EPOCHS, "about a minute")
     means = [average_and_look(runs[0])]
     for trained in runs[1:]:
         folder = trained.ema.parent.relative_to(ROOT)
@@ -178,7 +178,7 @@ def main() -> None:
             "is there a barrier between two checkpoints?": f"{SWAVG} path {first} {last} {MODEL}"
             " --data scripts/digits.py:test_batches"
             f" --bn-data scripts/digits.py:calibration_batches -o {OUT.name}/path.png",
-            "only the model of a .pt with its optimizer": f"{SWAVG} average"
+            "the models alone of .pt files with optimizers": f"{SWAVG} average"
             f" {OUT.name}/run-0/step-*.pt --weights-only -o {OUT.name}/model.pt",
             "real checkpoints (a download of 100 MB)": "scripts/real-checkpoints --average",
         }
