@@ -98,20 +98,22 @@ def test_exponent_zero_is_the_mean():
     assert found == pytest.approx(weights.mean(7), rel=1e-14)
 
 
+NODES, SHARES = np.polynomial.legendre.leggauss(200)
+
+
 @given(st.floats(0.1, 100), GAMMAS, st.floats(0.1, 100), GAMMAS)
 def test_the_inner_product_is_the_integral_of_the_product_of_the_profiles(ta, ga, tb, gb):
     # Gauss-Legendre integrates a polynomial of this degree to rounding; profiles are 0 after
     # their step. The scale of the profiles is in the logarithm, so that nothing overflows.
-    nodes, shares = np.polynomial.legendre.leggauss(200)
     end = min(ta, tb)
-    at = end * (nodes + 1) / 2
+    at = end * (NODES + 1) / 2
     product = np.exp(
         math.log((ga + 1) / ta)
         + ga * np.log(at / ta)
         + math.log((gb + 1) / tb)
         + gb * np.log(at / tb)
     )
-    integral = float(np.sum(shares * product) * end / 2)
+    integral = float(np.sum(SHARES * product) * end / 2)
     found = weights.inner_product(ta, ga, tb, gb)
     assert math.isclose(found, integral, rel_tol=1e-6, abs_tol=1e-300)
 
