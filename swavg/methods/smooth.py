@@ -27,7 +27,7 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         if self.warmup is not None and (self.per_step or self.debias):
-            raise RequestError("A warm-up (warmup=) goes with neither per_step= nor debias=.")
+            raise RequestError("A warm-up goes with neither per_step= nor debias=.")
 
     def weights_at(self, steps: Sequence[int | None]) -> tuple[float, ...]:
         """The weights of checkpoints at ``steps``, oldest first. Raises RequestError."""
