@@ -223,7 +223,6 @@ def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], To
 
         positions = positions_of(plan)
     # Loaded here, so that forked processes share it.
-    import swavg.engine.kernels.cpu
 
     for operation in plan.entries.operations:
         if operation.op in ("average", "integer"):
@@ -240,9 +239,7 @@ def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:
 
 
 @contextmanager
-def _publishing(
-    plan: Plan, tally: Tally, on_publish: Callable[[], object]
-) -> Iterator[Sinks]:
+def _publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> Iterator[Sinks]:
     """The sinks of all outputs, which get their names when the block ends well: once all are
     synced and verified."""
     path = plan.outputs[0].target.path
@@ -255,8 +252,7 @@ def _publishing(
     destinations = _destinations(plan)
     with publishing(destinations, inside=plan.folder, on_publish=on_publish) as pendings:
         yield [
-            _create(output, pending)
-            for output, pending in zip(plan.outputs, pendings, strict=True)
+            _create(output, pending) for output, pending in zip(plan.outputs, pendings, strict=True)
         ]
         for output, pending in zip(plan.outputs, pendings, strict=True):
             _write_others(output, pending)
@@ -277,9 +273,7 @@ def _destinations(plan: Plan) -> list[Destination]:
 
 
 def _create(output: Output, pending: Pending) -> list[Sink]:
-    return [
-        pending.create(file.layout.name, file.layout.size) for file in output.files
-    ]
+    return [pending.create(file.layout.name, file.layout.size) for file in output.files]
 
 
 def _write_others(output: Output, pending: Pending) -> None:

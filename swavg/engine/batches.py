@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -238,5 +237,3 @@ def position_of(index: int, shape: Sequence[int]) -> list[int]:
         found.append(index % extent)
         index //= extent
     return found[::-1]
-
-

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from swavg.engine.batches import Batch, BatchReader
 from swavg.engine.kernels.floats import widen
@@ -93,12 +94,10 @@ def _sums(batch: Batch, read: BatchReader, out: memoryview, position: int) -> Su
         square.append(float(values @ values))
         np.subtract(values, average, values)
         distance.append(float(values @ values))
-    return Sums(
-        tuple(distance), tuple(dot), tuple(square), float(average @ average), tuple(bits)
-    )
+    return Sums(tuple(distance), tuple(dot), tuple(square), float(average @ average), tuple(bits))
 
 
-def _mixed(raw: np.ndarray[tuple[int], np.dtype[np.uint8]], places: np.ndarray) -> int:  # type: ignore[type-arg]
+def _mixed(raw: npt.NDArray[np.uint8], places: npt.NDArray[np.uint64]) -> int:
     """A number for the bytes at these places, whose sum does not depend on how they are cut."""
     each = raw.reshape(places.size, -1).astype(np.uint64)
     factors = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, each.shape[1] + 1, dtype=np.uint64)

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from swavg.engine.compute import TaskResult
 from swavg.engine.distances import Distances
-from swavg.engine.executors import TaskResult
 from swavg.engine.resources import Resources, Sizes
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.plan import Plan
@@ -168,8 +168,8 @@ def report(
         output=STDOUT if output.target.path is None else output.target.path,
         format=output.target.format,
         inputs=tuple(
-            summary_of(plan.checkpoints[member], *facts)
-            for member, *facts in zip(
+            summary_of(plan.checkpoints[member], name, weight, distance, cosine)
+            for member, name, weight, distance, cosine in zip(
                 members, names, plan.rows[row].weights, far, cosines, strict=True
             )
         ),

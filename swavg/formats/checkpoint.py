@@ -12,16 +12,19 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from swavg.dtypes import DType
 from swavg.storage.sources import Pool, Source
 
 if TYPE_CHECKING:
+    from types import EllipsisType
+
     import numpy as np
     import numpy.typing as npt
 
-    Index = int | slice | type(...) | tuple[object, ...]  # what NumPy takes
+    Index: TypeAlias = "int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]"
+    """What NumPy takes, but for arrays."""
 
 Shape = tuple[int, ...]
 
@@ -298,9 +301,7 @@ class Checkpoint:
         """The whole tensor ``name`` as a NumPy array of its shape."""
         return self[name][...]
 
-    def read_into(
-        self, tensor: Tensor, start: int, stop: int, out: memoryview, pool: Pool
-    ) -> None:
+    def read_into(self, tensor: Tensor, start: int, stop: int, out: memoryview, pool: Pool) -> None:
         """Fill ``out`` with the row-major elements ``[start, stop)`` of a tensor, packed.
 
         Elements narrower than a byte begin and end at whole bytes. Raises InputError.

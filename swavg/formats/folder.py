@@ -104,9 +104,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
     return Checkpoint(path, "folder", tuple(sources), table, metadata, tuple(notes), extras)
 
 
-def _open_shard(
-    path: str, index: str | None, key: str | None, shared: Shared | None
-) -> Checkpoint:
+def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | None) -> Checkpoint:
     if index is not None and not os.path.exists(path):
         raise InputError(path, f"missing, though '{index}' lists it")
     if os.path.isdir(path):

@@ -49,9 +49,7 @@ def looks_like_safetensors(head: bytes) -> bool:
     return len(head) >= 9 and head[8:9] == b"{" and 1 < int.from_bytes(head[:8], "little") < 2**32
 
 
-def open_safetensors(
-    path: str, key: str | None = None, shared: Shared | None = None
-) -> Checkpoint:
+def open_safetensors(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Read the header of ``path``. Raises InputError for anything that is not exactly valid.
 
     ``key`` means nothing here.
@@ -376,9 +374,7 @@ def plan_specs(
     for number in order:
         offsets.append(position)
         position += sizes[number]
-    return SafetensorsLayout(
-        name, position, specs, array("I", order), offsets, metadata=strings
-    )
+    return SafetensorsLayout(name, position, specs, array("I", order), offsets, metadata=strings)
 
 
 FORMAT = Format(

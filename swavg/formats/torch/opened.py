@@ -46,7 +46,7 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
         read = _reads(pool, file)
         archive = read_archive(read, path, file.size)
         graph = read_graph(read, archive)
-        template = ArchiveTemplate(key, archive.root, tuple(archive), archive.alignment)
+        template = ArchiveTemplate(key, archive.root, _records(archive), archive.alignment)
         recipe = _recipe(read, archive)
         return _opened(path, "torch", file, graph, archive.locate, read, template, recipe, shared)
 
@@ -86,6 +86,10 @@ def _opened(
     return Checkpoint(
         path, format, (file,), builder.build(shared), notes=state.notes, extras=extras
     )
+
+
+def _records(archive: Archive) -> tuple[Record, ...]:
+    return tuple(map(archive.__getitem__, range(len(archive))))
 
 
 def _others(state: State) -> tuple[str, ...]:
