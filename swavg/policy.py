@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from swavg.errors import RequestError
 
 Missing = Literal["keep", "drop", "average"]
 Integers = Literal["last", "first", "max", "mean", "error"]
+Accumulate = Literal["auto", "float32", "float64"]
+Floats = Literal["keep", "float32", "float64", "float16", "bfloat16"]
+
+_CHOICES = {"missing": Missing, "integers": Integers, "accumulate": Accumulate, "dtype": Floats}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,8 @@ class Policy:
     exclude: tuple[str, ...] = ()
     drop_excluded: bool = False
     key: str | None = None
-    dtype: str = "keep"
-    accumulate: Literal["auto", "float32", "float64"] = "auto"
+    dtype: Floats = "keep"
+    accumulate: Accumulate = "auto"
     integers: Integers = "last"
     drop_ties: bool = False
     allow_nonfinite: bool = False
@@ -48,16 +52,10 @@ class Policy:
     pool_batch_norm: bool = False
 
     def __post_init__(self) -> None:
-        choices = {
-            "missing": ("keep", "drop", "average"),
-            "accumulate": ("auto", "float32", "float64"),
-            "integers": ("last", "first", "max", "mean", "error"),
-            "dtype": ("keep", "float32", "float64", "float16", "bfloat16"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(choices):
                 raise RequestError(
-                    f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}."
+                    f"{name} is {value!r}; it can be {', '.join(get_args(choices))}."
                 )
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):

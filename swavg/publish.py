@@ -13,9 +13,11 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from swavg.errors import OutputError
+from swavg.errors import OutputError, OutputExistsError, ReaderGoneError
 
-_FORCE = "Use --force (in Python, force=True) to replace it."
+_FORCE = "Use force=True to replace it."
+STDOUT = "standard output"
+"""The name of that in messages."""
 TEMPORARY = ".swavg-partial"
 """Suffix of temporary names: a name that ends so is never a finished output."""
 
@@ -36,7 +38,9 @@ class Sink:
             try:
                 count = os.write(self._fd, view)
             except OSError as error:
-                raise OutputError(self._shown, _reason(error)) from None
+                gone = error.errno == errno.EPIPE and self._shown == STDOUT
+                kind = ReaderGoneError if gone else OutputError
+                raise kind(self._shown, _reason(error)) from None
             self.written += count
             view = view[count:]
 
@@ -95,7 +99,7 @@ def check_destination(
         except OSError as error:
             raise OutputError(path, _reason(error)) from None
     if os.path.lexists(target) and not force:
-        raise OutputError(path, "exists already", hint=_FORCE)
+        raise OutputExistsError(path, "exists already", hint=_FORCE)
     if os.path.isdir(target) != folder and os.path.exists(target):
         kind = "a folder" if os.path.isdir(target) else "a file"
         raise OutputError(path, f"is {kind}, which the output would not be")
@@ -236,7 +240,8 @@ def _move(temporary: Path, target: Path, *, force: bool, shown: str) -> None:
         else:
             os.rename(temporary, target)
     except FileExistsError:
-        raise OutputError(shown, "was created by someone else meanwhile", hint=_FORCE) from None
+        problem = "was created by someone else meanwhile"
+        raise OutputExistsError(shown, problem, hint=_FORCE) from None
     except OSError as error:
         raise OutputError(shown, _reason(error)) from None
     _sync_folder(target.parent)

@@ -31,7 +31,7 @@ def publishing(
     target = output.target
     path = target.path
     if path is None:
-        yield lambda layout: nullcontext(publish.Sink("standard output", sys.stdout.fileno()))
+        yield lambda layout: nullcontext(publish.Sink(publish.STDOUT, sys.stdout.fileno()))
     elif target.kind == "folder":
         with publish.new_folder(path, force=force, on_publish=on_publish) as folder:
 

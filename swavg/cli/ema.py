@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from swavg.cli.choosing import Choosing, choose, choosing_options
-from swavg.cli.options import SectionedCommand, read_paths
-from swavg.cli.running import OUTPUT, Running, running_options
+from swavg.cli.options import SectionedCommand
+from swavg.cli.run import (
+    OUTPUT,
+    Display,
+    Run,
+    engine_arguments,
+    execute_and_report,
+    output_path,
+    policy_options,
+    run_options,
+)
+from swavg.cli.selection import Selection, selected, selection_options
+from swavg.cli.values import NULL, read_paths
+
+if TYPE_CHECKING:
+    from swavg.policy import Policy
 
 
 @click.command(cls=SectionedCommand)
@@ -41,9 +56,10 @@ from swavg.cli.running import OUTPUT, Running, running_options
     metavar="EMA",
     help="Go on from an EMA that swavg wrote, with the checkpoints after it.",
 )
-@click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
-@choosing_options
-@running_options
+@NULL
+@selection_options
+@policy_options
+@run_options
 def ema(
     checkpoints: tuple[str, ...],
     output: str | None,
@@ -55,8 +71,10 @@ def ema(
     warmup: str | None,
     resume: str | None,
     null: bool,
-    choosing: Choosing,
-    running: Running,
+    selection: Selection,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """Exponential moving average of a series, oldest first.
 
@@ -65,11 +83,11 @@ def ema(
     swavg ema run/ --half-life 2000steps --dtype float32 -o ema.safetensors
     swavg ema run/ --decay 0.9 --resume ema.safetensors -o later.safetensors
     """
-    where = running.where(output)
+    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
     from swavg import methods
 
-    series = choose(read_paths(checkpoints, null), choosing)
-    how = methods.smoothing(
+    series = selected(read_paths(checkpoints, null=null), selection)
+    smoothing = methods.smoothing(
         series.steps,
         decay=decay,
         half_life=half_life,
@@ -81,7 +99,8 @@ def ema(
     )
     notes = list(series.notes)
     if half_life is not None or span is not None:
-        unit = f"{series.unit or 'step'}s" if how.per_step else "checkpoints"
-        notes.append(f"counted in {unit}: the decay is {how.decay:.8g} per {unit[:-1]}")
-    job = methods.ema(series, how, output=where, resume=resume, **running.arguments)
-    running.do([job], notes)
+        unit = f"{series.unit or 'step'}s" if smoothing.per_step else "checkpoints"
+        notes.append(f"counted in {unit}: the decay is {smoothing.decay:.8g} per {unit[:-1]}")
+    arguments = engine_arguments(policy, run)
+    job = methods.ema(series, smoothing, output=path, resume=resume, **arguments)
+    execute_and_report([job], run, display, notes)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from swavg.cli.choosing import Choosing, choose, choosing_options
+from swavg.cli.folders import outputs_in
 from swavg.cli.options import SectionedCommand
-from swavg.cli.outputs import outputs_in
-from swavg.cli.running import FOLDER, OUTPUT, Running, running_options
+from swavg.cli.run import (
+    FOLDER,
+    OUTPUT,
+    Display,
+    Run,
+    engine_arguments,
+    execute_and_report,
+    output_path,
+    policy_options,
+    run_options,
+)
+from swavg.cli.selection import Selection, selected, selection_options
+
+if TYPE_CHECKING:
+    from swavg.policy import Policy
 
 
 @click.command(cls=SectionedCommand)
@@ -24,6 +39,7 @@ from swavg.cli.running import FOLDER, OUTPUT, Running, running_options
 )
 @click.option(
     "--profile",
+    "profiles",
     type=float,
     multiple=True,
     metavar="S",
@@ -33,17 +49,20 @@ from swavg.cli.running import FOLDER, OUTPUT, Running, running_options
 @click.option(
     "--at-step", type=int, metavar="T", help="The EMA at this step. [default: the last snapshot's]"
 )
-@choosing_options
-@running_options
+@selection_options
+@policy_options
+@run_options
 def posthoc(
     snapshots: tuple[str, ...],
     output: str | None,
     folder: str | None,
     sigma_rel: tuple[float, ...],
-    profile: tuple[float, ...],
+    profiles: tuple[float, ...],
     at_step: int | None,
-    choosing: Choosing,
-    running: Running,
+    selection: Selection,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """EMAs of any width from snapshots of power-function EMAs, after training.
 
@@ -60,13 +79,15 @@ def posthoc(
         raise click.UsageError("Give -o or -d, not both.")
     from swavg import methods
 
-    series = choose(snapshots, choosing)
+    series = selected(snapshots, selection)
     if folder is None:
-        places: list[str | None] = [running.where(output)]
+        path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
+        places: list[str | None] = [path]
     else:
         names = [f"posthoc-{width:g}" for width in sigma_rel]
         places = list(outputs_in(folder, names, series.paths[0]))
+    arguments = engine_arguments(policy, run)
     jobs = methods.posthoc(
-        series, sigma_rel, places, profiles=profile, at_step=at_step, **running.arguments
+        series, sigma_rel, places, profiles=profiles, at_step=at_step, **arguments
     )
-    running.do(jobs, series.notes, folder)
+    execute_and_report(jobs, run, display, series.notes, folder=folder)

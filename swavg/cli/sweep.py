@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from swavg.cli.choosing import Choosing, choose, choosing_options
-from swavg.cli.options import SectionedCommand, read_paths
-from swavg.cli.outputs import outputs_in
-from swavg.cli.running import FOLDER, Running, running_options
+from swavg.cli.folders import outputs_in
+from swavg.cli.options import SectionedCommand
+from swavg.cli.run import (
+    FOLDER,
+    Display,
+    Run,
+    engine_arguments,
+    execute_and_report,
+    policy_options,
+    run_options,
+)
+from swavg.cli.selection import Selection, selected, selection_options
+from swavg.cli.values import NULL, read_paths
+
+if TYPE_CHECKING:
+    from swavg.policy import Policy
 
 
 @click.command(cls=SectionedCommand)
@@ -16,22 +30,26 @@ from swavg.cli.running import FOLDER, Running, running_options
 @click.option(
     "-r",
     "--recipe",
+    "recipe_texts",
     multiple=True,
     required=True,
     metavar="RECIPE",
     help="uniform:last=5, uniform:best=3,metric=val_loss, ema:half-life=2000steps,"
     " ema:decay=0.9,last=10; repeat it for each output.",
 )
-@click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
-@choosing_options
-@running_options
+@NULL
+@selection_options
+@policy_options
+@run_options
 def sweep(
     checkpoints: tuple[str, ...],
     folder: str | None,
-    recipe: tuple[str, ...],
+    recipe_texts: tuple[str, ...],
     null: bool,
-    choosing: Choosing,
-    running: Running,
+    selection: Selection,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """Many averages of a series from one read of its checkpoints.
 
@@ -44,8 +62,8 @@ def sweep(
         raise click.UsageError("Give a folder for the outputs: -d OUTDIR.")
     from swavg import methods
 
-    recipes = [methods.sweep_recipe(text) for text in recipe]
-    series = choose(read_paths(checkpoints, null), choosing)
-    names = [each.name for each in recipes]
-    places = outputs_in(folder, names, series.paths[0])
-    running.do(methods.sweep(series, recipes, places, **running.arguments), series.notes, folder)
+    recipes = [methods.sweep_recipe(text) for text in recipe_texts]
+    series = selected(read_paths(checkpoints, null=null), selection)
+    places = outputs_in(folder, [recipe.name for recipe in recipes], series.paths[0])
+    jobs = methods.sweep(series, recipes, places, **engine_arguments(policy, run))
+    execute_and_report(jobs, run, display, series.notes, folder=folder)
