@@ -5,8 +5,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from swavg.cli._jobs import jobs_of
-from swavg.job import run_together
+import swavg
 
 
 def save(path, tensors, metadata=None):
@@ -45,4 +44,7 @@ def series(folder, count=3, dtype=torch.float32):
 
 def run_request(request, *outputs):
     """Do what a method asks for; the reports."""
-    return run_together(jobs_of(request, outputs, {}))
+    plan = swavg.prepare(
+        request.inputs, request.rows, outputs, request.policy, notes=request.notes
+    )
+    return swavg.execute(plan)

@@ -216,10 +216,8 @@ def _write(
             if not publish.is_stream(path):
                 layout.verify(sink.path)
     except OutputError as error:
-        hint = error.hint
-        if hint is not None and "--force" in hint:
-            hint = "Pass force=True to replace it."
-        raise OutputError(path, error.problem, hint=hint) from None
+        # The name that it was given, not a temporary one.
+        raise type(error)(path, error.problem, hint=error.hint) from None
 
 
 def _chunks(layout: SafetensorsLayout, get: Callable[[str], Tensor]) -> Iterator[memoryview]:
