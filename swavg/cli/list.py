@@ -73,8 +73,9 @@ def _rows(series: Series, chosen: set[str] | None) -> tuple[Sequence[Listed], Se
     """A row for each snapshot, and what is wrong with those that cannot be read."""
     from swavg.console.listing import Listed
     from swavg.formats import open_checkpoint
+    from swavg.formats.checkpoint import Shared
 
-    shared: dict[Any, Any] = {}
+    shared = Shared()
     rows, problems = [], []
     for snapshot in series.snapshots:
         size: int | None = None
@@ -84,10 +85,7 @@ def _rows(series: Series, chosen: set[str] | None) -> tuple[Sequence[Listed], Se
         except InputError as error:
             problems.append(str(error))
         else:
-            size, dtypes = checkpoint.size, {}
-            for tensor in checkpoint.tensors.values():
-                name = tensor.spec.dtype.name
-                dtypes[name] = dtypes.get(name, 0) + tensor.spec.numel
+            size, dtypes = checkpoint.size, checkpoint.dtypes
         picked = None if chosen is None else snapshot.path in chosen
         rows.append(Listed(snapshot.path, snapshot.step, snapshot.metrics, size, dtypes, picked))
     return rows, problems

@@ -61,10 +61,10 @@ class SurveyOptions:
         return outputs(self.output, self.csv, stem, force=self.force, anew=self.anew)
 
     def open(self, paths: Sequence[str]) -> list[Checkpoint]:
-        from swavg.formats import open_checkpoint
 
-        shared: dict[Any, Any] = {}
-        return [open_checkpoint(path, key=self.key, shared=shared) for path in paths]
+        from swavg.engine.average import open_all
+
+        return open_all(paths, self.key)
 
     def build(self) -> Module:
         """The model on its device. What the user's code prints goes to stderr."""

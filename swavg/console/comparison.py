@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from swavg.analysis import Comparison, Distance
 from swavg.console.messages import notes
 from swavg.console.page import Column, Page, Row
 from swavg.console.text import MOST_ROWS, counted, one_line, shape_text
-from swavg.analysis import Comparison, Distance
 
 
 def show_comparison(found: Comparison, *, everything: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from swavg.analysis import Entry, Inspection, Pickled, Total
 from swavg.console.messages import notes
 from swavg.console.page import Column, Page, Row
 from swavg.console.text import (
@@ -17,7 +18,6 @@ from swavg.console.text import (
     size,
 )
 from swavg.console.tree import branches, tree_of
-from swavg.analysis import Entry, Inspection, Pickled, Total
 
 
 def show_inspection(found: Inspection, *, tree: bool, everything: bool) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from swavg.console.messages import notes, warnings
 from swavg.console.page import Cell, Column, Page, Row
 from swavg.console.text import MOST_ROWS, bar, counted, mix, number, one_line, printable, size, some
-from swavg.errors import RequestError
 from swavg.engine.report import STDOUT, InputSummary, Report
+from swavg.errors import RequestError
 from swavg.weights import effective_number, half_life_of
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from swavg.console.text import one_line
 from swavg.analysis import Entry
+from swavg.console.text import one_line
 
 
 @dataclass(slots=True)
