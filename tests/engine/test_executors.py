@@ -1,4 +1,4 @@
-"""Worker processes: the same bytes, every error as it was, and nothing left behind."""
+"""Who runs the tasks: every error as it was, interrupts, and nothing left behind."""
 
 import json
 import os
@@ -8,38 +8,44 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import make
 import numpy as np
+import plans
 import pytest
+from checkpoints import planned
 
 import swavg
-from swavg import Resources, crew, errors, pieces
-from swavg.pieces import Budget
-from swavg.policy import Policy
+from swavg import Resources, errors
+from swavg.engine.executors import can_fork, part, threads
+
+ROOT = Path(__file__).parents[2]
 
 # A process of its own can fork: it has neither torch nor threads, as the command line has.
 FORKING = """
 import os, sys
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import swavg
-from swavg import crew, pieces, stream
-pieces._WORTH_A_FORK = 0
-pieces._PROCESS_BLOCK = pieces._PROCESS_BLOCKS = 1 << 12
-pieces._PROCESS_CHUNK = 1 << 14
-crew.Threads = None  # nothing here may fall back
+from dataclasses import replace
+from swavg import Resources, Row
+from swavg.engine import average, executors
+
+FORKED = Resources(threads=2, processes=True)
+
+def planned(inputs, output, **more):
+    n = len(inputs)
+    plan = swavg.prepare(inputs, [Row((1 / n,) * n, tuple(range(n)))], [output], **more)
+    return replace(plan, cut=1 << 16)
 
 def workers():
     return [int(pid) for pid in open("/proc/self/task/%d/children" % os.getpid()).read().split()]
 
 """
-COMMAND = FORKING + "from swavg.cli import main; main()"
 
 
 def large(folder, count=3, elements=400_000, dtype="f4", spoil=None):
-    """Files of many chunks; ``spoil`` gets the array of the second."""
+    """Files of many tasks; ``spoil`` gets the array of the second."""
     paths = []
     for index in range(count):
         values = np.random.default_rng(index).standard_normal(elements).astype(dtype)
@@ -56,16 +62,16 @@ def library(code, *arguments):
     return done.stdout.splitlines()
 
 
-def command(*arguments, forking=True, **more):
-    start = [sys.executable, "-c", COMMAND] if forking else [sys.executable, "-m", "swavg"]
+# Large enough that the command forks by itself.
+WORTH_IT = 4_000_000
+
+
+def command(*arguments, **more):
     more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-    return subprocess.Popen([*start, *map(str, arguments)], **more)
-
-
-def said(*arguments, forking):
-    process = command(*arguments, forking=forking)
-    out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
+    return subprocess.Popen(
+        [sys.executable, "-m", "swavg", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}, **more,
+    )  # fmt: skip
 
 
 def ended(pid):
@@ -88,69 +94,172 @@ def children(pid):
 
 
 @pytest.fixture
-def blocked(tmp_path):
-    """A run in a session of its own that waits for the reader of its output, amid its work."""
+def working(tmp_path):
+    """A run in a session of its own whose two workers are stopped amid their work."""
     process = command(
-        "average", *large(tmp_path, elements=2_000_000), "-o", "-", "--threads", 2,
-        start_new_session=True,
+        "average", *large(tmp_path, elements=WORTH_IT), "-o", tmp_path / "out.safetensors",
+        "--threads", 2, start_new_session=True,
     )  # fmt: skip
     try:
         within(30, lambda: process.poll() is not None or len(children(process.pid)) == 2)
-        assert process.stdout.read(1000)
+        for pid in children(process.pid):
+            os.kill(pid, signal.SIGSTOP)
         yield process
     finally:
         process.kill()
         process.communicate()
 
 
-def test_processes_give_the_bytes_and_findings_of_threads_for_every_dtype(tmp_path):
-    done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "crew_properties.py", tmp_path],
-        capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1",
-             "PYTHONPATH": str(Path(__file__).parents[1])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) > 40
+REPORTED = """
+import json
+from swavg import Policy
+found = []
+for resources in (Resources(threads=1, processes=False), Resources(threads=2, processes=False),
+                  FORKED):
+    plan = planned(sys.argv[2:-1], sys.argv[-1], policy=Policy(**json.loads(sys.argv[1])))
+    try:
+        (report,) = swavg.execute(replace(plan, outputs=tuple(
+            replace(output, target=replace(output.target, force=True)) for output in plan.outputs
+        )), resources)
+    except swavg.SwavgError as error:
+        print(json.dumps([error.exit_code, str(error)]))
+    else:
+        facts = report.to_json()
+        for name in ("seconds", "memory", "threads"):
+            del facts[name]
+        print(json.dumps([0, facts]))
+"""
+
+
+def outcomes(policy, *paths):
+    """What becomes of a run with one worker, threads, and processes."""
+    return [json.loads(line) for line in library(REPORTED, json.dumps(policy), *paths)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_refused_numbers_are_refused_in_the_same_words(tmp_path, value):
     def spoil(values):
-        values[301_234] = value
+        values[301_234:] = value
 
     paths = large(tmp_path, spoil=spoil)
-    arguments = ["average", *paths, "-o", tmp_path / "out.safetensors"]
-    found = said(*arguments, forking=True)
-    assert found == said(*arguments, forking=False)
-    assert found[0] == 6
-    assert b"1.safetensors: 'x' at [301234] is " in found[2]
-    assert b"--allow-nonfinite" in found[2]
+    alone, threaded, forked = outcomes({}, *paths, tmp_path / "out.safetensors")
+    assert alone == threaded == forked
+    assert alone[0] == 6
+    assert "1.safetensors: 'x' at [301234] is " in alone[1]
+    assert "--allow-nonfinite" in alone[1]
     assert make.debris(tmp_path) == []
 
 
 def test_integers_that_may_not_differ_are_refused_in_the_same_words(tmp_path):
     paths = large(tmp_path, dtype="i4")
-    arguments = ["average", *paths, "-o", tmp_path / "out.safetensors", "--integers", "error"]
-    found = said(*arguments, forking=True)
-    assert found == said(*arguments, forking=False)
-    assert found[0] == 3
+    out = tmp_path / "out.safetensors"
+    alone, threaded, forked = outcomes({"integers": "error"}, *paths, out)
+    assert alone == threaded == forked
+    assert alone[0] == 3
 
 
-def test_what_a_run_found_out_is_reported_as_threads_report_it(tmp_path):
+def test_what_a_run_found_out_is_reported_the_same(tmp_path):
     paths = large(tmp_path, spoil=lambda values: values.__setitem__(7, np.nan))
     out = tmp_path / "out.safetensors"
-    arguments = ["average", *paths, "--allow-nonfinite", "--force", "--json", "-o", out]
-    reports = []
-    for forking in (True, False):
-        code, report, _ = said(*arguments, forking=forking)
-        assert code == 0
-        reports.append(json.loads(report))
-    assert reports[0]["nonfinite"] == ["x"]
-    for report in reports:
-        # Smaller chunks have a smaller sample.
-        del report["seconds"], report["memory"], report["inputs"]
-    assert reports[0] == reports[1]
+    alone, threaded, forked = outcomes({"allow_nonfinite": True}, *paths, out)
+    assert alone == threaded == forked
+    assert alone[1]["nonfinite"] == ["x"]
+
+
+class Broken:
+    """A sink that fails where tasks of these numbers would write."""
+
+    forks = True
+    fds = ()
+
+    def __init__(self, cut, numbers):
+        self.cut, self.numbers, self.failure = cut, numbers, None
+
+    def pwrite(self, offset, data):
+        if offset // self.cut in self.numbers:
+            raise errors.OutputError("out", f"task {offset // self.cut} failed")
+
+    def sync(self):
+        pass
+
+    def fail(self, error):
+        self.failure = error
+
+
+@pytest.mark.parametrize("executor", [part(0, 1), threads(1), threads(4)])
+def test_the_first_error_by_task_number_is_raised(tmp_path, executor):
+    paths = large(tmp_path, count=2)
+    plan = planned(paths, tmp_path / "out.safetensors", cut=1 << 16)
+    sink = Broken(plan.cut, {9, 13, 20})
+    with pytest.raises(swavg.OutputError, match="task 9 failed"):
+        plans.results_of(plan, executor, [[sink]])
+
+
+def test_the_first_error_by_task_number_is_raised_by_processes(tmp_path):
+    """The worker of odd tasks fails at once, that of even ones late and earlier in the plan."""
+    lines = library(
+        """
+import time
+from swavg.errors import OutputError
+class Broken:
+    forks, fds = True, ()
+    def pwrite(self, offset, data):
+        number = offset // plan.cut
+        if number == 8:
+            time.sleep(0.3)
+        if number in (8, 9, 13, 20):
+            raise OutputError("out", f"task {number} failed")
+    def sync(self): pass
+    def fail(self, error): pass
+plan = planned(sys.argv[1:-1], sys.argv[-1])
+_, executor, sizes = average.start(plan, FORKED)
+try:
+    list(executor(plan, plan.tasks(), [[Broken()]], average.tools_of(plan, sizes, FORKED)))
+except OutputError as error:
+    print(error, workers())
+""",
+        *large(tmp_path, count=2),
+        tmp_path / "out.safetensors",
+    )
+    assert lines == ["out: task 8 failed []"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_threads_answer_in_the_order_of_tasks(tmp_path, count):
+    plan = planned(large(tmp_path), tmp_path / "out.safetensors", cut=1 << 14)
+    sinks = plans.open_sinks(plan, tmp_path)
+    results = plans.results_of(plan, threads(count), sinks)
+    plans.close(sinks)
+    assert [result.number for result in results] == list(plan.tasks())
+
+
+def test_what_waits_in_a_sink_learns_of_a_failure(tmp_path):
+    plan = planned(large(tmp_path), tmp_path / "out.safetensors", cut=1 << 16)
+    sink = Broken(plan.cut, {3})
+    with pytest.raises(swavg.OutputError, match="task 3 failed"):
+        plans.results_of(plan, threads(2), [[sink]])
+    assert str(sink.failure) == "out: task 3 failed"
+
+
+@pytest.mark.parametrize("at", [0, 5, 20])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_failure_at_any_task_leaves_the_old_file_and_no_debris(tmp_path, at, old):
+    paths, out = large(tmp_path / "in"), tmp_path / "out.safetensors"
+    if old is not None:
+        out.write_bytes(old)
+    plan = planned(paths, out, cut=1 << 16, force=True)
+    seen = []
+
+    def fail(progress):
+        seen.append(progress)
+        if len(seen) > at:
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        swavg.execute(plan, Resources(threads=2), fail)
+    assert (out.read_bytes() if out.exists() else None) == old
+    assert sorted(os.listdir(tmp_path)) == sorted(["in", *([out.name] if old else [])])
+    assert threading.active_count() == 1
 
 
 @pytest.mark.parametrize(
@@ -165,7 +274,7 @@ def tick(progress):
     path = sys.argv[1]
     {change}
 try:
-    swavg.average(sys.argv[1:-1], output=sys.argv[-1], on_progress=tick)
+    swavg.execute(planned(sys.argv[1:-1], sys.argv[-1]), FORKED, tick)
 except swavg.SwavgError as error:
     print(error.exit_code)
     print(error)
@@ -189,7 +298,7 @@ def tick(progress):
     for pid in workers()[:1]:
         os.kill(pid, signal.SIGKILL)
 try:
-    swavg.average(sys.argv[1:-1], output=sys.argv[-1], on_progress=tick)
+    swavg.execute(planned(sys.argv[1:-1], sys.argv[-1]), FORKED, tick)
 except swavg.SwavgError as error:
     print(error.exit_code)
     print(error)
@@ -204,22 +313,38 @@ print(workers())
     assert sorted(os.listdir(tmp_path)) == ["0.safetensors", "1.safetensors", "2.safetensors"]
 
 
+def test_the_command_that_loses_a_worker_says_so(working, tmp_path):
+    first, second = children(working.pid)
+    os.kill(first, signal.SIGKILL)
+    _, err = working.communicate(timeout=60)
+    assert working.returncode == 1
+    assert b"A worker process was ended by SIGKILL." in err
+    assert b"Traceback" not in err
+    assert ended(second)
+    assert not (tmp_path / "out.safetensors").exists()
+    assert make.debris(tmp_path) == []
+
+
 @pytest.mark.parametrize(("kind", "type_"), [("value", "ValueError"), ("odd", "RuntimeError")])
 def test_an_error_that_nobody_foresaw_comes_with_the_workers_traceback(tmp_path, kind, type_):
     lines = library(
         """
-from swavg.computing import Computer
 class Odd(Exception):
     def __init__(self, one, two):  # which cannot be unpickled
         super().__init__(one)
-def fail(self, piece, outs):
-    if sys.argv[1] == "value":
-        raise ValueError("what is this")
-    raise Odd("what", "is this")
-Computer.compute = fail
+class Sink:
+    forks, fds = True, ()
+    def pwrite(self, offset, data):
+        if sys.argv[1] == "value":
+            raise ValueError("what is this")
+        raise Odd("what", "is this")
+    def sync(self): pass
+    def fail(self, error): pass
+plan = planned(sys.argv[2:-1], sys.argv[-1])
+_, executor, sizes = average.start(plan, FORKED)
 import traceback
 try:
-    swavg.average(sys.argv[2:-1], output=sys.argv[-1])
+    list(executor(plan, plan.tasks(), [[Sink()]], average.tools_of(plan, sizes, FORKED)))
 except (ValueError, RuntimeError) as error:
     print(type(error).__name__)
     traceback.print_exc(file=sys.stdout)
@@ -229,7 +354,7 @@ except (ValueError, RuntimeError) as error:
         tmp_path / "out.safetensors",
     )
     assert lines[0] == type_
-    assert any(line.strip().startswith('File "<string>"') and "in fail" in line for line in lines)
+    assert any('File "<string>"' in line and "in pwrite" in line for line in lines)
 
 
 def test_nothing_is_left_of_workers_and_no_file_stays_open(tmp_path):
@@ -239,7 +364,7 @@ def files():
     return sorted(os.listdir("/proc/self/fd"))
 print(files())
 for _ in range(3):
-    swavg.average(sys.argv[1:-1], output=sys.argv[-1], force=True)
+    swavg.execute(planned(sys.argv[1:-1], sys.argv[-1], force=True), FORKED)
 print(files())
 try:
     print(os.waitpid(-1, os.WNOHANG))
@@ -266,7 +391,7 @@ def test_few_open_files_suffice(tmp_path):
         """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-swavg.average(sys.argv[1:-1], output=sys.argv[-1], resources=swavg.Resources(threads=3))
+swavg.execute(planned(sys.argv[1:-1], sys.argv[-1]), Resources(threads=3, processes=True))
 """,
         *paths,
         tmp_path / "out",
@@ -275,20 +400,22 @@ swavg.average(sys.argv[1:-1], output=sys.argv[-1], resources=swavg.Resources(thr
 
 
 def test_standard_output_has_the_bytes_of_a_file(tmp_path):
-    paths = large(tmp_path)
-    code, out, _ = said("average", *paths, "-o", "-", forking=True)
-    assert code == 0
-    assert said("average", *paths, "-o", tmp_path / "out.safetensors", forking=False)[0] == 0
+    paths = large(tmp_path, elements=WORTH_IT)
+    out, _ = command("average", *paths, "-o", "-").communicate(timeout=60)
+    done = command("average", *paths, "-o", tmp_path / "out.safetensors")
+    done.communicate(timeout=60)
+    assert done.returncode == 0
     assert out == (tmp_path / "out.safetensors").read_bytes()
 
 
 def test_standard_streams_may_be_closed(tmp_path):
-    paths = large(tmp_path)
+    paths = large(tmp_path, elements=WORTH_IT)
     shell = 'exec "$@" 0<&- 2>&-'
     done = subprocess.run(
-        ["sh", "-c", shell, "sh", sys.executable, "-c", COMMAND, "average", *paths,
+        ["sh", "-c", shell, "sh", sys.executable, "-m", "swavg", "average", *paths,
          "-q", "-o", tmp_path / "out.safetensors"],
         stdout=subprocess.PIPE, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0
     assert (tmp_path / "out.safetensors").exists()
@@ -297,45 +424,32 @@ def test_standard_streams_may_be_closed(tmp_path):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 130)]
 )
-def test_a_signal_to_the_whole_group_is_one_interruption(blocked, number, code):
-    pids = children(blocked.pid)
-    os.killpg(blocked.pid, number)
-    _, err = blocked.communicate(timeout=60)
-    assert blocked.returncode == code
+def test_a_signal_to_the_whole_group_is_one_interruption(working, tmp_path, number, code):
+    pids = children(working.pid)
+    os.killpg(working.pid, number)
+    _, err = working.communicate(timeout=60)
+    assert working.returncode == code
     assert err.strip() == b"swavg: interrupted; nothing was written"
     assert all(map(ended, pids))
+    assert not (tmp_path / "out.safetensors").exists()
+    assert make.debris(tmp_path) == []
 
 
-def test_workers_end_with_a_main_process_that_is_killed(blocked):
-    pids = children(blocked.pid)
+def test_workers_end_with_a_main_process_that_is_killed(working):
+    pids = children(working.pid)
     assert len(pids) == 2
-    blocked.kill()
+    working.kill()
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
     # Its standard error ends only when nobody holds it any more.
-    blocked.communicate(timeout=60)
+    working.communicate(timeout=60)
     within(30, lambda: all(map(ended, pids)))
 
 
-def test_a_killed_run_has_published_nothing(tmp_path):
-    paths = large(tmp_path / "in")
-    code = (
-        FORKING
-        + """
-import signal
-def tick(progress):
-    os.kill(os.getpid(), signal.SIGKILL)
-swavg.average(sys.argv[1:-1], output=sys.argv[-1], on_progress=tick)
-"""
-    )
-    out = tmp_path / "out.safetensors"
-    assert make.python(code, *paths, str(out)).returncode == -signal.SIGKILL
-    assert not out.exists()
-
-
-def test_threads_compute_where_the_system_allows_no_more_processes(tmp_path):
+def test_this_process_computes_where_the_system_allows_no_more(tmp_path):
     (used,) = library(
         """
 import errno
-del crew.Threads
 calls = []
 fork = os.fork
 def refused():
@@ -344,41 +458,93 @@ def refused():
         raise BlockingIOError(errno.EAGAIN, "no more")
     return fork()
 os.fork = refused
-swavg.average(sys.argv[1:-1], output=sys.argv[-1], resources=swavg.Resources(threads=2))
+swavg.execute(planned(sys.argv[1:-1], sys.argv[-1]), FORKED)
 print(len(calls), workers())
 """,
         *large(tmp_path),
         tmp_path / "out.safetensors",
     )
     assert used == "2 []"
+    assert (tmp_path / "out.safetensors").exists()
 
 
-def test_a_process_with_threads_or_torch_does_not_fork(tmp_path):
+def test_a_thread_that_cannot_be_started_is_a_worker_error(tmp_path, monkeypatch):
+    plan = planned(large(tmp_path), tmp_path / "out.safetensors")
+    start, started = threading.Thread.start, []
+
+    def refused(self):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(errors.WorkerError, match="No thread can be started"):
+        swavg.execute(plan, Resources(threads=2))
+    assert make.debris(tmp_path) == []
+
+
+def test_a_process_with_threads_or_torch_does_not_fork():
     found = library(
         """
 import threading, types
-print(crew.can_fork())
+can_fork = executors.can_fork
+print(can_fork())
 end = threading.Event()
 thread = threading.Thread(target=end.wait)
 thread.start()
-print(crew.can_fork())
+print(can_fork())
 end.set(); thread.join()
 import signal
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-print(crew.can_fork())
+print(can_fork())
 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 sys.modules["torch"] = types.ModuleType("torch")
-print(crew.can_fork())
+print(can_fork())
 """
     )
     assert found == ["True", "False", "False", "False"]
     assert threading.active_count() >= 1
-    assert not crew.can_fork()  # pytest has torch
+    import torch  # noqa: F401
+
+    assert not can_fork()
+
+
+FORKS = """
+forks = []
+fork = os.fork
+def counted():
+    forks.append(1)
+    return fork()
+os.fork = counted
+def count(paths, **resources):
+    forks.clear()
+    swavg.execute(planned(paths, sys.argv[-1], force=True), Resources(**resources))
+    return len(forks)
+"""
+
+
+def test_processes_are_for_work_that_is_worth_them(tmp_path):
+    small, worth = large(tmp_path / "small", 2), large(tmp_path / "worth", 3, WORTH_IT)
+    found = library(
+        FORKS
+        + """
+small, worth = sys.argv[1:3], sys.argv[3:6]
+print(count(worth, threads=2), count(worth, threads=1), count(worth, threads=2, processes=False))
+print(count(small, threads=2), count(small, threads=2, processes=True))
+print(count(small, threads=1, processes=True))
+""",
+        *small,
+        *worth,
+        tmp_path / "out.safetensors",
+    )
+    assert found == ["2 0 0", "0 2", "0"]
 
 
 def test_a_progress_bar_needs_no_thread_that_would_rule_out_processes(tmp_path):
     (shown,) = library(
-        """
+        FORKS
+        + """
 import io
 from swavg.console.progress import progress_bar
 class Terminal(io.StringIO):
@@ -386,55 +552,14 @@ class Terminal(io.StringIO):
         return True
 sys.stderr = Terminal()
 with progress_bar("averaging", "bytes", shown=True) as update:
-    swavg.average(sys.argv[1:-1], output=sys.argv[-1],
-                  on_progress=lambda progress: update(progress.read, progress.total))
-print("averaging" in sys.stderr.getvalue())
+    swavg.execute(planned(sys.argv[1:-1], sys.argv[-1]), FORKED,
+                  lambda progress: update(progress.read, progress.total))
+print("averaging" in sys.stderr.getvalue(), len(forks))
 """,
         *large(tmp_path),
         tmp_path / "out.safetensors",
     )
-    assert shown == "True"
-
-
-def budget(layouts, **resources):
-    return Budget.within(Resources(**resources), layouts, Policy(), can_fork=lambda: True)
-
-
-@pytest.fixture
-def layouts(tmp_path):
-    """Two inputs of one tensor: 128 MiB to read."""
-    from test_memory import sparse
-
-    paths = [sparse(tmp_path / f"{i}.safetensors", [32 << 20]) for i in range(2)]
-    return swavg.prepare(paths, output=tmp_path / "out.safetensors").output.layouts
-
-
-def test_processes_are_for_work_that_is_worth_them(layouts):
-    assert budget(layouts, threads=2).processes
-    assert not budget(layouts, threads=1).processes
-    assert not budget(layouts, threads=2, device="torch").processes
-    assert not budget(layouts, threads=2, processes=False).processes
-    small = [replace(layouts[0], tasks=())]
-    assert not budget(small, threads=2).processes
-    assert budget(small, threads=2, processes=True).processes
-    assert not Budget.within(Resources(threads=2), layouts, Policy()).processes
-
-
-def test_a_machine_of_many_processors_gets_as_many_processes_as_memory_allows(layouts):
-    many = budget(layouts, threads=64)
-    assert many.processes
-    assert many.workers == pieces.DEFAULT_MEMORY // pieces._PROCESS_MEMORY
-    assert many.memory <= pieces.DEFAULT_MEMORY
-    assert budget(layouts, threads=64, memory=1 << 30).workers == 64
-    little = budget(layouts, threads=64, memory=1 << 20)
-    assert not little.processes
-    assert little.memory <= 1 << 20
-
-
-def test_chunks_divide_the_distance_of_the_samples_whatever_the_dtype(layouts):
-    for output_size in (1, 2, 4, 8):
-        found = Budget(2, 1 << 18, 4, 8, 8, output_size, False)._for_processes(32 << 20, 1)
-        assert (1 << 20) % (found.elements * found.blocks) == 0
+    assert shown == "True 2"
 
 
 @pytest.mark.parametrize(
@@ -443,9 +568,11 @@ def test_chunks_divide_the_distance_of_the_samples_whatever_the_dtype(layouts):
         errors.SwavgError("m", hint="h"),
         errors.WorkerError("m"),
         errors.RequestError("m"),
+        errors.RequestError("must be 1", argument="threads"),
         errors.MismatchError("m", differences=[errors.Difference("n", "w", (("a", "b"),))]),
         errors.InputError("p", "x", hint="h"),
         errors.OutputError("p", "x"),
+        errors.OutputExistsError("p", "x"),
         errors.NumericsError("m", hint="h"),
     ],
     ids=lambda error: type(error).__name__,
