@@ -34,6 +34,9 @@ def summary(reports: Sequence[Report], *, verbose: bool) -> None:
             rule = report.recipe.get("options", {}).get("integers", "last")
             names = ", ".join(some(report.differing_integers, _most(verbose)))
             notes([f"integer tensors that differ: took the {rule} of {names}"])
+        if report.nonfinite and not _lets_through(report):
+            # All inputs have the same Inf there: an attention mask, say.
+            notes([f"NaN or Inf in the result: {_nonfinite(report, verbose)}"])
         if verbose:
             _inputs_and_facts(page, report)
     for report in reports:
@@ -56,8 +59,8 @@ def _figures(report: Report, outputs: int) -> str:
 
 def _warnings(report: Report, verbose: bool) -> Iterator[str]:
     yield from report.warnings
-    if report.nonfinite:
-        yield f"NaN or Inf in the result: {', '.join(some(report.nonfinite, _most(verbose)))}"
+    if report.nonfinite and _lets_through(report):
+        yield f"NaN or Inf in the result: {_nonfinite(report, verbose)}"
     if report.running_statistics:
         names = ", ".join(some(sorted(report.running_statistics), 2))
         output = "OUT" if report.output == STDOUT else shlex.quote(report.output)
@@ -65,6 +68,14 @@ def _warnings(report: Report, verbose: bool) -> Iterator[str]:
             f"batch-norm statistics were averaged ({names}): before judging the result recompute"
             f" them with: swavg bn {output} --model ... --data ..."
         )
+
+
+def _nonfinite(report: Report, verbose: bool) -> str:
+    return ", ".join(some(report.nonfinite, _most(verbose)))
+
+
+def _lets_through(report: Report) -> bool:
+    return bool(report.recipe.get("options", {}).get("allow_nonfinite"))
 
 
 def _most(verbose: bool) -> int:

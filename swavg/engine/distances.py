@@ -61,48 +61,59 @@ def positions_of(plan: Plan) -> array[int]:
     return found
 
 
-def sampled(
-    batch: Batch, positions: Sequence[int], read: BatchReader, out: memoryview
-) -> Iterator[Sums]:
-    """Sums over the parts of a batch that are in the sample; ``out`` is its average."""
-    first = batch.spans[0]
-    low = positions[first.entry] + first.start
-    if positions[first.entry] < 0:
-        return
-    size = batch.manner.operation.dtype.itemsize
-    # What is made in one manner is adjacent.
-    for window in range(low // EVERY * EVERY, low + batch.count, EVERY):
-        start, stop = max(low, window), min(low + batch.count, window + SAMPLE)
-        if start < stop:
-            part = batch.part(start - low, stop - low)
-            yield _sums(part, read.of(part), out[(start - low) * size : (stop - low) * size], start)
+class Sampler:
+    """Takes the sums of batches, in buffers of its own: one for each worker."""
+
+    def __init__(self, positions: Sequence[int]) -> None:
+        self._positions = positions
+        # Two numbers per element of a complex dtype.
+        self._average, self._values = np.empty((2, 2 * SAMPLE))
+        self._raw = np.empty(16 * SAMPLE, np.uint8)
+
+    def sample(self, batch: Batch, read: BatchReader, out: memoryview) -> Iterator[Sums]:
+        """Sums over the parts of a batch that are in the sample; ``out`` is its average."""
+        first = batch.spans[0]
+        low = self._positions[first.entry] + first.start
+        if self._positions[first.entry] < 0:
+            return
+        size = batch.manner.operation.dtype.itemsize
+        # What is made in one manner is adjacent.
+        for window in range(low // EVERY * EVERY, low + batch.count, EVERY):
+            start, stop = max(low, window), min(low + batch.count, window + SAMPLE)
+            if start < stop:
+                part = batch.part(start - low, stop - low)
+                made = out[(start - low) * size : (stop - low) * size]
+                yield self._sums(part, read.of(part), made, start)
+
+    @np.errstate(all="ignore")
+    def _sums(self, batch: Batch, read: BatchReader, out: memoryview, position: int) -> Sums:
+        parts = batch.count * batch.manner.parts
+        average, values = self._average[:parts], self._values[:parts]
+        widen(np.frombuffer(out, np.uint8), batch.manner.operation.dtype.part, average)
+        distance, dot, square, bits = [], [], [], []
+        for index, source in enumerate(batch.manner.inputs):
+            raw = self._raw[: source.nbytes(batch.count)]
+            read(index, raw.data)
+            bits.append(_mixed(raw, parts, position))
+            widen(raw, source.part, values)
+            dot.append(float(values @ average))
+            square.append(float(values @ values))
+            np.subtract(values, average, values)
+            distance.append(float(values @ values))
+        return Sums(
+            tuple(distance), tuple(dot), tuple(square), float(average @ average), tuple(bits)
+        )
 
 
-@np.errstate(all="ignore")
-def _sums(batch: Batch, read: BatchReader, out: memoryview, position: int) -> Sums:
-    dtype, parts = batch.manner.operation.dtype, batch.count * batch.manner.parts
-    average, values = np.empty(parts), np.empty(parts)
-    widen(np.frombuffer(out, np.uint8), dtype.part, average)
-    places = np.arange(position, position + batch.count, dtype=np.uint64)
-    distance, dot, square, bits = [], [], [], []
-    for index, source in enumerate(batch.manner.inputs):
-        raw = np.empty(source.nbytes(batch.count), np.uint8)
-        read(index, raw.data)
-        bits.append(_mixed(raw, places))
-        widen(raw, source.part, values)
-        dot.append(float(values @ average))
-        square.append(float(values @ values))
-        np.subtract(values, average, values)
-        distance.append(float(values @ values))
-    return Sums(tuple(distance), tuple(dot), tuple(square), float(average @ average), tuple(bits))
+def _mixed(raw: npt.NDArray[np.uint8], count: int, position: int) -> int:
+    """A number for the bits of ``count`` numbers at these places, whose sum does not depend on how
+    they are cut."""
+    words = raw.view(f"u{raw.size // count}").astype(np.uint64)
+    places = np.arange(position, position + count, dtype=np.uint64)
+    return int(words @ (places * _ODD + _ODD))
 
 
-def _mixed(raw: npt.NDArray[np.uint8], places: npt.NDArray[np.uint64]) -> int:
-    """A number for the bytes at these places, whose sum does not depend on how they are cut."""
-    each = raw.reshape(places.size, -1).astype(np.uint64)
-    factors = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, each.shape[1] + 1, dtype=np.uint64)
-    words = (each * factors).sum(axis=1, dtype=np.uint64)
-    return int(((words + np.uint64(1)) * (2 * places + np.uint64(1))).sum(dtype=np.uint64))
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(slots=True)

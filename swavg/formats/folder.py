@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.files import FILES, open_file
-from swavg.formats.layout import Format, Layout, Request
+from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.safetensors import unique, without_ties
 from swavg.storage.sources import LocalFile, Source, read_file
 
@@ -216,7 +216,7 @@ def shard_names(stem: str, suffix: str, count: int) -> Sequence[str]:
     return tuple(f"{stem}-{index:05d}-of-{count:05d}{suffix}" for index in range(1, count + 1))
 
 
-def lay_out(request: Request) -> Layout:
+def lay_out(request: WriteRequest) -> Layout:
     """A folder like the template's, or one of shards of at most the size asked for."""
     template = request.template.extras.template
     like = template if isinstance(template, FolderTemplate) else None
@@ -250,7 +250,7 @@ def lay_out(request: Request) -> Layout:
 
 
 def _index(
-    request: Request, shards: Mapping[str, Sequence[int]], metadata: Mapping[str, object]
+    request: WriteRequest, shards: Mapping[str, Sequence[int]], metadata: Mapping[str, object]
 ) -> bytes:
     names, sizes = request.specs.names, request.specs.sizes
     total = sum(sizes[number] for group in shards.values() for number in group)
@@ -263,7 +263,7 @@ def _index(
 
 
 def _as_in(
-    like: FolderTemplate, request: Request, numbers: Sequence[int]
+    like: FolderTemplate, request: WriteRequest, numbers: Sequence[int]
 ) -> dict[str, Sequence[int]]:
     homes = {name: shard for shard, names in like.shards.items() for name in names}
     last = list(like.shards)[-1]
@@ -273,7 +273,7 @@ def _as_in(
     return {name: group for name, group in shards.items() if group}
 
 
-def _by_size(request: Request, numbers: Sequence[int]) -> list[Sequence[int]]:
+def _by_size(request: WriteRequest, numbers: Sequence[int]) -> list[Sequence[int]]:
     if request.max_shard_size is None:
         return [list(numbers)]
     groups: list[list[int]] = [[]]

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from swavg import weights
 from swavg.errors import RequestError
-from swavg.methods.request import Request
 from swavg.methods.smooth import last_step, smoothing
-from swavg.planning.row import Row
 from swavg.planning.policy import Policy
+from swavg.planning.row import Request, Row
 from swavg.series import Selection, Series, select
 
 _COUNTS = ("last", "from-step", "to-step", "every", "best")
