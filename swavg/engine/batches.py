@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Tensor
@@ -198,7 +199,7 @@ class BatchReader:
             len(self._stretch), _SPARSE * len(out)
         )
         if not near or any(
-            a.offset + a.nbytes > b.offset for a, b in zip(pieces, pieces[1:], strict=False)
+            a.offset + a.nbytes > b.offset for a, b in pairwise(pieces)
         ):
             return False
         stretch = self._stretch[:size]
