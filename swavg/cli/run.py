@@ -23,6 +23,7 @@ from swavg.policy import Policy
 
 if TYPE_CHECKING:
     from swavg.job import Job
+    from swavg.report import Report
 
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
@@ -165,8 +166,6 @@ def execute_and_report(
 
     ``folder`` is made for the outputs, and goes again if nothing was written.
     """
-    from swavg.console import messages
-    from swavg.console import report as console
     from swavg.console.progress import progress_bar
     from swavg.job import run_together
     from swavg.report import STDOUT, Progress
@@ -177,15 +176,11 @@ def execute_and_report(
         if folder is None or os.path.isdir(folder):
             for job in jobs:
                 job.check()
-        reports = [job.report() for job in jobs]
-        if display.as_json:
-            print_json("report", *(report.to_json() for report in reports))
-            return
-        for report in reports:
-            console.plan(report)
-        messages.notes([*notes, *reports[0].notes])
+        _show_plan([job.report() for job in jobs], display, notes)
         return
-    if not display.quiet:
+    if notes and not display.quiet:
+        from swavg.console import messages
+
         messages.notes(notes)
     with (
         made(folder) if folder is not None else nullcontext(),
@@ -198,7 +193,21 @@ def execute_and_report(
 
         reports = run_together(jobs, None if update is None else on_progress, ignore_signals)
     if not display.quiet:
-        console.summary(reports, verbose=display.verbose)
+        from swavg.console.report import summary
+
+        summary(reports, verbose=display.verbose)
     paths = [report.output for report in reports if report.output != STDOUT]
     values = [report.to_json() for report in reports]
     print_published("report", values, paths, as_json=display.as_json)
+
+
+def _show_plan(reports: Sequence[Report], display: Display, notes: Sequence[str]) -> None:
+    if display.as_json:
+        print_json("report", *(report.to_json() for report in reports))
+        return
+    from swavg.console import messages
+    from swavg.console.report import plan
+
+    for report in reports:
+        plan(report)
+    messages.notes([*notes, *reports[0].notes])
