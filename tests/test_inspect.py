@@ -236,7 +236,7 @@ def test_the_json_of_a_training_checkpoint_is_strict(trained):
         raise AssertionError(constant)
 
     found = json.loads(done.stdout, parse_constant=refuse)
-    assert found["pickled"]["scalars"] == {"epoch": 7, "best": "-inf"}
+    assert found["pickled"]["scalars"] == {"epoch": 7, "best": None}
     assert found["tensors"][1]["statistics"]["nans"] == 0
     assert found["tensors"][0]["shape"] == [2, 3]
 

@@ -62,7 +62,7 @@ class Comparison:
         return sum(not each.differing for each in self.distances or ())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dumps``; floats that JSON lacks become text (``"inf"``)."""
+        """Plain values for ``json.dumps``; floats that JSON lacks become None."""
         found = cast(dict[str, Any], jsonable(asdict(self)))
         counted = {} if self.distances is None else {"identical": self.identical}
         return {"same": self.same} | found | counted

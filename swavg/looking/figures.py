@@ -45,8 +45,9 @@ class Distance:
 
 
 def jsonable(value: Any) -> Any:
+    """``value`` with lists for tuples, and None for floats that JSON lacks: NaN and Inf."""
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return None
     if isinstance(value, dict):
         return {name: jsonable(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

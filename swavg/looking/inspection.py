@@ -105,7 +105,7 @@ class Inspection:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dumps``; floats that JSON lacks become text (``"nan"``)."""
+        """Plain values for ``json.dumps``; floats that JSON lacks become None."""
         return cast(dict[str, Any], jsonable(asdict(self)))
 
 
