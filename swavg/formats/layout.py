@@ -115,7 +115,9 @@ class Layout:
 
 def losses(request: WriteRequest) -> str:
     """What of the template a plain writer leaves out, in words; empty if it is nothing."""
-    others = request.template.extras.others
+    extras = request.template.extras
+    # At the top level, what is no tensor stands in both.
+    others = list(dict.fromkeys((*extras.others, *extras.non_tensors)))
     if not others:
         return ""
     shown = ", ".join(f"'{name}'" for name in others[:5])
