@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from swavg.averaging import average as average
-    from swavg.averaging import prepare as prepare
+    from swavg.engine.average import average as average
+    from swavg.engine.average import execute as execute
+    from swavg.engine.average import prepare as prepare
+    from swavg.engine.report import Report as Report
+    from swavg.engine.resources import Resources as Resources
     from swavg.errors import InputError as InputError
     from swavg.errors import MismatchError as MismatchError
     from swavg.errors import MissingDependencyError as MissingDependencyError
@@ -24,19 +27,20 @@ if TYPE_CHECKING:
     from swavg.errors import RequestError as RequestError
     from swavg.errors import SwavgError as SwavgError
     from swavg.formats import open_checkpoint as open_checkpoint
-    from swavg.job import Job as Job
-    from swavg.pieces import Resources as Resources
-    from swavg.policy import Policy as Policy
-    from swavg.report import Report as Report
+    from swavg.planning.plan import Plan as Plan
+    from swavg.planning.policy import Policy as Policy
+    from swavg.planning.row import Row as Row
 
 _HOMES = {
-    "average": "swavg.averaging",
-    "prepare": "swavg.averaging",
-    "Job": "swavg.job",
-    "Report": "swavg.report",
+    "average": "swavg.engine.average",
+    "prepare": "swavg.engine.average",
+    "execute": "swavg.engine.average",
+    "Plan": "swavg.planning.plan",
+    "Policy": "swavg.planning.policy",
+    "Row": "swavg.planning.row",
+    "Report": "swavg.engine.report",
+    "Resources": "swavg.engine.resources",
     "open_checkpoint": "swavg.formats",
-    "Policy": "swavg.policy",
-    "Resources": "swavg.pieces",
     "SwavgError": "swavg.errors",
     "RequestError": "swavg.errors",
     "MissingDependencyError": "swavg.errors",
@@ -48,18 +52,20 @@ _HOMES = {
 
 __all__ = [
     "InputError",
-    "Job",
     "MismatchError",
     "MissingDependencyError",
     "NumericsError",
     "OutputError",
+    "Plan",
     "Policy",
     "Report",
     "RequestError",
     "Resources",
+    "Row",
     "SwavgError",
     "__version__",
     "average",
+    "execute",
     "open_checkpoint",
     "prepare",
 ]
