@@ -1,271 +1,229 @@
-"""Train a small convolutional network with batch-norm on scikit-learn's digits, and average it.
+"""Train a small network on scikit-learn's digits at a constant learning rate, and average it.
 
-The learning rate falls, then stays constant and high. Of the iterates of that tail, SWA takes the
-mean and EMA a moving average. Both are compared with the last checkpoint and with the best, with
-batch-norm statistics as they are and recomputed, over several training runs.
+Of the checkpoints of the second half, SWA takes the mean and EMA a moving average, both made by
+the command line. They are compared with the last checkpoint and the best, over several runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import re
 import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
-from digits import (
-    TRAINING,
-    batches,
-    network,
-    test_images,
-    training_batches,
-    training_images,
-    validation_images,
-)
+import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
-import swavg
-from swavg.training import EMA, SWA, Snapshots, apply_swa, save_snapshot, update_bn
+from safetensors.numpy import load_file, save_file
+from scipy.special import log_softmax
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "quickstart-out"
-FIRST = OUT / "run-0"
 SWAVG = ".venv/bin/swavg"
-MODEL = "--model scripts/digits.py:network"
+TRAINING, VALIDATION, TEST = 900, 300, 597  # images
 
-FALLING_EPOCHS, TAIL_EPOCHS = 25, 10
-FIRST_RATE, TAIL_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.05, 0.9, 5e-4
-BATCH, EMA_DECAY = 16, 0.99
+EPOCHS, TAIL = 60, 30
+RATE, MOMENTUM, BATCH = 0.2, 0.9, 30
+NOISE = 0.3  # standard deviation added to training pixels in [0, 1]
+EMA_DECAY = 0.9  # from checkpoint to checkpoint
+
+OnEpoch = Callable[[], object]
+Scores = tuple[float, ...]  # loss and accuracy in percent, once or twice
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run left: files, and the running mean that its loop kept."""
+    """The checkpoints that a training run kept, in order, and their validation losses."""
 
-    snapshots: tuple[Path, ...]
-    best: Path
-    ema: Path
-    running_mean: dict[str, Tensor]
+    losses: Mapping[Path, float]
 
+    @property
+    def checkpoints(self) -> list[Path]:
+        return list(self.losses)
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy, and accuracy in percent."""
-    training = model.training
-    logits = model.eval()(images)
-    model.train(training)
-    accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
-    return cross_entropy(logits, labels).item(), 100 * accuracy
+    @property
+    def best(self) -> Path:
+        return min(self.losses, key=self.losses.__getitem__)
 
 
-def train(seed: int, folder: Path, also_pt: bool = False) -> Trained:
-    """Write a snapshot per epoch of the tail, with its validation loss, and the EMA at the end."""
-    torch.manual_seed(seed)
-    order = torch.Generator().manual_seed(seed)
-    model = network()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=FIRST_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+T = TypeVar("T", bound=Trained)
+
+
+def train_all(train: Callable[[int, Path, OnEpoch], T], epochs: int, takes: str) -> list[T]:
+    """Train from several seeds, each into a folder of its own, and show how far it is."""
+    parser = argparse.ArgumentParser(prog="scripts/quickstart")
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    shutil.rmtree(OUT, ignore_errors=True)
+    runs: list[T] = []
+    console.print(
+        f"Training a small network {options.runs} times, from different seeds, on {TRAINING}"
+        " images of handwritten digits.\n"
+        f"Five runs and their averages take {takes}; files go to {OUT.name}/."
     )
-    images, labels = training_images()
-    per_epoch = -(-len(labels) // BATCH)
-    rate = torch.optim.lr_scheduler.LinearLR(
-        optimizer, 1.0, TAIL_RATE / FIRST_RATE, FALLING_EPOCHS * per_epoch
-    )
-    swa = SWA(model, start=FALLING_EPOCHS * per_epoch, every=per_epoch)
-    ema = EMA(model, decay=EMA_DECAY)
-    snapshots = Snapshots(folder / "tail")
-    losses = {}
-    step = 0
-    for epoch in range(1, FALLING_EPOCHS + TAIL_EPOCHS + 1):
-        for inputs, targets in batches(images, labels, BATCH, order):
-            optimizer.zero_grad()
-            cross_entropy(model(inputs), targets).backward()
-            optimizer.step()
-            rate.step()
-            swa.step()
-            ema.update()
-            step += 1
-        if epoch > FALLING_EPOCHS:
-            loss, _ = evaluate(model, *validation_images())
-            losses[snapshots.save(model, step, {"val_loss": loss})] = loss
-            if also_pt:
-                whole = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save(whole | {"step": step}, folder / f"step-{step}.pt")
-    best = min(losses, key=losses.__getitem__)
-    saved = save_snapshot(folder / "ema.safetensors", ema.averaged(), step=step)
-    return Trained(snapshots.paths, best, saved, swa.averaged())
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("Training", total=options.runs * epochs)
+        for number in range(options.runs):
+            began = time.perf_counter()
+            folder = OUT / f"run-{number}"
+            folder.mkdir(parents=True)
+            runs.append(train(options.seed + number, folder, lambda: progress.advance(bar)))
+            *_, loss = runs[-1].losses.values()
+            console.print(
+                f"  run {number + 1} of {options.runs}: validation loss {loss:.3f} at the end,"
+                f" {time.perf_counter() - began:.1f} s"
+            )
+    return runs
 
 
-def run(command: str) -> Path:
-    """Show a command, run it in the repository as shown, and return the path that it printed."""
-    console.print(f"[bold]$[/] {command}")
-    # One thread: faster for a network this small.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def wrapped(command: str) -> str:
+    """A command over several lines, which a shell takes as they are."""
+    joined = re.sub(r"( --?\w\S*) ", "\\1\0", command)  # an option and its value
+    lines = textwrap.wrap(joined, 92, break_on_hyphens=False, break_long_words=False)
+    return " \\\n      ".join(lines).replace("\0", " ")
+
+
+def swavg(arguments: str, *, show: bool = True) -> Path:
+    """Run the command line in the repository, as shown, and return the path that it printed."""
+    command = f"{SWAVG} {arguments}"
+    if show:
+        console.print(f"\n[bold]$[/] {wrapped(command)}")
+    stderr = None if show else subprocess.DEVNULL
     done = subprocess.run(
-        command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+        command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True
     )
     if done.returncode != 0:
-        sys.exit(done.returncode)  # swavg has said why
-    console.print(f"{done.stdout.rstrip()}\n")
+        sys.exit(f"{command}: exit code {done.returncode}")
+    if show:
+        console.print(done.stdout.rstrip())
     return ROOT / done.stdout.splitlines()[0]
 
 
-def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(
-        torch.equal(a[name].reshape(-1).view(torch.uint8), b[name].reshape(-1).view(torch.uint8))
-        for name in a
-    )
-
-
-def average_and_look(trained: Trained) -> Path:
-    """The command line over the first run: the mean in both formats, and its statistics."""
-    out = OUT.name
-    tail = FIRST.relative_to(ROOT)
-    path = run(f"{SWAVG} average {tail}/tail -o {out}/swa.safetensors --force")
-    mean = load_file(path)
-    legacy = run(f"{SWAVG} average {tail}/step-*.pt -o {out}/swa.pt --force")
-    if not same_bits(mean, torch.load(legacy, weights_only=True)["model"]):
-        sys.exit("The averages of the .pt and of the .safetensors files differ.")
-    parameters = dict(network().named_parameters())
-    apart = max((mean[name] - trained.running_mean[name]).abs().max().item() for name in parameters)
-    console.print(
-        "The averages of the .pt and of the .safetensors files hold the same bits; the running"
-        f" mean\nthat the training loop kept differs from them by {apart:.0e} at most.\n"
-    )
-    if apart > 1e-5:
-        sys.exit("The running mean of the training loop is another one.")
-    run(
-        f"{SWAVG} bn {out}/swa.safetensors {MODEL} --data scripts/digits.py:training_batches"
-        f" -o {out}/swa-bn.safetensors --force"
-    )
-    return path
-
-
-def draw(trained: Trained) -> Path:
-    """The plane through the first, a middle and the last checkpoint of the tail."""
-    names = [path.relative_to(ROOT) for path in trained.snapshots]
-    corners = " ".join(str(names[at]) for at in (0, len(names) // 2, -1))
-    return run(
-        f"{SWAVG} landscape {corners} {MODEL} --data scripts/digits.py:test_batches"
-        " --bn-data scripts/digits.py:calibration_batches --of test"
-        f" --mark {OUT.name}/swa.safetensors --series {FIRST.relative_to(ROOT)}/tail"
-        f" -o {OUT.name}/landscape.png --force"
-    )
-
-
-def scores(trained: Trained, mean: Path) -> dict[str, tuple[float, ...]]:
-    """Test loss and accuracy of each kind of weights, as it is and with recomputed statistics."""
-    found = {}
-    kinds = {"last": trained.snapshots[-1], "best": trained.best, "EMA": trained.ema, "SWA": mean}
-    for kind, path in kinds.items():
-        model = network()
-        apply_swa(model, [path])
-        before = evaluate(model, *test_images())
-        update_bn(model, training_batches())
-        found[kind] = before + evaluate(model, *test_images())
-    return found
-
-
-def show_table(runs: list[dict[str, tuple[float, ...]]]) -> None:
+def show_table(
+    labels: Mapping[str, str], headings: Sequence[str], runs: Sequence[Mapping[str, Scores]]
+) -> None:
     """Mean and standard deviation over the runs."""
     table = Table(box=None, pad_edge=False)
-    labels = {
-        "last": "last checkpoint",
-        "best": "best (validation)",
-        "EMA": f"EMA, decay {EMA_DECAY}",
-        "SWA": f"SWA, mean of {TAIL_EPOCHS}",
-    }
     table.add_column("weights")
-    for heading in ("test loss", "accuracy, %", "loss, bn redone", "accuracy, %"):
+    for heading in headings:
         table.add_column(heading, justify="right")
     for kind, label in labels.items():
         cells = []
-        for values, digits in zip(
-            zip(*(run[kind] for run in runs), strict=True), "3131", strict=True
-        ):
+        for column, values in enumerate(zip(*(scores[kind] for scores in runs), strict=True)):
+            digits = 1 if column % 2 else 3
             spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
         table.add_row(label, *cells, style="bold" if kind == "SWA" else None)
+    console.print()
     console.print(table)
-    better = sum(run["SWA"][2] < run["last"][0] for run in runs)
+    better = sum(scores["SWA"][-2] < scores["last"][-2] for scores in runs)
     console.print(
-        f"\nMean ± standard deviation over {len(runs)} training runs, {len(test_images()[1])} test"
-        f" images. 'bn redone': batch-norm\nstatistics recomputed on training images. SWA so has a"
-        f" lower loss than the last checkpoint in {better} of {len(runs)} runs."
+        f"\nMean ± standard deviation over {len(runs)} training runs, on {TEST} test images. SWA"
+        f" has a lower loss than\nthe last checkpoint in {better} of {len(runs)} runs."
     )
 
 
-def show_next(trained: Trained) -> None:
-    tail = FIRST.relative_to(ROOT)
-    first, last = (trained.snapshots[at].relative_to(ROOT) for at in (0, -1))
+def show_next(commands: Mapping[str, str]) -> None:
     console.print("\n[bold]Try next[/]")
-    for purpose, command in (
-        (
-            "the series, and what --best 3 would choose",
-            f"{SWAVG} list {tail}/tail --best 3 --metric val_loss",
-        ),
-        (
-            "two checkpoints, with weights of your own",
-            f"{SWAVG} average {first} {last} --weights 0.25 0.75 -o {OUT.name}/two.safetensors",
-        ),
-        (
-            "the three newest, named by another command",
-            f"ls -t {tail}/*.pt | head -3 | {SWAVG} average - -o {OUT.name}/newest.pt",
-        ),
-        (
-            "several averages from one read",
-            f"{SWAVG} sweep {tail}/tail -r uniform:last=5 -r ema:half-life=3 -d {OUT.name}/sweep",
-        ),
-        (
-            "is there a barrier between two checkpoints?",
-            f"{SWAVG} path {first} {last} {MODEL} --data scripts/digits.py:test_batches"
-            f" --bn-data scripts/digits.py:calibration_batches -o {OUT.name}/path.png",
-        ),
-        ("real checkpoints (a download of 100 MB)", "scripts/real-checkpoints --average"),
-    ):
-        console.print(f"  # {purpose}\n  {command}")
+    for purpose, command in commands.items():
+        console.print(f"  [dim]# {purpose}[/]\n  {wrapped(command)}")
+
+
+def images(start: int, stop: int | None) -> tuple[Any, Any]:
+    """Pixels in [0, 1] and labels, in an order that is always the same."""
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))[start:stop]
+    return (pixels[order] / 16).astype(np.float32), labels[order]
+
+
+def evaluate(weights: Mapping[str, Any], pixels: Any, labels: Any) -> tuple[float, float]:
+    """Mean cross-entropy, and accuracy in percent."""
+    hidden = np.maximum(pixels @ weights["hidden.weight"] + weights["hidden.bias"], 0)
+    logits = hidden @ weights["output.weight"] + weights["output.bias"]
+    loss = -log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
+    return float(loss), 100 * float((logits.argmax(axis=1) == labels).mean())
+
+
+def train(seed: int, folder: Path, on_epoch: OnEpoch) -> Trained:
+    """Write a checkpoint per epoch of the tail, with its validation loss."""
+    network = MLPClassifier(
+        64, solver="sgd", learning_rate_init=RATE, momentum=MOMENTUM, batch_size=BATCH,
+        random_state=seed,
+    )  # fmt: skip
+    pixels, labels = images(0, TRAINING)
+    generator = np.random.default_rng(seed)
+    losses = {}
+    for epoch in range(1, EPOCHS + 1):
+        noise = generator.standard_normal(pixels.shape, np.float32)
+        network.partial_fit(pixels + np.float32(NOISE) * noise, labels, classes=range(10))
+        if epoch > EPOCHS - TAIL:
+            weights = dict(zip(("hidden.weight", "output.weight"), network.coefs_, strict=True))
+            weights |= zip(("hidden.bias", "output.bias"), network.intercepts_, strict=True)
+            loss, _ = evaluate(weights, *images(TRAINING, TRAINING + VALIDATION))
+            path = folder / f"epoch-{epoch}.safetensors"
+            save_file(weights, path, {"metrics": json.dumps({"val_loss": loss})})
+            losses[path] = loss
+        on_epoch()
+    return Trained(losses)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/quickstart", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="training runs, with other seeds (5)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first run (0)")
-    options = parser.parse_args()
-
-    torch.set_num_threads(1)  # faster for layers this small, and the same numbers in every run
-    if OUT.exists():
-        shutil.rmtree(OUT)
-    began = time.perf_counter()
-    trained = []
-    for number in track(range(options.runs), "Training", console=console, transient=True):
-        folder = OUT / f"run-{number}"
-        folder.mkdir(parents=True)
-        trained.append(train(options.seed + number, folder, also_pt=number == 0))
-    console.print(
-        f"Trained {options.runs} times on {TRAINING} images of handwritten digits in"
-        f" {time.perf_counter() - began:.0f} s; the last {TAIL_EPOCHS} of"
-        f" {FALLING_EPOCHS + TAIL_EPOCHS} epochs,\nat a constant learning rate, are kept in"
-        f" {OUT.name}/.\n"
+    runs = train_all(train, EPOCHS, "about 10 seconds")
+    scores = []
+    for number, trained in enumerate(runs):
+        folder = trained.best.parent.relative_to(ROOT)
+        means = {
+            kind: swavg(f"{command} -o {folder}-{kind}.safetensors", show=number == 0)
+            for kind, command in (
+                ("SWA", f"average {folder}"),
+                ("EMA", f"ema {folder} --decay {EMA_DECAY}"),
+            )
+        }
+        paths = {"last": trained.checkpoints[-1], "best": trained.best, **means}
+        test = images(TRAINING + VALIDATION, None)
+        scores.append({kind: evaluate(load_file(path), *test) for kind, path in paths.items()})
+    show_table(
+        {
+            "last": "last checkpoint",
+            "best": f"best of {TAIL}, by validation loss",
+            "EMA": f"EMA of {TAIL}, decay {EMA_DECAY}",
+            "SWA": f"SWA, mean of {TAIL}",
+        },
+        ("test loss", "accuracy, %"),
+        scores,
     )
-    means = [average_and_look(trained[0])]
-    for number, each in enumerate(trained[1:], 1):
-        means.append(OUT / f"run-{number}" / "swa.safetensors")
-        swavg.average(each.snapshots, output=means[-1])
-    draw(trained[0])
-    show_table([scores(each, mean) for each, mean in zip(trained, means, strict=True)])
-    show_next(trained[0])
+    out, tail = OUT.name, runs[0].best.parent.relative_to(ROOT)
+    first, last = (runs[0].checkpoints[at].relative_to(ROOT) for at in (0, -1))
+    show_next(
+        {
+            "the series, and what --best 3 would choose": f"{SWAVG} list {tail} --best 3"
+            " --metric val_loss",
+            "two checkpoints, with weights of your own": f"{SWAVG} average {first} {last}"
+            f" --weights 0.25 0.75 -o {out}/two.safetensors",
+            "the three newest, named by another command": f"ls -t {tail}/* | head -3"
+            f" | {SWAVG} average - -o {out}/newest.safetensors",
+            "several averages from one read": f"{SWAVG} sweep {tail} -r uniform:last=5"
+            f" -r ema:half-life=3 -d {out}/sweep",
+            "convolutions, batch-norm, .pt files, and the loss landscape as a figure"
+            " (PyTorch: 1 GB more)": "scripts/quickstart --torch",
+        }
+    )
 
 
 if __name__ == "__main__":

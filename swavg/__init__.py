@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from swavg.errors import MissingDependencyError as MissingDependencyError
     from swavg.errors import NumericsError as NumericsError
     from swavg.errors import OutputError as OutputError
+    from swavg.errors import OutputExistsError as OutputExistsError
     from swavg.errors import RequestError as RequestError
     from swavg.errors import SwavgError as SwavgError
     from swavg.formats import open_checkpoint as open_checkpoint
@@ -36,17 +37,18 @@ _HOMES = {
     "prepare": "swavg.engine.average",
     "execute": "swavg.engine.average",
     "Plan": "swavg.planning.plan",
-    "Policy": "swavg.planning.policy",
     "Row": "swavg.planning.row",
     "Report": "swavg.engine.report",
-    "Resources": "swavg.engine.resources",
     "open_checkpoint": "swavg.formats",
+    "Policy": "swavg.planning.policy",
+    "Resources": "swavg.engine.resources",
     "SwavgError": "swavg.errors",
     "RequestError": "swavg.errors",
     "MissingDependencyError": "swavg.errors",
     "MismatchError": "swavg.errors",
     "InputError": "swavg.errors",
     "OutputError": "swavg.errors",
+    "OutputExistsError": "swavg.errors",
     "NumericsError": "swavg.errors",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "MissingDependencyError",
     "NumericsError",
     "OutputError",
+    "OutputExistsError",
     "Plan",
     "Policy",
     "Report",

@@ -5,6 +5,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+import swavg
+
 
 def save(path, tensors, metadata=None):
     """A safetensors file of torch tensors; the path as a string."""
@@ -38,3 +40,11 @@ def series(folder, count=3, dtype=torch.float32):
         save(Path(folder) / f"step-{100 * index}.safetensors", state(index, dtype))
         for index in range(1, count + 1)
     ]
+
+
+def run_request(request, *outputs):
+    """Do what a method asks for; the reports."""
+    plan = swavg.prepare(
+        request.inputs, request.rows, outputs, request.policy, notes=request.notes
+    )
+    return swavg.execute(plan)

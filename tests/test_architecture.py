@@ -20,6 +20,7 @@ LAYERS = {
     "formats": 2,
     "series": 2.5,
     "policy": 2.6,
+    "planning": 2.9,
     "matching": 2.7,
     "plan": 3,
     "kernels": 4,

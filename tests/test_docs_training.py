@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch")
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"
 LOOPS = ("Plain PyTorch", "Lightning", "Transformers")
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from checkpoints import load, save
+from checkpoints import load, run_request, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -162,7 +162,7 @@ def test_a_running_average_goes_on_with_pooled_statistics(tmp_path):
     paths = files(tmp_path, states)
     swavg.average(paths[:2], output=tmp_path / "two.st", policy=POOL)
     policy = Policy(pool_batch_norm=True, dtype="float64")
-    update(tmp_path / "two.st", paths[2:], output=tmp_path / "three.st", policy=policy).run()
+    run_request(update(tmp_path / "two.st", paths[2:], policy=policy), tmp_path / "three.st")
     swavg.average(paths, output=tmp_path / "whole.st", policy=POOL)
     found, wanted = (load(tmp_path / f"{name}.st")["bn.running_var"] for name in ("three", "whole"))
     torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from checkpoints import load
+from checkpoints import load, run_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -96,12 +96,13 @@ def test_it_is_what_the_command_line_makes_of_the_snapshots(tmp_path, warmup):
     series = discover([tmp_path])
     if warmup == "inverse-gamma":
         # Its update 0 is a copy: what was before does not count.
-        numbers = weights.ema_warmup(5, 0.9, warmup, start=0)
+        decays = [weights.warmup_decay(warmup, t, 0.9) for t in range(4)]
+        numbers = weights.ema_with_decays(decays)
         assert numbers[0] == 0
         swavg.average(series.paths, numbers, output=tmp_path / "out.safetensors")
     else:
         how = methods.Smoothing(0.9, warmup=warmup)
-        methods.ema(series, how, output=tmp_path / "out.safetensors").run()
+        run_request(methods.ema(series, how, policy=swavg.Policy()), tmp_path / "out.safetensors")
     made = load(tmp_path / "out.safetensors")
     for name, found in ema.averaged().items():
         torch.testing.assert_close(found, made[name], rtol=1e-6, atol=1e-7)

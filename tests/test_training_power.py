@@ -30,7 +30,8 @@ def test_each_profile_is_its_running_form():
     taken = []
     wander(model, 9, lambda: (power.update(), taken.append(snapshot(model))))
     for index, gamma in enumerate(power.gammas):
-        numbers = weights.power_profile(range(1, 10), gamma)
+        decays = [weights.beta(t, gamma) for t in range(2, 10)]
+        numbers = weights.ema_with_decays(decays)
         for name, found in power.averaged(index).items():
             expected = sum(w * state[name] for w, state in zip(numbers, taken, strict=True))
             torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)

@@ -99,7 +99,8 @@ def _exit(code: int) -> NoReturn:
 
 def _report(error: SwavgError, verbose: bool) -> None:
     from swavg import console
+    from swavg.cli.arguments import as_options
 
     if isinstance(error, MismatchError) and len(error.differences) > 1:
         console.differences(error.differences, verbose)
-    console.error(error.message, error.hint)
+    console.error(as_options(error.message), as_options(error.hint or ""))

@@ -67,18 +67,18 @@ def average(
     where = running.where(output)
     from swavg.averaging import prepare_many
     from swavg.job import Wanted
-    from swavg.weights import given, mean
+    from swavg.weights import checked, mean
 
     values = [value for group in weights for value in group] if weights else None
     if values is not None and choosing.by_position:
-        from swavg.series import given as named
+        from swavg.series import in_given_order
 
         # Weights belong to the paths as they were given; those of a searched folder go by step.
-        if named(paths, keep_order=True) is not None:
+        if in_given_order(paths, keep_order=True) is not None:
             choosing = replace(choosing, keep_order=True)
     series = choose(paths, choosing)
     n = len(series)
-    numbers = mean(n) if values is None else given(values, n, sum_to or "one")
+    numbers = mean(n) if values is None else checked(values, n, sum_to or "one")
     steps = series.steps
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
     wanted = Wanted(where, numbers, details=details)

@@ -104,12 +104,12 @@ def choose(paths: Sequence[str], choosing: Choosing) -> Series:
     left in the order given unless all names have a step. Raises RequestError, InputError, or
     UsageError.
     """
-    from swavg.series import given
+    from swavg.series import in_given_order
 
     if choosing.best is None and (choosing.metric or choosing.metrics_file):
         raise click.UsageError("--metric and --metrics say what is best; add --best K.")
     if choosing.by_position:
-        plain = given(paths, keep_order=choosing.keep_order)
+        plain = in_given_order(paths, keep_order=choosing.keep_order)
         if plain is not None:
             return plain
     series = find(paths, choosing)
@@ -118,16 +118,7 @@ def choose(paths: Sequence[str], choosing: Choosing) -> Series:
 
 def pick(series: Series, choosing: Choosing) -> Series:
     """What the options choose of ``series``."""
-    from swavg.series import select
+    from swavg.series import Selection, select
 
-    return select(
-        series,
-        last=choosing.last,
-        from_step=choosing.from_step,
-        to_step=choosing.to_step,
-        every=choosing.every,
-        best=choosing.best,
-        metric=choosing.metric,
-        mode=choosing.mode,
-        at_most=choosing.at_most,
-    )
+    names = [entry.name for entry in fields(Selection)]
+    return select(series, Selection(**{name: getattr(choosing, name) for name in names}))

@@ -67,6 +67,7 @@ def ema(
     """
     where = running.where(output)
     from swavg import methods
+    from swavg.cli._jobs import jobs_of
 
     series = choose(read_paths(checkpoints, null), choosing)
     how = methods.smoothing(
@@ -83,5 +84,5 @@ def ema(
     if half_life is not None or span is not None:
         unit = f"{series.unit or 'step'}s" if how.per_step else "checkpoints"
         notes.append(f"counted in {unit}: the decay is {how.decay:.8g} per {unit[:-1]}")
-    job = methods.ema(series, how, output=where, resume=resume, **running.arguments)
-    running.do([job], notes)
+    request = methods.ema(series, how, policy=running.arguments["policy"], resume=resume)
+    running.do(jobs_of(request, [where], running.arguments), notes)

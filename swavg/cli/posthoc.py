@@ -59,6 +59,7 @@ def posthoc(
     if folder is not None and output is not None:
         raise click.UsageError("Give -o or -d, not both.")
     from swavg import methods
+    from swavg.cli._jobs import jobs_of
 
     series = choose(snapshots, choosing)
     if folder is None:
@@ -66,7 +67,6 @@ def posthoc(
     else:
         names = [f"posthoc-{width:g}" for width in sigma_rel]
         places = list(outputs_in(folder, names, series.paths[0]))
-    jobs = methods.posthoc(
-        series, sigma_rel, places, profiles=profile, at_step=at_step, **running.arguments
-    )
-    running.do(jobs, series.notes, folder)
+    policy = running.arguments["policy"]
+    request = methods.posthoc(series, sigma_rel, policy=policy, profiles=profile, at_step=at_step)
+    running.do(jobs_of(request, places, running.arguments), series.notes, folder)

@@ -43,9 +43,11 @@ def sweep(
     if folder is None:
         raise click.UsageError("Give a folder for the outputs: -d OUTDIR.")
     from swavg import methods
+    from swavg.cli._jobs import jobs_of
 
-    recipes = [methods.sweep_recipe(text) for text in recipe]
+    specs = [methods.sweep_spec(text) for text in recipe]
     series = choose(read_paths(checkpoints, null), choosing)
-    names = [each.name for each in recipes]
+    names = [spec.name for spec in specs]
     places = outputs_in(folder, names, series.paths[0])
-    running.do(methods.sweep(series, recipes, places, **running.arguments), series.notes, folder)
+    request = methods.sweep(series, specs, policy=running.arguments["policy"])
+    running.do(jobs_of(request, places, running.arguments), series.notes, folder)

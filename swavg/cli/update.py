@@ -43,11 +43,11 @@ def update(
         raise click.UsageError("Give the new checkpoints, or --add and --drop.")
     where = running.where(output)
     from swavg import methods
+    from swavg.cli._jobs import jobs_of
 
+    policy = running.arguments["policy"]
     if drop:
-        job = methods.slide(
-            average, [*new, *add], list(drop), output=where, count=count, **running.arguments
-        )
+        request = methods.slide(average, [*new, *add], drop, policy=policy, count=count)
     else:
-        job = methods.update(average, [*new, *add], output=where, count=count, **running.arguments)
-    running.do([job])
+        request = methods.update(average, [*new, *add], policy=policy, count=count)
+    running.do(jobs_of(request, [where], running.arguments))

@@ -37,6 +37,7 @@ def window(
     """
     where = running.where(output)
     from swavg import methods
+    from swavg.cli._jobs import jobs_of
 
-    job = methods.window(start, end, output=where, counts=counts, **running.arguments)
-    running.do([job])
+    request = methods.window(start, end, policy=running.arguments["policy"], counts=counts)
+    running.do(jobs_of(request, [where], running.arguments))

@@ -66,7 +66,7 @@ def average(
     NumericsError; the destination is then as it was.
     """
     n = len(paths_of(inputs))
-    numbers = schedules.mean(n) if weights is None else schedules.given(weights, n, sum_to)
+    numbers = schedules.mean(n) if weights is None else schedules.checked(weights, n, sum_to)
     row = Row(numbers, tuple(range(n)))
     resources = Resources() if resources is None else resources
     plan = prepare(inputs, [row], [output], policy, force=force, distances=distances)
@@ -186,7 +186,8 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
         from swavg.engine.kernels.torch import check_device
 
         check_device(resources.device)
-    total = sum(read_and_written(plan, row)[0] for row in range(len(plan.rows)))
+    sums = [read_and_written(plan, row) for row in range(len(plan.rows))]
+    total, planned = sum(read for read, _ in sums), sum(written for _, written in sums)
     forks = _forks(plan, resources, total)
     # Here NumPy is imported, which may start threads of its own, and end this process if it is
     # short of memory: before there is any file.
@@ -196,7 +197,7 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
     forks = forks and chosen.workers > 1 and can_fork()
     distances = Distances(len(plan.rows[0].members)) if plan.distances else None
     executor = forked(chosen.workers) if forks else threads(chosen.workers)
-    return Tally(plan, total, distances), executor, chosen
+    return Tally(plan, total, planned, distances), executor, chosen
 
 
 def _forks(plan: Plan, resources: Resources, total: int) -> bool:
@@ -222,7 +223,6 @@ def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], To
 
         positions = positions_of(plan)
     # Loaded here, so that forked processes share it.
-    import swavg.engine.kernels.cpu
 
     for operation in plan.entries.operations:
         if operation.op in ("average", "integer"):
@@ -239,9 +239,7 @@ def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:
 
 
 @contextmanager
-def _publishing(
-    plan: Plan, tally: Tally, on_publish: Callable[[], object]
-) -> Iterator[Sinks]:
+def _publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> Iterator[Sinks]:
     """The sinks of all outputs, which get their names when the block ends well: once all are
     synced and verified."""
     path = plan.outputs[0].target.path
@@ -254,8 +252,7 @@ def _publishing(
     destinations = _destinations(plan)
     with publishing(destinations, inside=plan.folder, on_publish=on_publish) as pendings:
         yield [
-            _create(output, pending)
-            for output, pending in zip(plan.outputs, pendings, strict=True)
+            _create(output, pending) for output, pending in zip(plan.outputs, pendings, strict=True)
         ]
         for output, pending in zip(plan.outputs, pendings, strict=True):
             _write_others(output, pending)
@@ -276,9 +273,7 @@ def _destinations(plan: Plan) -> list[Destination]:
 
 
 def _create(output: Output, pending: Pending) -> list[Sink]:
-    return [
-        pending.create(file.layout.name, file.layout.size) for file in output.files
-    ]
+    return [pending.create(file.layout.name, file.layout.size) for file in output.files]
 
 
 def _write_others(output: Output, pending: Pending) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -137,31 +136,17 @@ class Batches:
     def _manner(self, entry: int) -> tuple[Manner, bool]:
         """How an entry is made, and whether a member's elements lie apart."""
         entries = self.plan.entries
-        number = entries.operation[entry]
-        operation = entries.operations[number]
-        if operation.op == "bytes":
-            key: tuple[int, ...] = (number,)
-        else:
-            forms = (
-                self._form(entries.table_of[member], entry) for member in operation.members
-            )
-            key = (number, entries.form[entry], *forms)
+        key = entries.key(entry)
         if key not in self._known:
             made = entries.make(self.plan.checkpoints, entry)
             inputs = tuple(tensor.spec.dtype for tensor in made.tensors)
-            manner = self._manners.setdefault((number, inputs), Manner(operation, inputs))
+            manner = self._manners.setdefault((key[0], inputs), Manner(made.operation, inputs))
             apart = any(
                 tensor.single is None or tensor.single.strides is not None
                 for tensor in made.tensors
             )
             self._known[key] = manner, apart
         return self._known[key]
-
-    def _form(self, place: int, entry: int) -> int:
-        columns = self.plan.entries.tables[place].columns
-        number = self.plan.entries.numbers[place][entry]
-        # Each of those that lie in several boxes is a form of its own.
-        return -1 - number if number in columns.others else columns.form[number]
 
 
 class BatchReader:
@@ -252,5 +237,3 @@ def position_of(index: int, shape: Sequence[int]) -> list[int]:
         found.append(index % extent)
         index //= extent
     return found[::-1]
-
-

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from swavg.engine.batches import Batch, Batches, BatchReader, position_of
 from swavg.engine.resources import Sizes
 from swavg.errors import MismatchError, NumericsError
-from swavg.planning.plan import Plan, Task
+from swavg.planning.plan import Plan
 from swavg.storage.sinks import Sink
 from swavg.storage.sources import Pool
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from swavg.engine.batches import Batch, BatchReader
 from swavg.engine.kernels.floats import widen
@@ -64,24 +65,17 @@ def sampled(
     batch: Batch, positions: Sequence[int], read: BatchReader, out: memoryview
 ) -> Iterator[Sums]:
     """Sums over the parts of a batch that are in the sample; ``out`` is its average."""
-    operation = batch.manner.operation
-    at = 0
-    for span in batch.spans:
-        position = positions[span.entry]
-        if position < 0:
-            return
-        low, high = position + span.start, position + span.stop
-        window = low // EVERY * EVERY
-        while window < high:
-            start, stop = max(low, window), min(high, window + SAMPLE)
-            if start < stop:
-                first = at + start - low
-                part = batch.part(first, first + stop - start)
-                size = operation.dtype.nbytes(part.count)
-                place = operation.dtype.nbytes(first)
-                yield _sums(part, read.of(part), out[place : place + size], start)
-            window += EVERY
-        at += span.stop - span.start
+    first = batch.spans[0]
+    low = positions[first.entry] + first.start
+    if positions[first.entry] < 0:
+        return
+    size = batch.manner.operation.dtype.itemsize
+    # What is made in one manner is adjacent.
+    for window in range(low // EVERY * EVERY, low + batch.count, EVERY):
+        start, stop = max(low, window), min(low + batch.count, window + SAMPLE)
+        if start < stop:
+            part = batch.part(start - low, stop - low)
+            yield _sums(part, read.of(part), out[(start - low) * size : (stop - low) * size], start)
 
 
 @np.errstate(all="ignore")
@@ -100,12 +94,10 @@ def _sums(batch: Batch, read: BatchReader, out: memoryview, position: int) -> Su
         square.append(float(values @ values))
         np.subtract(values, average, values)
         distance.append(float(values @ values))
-    return Sums(
-        tuple(distance), tuple(dot), tuple(square), float(average @ average), tuple(bits)
-    )
+    return Sums(tuple(distance), tuple(dot), tuple(square), float(average @ average), tuple(bits))
 
 
-def _mixed(raw: np.ndarray[tuple[int], np.dtype[np.uint8]], places: np.ndarray) -> int:  # type: ignore[type-arg]
+def _mixed(raw: npt.NDArray[np.uint8], places: npt.NDArray[np.uint64]) -> int:
     """A number for the bytes at these places, whose sum does not depend on how they are cut."""
     each = raw.reshape(places.size, -1).astype(np.uint64)
     factors = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, each.shape[1] + 1, dtype=np.uint64)

@@ -83,7 +83,8 @@ class _Threads:
         try:
             for number in self._order:
                 with self._ready:
-                    self._ready.wait_for(lambda number=number: number in self._results)
+                    while number not in self._results:
+                        self._ready.wait()
                     result = self._results.pop(number)
                 if isinstance(result, BaseException):
                     raise result

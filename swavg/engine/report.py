@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from swavg.engine.compute import TaskResult
 from swavg.engine.distances import Distances
-from swavg.engine.executors import TaskResult
 from swavg.engine.resources import Resources, Sizes
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.plan import Plan
@@ -88,6 +89,9 @@ class Tally:
 
     plan: Plan
     total: int
+    """Bytes to read."""
+    planned: int
+    """Bytes of all regions."""
     distances: Distances | None = None
     read: int = 0
     written: int = 0
@@ -117,8 +121,7 @@ class Tally:
         """AssertionError unless every task was done once, and every byte of every region written:
         where space was reserved a hole reads as zeros."""
         assert len(self.done) == len(self.plan.tasks()), "tasks are missing"
-        planned = sum(read_and_written(self.plan, row)[1] for row in range(len(self.plan.rows)))
-        assert self.written == planned, f"{self.written} bytes written, {planned} planned"
+        assert self.written == self.planned, f"{self.written} of {self.planned} bytes written"
 
     def crc(self, row: int, file: int, offset: int) -> int:
         """The CRC-32 of the region that begins at this offset of a file."""
@@ -131,18 +134,18 @@ class Tally:
 def read_and_written(plan: Plan, row: int) -> tuple[int, int]:
     """Bytes that a row reads (unless an earlier one does), and that its regions have."""
     entries, read, written = plan.entries, 0, 0
-    sizes: dict[tuple[int, int], tuple[int, int]] = {}
+    alike: Counter[tuple[int, ...]] = Counter()
+    example: dict[tuple[int, ...], int] = {}
     for file in plan.outputs[row].files:
         for entry in file.entries:
-            key = entries.operation[entry], entries.form[entry]
-            if key not in sizes or entries.operations[key[0]].members[1:]:
-                made = entries.make(plan.checkpoints, entry)
-                dtype, numel = made.operation.dtype, math.prod(made.shape)
-                inputs = sum(tensor.spec.nbytes for tensor in made.tensors)
-                leads = made.operation.terms[0].row == row
-                sizes[key] = inputs if leads else 0, dtype.nbytes(numel)
-            read += sizes[key][0]
-            written += sizes[key][1]
+            key = entries.key(entry)
+            alike[key] += 1
+            example[key] = entry
+    for key, count in alike.items():
+        made = entries.make(plan.checkpoints, example[key])
+        written += count * made.operation.dtype.nbytes(math.prod(made.shape))
+        if made.operation.terms[0].row == row:
+            read += count * sum(tensor.spec.nbytes for tensor in made.tensors)
     return read, written
 
 
@@ -165,8 +168,8 @@ def report(
         output=STDOUT if output.target.path is None else output.target.path,
         format=output.target.format,
         inputs=tuple(
-            summary_of(plan.checkpoints[member], *facts)
-            for member, *facts in zip(
+            summary_of(plan.checkpoints[member], name, weight, distance, cosine)
+            for member, name, weight, distance, cosine in zip(
                 members, names, plan.rows[row].weights, far, cosines, strict=True
             )
         ),

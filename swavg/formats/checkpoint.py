@@ -12,16 +12,19 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from swavg.dtypes import DType
 from swavg.storage.sources import Pool, Source
 
 if TYPE_CHECKING:
+    from types import EllipsisType
+
     import numpy as np
     import numpy.typing as npt
 
-    Index = int | slice | type(...) | tuple[object, ...]  # what NumPy takes
+    Index: TypeAlias = "int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]"
+    """What NumPy takes, but for arrays."""
 
 Shape = tuple[int, ...]
 
@@ -154,11 +157,10 @@ class TensorTable(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What checkpoints of one run have in common, kept once: ``columns`` by their content,
-    ``headers`` that were parsed by their digest."""
+    """What checkpoints of one run have in common, kept once: ``columns`` by their content, or by
+    the digest of the header that says it."""
 
     columns: dict[object, Columns] = field(default_factory=dict)
-    headers: dict[object, tuple[Columns, Mapping[str, str]]] = field(default_factory=dict)
 
 
 class TableBuilder:
@@ -211,21 +213,21 @@ class TableBuilder:
         return TensorTable(found if found.names == columns.names else columns, base)
 
 
-Scalar = int | float | str | Mapping[str | int, "Scalar"]
+Scalar = int | float | str
 
 
 @dataclass(frozen=True, eq=False)
 class Extras:
     """What a checkpoint holds besides tensors.
 
-    ``scalars`` are plain values (step, metrics) by name, and such in dictionaries; ``recipe`` is
-    the text that swavg wrote;
+    ``scalars`` are plain values by name (step), those further down by their dotted path
+    (``metrics.top1``; ``-1`` is the last of a list); ``recipe`` is the text that swavg wrote;
     ``others`` name what only a file of the same format keeps (optimizer state, a class);
     ``side_files`` are paths of files that go along with the weights, by name, ``left_out`` names
     of those that do not. ``template`` is for the format's own writer.
     """
 
-    scalars: Mapping[str | int, Scalar] = field(default_factory=dict)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
     recipe: str | None = None
     others: tuple[str, ...] = ()
     side_files: Mapping[str, str] = field(default_factory=dict)
@@ -299,9 +301,7 @@ class Checkpoint:
         """The whole tensor ``name`` as a NumPy array of its shape."""
         return self[name][...]
 
-    def read_into(
-        self, tensor: Tensor, start: int, stop: int, out: memoryview, pool: Pool
-    ) -> None:
+    def read_into(self, tensor: Tensor, start: int, stop: int, out: memoryview, pool: Pool) -> None:
         """Fill ``out`` with the row-major elements ``[start, stop)`` of a tensor, packed.
 
         Elements narrower than a byte begin and end at whole bytes. Raises InputError.

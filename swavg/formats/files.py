@@ -6,7 +6,7 @@ from swavg.errors import InputError
 from swavg.formats import safetensors, torch
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.layout import Format
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import read_file
 
 # A safetensors length may begin with the magic of another format: 640 with that of a pickle.
 FILES: dict[str, Format] = {
@@ -32,9 +32,7 @@ _KNOWN_OTHERS = (
 
 def open_file(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open a file of any format. Raises InputError; what it is otherwise, if that can be told."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        head = bytes(pool.read(file, 0, min(_HEAD, file.size)))
+    head = read_file(path, _HEAD)
     if not head:
         raise InputError(path, "is empty (0 bytes)")
     for row in FILES.values():

@@ -13,7 +13,7 @@ from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.files import FILES, open_file
 from swavg.formats.layout import Format, Layout, Request
 from swavg.formats.safetensors import unique, without_ties
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.storage.sources import LocalFile, Source, read_file
 
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")
 _INDEX_LIMIT = 64 << 20
@@ -104,9 +104,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
     return Checkpoint(path, "folder", tuple(sources), table, metadata, tuple(notes), extras)
 
 
-def _open_shard(
-    path: str, index: str | None, key: str | None, shared: Shared | None
-) -> Checkpoint:
+def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | None) -> Checkpoint:
     if index is not None and not os.path.exists(path):
         raise InputError(path, f"missing, though '{index}' lists it")
     if os.path.isdir(path):
@@ -168,8 +166,7 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
     file = LocalFile.find(path)
     if file.size > _INDEX_LIMIT:
         raise InputError(path, f"has {file.size:,} bytes, more than an index could need")
-    with Pool() as pool:
-        text = bytes(pool.read(file, 0, file.size))
+    text = read_file(path)
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _INDEX_ENTRIES:
         raise InputError(path, f"lists more than {_INDEX_ENTRIES:,} tensors")
     try:

@@ -105,7 +105,8 @@ def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array) -
     axes = sorted((a for a in range(out.ndim) if shape[a] > 1), key=lambda a: -strides[a])
 
     def stretch(inner: Sequence[int]) -> int:
-        return 1 + sum((shape[axis] - 1) * strides[axis] for axis in inner)
+        steps: int = sum((shape[axis] - 1) * strides[axis] for axis in inner)
+        return 1 + steps
 
     split = 0
     while (length := stretch(axes[split:])) * itemsize > _SHORT and (
@@ -114,7 +115,7 @@ def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array) -
         split += 1
     outer = axes[:split]
     if not outer and out.flags.c_contiguous and length == out.size and axes == sorted(axes):
-        pool.read_into(source, offset, memoryview(out.reshape(-1).view(np.uint8)))
+        pool.read_into(source, offset, out.reshape(-1).view(np.uint8).data)
         return
     sizes = [shape[axis] for axis in outer]
     if math.prod(sizes) * length * itemsize > _MOST and (widest := max(shape)) > 1:
@@ -124,7 +125,7 @@ def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array) -
         _read(pool, source, offset + half * strides[axis] * itemsize, strides, high)
         return
     held = np.empty((*sizes, length), out.dtype)
-    data, step = memoryview(held.reshape(-1).view(np.uint8)), length * itemsize
+    data, step = held.reshape(-1).view(np.uint8).data, length * itemsize
     steps = [[at * strides[axis] * itemsize for at in range(shape[axis])] for axis in outer]
     with pool.reader(source) as reader:
         for row, place in enumerate(itertools.product(*steps)):

@@ -9,11 +9,22 @@ import re
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 
-from swavg.dtypes import BY_SAFETENSORS, DType
+from swavg.dtypes import BY_SAFETENSORS
 from swavg.errors import InputError, OutputError, RequestError
-from swavg.formats.checkpoint import Checkpoint, Extras, Shape, Shared, TableBuilder, TensorTable
+from swavg.formats.checkpoint import (
+    Checkpoint,
+    Columns,
+    Extras,
+    Form,
+    Shared,
+    TableBuilder,
+    TensorTable,
+)
 from swavg.formats.layout import FileLayout, Format, Layout, Request, Specs, losses
 from swavg.storage.sources import LocalFile, Pool
 
@@ -38,9 +49,7 @@ def looks_like_safetensors(head: bytes) -> bool:
     return len(head) >= 9 and head[8:9] == b"{" and 1 < int.from_bytes(head[:8], "little") < 2**32
 
 
-def open_safetensors(
-    path: str, key: str | None = None, shared: Shared | None = None
-) -> Checkpoint:
+def open_safetensors(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Read the header of ``path``. Raises InputError for anything that is not exactly valid.
 
     ``key`` means nothing here.
@@ -61,20 +70,42 @@ def open_safetensors(
         header = pool.read(file, 8, length)
     base = 8 + length
     shared = Shared() if shared is None else shared
-    identity = (hashlib.sha256(header).digest(), file.size)
-    parsed = shared.headers.get(identity)
-    if parsed is None:
-        entries = _parsed(path, header)
-        metadata = _metadata_of(path, entries)
-        table = _table(path, entries, base, file.size, shared)
-        parsed = shared.headers[identity] = table.columns, metadata
-    columns, metadata = parsed
-    extras = Extras(recipe=metadata.get("swavg"))
-    table = TensorTable(columns, base if len(columns.names) else 0)
+    metadata, rest = _split(path, header)
+    # Offsets count from the data on: equal however long the metadata is.
+    identity = (hashlib.sha256(rest).digest(), file.size - base)
+    columns = shared.columns.get(identity)
+    if columns is None:
+        entries = _parsed(path, rest)
+        if "__metadata__" in entries:
+            metadata = _checked_metadata(path, entries.pop("__metadata__"))
+        columns = _columns(path, entries, base, file.size, shared)
+        shared.columns[identity] = columns
+    table = TensorTable(columns, base if columns.names else 0)
+    extras = Extras(scalars=metadata, recipe=metadata.get("swavg"))
     return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)
 
 
-def _parsed(path: str, header: bytearray) -> dict[str, object]:
+_METADATA = b'{"__metadata__":'
+_SPACE = re.compile(r"[ \t\n\r]*")
+_BEHIND = re.compile(r"[ \t\n\r]*(?:,[ \t\n\r]*(?=\")|(?=\}))")
+
+
+def _split(path: str, header: bytearray) -> tuple[dict[str, str], bytearray]:
+    """The metadata where it comes first, as all writers have it; and the header without it."""
+    _check_size(path, header)
+    if not header.startswith(_METADATA):
+        return {}, header
+    text = _decoded(path, header)
+    with _as_json(path):
+        begin = _SPACE.match(text, len(_METADATA)).end()  # type: ignore[union-attr]
+        metadata, end = _decoder(path).raw_decode(text, begin)
+        behind = _BEHIND.match(text, end)
+        if behind is None:
+            raise ValueError(f"expecting ',' at char {end}")
+    return _checked_metadata(path, metadata), bytearray(b"{" + text[behind.end() :].encode())
+
+
+def _check_size(path: str, header: bytearray) -> None:
     if header[:1] != b"{":
         raise InputError(path, "its safetensors header does not start with '{'")
     # Every object, list and element costs memory many times its length in the text.
@@ -87,21 +118,36 @@ def _parsed(path: str, header: bytearray) -> dict[str, object]:
         raise InputError(
             path, f"its header is too large: {ENTRY_LIMIT:,} tensors at most are allowed"
         )
+
+
+def _decoded(path: str, header: bytearray) -> str:
+    # Left to itself, json.loads would take UTF-16 and UTF-32 too.
+    with _as_json(path):
+        return header.decode("utf-8")
+
+
+@contextmanager
+def _as_json(path: str) -> Iterator[None]:
     try:
-        # Left to itself, json.loads would take UTF-16 and UTF-32 too.
-        text = header.decode("utf-8")
-        entries: dict[str, object] = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
+        yield
     except (ValueError, RecursionError) as error:
         raise InputError(path, f"its safetensors header is not valid JSON ({error})") from None
+
+
+def _decoder(path: str) -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=partial(unique, path))
+
+
+def _parsed(path: str, header: bytearray) -> dict[str, object]:
+    text = _decoded(path, header)
+    with _as_json(path):
+        entries: dict[str, object] = _decoder(path).decode(text)
     if b"\\u" in header and not all(map(_is_text, entries)):
         raise InputError(path, "its header has half a surrogate pair, which is no text")
     return entries
 
 
-def _metadata_of(path: str, entries: dict[str, object]) -> dict[str, str]:
-    metadata = entries.pop("__metadata__", None)
-    if metadata is None:
-        return {}
+def _checked_metadata(path: str, metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
@@ -111,35 +157,30 @@ def _metadata_of(path: str, entries: dict[str, object]) -> dict[str, str]:
     return metadata
 
 
-def _table(
-    path: str,
-    entries: Mapping[str, object],
-    base: int,
-    size: int,
-    shared: Shared,
-) -> TensorTable:
+def _columns(
+    path: str, entries: Mapping[str, object], base: int, size: int, shared: Shared
+) -> Columns:
     """The tensors in the order of their bytes, which they tile."""
+    known: dict[tuple[object, str], tuple[Form, int]] = {}
     placed = sorted(
-        ((*_entry(path, name, entry), name) for name, entry in entries.items()),
-        key=lambda tensor: tensor[:2],
+        ((*_entry(path, name, entry, known), name) for name, entry in entries.items()),
+        key=itemgetter(0, 1),
     )
     builder = TableBuilder()
     position = 0
-    for begin, end, dtype, shape, name in placed:
+    for begin, end, form, name in placed:
         if begin != position:
             kind = "overlaps the tensor before it" if begin < position else "leaves a hole"
             where = f"(at byte {base + begin}, not {base + position})"
             raise InputError(path, f"{_short(name)} {kind} {where}")
-        builder.add(name, (dtype, shape, None), base + begin)
+        builder.add(name, form, base + begin)
         position = end
     end = base + position
     if end > size:
-        raise InputError(
-            path, f"truncated: its tensors need {end:,} bytes, the file has {size:,}"
-        )
+        raise InputError(path, f"truncated: its tensors need {end:,} bytes, the file has {size:,}")
     if end < size:
         raise InputError(path, f"{size - end:,} bytes follow its last tensor")
-    return builder.build(shared)
+    return builder.build(shared).columns
 
 
 def unique(path: str, pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
@@ -179,14 +220,40 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _entry(path: str, name: str, entry: object) -> tuple[int, int, DType, Shape]:
-    """Where a tensor's bytes begin and end, behind the header; its dtype and shape."""
-    shown = _short(name)
+def _entry(
+    path: str, name: str, entry: object, known: dict[tuple[object, str], tuple[Form, int]]
+) -> tuple[int, int, Form]:
+    """Where a tensor's bytes begin and end, behind the header, and its form. ``known`` keeps the
+    forms of dtypes and shapes that were checked, with their sizes in bits."""
     if len(name) > NAME_LIMIT:
-        raise InputError(path, f"{shown} is a name of more than {NAME_LIMIT:,} characters")
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise InputError(path, f"{_short(name)} is a name of more than {NAME_LIMIT:,} characters")
+    if type(entry) is not dict or entry.keys() != _KEYS:
+        shown = _short(name)
         raise InputError(path, f"{shown} is not described by dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    # As text, in which true and 1.0 are not 1.
+    key = code if type(code) is str else "", repr(shape)
+    found = known.get(key)
+    if found is None:
+        found = known[key] = _checked_form(path, _short(name), code, shape)
+    form, bits = found
+    if type(offsets) is not list or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise InputError(path, f"{_short(name)} has the invalid data_offsets {_short(offsets)}")
+    begin, end = offsets
+    if bits % 8 or end - begin != bits // 8:
+        raise InputError(
+            path,
+            f"{_short(name)} is {shape} of {form[0]}, {bits / 8:,.10g} bytes,"
+            f" but its data_offsets span {end - begin:,}",
+        )
+    return begin, end, form
+
+
+_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+def _checked_form(path: str, shown: str, code: object, shape: object) -> tuple[Form, int]:
+    """The form of a dtype and a shape, and its size in bits."""
     dtype = BY_SAFETENSORS.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise InputError(path, f"{shown} has the unknown dtype {_short(code)}")
@@ -198,17 +265,7 @@ def _entry(path: str, name: str, entry: object) -> tuple[int, int, DType, Shape]
         )
     if math.prod(filter(None, shape)) >= 2**63:
         raise InputError(path, f"{shown} has the impossible shape {_short(shape)}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise InputError(path, f"{shown} has the invalid data_offsets {_short(offsets)}")
-    begin, end = offsets
-    bits = math.prod(shape) * dtype.bits
-    if bits % 8 or end - begin != bits // 8:
-        raise InputError(
-            path,
-            f"{shown} is {shape} of {dtype}, {bits / 8:,.10g} bytes,"
-            f" but its data_offsets span {end - begin:,}",
-        )
-    return begin, end, dtype, tuple(shape)
+    return (dtype, tuple(shape), None), math.prod(shape) * dtype.bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,9 +374,7 @@ def plan_specs(
     for number in order:
         offsets.append(position)
         position += sizes[number]
-    return SafetensorsLayout(
-        name, position, specs, array("I", order), offsets, metadata=strings
-    )
+    return SafetensorsLayout(name, position, specs, array("I", order), offsets, metadata=strings)
 
 
 FORMAT = Format(

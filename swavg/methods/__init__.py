@@ -1,25 +1,27 @@
-"""Averaging methods over a series: each decides weights and what is recorded, nothing more.
+"""Averaging methods over a series: each turns a request into rows of weights, nothing more.
 
-Every function returns jobs that have decided everything and written nothing; ``job.run()`` or
-``swavg.job.run_together(jobs)`` does them.
+Every function opens what it needs to know (recipes of earlier averages) and returns a
+:class:`Request`, which the engine plans and runs.
 """
 
 from swavg.methods.emas import ema
 from swavg.methods.means import slide, update, window
+from swavg.methods.request import Request
 from swavg.methods.smooth import Smoothing, amount, smoothing
-from swavg.methods.sweeps import SweepRecipe, sweep, sweep_recipe
+from swavg.methods.sweeps import SweepSpec, sweep, sweep_spec
 from swavg.methods.widths import posthoc
 
 __all__ = [
+    "Request",
     "Smoothing",
-    "SweepRecipe",
+    "SweepSpec",
     "amount",
     "ema",
     "posthoc",
     "slide",
     "smoothing",
     "sweep",
-    "sweep_recipe",
+    "sweep_spec",
     "update",
     "window",
 ]

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from swavg import weights
-from swavg.averaging import prepare_many
-from swavg.job import Job, Path, Wanted
-from swavg.methods.recorded import counted, key_of
-from swavg.policy import Policy
+from swavg.methods.recorded import counted
+from swavg.methods.request import Path, Request
+from swavg.planning.row import Row
+from swavg.planning.policy import Policy
 
 
 def update(
-    average: Path, new: Sequence[Path], *, output: Path | None, count: int | None = None, **run: Any
-) -> Job:
+    average: Path, new: Sequence[Path], *, policy: Policy, count: int | None = None
+) -> Request:
     """Running SWA: ``average`` of n checkpoints, and ``new`` ones: the mean of all.
 
     n is read from the average's recipe unless ``count`` gives it. Kept in float32 unless the
-    policy says otherwise, so that it does not drift.
+    policy says otherwise, so that it does not drift. Raises RequestError, and InputError where n
+    is not known.
     """
-    n = counted(average, count, key_of(run))
-    details = {"n": n + len(new)}
-    wanted = Wanted(output, weights.running(n, len(new)), None, "running mean", details)
-    return prepare_many([average, *new], [wanted], **in_float32(run))[0]
+    n = counted(average, count, policy.key)
+    numbers = weights.running(n, len(new))
+    return _request([average, *new], numbers, "running mean", n + len(new), policy)
 
 
 def slide(
@@ -32,47 +32,43 @@ def slide(
     add: Sequence[Path],
     drop: Sequence[Path],
     *,
-    output: Path | None,
+    policy: Policy,
     count: int | None = None,
-    **run: Any,
-) -> Job:
-    """A window moved on: the mean ``average`` with ``add`` let in and ``drop`` let out."""
-    n = counted(average, count, key_of(run))
-    numbers = weights.slide(n, len(add), len(drop))
-    details = {"n": n + len(add) - len(drop)}
+) -> Request:
+    """A window moved on: the mean ``average`` with ``add`` let in and ``drop`` let out.
+
+    Otherwise as :func:`update`.
+    """
+    n = counted(average, count, policy.key)
+    held, *others = weights.slide(n, len(add), len(drop))
     # The order also decides the template: the newest comes last.
-    inputs = [*drop, average, *add]
-    numbers = (*numbers[1 + len(add) :], numbers[0], *numbers[1 : 1 + len(add)])
-    wanted = Wanted(output, numbers, None, "sliding mean", details)
-    return prepare_many(inputs, [wanted], **in_float32(run))[0]
+    numbers = (*others[len(add) :], held, *others[: len(add)])
+    left = n + len(add) - len(drop)
+    return _request([*drop, average, *add], numbers, "sliding mean", left, policy)
 
 
 def window(
-    start: Path,
-    end: Path,
-    *,
-    output: Path | None,
-    counts: tuple[float, float] | None = None,
-    **run: Any,
-) -> Job:
+    start: Path, end: Path, *, policy: Policy, counts: tuple[float, float] | None = None
+) -> Request:
     """The mean over what lies between two running averages (icefall): ``(a_e e - a_s s)/(e - s)``.
 
-    ``counts`` are s and e; by default the ``n`` of the two recipes.
+    ``counts`` are s and e, in checkpoints or steps; by default the ``n`` of the two recipes.
+    Otherwise as :func:`update`.
     """
     if counts is None:
-        s, e = (float(counted(path, None, key_of(run), "--counts S E")) for path in (start, end))
+        s, e = (float(counted(path, None, policy.key, "counts")) for path in (start, end))
     else:
         s, e = counts
-    n = e - s
+    return _request([start, end], weights.window(s, e), "window", e - s, policy)
+
+
+def _request(
+    inputs: Sequence[Path], numbers: tuple[float, ...], method: str, n: float, policy: Policy
+) -> Request:
+    """One row over all inputs, recorded as a mean of ``n``, in float32 unless told otherwise."""
     details = {"n": int(n) if n == int(n) else n}
-    wanted = Wanted(output, weights.window(s, e), None, "window", details)
-    return prepare_many([start, end], [wanted], **in_float32(run))[0]
-
-
-def in_float32(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments, with a policy that keeps the output in float32 unless it says more."""
-    policy = run.get("policy") or Policy()
-    if policy.dtype == "keep":
-        policy = replace(policy, dtype="float32")
+    row = Row(numbers, tuple(range(len(inputs))), method, details)
+    dtype = "float32" if policy.dtype == "keep" else policy.dtype
     # The average is wider than the checkpoints that are added to it.
-    return {**run, "policy": replace(policy, mixed_dtypes=True)}
+    policy = replace(policy, dtype=dtype, mixed_dtypes=True)
+    return Request(tuple(os.fspath(path) for path in inputs), (row,), policy)

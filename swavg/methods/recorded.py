@@ -3,60 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeGuard
 
 from swavg.errors import InputError, RequestError
-from swavg.job import Path
-from swavg.policy import Policy
-from swavg.recipe import recipe_of
+from swavg.methods.request import Path
+from swavg.methods.smooth import Smoothing
+from swavg.engine.recipe import recipe_of
+
+_MEANS = ("mean", "running mean", "sliding mean", "window")
 
 
-def is_number(value: object) -> bool:
-    """True for a finite number that is no bool: metadata may hold anything."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+@dataclass(frozen=True, slots=True)
+class EarlierEma:
+    """An EMA that can be continued."""
+
+    smoothing: Smoothing
+    n: int
+    """How many checkpoints it holds."""
+    step: float | None
+    """That of the last of them, None if it is not known."""
+    mass: float
+    """:func:`swavg.weights.debias_mass`; 1 if it was started from the first."""
 
 
-def _is_count(value: Any) -> bool:
-    return is_number(value) and value >= 1 and value == int(value)
-
-
-def recorded(path: Path, method: str, key: str | None = None) -> dict[str, Any]:
-    """The recipe of an EMA that can be continued; InputError if it is none."""
-    found = recipe_of(path, key)
-    whole = (
-        _is_count(found.get("n"))
-        and is_number(found.get("decay"))
-        and (found.get("step") is None or is_number(found["step"]))
-        and is_number(found.get("mass", 1.0))
-    )
-    if found.get("method") != method or not whole:
+def earlier_ema(path: Path, key: str | None) -> EarlierEma:
+    """The EMA at ``path``, as its recipe says. InputError if it is none that swavg wrote."""
+    recipe = recipe_of(path, key)
+    n, decay, step = recipe.get("n"), recipe.get("decay"), recipe.get("step")
+    mass, warmup = recipe.get("mass", 1.0), recipe.get("warmup")
+    if (
+        recipe.get("method") != "ema"
+        or not _is_count(n)
+        or not is_number(decay)
+        or not (step is None or is_number(step))
+        or not is_number(mass)
+    ):
         raise InputError(
             path,
-            f"is no {method} that swavg wrote: its metadata has no such recipe",
-            hint=f"It says {found['method']}." if "method" in found else None,
+            "is no ema that swavg wrote: its metadata has no such recipe",
+            hint=f"It says {recipe['method']}." if "method" in recipe else None,
         )
-    return found
+    per_step, debias = bool(recipe.get("per_step")), bool(recipe.get("debias"))
+    smoothing = Smoothing(decay, per_step, debias, None if warmup is None else str(warmup))
+    return EarlierEma(smoothing, int(n), step, float(mass))
 
 
-def counted(path: Path, count: int | None, key: str | None = None, option: str = "--count") -> int:
-    """Of how many checkpoints ``path`` is the mean: ``count``, else as recorded."""
+def counted(path: Path, count: int | None, key: str | None, argument: str = "count") -> int:
+    """Of how many checkpoints ``path`` is the mean: ``count``, else as recorded.
+
+    Raises RequestError for a count below 1, and InputError where none is recorded.
+    """
     if count is not None:
         if count < 1:
             raise RequestError(f"A mean of {count} checkpoints is none.")
         return count
-    found = recipe_of(path, key)
-    means = ("mean", "running mean", "sliding mean", "window")
-    if found.get("method") not in means or not _is_count(found.get("n")):
+    recipe = recipe_of(path, key)
+    n = recipe.get("n")
+    if recipe.get("method") not in _MEANS or not _is_count(n):
         raise InputError(
             path,
             "does not say of how many checkpoints it is the mean",
-            hint=f"Give the number with {option}.",
+            hint=f"Give the number with {argument}=.",
         )
-    return int(found["n"])
+    return int(n)
 
 
-def key_of(run: Mapping[str, Any]) -> str | None:
-    """Where the state dict lies in the inputs, as the policy among the arguments says."""
-    policy = run.get("policy")
-    return policy.key if isinstance(policy, Policy) else None
+def is_number(value: object) -> TypeGuard[int | float]:
+    """True for a finite number that is no bool: metadata may hold anything."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> TypeGuard[int | float]:
+    return is_number(value) and value >= 1 and value == int(value)

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from swavg import weights
-from swavg.averaging import prepare_many
 from swavg.errors import RequestError
-from swavg.job import Job, Path, Wanted
+from swavg.methods.request import Request
 from swavg.methods.smooth import last_step, smoothing
-from swavg.series import Series, select
+from swavg.planning.row import Row
+from swavg.planning.policy import Policy
+from swavg.series import Selection, Series, select
+
+_COUNTS = ("last", "from-step", "to-step", "every", "best")
+_SELECTING = (*_COUNTS, "metric", "mode")
+_SMOOTHING = ("decay", "half-life", "span", "warmup")
+_FLAGS = ("debias", "per-step", "at-most")
 
 
 @dataclass(frozen=True, slots=True)
-class SweepRecipe:
-    """One average of a sweep, as ``uniform:last=5`` or ``ema:half-life=2000steps,to-step=9000``."""
+class SweepSpec:
+    """One average of a sweep."""
 
     text: str
-    method: Literal["uniform", "ema"]
-    options: Mapping[str, str]
+    """As it was written: ``uniform:last=5``, ``ema:half-life=2000steps,to-step=9000``."""
+    selection: Selection
+    ema: Mapping[str, str] | None
+    """Options of the EMA (a flag is empty); None: the mean."""
 
     @property
     def name(self) -> str:
@@ -29,14 +37,8 @@ class SweepRecipe:
         return re.sub(r"[^A-Za-z0-9._]+", "-", self.text).strip("-")
 
 
-_CHOICES = {"last": int, "from-step": int, "to-step": int, "every": int, "best": int,
-            "metric": str, "mode": str}  # fmt: skip
-_SMOOTHING = ("decay", "half-life", "span", "warmup")
-_FLAGS = ("debias", "per-step", "at-most")
-
-
-def sweep_recipe(text: str) -> SweepRecipe:
-    """Parse a recipe. Raises RequestError, naming what can be said."""
+def sweep_spec(text: str) -> SweepSpec:
+    """Parse one average of a sweep. Raises RequestError, naming what can be said."""
     method, _, rest = text.partition(":")
     options: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
@@ -44,73 +46,89 @@ def sweep_recipe(text: str) -> SweepRecipe:
         key = key.strip()
         if key in _FLAGS and not equals:
             options[key] = ""
-        elif equals and (key in _CHOICES or (method == "ema" and key in _SMOOTHING)):
+        elif equals and (key in _SELECTING or (method == "ema" and key in _SMOOTHING)):
             options[key] = value.strip()
         else:
             raise RequestError(
                 f"Recipe '{text}': '{part}' is not understood.",
-                hint=f"A {method} recipe takes {', '.join((*_CHOICES, *_SMOOTHING, *_FLAGS))}.",
+                hint=f"A {method} recipe takes {', '.join((*_SELECTING, *_SMOOTHING, *_FLAGS))}.",
             )
     if method not in ("uniform", "ema"):
         raise RequestError(
             f"Recipe '{text}': there is no method '{method}'.",
             hint="Write uniform:last=5 or ema:half-life=2000steps.",
         )
-    return SweepRecipe(text, "uniform" if method == "uniform" else "ema", options)
+    with _naming(text):
+        counts = {key.replace("-", "_"): _whole(options, key) for key in _COUNTS}
+        selection = Selection(
+            **counts,
+            metric=options.get("metric"),
+            mode=options.get("mode"),
+            at_most="at-most" in options,
+        )
+    return SweepSpec(text, selection, options if method == "ema" else None)
 
 
-def sweep(
-    series: Series, recipes: Sequence[SweepRecipe], outputs: Sequence[Path | None], **run: Any
-) -> list[Job]:
-    """Many averages of one series, one job each, for one read of the inputs."""
-    wanted = []
-    for recipe, output in zip(recipes, outputs, strict=True):
-        try:
-            picked = _picked(series, recipe)
-            members = tuple(series.paths.index(path) for path in picked.paths)
-            numbers, details = _weighed(picked, recipe)
-        except RequestError as error:
-            raise RequestError(
-                f"Recipe '{recipe.text}': {error.message}", hint=error.hint
-            ) from None
-        method = "mean" if recipe.method == "uniform" else "ema"
-        wanted.append(Wanted(output, numbers, members, method, details))
-    used = sorted({member for each in wanted for member in each.members or ()})
+def sweep(series: Series, specs: Sequence[SweepSpec], *, policy: Policy) -> Request:
+    """Many averages of one series, one row each, for one read of the inputs.
+
+    Raises RequestError, naming the average that cannot be made.
+    """
+    rows = []
+    for spec in specs:
+        with _naming(spec.text):
+            rows.append(_row(series, spec))
+    used = sorted({member for row in rows for member in row.members})
     places = {member: place for place, member in enumerate(used)}
-    wanted = [
-        replace(each, members=tuple(places[member] for member in each.members or ()))
-        for each in wanted
-    ]
-    return prepare_many([series.paths[member] for member in used], wanted, **run)
-
-
-def _picked(series: Series, recipe: SweepRecipe) -> Series:
-    chosen: dict[str, Any] = {}
-    for key, kind in _CHOICES.items():
-        if key in recipe.options:
-            try:
-                chosen[key.replace("-", "_")] = kind(recipe.options[key])
-            except ValueError:
-                raise RequestError(f"{key}={recipe.options[key]} is no whole number.") from None
-    return select(series, at_most="at-most" in recipe.options, **chosen) if chosen else series
-
-
-def _weighed(picked: Series, recipe: SweepRecipe) -> tuple[tuple[float, ...], dict[str, Any]]:
-    if recipe.method == "uniform":
-        return weights.mean(len(picked)), {"n": len(picked)} | last_step(picked.steps)
-    options = recipe.options
-    try:
-        decay = float(options["decay"]) if "decay" in options else None
-    except ValueError:
-        raise RequestError(f"decay={options['decay']} is no number.") from None
-    how = smoothing(
-        picked.steps,
-        decay=decay,
-        half_life=options.get("half-life"),
-        span=options.get("span"),
-        per_step="per-step" in options,
-        debias="debias" in options,
-        warmup=options.get("warmup"),
-        counting=picked.unit,
+    return Request(
+        tuple(series.paths[member] for member in used),
+        tuple(
+            Row(row.weights, tuple(map(places.__getitem__, row.members)), row.method, row.details)
+            for row in rows
+        ),
+        policy,
     )
-    return how.over(picked.steps), how.details(picked.steps, len(picked))
+
+
+def _row(series: Series, spec: SweepSpec) -> Row:
+    chosen = select(series, spec.selection)
+    # What is chosen is in the order of the series; of a path that is there twice, each counts.
+    places = iter(enumerate(series.paths))
+    members = tuple(next(i for i, path in places if path == wanted) for wanted in chosen.paths)
+    steps = chosen.steps
+    if spec.ema is None:
+        return Row(weights.mean(len(steps)), members, "mean", {"n": len(steps), **last_step(steps)})
+    how = smoothing(
+        steps,
+        decay=_number(spec.ema, "decay"),
+        half_life=spec.ema.get("half-life"),
+        span=spec.ema.get("span"),
+        per_step="per-step" in spec.ema,
+        debias="debias" in spec.ema,
+        warmup=spec.ema.get("warmup"),
+        counting=chosen.unit,
+    )
+    return Row(how.weights_at(steps), members, "ema", how.details(steps, len(steps)))
+
+
+@contextmanager
+def _naming(text: str) -> Iterator[None]:
+    """Errors in the block say of which average they are."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"Recipe '{text}': {error.message}", hint=error.hint) from None
+
+
+def _whole(options: Mapping[str, str], key: str) -> int | None:
+    try:
+        return int(options[key]) if key in options else None
+    except ValueError:
+        raise RequestError(f"'{key}={options[key]}' is no whole number.") from None
+
+
+def _number(options: Mapping[str, str], key: str) -> float | None:
+    try:
+        return float(options[key]) if key in options else None
+    except ValueError:
+        raise RequestError(f"'{key}={options[key]}' is no number.") from None

@@ -3,64 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from swavg import weights
-from swavg.averaging import prepare_many
 from swavg.errors import InputError, RequestError
-from swavg.job import Job, Path, Wanted
-from swavg.methods.recorded import is_number, key_of
+from swavg.methods.recorded import is_number
+from swavg.methods.request import Request
 from swavg.methods.smooth import known
-from swavg.recipe import recipe_of
-from swavg.series import Series, Snapshot
+from swavg.planning.row import Row
+from swavg.planning.policy import Policy
+from swavg.engine.recipe import recipe_of
+from swavg.series import Series
 
 
 def posthoc(
     series: Series,
     sigma_rels: Sequence[float],
-    outputs: Sequence[Path | None],
     *,
+    policy: Policy,
     profiles: Sequence[float] = (),
     at_step: int | None = None,
-    **run: Any,
-) -> list[Job]:
-    """Post-hoc EMAs (Karras et al. 2024, section 3.2) of the widths ``sigma_rels``, one job each.
+) -> Request:
+    """Post-hoc EMAs (Karras et al. 2024, section 3.2) of the widths ``sigma_rels``, one row each.
 
     The snapshots' own relative widths are ``profiles`` (one for all, or one each), or in their
-    recipes. ``at_step`` is the step of the EMA, by default the last. Raises RequestError.
+    recipes. ``at_step`` is the step of the EMA, by default the last. Raises RequestError, and
+    InputError for a snapshot that does not say its width.
     """
     steps = known(series.steps)
-    gammas = _gammas(series.snapshots, profiles, key_of(run))
+    if profiles:
+        gammas = _given_gammas(profiles, len(series))
+    else:
+        gammas = [_recorded_gamma(path, policy.key) for path in series.paths]
     target = max(steps) if at_step is None else at_step
-    wanted = []
-    for sigma_rel, output in zip(sigma_rels, outputs, strict=True):
+    # Snapshots after the target are no part of it, not parts of weight 0.
+    members = tuple(index for index, step in enumerate(steps) if step <= target)
+    rows = []
+    for sigma_rel in sigma_rels:
         gamma = weights.gamma_from_sigma_rel(sigma_rel)
         numbers = weights.posthoc(steps, gammas, target, gamma)
         details = {"profile": {"sigma_rel": sigma_rel, "gamma": gamma}, "step": target}
-        # Snapshots after the target are no part of it, not parts of weight 0.
-        members = tuple(i for i, step in enumerate(steps) if step <= target)
-        wanted.append(
-            Wanted(output, tuple(numbers[i] for i in members), members, "posthoc", details)
+        rows.append(Row(tuple(numbers[i] for i in members), members, "posthoc", details))
+    return Request(series.paths, tuple(rows), policy)
+
+
+def _given_gammas(profiles: Sequence[float], count: int) -> list[float]:
+    if len(profiles) not in (1, count):
+        raise RequestError(f"{len(profiles)} profiles for {count} snapshots.")
+    widths = list(profiles) * (count if len(profiles) == 1 else 1)
+    return [weights.gamma_from_sigma_rel(width) for width in widths]
+
+
+def _recorded_gamma(path: str, key: str | None) -> float:
+    profile = recipe_of(path, key).get("profile")
+    gamma = profile.get("gamma") if isinstance(profile, Mapping) else None
+    if not is_number(gamma):
+        raise InputError(
+            path,
+            "does not say of which profile it is an EMA",
+            hint="Give the relative width of the snapshots with profiles=.",
         )
-    return prepare_many(series.paths, wanted, **run)
-
-
-def _gammas(
-    snapshots: Sequence[Snapshot], profiles: Sequence[float], key: str | None
-) -> list[float]:
-    if profiles:
-        if len(profiles) not in (1, len(snapshots)):
-            raise RequestError(f"{len(profiles)} profiles for {len(snapshots)} snapshots.")
-        given = list(profiles) * (len(snapshots) if len(profiles) == 1 else 1)
-        return [weights.gamma_from_sigma_rel(width) for width in given]
-    found = []
-    for snapshot in snapshots:
-        profile = recipe_of(snapshot.path, key).get("profile")
-        if not isinstance(profile, Mapping) or not is_number(profile.get("gamma")):
-            raise InputError(
-                snapshot.path,
-                "does not say of which profile it is an EMA",
-                hint="Give the relative width of the snapshots with --profile.",
-            )
-        found.append(float(profile["gamma"]))
-    return found
+    return float(gamma)

@@ -98,29 +98,39 @@ class Assembly:
         """The entry of each tensor of a row."""
         specs = decisions.specs
         own = [_own(number, row, operation) for operation in decisions.operations]
+        interned = [self._intern(operation) for operation in own]
         places = [self._place(table) for table in match.tables]
+        forms = [self._form_of(shape, None) for _, shape in specs.forms]
         found = array("I")
-        for at, name in enumerate(specs.names):
-            operation = own[decisions.operation[at]]
-            shape, order = specs.forms[specs.form[at]][1], orders.get(at)
-            if order is not None:
-                shape = tuple(shape[axis] for axis in order)
-            form = self._forms.setdefault((shape, order), len(self._forms))
-            numbers = [-1] * len(self._tables)
+        numbers = [-1] * len(self._tables)
+        for at, (name, form, made) in enumerate(
+            zip(specs.names, specs.form, decisions.operation, strict=True)
+        ):
+            own_form = forms[form]
+            if orders and (order := orders.get(at)) is not None:
+                shape = specs.forms[form][1]
+                own_form = self._form_of(tuple(shape[axis] for axis in order), order)
             for place, column in zip(places, decisions.numbers, strict=True):
                 numbers[place] = column[at]
-            shared = None if alone else self._shared(name, operation, form, numbers)
+            shared = None if alone else self._shared(name, own[made], own_form, numbers)
             if shared is None:
-                shared = self._add(operation, form, numbers)
-                self._by_name.setdefault(name, shared)
+                shared = self._add(interned[made], own_form, numbers)
+                if not alone:
+                    self._by_name.setdefault(name, shared)
             found.append(shared)
         return found
+
+    def _form_of(self, shape: Shape, order: Shape | None) -> int:
+        return self._forms.setdefault((shape, order), len(self._forms))
+
+    def _intern(self, operation: Operation) -> int:
+        return self._operations.setdefault(operation, len(self._operations))
 
     def _place(self, table: TensorTable) -> int:
         return next(at for at, own in enumerate(self._tables) if own.columns is table.columns)
 
-    def _add(self, operation: Operation, form: int, numbers: Sequence[int]) -> int:
-        self._operation.append(self._operations.setdefault(operation, len(self._operations)))
+    def _add(self, operation: int, form: int, numbers: Sequence[int]) -> int:
+        self._operation.append(operation)
         self._form.append(form)
         for column, at in zip(self._numbers, numbers, strict=True):
             column.append(at)
@@ -142,7 +152,7 @@ class Assembly:
         merged = self._merged[key]
         if merged is None:
             return None
-        self._operation[entry] = self._operations.setdefault(merged, len(self._operations))
+        self._operation[entry] = self._intern(merged)
         for column, at in columns:
             column[entry] = max(column[entry], at)
         return entry
@@ -168,7 +178,7 @@ class Assembly:
     def _bytes(self, number: int, template: int, start: int, nbytes: int) -> int:
         """The entry of bytes of a template's source 0."""
         key = template, start, nbytes
-        form = self._forms.setdefault(((nbytes,), None), len(self._forms))
+        form = self._form_of((nbytes,), None)
         operation = Operation(
             "bytes", _BYTES, "float32", (template,), (Term(number, (0,), (1.0,), True),)
         )
@@ -176,11 +186,11 @@ class Assembly:
             entry = self._by_bytes[key]
             merged = _merged(list(self._operations)[self._operation[entry]], operation)
             assert merged is not None
-            self._operation[entry] = self._operations.setdefault(merged, len(self._operations))
+            self._operation[entry] = self._intern(merged)
             return entry
         numbers = [-1] * len(self._tables)
         numbers[self._table_of[template]] = start
-        self._by_bytes[key] = self._add(operation, form, numbers)
+        self._by_bytes[key] = self._add(self._intern(operation), form, numbers)
         return self._by_bytes[key]
 
 

@@ -116,6 +116,7 @@ class _Decider:
         written: list[str] = []
         forms: dict[tuple[DType, Shape], int] = {}
         operations: dict[Operation, int] = {}
+        places: dict[int, tuple[int, int]] = {}
         form, operation = array("I"), array("I")
         numbers = tuple(array("q") for _ in match.tables)
         unchanged = bytearray()
@@ -136,10 +137,16 @@ class _Decider:
                 continue
             self._joined |= selected and len(made.members) == len(self._row.members)
             written.append(shown)
-            form.append(forms.setdefault((made.dtype, verdict.shape), len(forms)))
-            operation.append(operations.setdefault(made, len(operations)))
-            for place, number in enumerate(column):
-                numbers[place].append(number)
+            place = places.get(id(verdict))
+            if place is None:
+                place = places[id(verdict)] = (
+                    forms.setdefault((made.dtype, verdict.shape), len(forms)),
+                    operations.setdefault(made, len(operations)),
+                )
+            form.append(place[0])
+            operation.append(place[1])
+            for numbers_there, number in zip(numbers, column, strict=True):
+                numbers_there.append(number)
             unchanged.append(made.op == "copy" and self._is_own(shown, made, column))
         if differences:
             raise _mismatch(differences, self._shown)

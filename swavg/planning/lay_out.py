@@ -45,7 +45,5 @@ def lay_out(
         assert write is not None
         layout = write(request)
         alone = len(rows) == 1
-        outputs.append(
-            assembly.output(number, row, match, decisions, target, layout, alone=alone)
-        )
+        outputs.append(assembly.output(number, row, match, decisions, target, layout, alone=alone))
     return assembly.entries(), tuple(outputs)

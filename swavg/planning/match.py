@@ -125,7 +125,9 @@ def _confirmed_ties(
             group
             for group in candidates
             if all(
-                _is_tied(pool, checkpoint, [numbers[place][n] for n in group if n in numbers[place]])
+                _is_tied(
+                    pool, checkpoint, [numbers[place][n] for n in group if n in numbers[place]]
+                )
                 for checkpoint, place in zip(checkpoints, table_of, strict=True)
             )
         ]

@@ -62,7 +62,7 @@ class Entry(NamedTuple):
     tensors: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Entries:
     """All entries in columns.
 
@@ -82,6 +82,29 @@ class Entries:
 
     def __len__(self) -> int:
         return len(self.form)
+
+    def key(self, number: int) -> tuple[int, ...]:
+        """What decides how an entry is made, but for where its tensors lie: equal for entries of
+        the same operation, shape, and forms of tensors."""
+        operation = self.operation[number]
+        if self.operations[operation].op == "bytes":
+            return operation, self.form[number]
+        forms = (self._form(place, number) for place in self.places[operation])
+        return operation, self.form[number], *forms
+
+    @cached_property
+    def places(self) -> list[tuple[int, ...]]:
+        """The distinct tables of each operation's members."""
+        return [
+            tuple(dict.fromkeys(self.table_of[member] for member in operation.members))
+            for operation in self.operations
+        ]
+
+    def _form(self, place: int, number: int) -> int:
+        columns = self.tables[place].columns
+        at = self.numbers[place][number]
+        # Each of those that lie in several boxes is a form of its own.
+        return -1 - at if columns.others and at in columns.others else columns.form[at]
 
     def make(self, checkpoints: Sequence[Checkpoint], number: int) -> Entry:
         """Entry ``number``, whole."""

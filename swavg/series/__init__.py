@@ -1,17 +1,18 @@
 """Series: which checkpoints, in which order, with which steps and metrics."""
 
-from swavg.series.discover import discover, given
+from swavg.series.discover import discover, in_given_order
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, Unit
-from swavg.series.select import guess_mode, select
+from swavg.series.select import Selection, guess_mode, select
 
 __all__ = [
+    "Selection",
     "Series",
     "Snapshot",
     "Unit",
     "discover",
-    "given",
     "guess_mode",
+    "in_given_order",
     "select",
     "with_inner_metrics",
 ]

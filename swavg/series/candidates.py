@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from swavg.errors import InputError
-from swavg.series.inside import Inside, read_inside
+from swavg.series.inside import Facts, read_inside
 from swavg.series.model import Unit, label, labels
 from swavg.series.names import NameFacts
 
@@ -19,7 +19,7 @@ class Candidate:
     path: str
     name: NameFacts
     searched: bool = False
-    inside: Inside | None = None
+    inside: Facts | None = None
     unreadable: bool = False
     counts: dict[Unit, int] = field(default_factory=dict)
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from swavg.formats.files import InputFile
 from swavg.series.candidates import (
     Candidate,
     add_steps,
@@ -18,10 +17,12 @@ from swavg.series.candidates import (
     without_links,
     without_unreadable,
 )
-from swavg.series.metrics import beside, from_file
-from swavg.series.model import Series, Snapshot, Unit, is_generic, labels
+from swavg.series.metrics import beside
+from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
 from swavg.series.names import NameFacts, read_name
 from swavg.series.search import is_one_checkpoint, search
+from swavg.series.tables import from_file
+from swavg.storage.sources import LocalFile
 
 
 def discover(
@@ -48,7 +49,7 @@ def discover(
             candidates += search(path, pattern, notes)
         else:
             if not os.path.exists(path):
-                InputFile.identify(path)
+                LocalFile.find(path)
             candidates.append(Candidate(path, _named(path, named)))
     candidates = without_links(candidates, notes)
     for candidate in candidates:
@@ -74,7 +75,9 @@ def discover(
     return Series(tuple(snapshots), tuple(notes), unit)
 
 
-def given(paths: Iterable[str | os.PathLike[str]], *, keep_order: bool = False) -> Series | None:
+def in_given_order(
+    paths: Iterable[str | os.PathLike[str]], *, keep_order: bool = False
+) -> Series | None:
     """The series of paths that are all files or checkpoint folders, by their names alone; None if
     one has to be searched, is missing, or if they are ambiguous.
 
@@ -112,10 +115,16 @@ def _snapshot(candidate: Candidate, unit: Unit | None) -> Snapshot:
     metrics = dict(candidate.name.metrics)
     if candidate.inside is not None:
         metrics = {**candidate.inside.metrics, **metrics}
-    if step is None:
-        return Snapshot(candidate.path, None, metrics, "none", candidate.counts)
-    source = "name" if unit in candidate.name.counts else "file"
-    return Snapshot(candidate.path, step, metrics, source, candidate.counts)  # type: ignore[arg-type]
+    source: StepFrom = "name" if unit in candidate.name.counts else "file"
+    opened = candidate.inside is not None or candidate.unreadable
+    return Snapshot(
+        candidate.path,
+        step,
+        metrics,
+        "none" if step is None else source,
+        candidate.counts,
+        opened,
+    )
 
 
 def _in_order(

@@ -9,64 +9,121 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
-from swavg.formats.files import open_input, read_exactly
 from swavg.series.model import Unit
+from swavg.storage.sources import read_file
 
-_STEPS = ("global_step", "step", "num_updates", "iteration", "global_iteration", "iter")
-_EPOCHS = ("epoch", "current_epoch")
+_COUNTS: Mapping[Unit, tuple[str, ...]] = {
+    "step": ("global_step", "step", "num_updates", "iteration", "global_iteration", "iter"),
+    "epoch": ("epoch", "current_epoch"),
+}
 _SCORES = ("metric", "best_score", "val_loss", "valid_loss", "loss", "val_acc", "acc")
-_MAX_JSON = 64 << 20
+_MAX_JSON = 16 << 20
+_TOO_LARGE = "too large to be read in one piece"
+_MAX_NODES = 500_000
+"""Objects and lists in JSON: each takes up to 24 times the bytes of its text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inside:
-    """What a checkpoint says of itself; ``averaged`` says that swavg wrote it."""
+class Facts:
+    """What a checkpoint says of itself."""
 
     counts: Mapping[Unit, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     averaged: bool = False
+    """swavg wrote it, as an average of others."""
 
 
-def read_inside(path: str) -> Inside:
-    """Counts and metrics in the checkpoint at ``path``. InputError if it cannot be opened."""
+def facts_of(scalars: Mapping[str, object], recipe: str | None = None) -> Facts:
+    """What plain values say, as trainers and swavg name them.
+
+    ``scalars`` are the metadata of a safetensors file, the values of a torch file outside its
+    weights (those further down by their dotted path: ``metrics.top1``; ``-1`` is the last of a
+    list), or the top of a ``trainer_state.json``. ``recipe`` is what swavg recorded in an average.
+    """
+    counts = _counts_in(scalars)
+    # fairseq
+    progress = _counts_in(_below(scalars, "optimizer_history.-1."))
+    counts = _counts_in(_below(scalars, "extra_state.train_iterator.")) | progress | counts
+    metrics = _numbers_in(scalars, _SCORES)
+    # timm
+    metrics |= _numbers_in(_below(scalars, "metrics."))
+    # Lightning: the score of each ModelCheckpoint when the file was written.
+    for name, monitor in _below(scalars, "callbacks.").items():
+        callback = name.removesuffix(".monitor")
+        score = number(scalars.get(f"callbacks.{callback}.current_score"))
+        if callback != name and isinstance(monitor, str) and score is not None:
+            metrics[monitor] = score
+    metrics |= _numbers_in(_below(scalars, "extra_state."), _SCORES)
+    if recipe is None:
+        # A snapshot (swavg.training). In an average these are those of the last of its inputs.
+        return Facts(counts, metrics | _numbers_in(_object(scalars.get("metrics"))))
+    made = _object(recipe)
+    own = made.get("metrics")
+    metrics |= _numbers_in(own) if isinstance(own, Mapping) else {}
+    return Facts(counts | _counts_in(made), metrics, averaged=True)
+
+
+def metrics_by_epoch(scalars: Mapping[str, object]) -> dict[int, dict[str, float]]:
+    """What the reporter in ESPnet's ``checkpoint.pth`` has seen, as ESPnet calls it
+    (``valid.acc``)."""
+    metrics: dict[int, dict[str, float]] = {}
+    for name, value in _numbers_in(_below(scalars, "reporter.stats.")).items():
+        epoch, _, metric = name.partition(".")
+        if epoch.isdecimal():
+            metrics.setdefault(int(epoch), {})[metric] = value
+    return metrics
+
+
+def read_inside(path: str) -> Facts:
+    """The facts in the checkpoint at ``path``. InputError if it cannot be opened."""
     if os.path.isdir(path):
         state = read_json(os.path.join(path, "trainer_state.json"))
-        counts = counts_in(state) if isinstance(state, Mapping) else {}
-        if counts:
-            return Inside(counts)
-    else:
-        with open_input(path) as (fd, file):
-            head = bytes(os.pread(fd, 8, 0))
-            if head.startswith(b"PK\3\4"):
-                # Only now: names that carry the step need none of the code for pickles.
-                from swavg.series.inside_torch import read_torch
-
-                return read_torch(path, fd, file)
-    checkpoint = open_checkpoint(path)
-    scalars = getattr(checkpoint, "scalars", None)
-    if scalars is not None:
-        return Inside(counts_in(scalars), dict(scores_in(scalars)))
-    return _of_metadata(checkpoint.metadata)
+        facts = facts_of(state) if isinstance(state, dict) else Facts()
+        if facts.counts:
+            return facts
+    return facts_of(*read_scalars(path))
 
 
-def read_json(path: str) -> Any:
-    """The content of a JSON file; None if there is none, or none that can be read."""
+def read_scalars(path: str) -> tuple[Mapping[str, object], str | None]:
+    """What a checkpoint holds besides tensors, as :func:`facts_of` takes it. InputError if it
+    cannot be opened."""
+    extras = open_checkpoint(path).extras
+    return extras.scalars, extras.recipe
+
+
+def parse_json(text: str) -> object:
+    """The value of JSON. ValueError if it is none, or would take hundreds of MiB."""
+    if len(text) > _MAX_JSON or text.count("{") + text.count("[") > _MAX_NODES:
+        raise ValueError(_TOO_LARGE)
     try:
-        with open_input(path) as (fd, file):
-            if file.size <= _MAX_JSON:
-                return json.loads(bytes(read_exactly(fd, file, 0, file.size)))
-    except (InputError, ValueError, RecursionError):
-        pass
-    return None
+        value: object = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
 
 
-def number(value: Any) -> float | None:
+def load_json(path: str) -> object:
+    """The value of a JSON file. InputError and ValueError (:func:`parse_json`)."""
+    data = read_file(path, _MAX_JSON + 1)
+    if len(data) > _MAX_JSON:
+        raise ValueError(_TOO_LARGE)
+    return parse_json(str(data, "utf-8-sig"))
+
+
+def read_json(path: str) -> object:
+    """The value of a JSON file; None if there is none, or none that can be read."""
+    try:
+        return load_json(path)
+    except (InputError, ValueError):
+        return None
+
+
+def number(value: object) -> float | None:
     """``value`` as a float if it is a number (or the text of one), else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
@@ -76,59 +133,34 @@ def number(value: Any) -> float | None:
         return None
 
 
-def _count(value: Any) -> int | None:
-    found = number(value)
-    if found is None or not math.isfinite(found) or found < 0 or found != int(found):
-        return None
-    return int(found)
-
-
-def counts_in(entries: Mapping[Any, Any]) -> dict[Unit, int]:
-    found: dict[Unit, int] = {}
-    units: tuple[tuple[Unit, tuple[str, ...]], ...] = (("step", _STEPS), ("epoch", _EPOCHS))
-    for unit, names in units:
-        values = (_count(entries.get(name)) for name in names)
-        count = next((value for value in values if value is not None), None)
-        if count is not None:
-            found[unit] = count
-    return found
-
-
-def scores_in(entries: Mapping[Any, Any]) -> Iterator[tuple[str, float]]:
-    for name in _SCORES:
-        if (value := number(entries.get(name))) is not None:
-            yield name, value
-
-
-def _of_metadata(metadata: Mapping[str, str]) -> Inside:
-    counts = counts_in(metadata)
-    metrics = dict(scores_in(metadata))
-    if "swavg" not in metadata:
-        # A snapshot (swavg.training). In an average these are those of the last of its inputs.
-        return Inside(counts, metrics | numbers_in(_object(metadata.get("metrics"))))
-    try:
-        recipe = json.loads(metadata["swavg"])
-    except (ValueError, RecursionError):
-        return Inside(counts, metrics, averaged=True)
-    if isinstance(recipe, dict):
-        counts |= counts_in(recipe)
-        given = recipe.get("metrics")
-        metrics |= numbers_in(given) if isinstance(given, dict) else {}
-    return Inside(counts, metrics, averaged=True)
-
-
-def _object(text: str | None) -> Mapping[Any, Any]:
+def _object(text: object) -> Mapping[str, object]:
     """The JSON object in ``text``; empty if there is none."""
     try:
-        found = json.loads(text) if text is not None else {}
-    except (ValueError, RecursionError):
+        value = parse_json(text) if isinstance(text, str) else None
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def numbers_in(entries: Mapping[Any, Any], prefix: str = "") -> dict[str, float]:
+def _below(scalars: Mapping[str, object], prefix: str) -> dict[str, object]:
     return {
-        f"{prefix}{name}": found
-        for name, value in entries.items()
-        if isinstance(name, str) and (found := number(value)) is not None
+        name[len(prefix) :]: value for name, value in scalars.items() if name.startswith(prefix)
     }
+
+
+def _counts_in(scalars: Mapping[str, object]) -> dict[Unit, int]:
+    counts: dict[Unit, int] = {}
+    for unit, names in _COUNTS.items():
+        for name in names:
+            value = number(scalars.get(name))
+            if value is not None and math.isfinite(value) and value >= 0 and value == int(value):
+                counts[unit] = int(value)
+                break
+    return counts
+
+
+def _numbers_in(
+    scalars: Mapping[str, object], names: Iterable[str] | None = None
+) -> dict[str, float]:
+    values = ((name, number(scalars.get(name))) for name in (scalars if names is None else names))
+    return {name: value for name, value in values if value is not None}

@@ -18,30 +18,29 @@ _LISTED = 4
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A checkpoint of a training run: a file, or a folder such as ``checkpoint-500``.
-
-    ``step`` is in the unit of its series, None if unknown; ``step_from`` says whether it was read
-    from the name or from the file. ``counts`` are all the counts that were found, by unit.
-    """
+    """A checkpoint of a training run: a file, or a folder such as ``checkpoint-500``."""
 
     path: str
     step: int | None = None
+    """In the unit of its series, None if unknown."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     step_from: StepFrom = "none"
+    """Whether the step was read from the name or from the file."""
     counts: Mapping[Unit, int] = field(default_factory=dict)
+    """All the counts that were found, by unit."""
+    opened: bool = False
+    """Whether the file was read, so that ``metrics`` has all that it says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Snapshots in step order (or as given, where no step is known or the order was to be kept).
-
-    ``unit`` is what the steps count, None if there are none. ``notes`` say what was understood,
-    reordered and ignored.
-    """
+    """Snapshots in step order (or as given, where no step is known or the order was to be kept)."""
 
     snapshots: tuple[Snapshot, ...]
     notes: tuple[str, ...] = ()
+    """What was understood, reordered and ignored."""
     unit: Unit | None = None
+    """What the steps count, None if there are none."""
 
     @property
     def paths(self) -> tuple[str, ...]:

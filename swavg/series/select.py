@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 from swavg.errors import RequestError
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, finite, labels
-
-Mode = Literal["min", "max"]
+from swavg.weights import Mode
 
 _LOWER = ("loss", "ppl", "perplexity", "error", "err", "wer", "cer", "ter", "eer", "nll", "mae",
           "mse", "rmse", "fid", "bpc", "bpb")  # fmt: skip
@@ -31,73 +30,74 @@ def guess_mode(metric: str) -> Mode | None:
     return "min" if lower else "max"
 
 
-def select(
-    series: Series,
-    *,
-    last: int | None = None,
-    from_step: int | None = None,
-    to_step: int | None = None,
-    every: int | None = None,
-    best: int | None = None,
-    metric: str | None = None,
-    mode: str | None = None,
-    at_most: bool = False,
-) -> Series:
-    """The chosen snapshots in the order of the series: bounds first, then spacing, then count.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to choose of a series: bounds first, then spacing, then count."""
 
-    ``from_step`` and ``to_step`` are inclusive. ``every`` keeps the newest, and then each that is
-    at least so many steps older than the one kept before (LAWA). ``last`` takes the newest,
-    ``best`` those with the lowest or highest ``metric`` (``mode`` min or max; by its name where
-    that says which); checkpoints are opened for a metric that some lack. RequestError if there are
-    fewer than asked for, unless ``at_most``, or if nothing is left.
+    last: int | None = None
+    """The newest so many."""
+    from_step: int | None = None
+    """From this step on, inclusive."""
+    to_step: int | None = None
+    """Up to this step, inclusive."""
+    every: int | None = None
+    """The newest, and then each that is at least so many steps older than the one kept before
+    (LAWA)."""
+    best: int | None = None
+    """Those so many with the lowest or highest ``metric``."""
+    metric: str | None = None
+    """What ``best`` goes by; may be left out where there is one only."""
+    mode: str | None = None
+    """Whether ``min`` or ``max`` is best; by the metric's name where that says which."""
+    at_most: bool = False
+    """Take fewer than asked for if there are fewer."""
+
+    def __post_init__(self) -> None:
+        for name, count in (("last", self.last), ("best", self.best), ("every", self.every)):
+            if count is not None and count < 1:
+                raise RequestError(f"{name}={count} must be at least 1.")
+        if self.last is not None and self.best is not None:
+            raise RequestError(
+                "last= and best= exclude each other", hint="Bound the best with from_step=."
+            )
+        if self.best is None and self.mode is not None:
+            raise RequestError("mode= says what is best", hint="Add best=K.")
+        if self.mode not in (None, "min", "max"):
+            raise RequestError(f"mode is 'min' or 'max', not '{self.mode}'.")
+        low, high = self.from_step, self.to_step
+        if low is not None and high is not None and low > high:
+            raise RequestError(f"from_step={low} is behind to_step={high}.")
+
+
+def select(series: Series, selection: Selection) -> Series:
+    """The chosen snapshots, in the order of the series.
+
+    Checkpoints are opened for a metric that some lack. RequestError if there are fewer than asked
+    for (unless ``at_most``), or if nothing is left.
     """
-    _check(last, best, every, from_step, to_step, metric, mode)
+    low, high = selection.from_step, selection.to_step
     chosen = list(series.snapshots)
     notes = list(series.notes)
-    bounded = from_step is not None or to_step is not None
     stepped = [snapshot for snapshot in chosen if snapshot.step is not None]
-    if (bounded or every is not None) and not stepped:
+    needs_steps = (low, high, selection.every) != (None, None, None)
+    if needs_steps and not stepped:
         raise RequestError("Choosing by step needs steps, and none of the checkpoints has one.")
-    by_step = bounded or every is not None or last is not None
-    if by_step and 0 < len(stepped) < len(chosen):
+    if (needs_steps or selection.last is not None) and 0 < len(stepped) < len(chosen):
         lacking = [snapshot.path for snapshot in chosen if snapshot.step is None]
         notes.append(f"left out for want of a {series.unit}: {labels(lacking)}")
         chosen = stepped
-    if bounded:
-        chosen = _between(series, chosen, from_step, to_step)
-    if every is not None:
-        chosen = _spaced(chosen, every)
-    if last is not None:
-        _require(last, chosen, at_most, "the last")
-        chosen = _those_in(chosen, _newest_first(chosen)[:last])
-    if best is not None:
-        chosen, more = _best(replace(series, snapshots=tuple(chosen)), best, metric, mode, at_most)
+    if (low, high) != (None, None):
+        chosen = _between(series, chosen, low, high)
+    if selection.every is not None:
+        chosen = _spaced(chosen, selection.every)
+    if selection.last is not None:
+        _require(selection.last, chosen, selection.at_most, "the last")
+        chosen = _those_in(chosen, _newest_first(chosen)[: selection.last])
+    if selection.best is not None:
+        candidates = replace(series, snapshots=tuple(chosen))
+        chosen, more = _best(candidates, selection.best, selection)
         notes += more
     return Series(tuple(chosen), tuple(notes), series.unit)
-
-
-def _check(
-    last: int | None,
-    best: int | None,
-    every: int | None,
-    from_step: int | None,
-    to_step: int | None,
-    metric: str | None,
-    mode: str | None,
-) -> None:
-    for name, count in (("last", last), ("best", best), ("every", every)):
-        if count is not None and count < 1:
-            raise RequestError(f"--{name} must be at least 1, not {count}.")
-    if last is not None and best is not None:
-        raise RequestError(
-            "--last and --best exclude each other", hint="Bound the best with --from-step."
-        )
-    if best is None and mode is not None:
-        raise RequestError("--mode says what is best", hint="Add --best K.")
-    if mode not in (None, "min", "max"):
-        raise RequestError(f"mode is 'min' or 'max', not '{mode}'.")
-    if from_step is not None and to_step is not None and from_step > to_step:
-        raise RequestError(f"--from-step {from_step} is behind --to-step {to_step}.")
 
 
 def _require(asked: int, found: Sequence[Snapshot], at_most: bool, what: str) -> None:
@@ -105,7 +105,7 @@ def _require(asked: int, found: Sequence[Snapshot], at_most: bool, what: str) ->
         raise RequestError(
             f"Asked for {what} {asked} checkpoints and found {len(found)}"
             + (f": {labels([snapshot.path for snapshot in found])}" if found else ""),
-            hint="Take what there is with --at-most." if found else None,
+            hint="Take what there is with at_most=True." if found else None,
         )
     if not found:
         raise RequestError(f"Asked for {what} {asked} checkpoints and found none.")
@@ -155,45 +155,50 @@ def _spaced(snapshots: Sequence[Snapshot], every: int) -> list[Snapshot]:
     return _those_in(snapshots, kept)
 
 
-def _best(
-    series: Series, count: int, metric: str | None, mode: str | None, at_most: bool
-) -> tuple[list[Snapshot], list[str]]:
+def _best(series: Series, count: int, selection: Selection) -> tuple[list[Snapshot], list[str]]:
     notes = []
+    metric = selection.metric
     if metric is None:
-        known = series.metric_names or with_inner_metrics(series).metric_names
-        if len(known) != 1:
-            raise RequestError(
-                f"--best needs --metric: there are {', '.join(known)}"
-                if known
-                else "--best needs a metric, and none is known for these checkpoints",
-                hint=None if known else "Give a file of metrics with --metrics.",
-            )
-        metric = known[0]
+        metric = _only_metric(series)
         notes.append(f"best by {metric}, the only metric there is")
-    mode = mode or guess_mode(metric)
+    series = with_inner_metrics(series, metric)
+    if metric not in series.metric_names:
+        raise _unknown_metric(metric, series.metric_names)
+    mode = selection.mode or guess_mode(metric)
     if mode is None:
         raise RequestError(
             f"Is lower or higher {metric} better? Its name does not say",
-            hint="Give --mode min or --mode max.",
+            hint="Give mode='min' or mode='max'.",
         )
-    if not all(metric in snapshot.metrics for snapshot in series.snapshots):
-        series = with_inner_metrics(series, metric)
-    comparable = [snapshot for snapshot in series.snapshots if finite(snapshot, metric)]
     lacking = [s.path for s in series.snapshots if metric not in s.metrics]
-    strange = [s for s in series.snapshots if metric in s.metrics and not finite(s, metric)]
-    if not comparable:
-        names = ", ".join(series.metric_names)
-        raise RequestError(
-            f"No checkpoint has a {metric} to go by",
-            hint=f"There are: {names}." if names else "Give a file of metrics with --metrics.",
-        )
     if lacking:
         notes.append(f"left out for want of {metric}: {labels(lacking)}")
+    comparable = [snapshot for snapshot in series.snapshots if finite(snapshot, metric)]
+    strange = [s.path for s in series.snapshots if metric in s.metrics and not finite(s, metric)]
     if strange:
-        shown = labels([snapshot.path for snapshot in strange])
-        notes.append(f"left out, {metric} is NaN or infinite: {shown}")
-    _require(count, comparable, at_most, f"the best (by {metric})")
+        notes.append(f"left out, {metric} is NaN or infinite: {labels(strange)}")
+    _require(count, comparable, selection.at_most, f"the best (by {metric})")
     sign = 1 if mode == "min" else -1
     # Of equals the newer: it has trained longer.
     ranked = sorted(_newest_first(comparable), key=lambda s: sign * s.metrics[metric])[:count]
     return _those_in(comparable, ranked), notes
+
+
+def _only_metric(series: Series) -> str:
+    names = series.metric_names or with_inner_metrics(series).metric_names
+    if not names:
+        raise RequestError(
+            "best= needs a metric, and none is known for these checkpoints",
+            hint="Give a file of metrics with metrics_file=.",
+        )
+    if len(names) > 1:
+        raise RequestError(f"best= needs metric=: there are {', '.join(names)}")
+    return names[0]
+
+
+def _unknown_metric(metric: str, names: Sequence[str]) -> RequestError:
+    hint = f"There are: {', '.join(names)}." if names else "Give a file of metrics with"
+    hint += "" if names else " metrics_file=."
+    if near := difflib.get_close_matches(metric, names, 1):
+        hint = f"Did you mean {near[0]}? {hint}"
+    return RequestError(f"No checkpoint has a {metric} to go by", hint=hint)

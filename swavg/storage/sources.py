@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import threading
@@ -277,3 +278,40 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def read_file(path: str, most: int | None = None) -> bytes:
+    """The bytes of the file at ``path``, at most the first ``most``. InputError."""
+    file = LocalFile.find(path)
+    size = file.size if most is None else min(file.size, most)
+    with Pool() as pool:
+        return bytes(pool.read(file, 0, size))
+
+
+@contextmanager
+def open_binary(path: str) -> Iterator[io.BufferedReader]:
+    """The file at ``path``, to be read line by line. InputError, also from reads."""
+    file = LocalFile.find(path)
+    reader = file.open()
+    try:
+        yield io.BufferedReader(_Raw(reader, file.size))
+    finally:
+        reader.close()
+
+
+class _Raw(io.RawIOBase):
+    """A source read from its beginning to its end."""
+
+    def __init__(self, reader: Reader, size: int) -> None:
+        super().__init__()
+        self._reader, self._rest, self._at = reader, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, out: memoryview) -> int:  # type: ignore[override]
+        count = min(len(out), self._rest)
+        self._reader.read_into(self._at, memoryview(out)[:count])
+        self._at += count
+        self._rest -= count
+        return count

@@ -53,5 +53,5 @@ def apply_swa(
         allow_nonfinite=allow_nonfinite,
     )
     n = len(checkpoints)
-    plan.apply(schedules.mean(n) if weights is None else schedules.given(weights, n, sum_to))
+    plan.apply(schedules.mean(n) if weights is None else schedules.checked(weights, n, sum_to))
     return plan.kept

@@ -40,14 +40,13 @@ def check_positive(what: str, value: float) -> None:
         raise RequestError(f"{what} is {value}; it must be a number above 0.")
 
 
-def check_steps(steps: Sequence[float], *, above: float = -math.inf) -> None:
-    """``steps`` are finite, above ``above``, at least one, each larger than the one before."""
+def check_steps(steps: Sequence[float]) -> None:
+    """``steps`` are finite, at least one, each larger than the one before."""
     if not steps:
         raise RequestError("There is nothing to average.")
     for step in steps:
-        if not (math.isfinite(step) and step > above):
-            bound = "a finite number" if above == -math.inf else f"a finite number above {above:g}"
-            raise RequestError(f"The step {step} is not {bound}.")
+        if not math.isfinite(step):
+            raise RequestError(f"The step {step} is not a finite number.")
     for earlier, later in pairwise(steps):
         if later <= earlier:
             raise RequestError(

@@ -6,6 +6,8 @@ All of it follows from ``ema_with_decays``:
 - *started from the first* (torch's ``AveragedModel``, timm): ``m`` begins as the first checkpoint;
 - *debiased from zero* (Adam; Kingma and Ba 2015, section 3; optax): ``m`` begins as zero, the first
   checkpoint is added like every other, and the end is divided by the sum of the weights.
+
+An EMA goes on from an earlier one (``resume_with_decays``) as if all had been averaged at once.
 """
 
 from __future__ import annotations
@@ -85,6 +87,24 @@ def debias_mass(decays: Sequence[float], *, first: float | None = None) -> float
     return -math.expm1(math.fsum(math.log(decay) for decay in every))
 
 
+def resume_with_decays(decays: Sequence[float], *, mass: float = 1.0) -> tuple[float, ...]:
+    """Weights for ``[EMA, new_1, ..., new_k]``: any EMA goes on, ``decays[i]`` for ``new[i]``.
+
+    ``mass`` is the earlier EMA's ``debias_mass`` if it was debiased, and 1 if it was started from
+    the first. Weights of the running form, the EMA's multiplied by ``mass`` (which undoes the
+    division), all divided by their sum. Raises RequestError for nothing new, a decay outside
+    [0, 1) and a mass outside (0, 1].
+    """
+    check_count("The number of new checkpoints", len(decays))
+    if not 0 < mass <= 1:
+        raise RequestError(f"The mass {mass} of the earlier EMA is not in (0, 1].")
+    state, *added = ema_with_decays(decays)
+    if mass == 1:
+        return (state, *added)
+    total = math.fsum((state * mass, *added))
+    return (state * mass / total, *(weight / total for weight in added))
+
+
 def decays_by_step(steps: Sequence[float], decay: float) -> tuple[float, ...]:
     """The decay over each gap between ``steps``: ``decay^(s_(i+1) - s_i)``; ``decay`` is per step.
 
@@ -92,10 +112,11 @@ def decays_by_step(steps: Sequence[float], decay: float) -> tuple[float, ...]:
     """
     check_steps(steps)
     check_decay(decay)
-    found = tuple(decay ** (later - earlier) for earlier, later in pairwise(steps))
-    for gap_decay in found:
+    decays = tuple(decay ** (later - earlier) for earlier, later in pairwise(steps))
+    # Over a tiny gap a decay can round to 1.
+    for gap_decay in decays:
         check_decay(gap_decay)
-    return found
+    return decays
 
 
 def decay_from_half_life(half_life: float) -> float:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 
 from swavg.errors import RequestError
-from swavg.weights.checks import check_count, check_positive, check_steps
+from swavg.weights.checks import check_count, check_positive
 
 WIDEST = 12**-0.5
 """The relative width of gamma 0, the uniform profile: every other is narrower."""
@@ -63,25 +62,6 @@ def beta(t: float, gamma: float) -> float:
     return 0.0 if t == 1 else math.exp((gamma + 1) * math.log1p(-1 / t))
 
 
-def power_profile(steps: Sequence[float], gamma: float) -> tuple[float, ...]:
-    """The power-function EMA over checkpoints at ``steps``, directly.
-
-    Each checkpoint stands for the steps since the one before, the first for those since 0:
-    ``w_i = (s_i/s_n)^(gamma+1) - (s_(i-1)/s_n)^(gamma+1)``, the integral of the profile over that
-    stretch. At steps 1 to n this is the running form with ``beta(t, gamma)``. Raises RequestError
-    for steps that are not positive and increasing and for ``gamma`` < 0.
-    """
-    _check_gamma(gamma)
-    check_steps(steps, above=0)
-    end, exponent = steps[-1], gamma + 1
-    weights = [(steps[0] / end) ** exponent]
-    for earlier, later in pairwise(steps):
-        # 1 - (earlier/later)^exponent, exact where the two are close.
-        gained = -math.expm1(exponent * math.log1p((earlier - later) / later))
-        weights.append((later / end) ** exponent * gained)
-    return tuple(weights)
-
-
 def inner_product(ta: float, ga: float, tb: float, gb: float) -> float:
     """The integral of the product of two profiles, ``ga`` at step ``ta`` and ``gb`` at ``tb``.
 
@@ -114,7 +94,7 @@ def posthoc(
     check_count("The number of snapshots", len(steps))
     profiles = list(zip(steps, gammas, strict=True))
     target = (target_step, target_gamma)
-    norms = {one: math.sqrt(inner_product(*one, *one)) for one in (*profiles, target)}
+    norms = {each: math.sqrt(inner_product(*each, *each)) for each in (*profiles, target)}
     used = [index for index, step in enumerate(steps) if step <= target_step]
     if not used:
         raise RequestError(
@@ -122,20 +102,20 @@ def posthoc(
             hint="Only snapshots up to the target step can be used.",
         )
     chosen = [profiles[index] for index in used]
-    for place, one in enumerate(chosen):
-        if one in chosen[:place]:
+    for place, (step, gamma) in enumerate(chosen):
+        if (step, gamma) in chosen[:place]:
             raise RequestError(
-                f"Two snapshots have the same profile: step {one[0]}, gamma {one[1]:g}.",
+                f"Two snapshots have the same profile: step {step}, gamma {gamma:g}.",
                 hint="Give each snapshot once.",
             )
     if target in chosen:
-        return tuple(float(one == target) for one in profiles)
+        return tuple(float(profile == target) for profile in profiles)
     # Cosines instead of inner products: the same solution, without the scale of the steps.
     matrix = [[inner_product(*a, *b) / (norms[a] * norms[b]) for b in chosen] for a in chosen]
     right = [inner_product(*a, *target) / (norms[a] * norms[target]) for a in chosen]
     solved = _solve(matrix, right)
     # What is still missing is a factor common to all, which the sum takes out again.
-    scaled = [value / norms[one] for value, one in zip(solved, chosen, strict=True)]
+    scaled = [x / norms[profile] for x, profile in zip(solved, chosen, strict=True)]
     total = math.fsum(scaled)
     if total == 0:
         raise RequestError(

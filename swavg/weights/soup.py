@@ -1,33 +1,15 @@
-"""Model soups, uniform and greedy by a held-out metric (Wortsman et al. 2022, arXiv 2203.05482)."""
+"""The greedy soup by a held-out metric (Wortsman et al. 2022, arXiv 2203.05482, recipe 1)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from swavg.errors import RequestError
-from swavg.weights.given import mean
 
 Mode = Literal["min", "max"]
 """Whether a smaller or a larger metric is better."""
-
-uniform = mean
-
-
-def greedy_order(metrics: Sequence[float], mode: Mode) -> tuple[int, ...]:
-    """The order in which a greedy soup tries its ingredients: best metric first.
-
-    Equal metrics keep their order; those that are NaN come last. Raises RequestError for a mode
-    other than ``min`` and ``max``.
-    """
-    sign = _sign(mode)
-
-    def rank(index: int) -> tuple[bool, float]:
-        metric = metrics[index]
-        return (True, 0.0) if math.isnan(metric) else (False, sign * metric)
-
-    return tuple(sorted(range(len(metrics)), key=rank))
 
 
 def greedy(
@@ -37,19 +19,21 @@ def greedy(
     *,
     accept_equal: bool = True,
 ) -> tuple[int, ...]:
-    """The ingredients that a greedy soup keeps, in the order of their acceptance (recipe 1).
+    """The ingredients that a greedy soup keeps, in the order of their acceptance.
 
-    ``metric_of`` gets the indices of a candidate soup (those kept and one more, last) and returns
-    the metric of their mean; it is called once for each index of ``order``. The first with a
-    metric is kept; then a candidate is kept if its metric is no worse than that of the soup so
-    far (the paper), or, without ``accept_equal``, if it is better (the paper's code). A metric
-    that is NaN is never kept. The candidate's mean follows from the soup's by
-    ``running(len(kept))``. Raises RequestError where nothing is kept, for an index given twice,
-    and for a mode other than ``min`` and ``max``.
+    ``order`` are the ingredients, best metric first. ``metric_of`` gets the indices of a candidate
+    soup (those kept and one more, last) and returns the metric of their mean; it is called once for
+    each index of ``order``. The first with a metric is kept; then a candidate is kept if its metric
+    is no worse than that of the soup so far (the paper), or, without ``accept_equal``, if it is
+    better (the paper's code). A metric that is NaN is never kept. The candidate's mean follows from
+    the soup's by ``running(len(kept))``. Raises RequestError where nothing is kept, for an index
+    given twice, and for a mode other than ``min`` and ``max``.
     """
-    sign = _sign(mode)
+    if mode not in get_args(Mode):
+        raise RequestError(f"The mode {mode!r} is neither min nor max.")
     if len(set(order)) != len(order):
         raise RequestError("An ingredient of the soup is given twice.")
+    sign = 1 if mode == "min" else -1
     kept: tuple[int, ...] = ()
     best = math.nan
     for index in order:
@@ -62,10 +46,3 @@ def greedy(
     if not kept:
         raise RequestError("No ingredient of the soup has a metric.")
     return kept
-
-
-def _sign(mode: str) -> int:
-    """What makes smaller better."""
-    if mode not in ("min", "max"):
-        raise RequestError(f"The mode {mode!r} is neither min nor max.")
-    return 1 if mode == "min" else -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar, Shared, TableBuilder
@@ -46,7 +46,7 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
         read = _reads(pool, file)
         archive = read_archive(read, path, file.size)
         graph = read_graph(read, archive)
-        template = ArchiveTemplate(key, archive.root, tuple(archive), archive.alignment)
+        template = ArchiveTemplate(key, archive.root, _records(archive), archive.alignment)
         recipe = _recipe(read, archive)
         return _opened(path, "torch", file, graph, archive.locate, read, template, recipe, shared)
 
@@ -78,7 +78,7 @@ def _opened(
     for name, dtype, shape, strides, offset, _ in placed(path, state.views, locate):
         builder.add(name, (dtype, shape, strides), offset)
     extras = Extras(
-        scalars=_resolved(plain_values(path, graph.top, locate, state=state.node), read),
+        scalars=dict(_resolved(plain_values(path, graph.top, locate, state=state.node), read)),
         recipe=recipe,
         others=_others(state),
         template=template,
@@ -86,6 +86,10 @@ def _opened(
     return Checkpoint(
         path, format, (file,), builder.build(shared), notes=state.notes, extras=extras
     )
+
+
+def _records(archive: Archive) -> tuple[Record, ...]:
+    return tuple(map(archive.__getitem__, range(len(archive))))
 
 
 def _others(state: State) -> tuple[str, ...]:
@@ -105,15 +109,18 @@ def _recipe(read: Read, archive: Archive) -> str | None:
     return bytes(read(record.offset, record.size)).decode(errors="replace")
 
 
-def _resolved(values: Mapping[str | int, Value], read: Read) -> dict[str | int, Scalar]:
-    """The values with the numbers that lie in tensors of one element."""
-    found: dict[str | int, Scalar] = {}
+def _resolved(
+    values: Mapping[str | int, Value], read: Read, prefix: str = ""
+) -> Iterator[tuple[str, Scalar]]:
+    """The values by their dotted paths, with the numbers that lie in tensors of one element."""
     for name, value in values.items():
+        path = f"{prefix}{name}"
         if isinstance(value, Element):
-            found[name] = _number(read, value)
+            yield path, _number(read, value)
+        elif isinstance(value, Mapping):
+            yield from _resolved(value, read, f"{path}.")
         else:
-            found[name] = _resolved(value, read) if isinstance(value, Mapping) else value
-    return found
+            yield path, value
 
 
 def _number(read: Read, element: Element) -> float:

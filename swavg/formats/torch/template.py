@@ -103,8 +103,7 @@ def _refuse_clashes(request: Request, wanted: Mapping[int, Replacement]) -> None
     table = request.template.tensors
     columns = table.columns
     hulls = []
-    for form in columns.forms:
-        dtype, shape, strides = form
+    for dtype, shape, strides in columns.forms:
         if 0 in shape:
             hulls.append(0)
             continue

@@ -76,7 +76,9 @@ def _archive_like(request: Request, template: ArchiveTemplate) -> ArchiveLayout:
         alignment=template.alignment,
         kept=kept,
         orders={each.number: each.order for each in replaced if each.order is not None},
-        check=partial(_check, open_archive, key=template.key, names=tuple(request.template.tensors)),
+        check=partial(
+            _check, open_archive, key=template.key, names=tuple(request.template.tensors)
+        ),
     )
 
 
