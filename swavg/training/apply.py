@@ -44,14 +44,14 @@ def apply_swa(
     dimension than its first, the whole of that tensor. In a distributed run every rank calls this
     and reads what it holds itself.
     """
-    plan = ModelPlan(
+    with ModelPlan(
         model,
         checkpoints,
         strict=strict,
         buffers=buffers,
         key=key,
         allow_nonfinite=allow_nonfinite,
-    )
-    n = len(checkpoints)
-    plan.apply(schedules.mean(n) if weights is None else schedules.checked(weights, n, sum_to))
-    return plan.kept
+    ) as plan:
+        n = len(checkpoints)
+        plan.apply(schedules.mean(n) if weights is None else schedules.checked(weights, n, sum_to))
+        return plan.kept

@@ -7,16 +7,14 @@ from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from swavg.dtypes import Accumulator, DType
-from swavg.engine.compute import Tools
-from swavg.engine.executors import part
+from swavg.engine.compute import Tools, run_task
 from swavg.engine.recipe import short_names
-from swavg.engine.resources import Resources, Sizes, sizes
+from swavg.engine.resources import Resources, sizes
 from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shape, Shared
@@ -41,7 +39,7 @@ class _Prepared:
 
     kinds: Sequence[object]
     plan: Plan
-    sizes: Sizes
+    tools: Tools
     names: Sequence[str]
     dtypes: Sequence[torch.dtype]
 
@@ -51,7 +49,8 @@ class ModelPlan:
     them into it.
 
     ``kept`` are the names of the model's tensors that keep their own value (only if not strict).
-    The arguments and the errors are those of :func:`swavg.training.apply.apply_swa`.
+    The arguments and the errors are those of :func:`swavg.training.apply.apply_swa`. A context
+    manager that closes the files.
     """
 
     def __init__(
@@ -88,6 +87,14 @@ class ModelPlan:
         )
         self._prepared: _Prepared | None = None
 
+    def __enter__(self) -> ModelPlan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared.tools.__exit__()
+
     def apply(self, weights: Sequence[float]) -> None:
         """Put the sum with these weights, one for each checkpoint, into the model.
 
@@ -99,13 +106,12 @@ class ModelPlan:
         prepared = self._prepare(tensors)
         plan = _with_weights(prepared.plan, tuple(weights))
         memory = [_memory(tensors[name])[1] for name in prepared.names]
-        offsets = plan.outputs[0].files[0].offsets
-        make = partial(Tools, plan, prepared.sizes)
+        prepared.tools.go_on_with(plan)
         with _writable(memory):
-            sink = TensorSink(memory, prepared.dtypes, offsets)
+            sink = TensorSink(memory, prepared.dtypes, plan.outputs[0].files[0].offsets)
             try:
-                for _ in part(0, 1)(plan, plan.tasks(), [[sink]], make):
-                    pass
+                for number in plan.tasks():
+                    run_task(plan, number, prepared.tools, [[sink]])
             except NumericsError as error:
                 raise NumericsError(
                     error.message,
@@ -133,7 +139,8 @@ class ModelPlan:
             # Many a model is smaller than a block; of any dtype, eight elements are whole bytes.
             numel = -(-sum(tensors[name].numel() for name in names) // 8) * 8
             chosen = replace(chosen, elements=min(chosen.elements, max(8, numel)))
-            self._prepared = _Prepared(kinds, plan, chosen, names, dtypes)
+            self.__exit__()
+            self._prepared = _Prepared(kinds, plan, Tools(plan, chosen), names, dtypes)
         return self._prepared
 
     def _plan(self, tensors: Mapping[str, Tensor]) -> tuple[Plan, Sequence[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -37,31 +37,34 @@ class TensorSink:
         self._tensors = tensors
         self._dtypes = dtypes
         self._offsets = offsets
-        self._writers: dict[int, Write] = {}
+        self._write: Write | None = None
 
     def pwrite(self, offset: int, data: Buffer) -> None:
-        at = bisect_right(self._offsets, offset) - 1
-        values = torch.frombuffer(data, dtype=self._dtypes[at])
-        start = (offset - self._offsets[at]) // values.element_size()
+        first = bisect_right(self._offsets, offset) - 1
+        values = torch.frombuffer(data, dtype=self._dtypes[first])
         # Sent at once: what a transfer costs besides its bytes is nearly everything for small ones.
-        values = values.to(self._tensors[at].device)
-        whole: list[Tensor] = []
+        values = values.to(self._tensors[first].device)
+        start = (offset - self._offsets[first]) // values.element_size()
+        tensors = self._tensors[first : bisect_left(self._offsets, offset + len(data))]
+        sizes = [tensor.numel() for tensor in tensors]
+        sizes[0] -= start
+        sizes[-1] -= sum(sizes) - values.numel()
+        small: list[Tensor] = []
         parts: list[Tensor] = []
-        while values.numel():
-            tensor = self._tensors[at]
-            numel = tensor.numel()
-            part, values = values[: numel - start], values[numel - start :]
-            if part.numel() == numel <= _SMALL and not is_sharded(tensor):
-                whole.append(tensor)
-                parts.append(part.view(tensor.shape))
+        for tensor, part in zip(tensors, values.split_with_sizes(sizes), strict=True):
+            if part.numel() == tensor.numel() <= _SMALL and not is_sharded(tensor):
+                small.append(tensor)
+                parts.append(part.view_as(tensor))
             else:
-                write = self._writers.get(at) or self._writers.setdefault(at, _writer(tensor))
-                write(start, part)
-                if start + part.numel() == numel:
-                    del self._writers[at]
-            at, start = at + 1, 0
-        if whole:
-            torch._foreach_copy_(whole, parts)
+                self._put(tensor, start, part)
+            start = 0
+        if small:
+            torch._foreach_copy_(small, parts)
+
+    def _put(self, tensor: Tensor, start: int, part: Tensor) -> None:
+        if start == 0 or self._write is None:
+            self._write = _writer(tensor)
+        self._write(start, part)
 
     def sync(self) -> None:
         """Memory is there at once."""

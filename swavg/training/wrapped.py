@@ -129,6 +129,8 @@ def own_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
 
 def is_sharded(tensor: object) -> bool:
     """True for a DTensor, as parameters are under FSDP2 and tensor parallelism."""
+    if type(tensor) in _PLAIN:
+        return False
     home = _home_of_dtensor()
     return home is not None and isinstance(tensor, home.DTensor)
 
@@ -143,7 +145,7 @@ def _home_of_dtensor() -> Any:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, in its own memory; any other tensor, detached."""
-    if type(tensor) in _PLAIN or not is_sharded(tensor):
+    if not is_sharded(tensor):
         return tensor.detach()
     sharded: Any = tensor
     with torch.no_grad():

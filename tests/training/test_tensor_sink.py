@@ -1,4 +1,6 @@
-"""Tensors as memory that a plan writes: cut anywhere, small ones together, whatever their layout."""
+"""Tensors as memory that a plan writes: cut anywhere, small ones at once, whatever their layout."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ def test_bytes_that_are_cut_anywhere_end_up_in_their_places(sizes, cuts, small, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensor_sink, "_SMALL", small)
         sink = TensorSink(tensors, [torch.float32] * len(sizes), offsets)
-        for start, stop in zip(ends, ends[1:], strict=False):
+        for start, stop in pairwise(ends):
             sink.pwrite(4 * start, memoryview(data)[4 * start : 4 * stop])
     assert torch.equal(torch.cat(tensors), values.to(own))
 
