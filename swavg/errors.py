@@ -1,20 +1,26 @@
 """Errors that a user can act on.
 
 One base class; each kind carries the exit code that the command line returns for it and, where
-there is one, a way out (``hint``). The library raises these and never prints or exits.
+there is one, a way out (``hint``). The library raises these and never prints or exits. It names
+its own arguments as a call does ("Use force=True to replace it.", "best= needs metric="); the
+command line shows its options instead.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
 class SwavgError(Exception):
-    """Anything that swavg refuses to do. ``exit_code`` is the command line's."""
+    """Anything that swavg refuses to do."""
 
     exit_code = 1
+    """The command line's."""
+    kind = "error"
+    """One word for programs."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -43,15 +49,31 @@ def _restored(
 class WorkerError(SwavgError):
     """A worker process ended before it was done: killed, or out of memory."""
 
+    kind = "worker"
+
 
 class RequestError(SwavgError):
-    """The call itself is wrong: a wrong count of weights, an unknown option value."""
+    """The call itself is wrong: a wrong count of weights, an unknown option value.
+
+    With ``argument``, the name of the argument that is wrong, the message says what it must be:
+    ``RequestError("must be at least 1, not 0", argument="threads")``.
+    """
 
     exit_code = 2
+    kind = "request"
+
+    def __init__(
+        self, message: str, *, argument: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(f"{argument} {message}" if argument else message, hint=hint)
+        self.argument = argument
+        self.problem = message
 
 
 class MissingDependencyError(RequestError):
     """An optional package is needed for what was asked."""
+
+    kind = "missing-dependency"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +97,7 @@ class MismatchError(SwavgError):
     """The checkpoints do not match; ``differences`` lists everything that differs."""
 
     exit_code = 3
+    kind = "mismatch"
 
     def __init__(
         self, message: str, *, differences: Sequence[Difference] = (), hint: str | None = None
@@ -87,6 +110,7 @@ class InputError(SwavgError):
     """An input is missing, corrupt, unsafe, or changed while it was read."""
 
     exit_code = 4
+    kind = "input"
 
     def __init__(
         self, path: str | os.PathLike[str], problem: str, *, hint: str | None = None
@@ -97,9 +121,10 @@ class InputError(SwavgError):
 
 
 class OutputError(SwavgError):
-    """The output cannot be written, or exists already."""
+    """The output cannot be written."""
 
     exit_code = 5
+    kind = "output"
 
     def __init__(
         self, path: str | os.PathLike[str], problem: str, *, hint: str | None = None
@@ -110,12 +135,32 @@ class OutputError(SwavgError):
 
 
 class OutputExistsError(OutputError):
-    """The output exists already, and may not be replaced."""
+    """The output exists, and was not to be replaced."""
 
     exit_code = 7
+    kind = "exists"
+
+
+class ReaderGoneError(OutputError):
+    """Nobody reads standard output any more."""
+
+    exit_code = 141
+    kind = "reader-gone"
 
 
 class NumericsError(SwavgError):
     """The result would hold NaN, Inf, or a value that its dtype cannot represent."""
 
     exit_code = 6
+    kind = "numerics"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The word of ``known`` that was meant, perhaps; None if none is near."""
+    return next(iter(difflib.get_close_matches(word, [*known], 1, cutoff=0.75)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A question with the nearest of the ``known`` words; None if none is near."""
+    near = nearest(word, known)
+    return None if near is None else f"Did you mean '{near}'?"

@@ -294,12 +294,14 @@ def test_standard_streams_may_be_closed(tmp_path):
     assert (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_whole_group_is_one_interruption(blocked, number):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 130)]
+)
+def test_a_signal_to_the_whole_group_is_one_interruption(blocked, number, code):
     pids = children(blocked.pid)
     os.killpg(blocked.pid, number)
     _, err = blocked.communicate(timeout=60)
-    assert blocked.returncode == 130
+    assert blocked.returncode == code
     assert err.strip() == b"swavg: interrupted; nothing was written"
     assert all(map(ended, pids))
 
@@ -378,13 +380,14 @@ def test_a_progress_bar_needs_no_thread_that_would_rule_out_processes(tmp_path):
     (shown,) = library(
         """
 import io
-from swavg import console
+from swavg.console.progress import progress_bar
 class Terminal(io.StringIO):
     def isatty(self):
         return True
 sys.stderr = Terminal()
-with console.progress_bar(True) as tick:
-    swavg.average(sys.argv[1:-1], output=sys.argv[-1], on_progress=tick)
+with progress_bar("averaging", "bytes", shown=True) as update:
+    swavg.average(sys.argv[1:-1], output=sys.argv[-1],
+                  on_progress=lambda progress: update(progress.read, progress.total))
 print("averaging" in sys.stderr.getvalue())
 """,
         *large(tmp_path),

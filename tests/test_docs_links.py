@@ -1,6 +1,5 @@
 """What the pages point to is there: files, figures, commands and their options."""
 
-import importlib
 import re
 from pathlib import Path
 
@@ -28,7 +27,9 @@ def test_the_figure_of_the_readme_is_a_picture():
 
 
 def options_of(name):
-    command = getattr(importlib.import_module(f"swavg.cli.{name}"), name)
+    from swavg.cli import cli
+
+    command = cli.get_command(None, name)
     return {each for parameter in command.params for each in (*parameter.opts,
             *parameter.secondary_opts)} | {"--help", "-h"}  # fmt: skip
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swavg import console_landscape as console
+from swavg.console.line import line_lines
+from swavg.console.surface import distances_note, surface_lines
 from swavg.errors import MissingDependencyError, NumericsError, RequestError
 from swavg.landscape import drawing
 from swavg.landscape.figure import draw
@@ -161,9 +162,9 @@ def test_the_terminal_shows_what_is_not_known():
     def cliff(x, y):
         return np.where(x > 3, np.nan, bowl(x, y))
 
-    shown = [line.plain for line in console.surface_lines(surface(cliff), "loss")]
+    shown = [line.plain for line in surface_lines(surface(cliff), "loss")]
     assert all("?" in line for line in shown if "loss" not in line)
-    assert not any("?" in line.plain for line in console.surface_lines(surface(), "loss"))
+    assert not any("?" in line.plain for line in surface_lines(surface(), "loss"))
 
 
 def test_labels_keep_off_the_path():
@@ -229,7 +230,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(MissingDependencyError) as raised:
         draw(surface(), ["loss"])
-    assert "swavg[plot]" in raised.value.hint
+    assert "pip install matplotlib" in raised.value.hint
 
 
 PICTURE = """\
@@ -276,13 +277,13 @@ def plain(lines):
 
 
 def test_the_picture_of_a_surface_is_readable_without_colours():
-    found = plain(console.surface_lines(surface(), "loss", 80))
+    found = plain(surface_lines(surface(), "loss", 80))
     assert max(map(len, found)) <= 80
     assert found == PICTURE.splitlines()
 
 
 def test_the_picture_in_colours_has_the_same_signs():
-    coloured = console.surface_lines(surface(), "loss", 80, coloured=True)
+    coloured = surface_lines(surface(), "loss", 80, coloured=True)
     signs = "".join(line.plain for line in coloured)
     assert all(sign in signs for sign in "123*a•")
     assert "░" not in signs
@@ -291,11 +292,11 @@ def test_the_picture_in_colours_has_the_same_signs():
 
 
 def test_a_narrow_terminal_has_a_narrow_picture():
-    assert max(map(len, plain(console.surface_lines(surface(), "loss", 40)))) <= 40
+    assert max(map(len, plain(surface_lines(surface(), "loss", 40)))) <= 40
 
 
 def test_what_lies_off_the_plane_is_noted():
-    (note,) = console.distances_note(surface())
+    (note,) = distances_note(surface())
     assert note.startswith("ema $x lies 0.5 off the plane (W1 and W2 are 4 apart)")
 
 
@@ -333,5 +334,5 @@ def test_a_barrier_is_shown_whole():
 
 
 def test_the_chart_of_a_line_marks_its_ends_and_mean():
-    found = plain(console.line_lines(line([3, 1, 2, 4, 2, 2, 3]), "loss", ["a", "b"], 60))
+    found = plain(line_lines(line([3, 1, 2, 4, 2, 2, 3]), "loss", ["a", "b"], 60))
     assert found == CHART.splitlines()

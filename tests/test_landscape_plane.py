@@ -179,13 +179,13 @@ def test_the_shape_of_a_grid_is_one_number_or_two(text, shape):
 
 @pytest.mark.parametrize("text", ["", "1", "21x1", "2x2x2", "-3", "3.5", "all"])
 def test_no_other_shape_is_taken(text):
-    with pytest.raises(RequestError, match="--grid is"):
+    with pytest.raises(RequestError, match=r"^grid is"):
         parse_shape(text)
 
 
 @pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf])
 def test_a_margin_is_a_share(margin):
-    with pytest.raises(RequestError, match="--margin is"):
+    with pytest.raises(RequestError, match=r"^margin is"):
         make_grid([Position(0, 0), Position(1, 1)], (3, 3), margin)
 
 

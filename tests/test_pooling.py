@@ -1,8 +1,5 @@
 """``--pool-batch-norm``: variances of a mixture, against an oracle and the data themselves."""
 
-import json
-import subprocess
-import sys
 from fractions import Fraction
 
 import numpy as np
@@ -337,31 +334,3 @@ def test_an_overflow_of_the_dtype_is_refused(tmp_path):
     paths = files(tmp_path, [statistics(1, torch.float16), statistics(2, torch.float16, **far)])
     with pytest.raises(NumericsError, match=r"'bn.running_var' at \[0\]: the sum .* overflows"):
         swavg.average(paths, output=tmp_path / "out.st", policy=POOL)
-
-
-def cli(folder, *args):
-    return subprocess.run(
-        [sys.executable, "-m", "swavg", *args],
-        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-
-
-def test_the_command_line_pools_and_names_swavg_bn(tmp_path):
-    files(tmp_path, [statistics(seed) for seed in (1, 2)])
-    args = ["average", "0.safetensors", "1.safetensors"]
-    plan = cli(tmp_path, *args, "--pool-batch-norm", "--dry-run")
-    assert "1 pooled" in plan.stdout
-    assert "variance of the mixture" in plan.stdout
-    pooled = cli(tmp_path, *args, "--pool-batch-norm", "-o", "p.safetensors")
-    said = " ".join(pooled.stderr.split())
-    assert "statistics of 1 batch-norm layer were pooled" in said
-    assert "swavg bn p.safetensors --model ... --data ..." in said
-    assert "was because" not in said
-    plain = cli(tmp_path, *args, "-o", "a.safetensors")
-    said = " ".join(plain.stderr.split())
-    assert "recompute them with: swavg bn a.safetensors --model ... --data ..." in said
-    report = json.loads(cli(tmp_path, *args, "--pool-batch-norm", "--json").stdout)
-    assert report["tensors"]["pooled"] == 1
-    window = cli(tmp_path, "window", *args[1:], "--counts", "2", "5", "--pool-batch-norm")
-    assert window.returncode == 2
-    assert "weights of a mixture" in " ".join(window.stderr.split())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -11,8 +10,11 @@ from typing import NoReturn
 import click
 
 from swavg import __version__
-from swavg.cli.surroundings import forget_stdout, settle_streams, stop_on_signals
-from swavg.errors import MismatchError, OutputError, SwavgError
+from swavg.cli.errors import print_error, tell
+from swavg.cli.signals import exit_code, stop_on_signals
+from swavg.cli.streams import discard_stdout, reopen_closed
+from swavg.errors import OutputError, SwavgError, did_you_mean
+from swavg.storage.sinks import STDOUT
 
 _COMMANDS = {
     "average": "Average checkpoints into one.",
@@ -37,15 +39,27 @@ class _LazyGroup(click.Group):
         return [*_COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command = getattr(importlib.import_module(f"swavg.cli.{cmd_name}"), cmd_name)
-        assert isinstance(command, click.Command)
-        return command
+        return _command(cmd_name) if cmd_name in _COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        near = did_you_mean(args[0], _COMMANDS)
+        if args[0] not in _COMMANDS and near is not None and not args[0].startswith("-"):
+            ctx.fail(f"No such command '{args[0]}'. {near}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([*_COMMANDS.items()])
+
+
+def _command(name: str) -> click.Command:
+    module = importlib.import_module(f"swavg.cli.{name}")
+    # A function called list would hide the type.
+    command = getattr(module, "list_command" if name == "list" else name)
+    assert isinstance(command, click.Command)
+    return command
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,49 +72,41 @@ def cli() -> None:
     ls -t ckpts/*.pt | head -5 | swavg average - -o averaged.pt
 
     Exit codes: 0 done, 1 a bug or a killed worker, 2 usage, 3 the checkpoints do not match, 4 an
-    input is missing, corrupt or unsafe, 5 the output cannot be written or exists, 6 numbers refused
-    (NaN, Inf, overflow), 130 interrupted. On every code but 0 the destination is as it was.
+    input is missing, corrupt or unsafe, 5 the output cannot be written, 6 numbers refused (NaN,
+    Inf, overflow), 7 the output exists, 130 interrupted, 141 the reader of standard output is gone,
+    143 terminated. On every code but 0 the destination is as it was.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     stop_on_signals()
-    settle_streams()
-    # Not list(): that is a command's module here, once it has been imported.
-    args = [*(sys.argv[1:] if arguments is None else arguments)]
+    reopen_closed()
+    raise SystemExit(_run([*(sys.argv[1:] if arguments is None else arguments)]))
+
+
+def _run(args: Sequence[str]) -> int:
+    """Run the command line; its exit code."""
+    options = args[: args.index("--")] if "--" in args else args
+    as_json = "--json" in options
     try:
-        code = cli.main(args=args, prog_name="swavg", standalone_mode=False)
+        code = cli.main(args=[*args], prog_name="swavg", standalone_mode=False)
     except SwavgError as error:
-        if isinstance(error, OutputError) and error.path == "standard output":
-            forget_stdout()
-        _report(error, "-v" in args or "--verbose" in args)
-        _exit(error.exit_code)
+        if isinstance(error, OutputError) and error.path == STDOUT:
+            discard_stdout()
+        command = next((_command(word) for word in args if word in _COMMANDS), None)
+        verbose = "-v" in options or "--verbose" in options
+        return tell(error, command, as_json=as_json, verbose=verbose)
     except click.ClickException as error:
         error.show()
-        _exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        print("swavg: interrupted; nothing was written", file=sys.stderr)
-        _exit(130)
-    except (BrokenPipeError, SystemExit):
-        if "_SWAVG_COMPLETE" in os.environ:
-            # A shell asked for completions.
-            raise
-        # Otherwise click exits by itself for one reason only: standard output was closed.
-        print("swavg: the reader of standard output went away", file=sys.stderr)
-        forget_stdout()
-        _exit(5)
-    _exit(code if isinstance(code, int) else 0)
-
-
-def _exit(code: int) -> NoReturn:
-    raise SystemExit(code)
-
-
-def _report(error: SwavgError, verbose: bool) -> None:
-    from swavg import console
-    from swavg.cli.arguments import as_options
-
-    if isinstance(error, MismatchError) and len(error.differences) > 1:
-        console.differences(error.differences, verbose)
-    console.error(as_options(error.message), as_options(error.hint or ""))
+        if as_json:
+            print_error(2, "usage", error.format_message())
+        return 2
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        code = exit_code(stopped.__cause__ if isinstance(stopped, click.Abort) else stopped)
+        text = "interrupted; nothing was written"
+        print(f"swavg: {text}", file=sys.stderr)
+        if as_json:
+            print_error(code, "interrupted", text)
+        return code
+    return code if isinstance(code, int) else 0

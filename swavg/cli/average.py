@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from swavg.cli.choosing import Choosing, choose, choosing_options
-from swavg.cli.options import Weights, WeightsCommand, read_paths
-from swavg.cli.running import OUTPUT, Running, running_options
+from swavg.cli.run import (
+    OUTPUT,
+    Display,
+    Run,
+    execute_and_report,
+    output_path,
+    policy_options,
+    run_options,
+)
+from swavg.cli.selection import Selection, selected, selection_options
+from swavg.cli.values import NULL, Weights, WeightsCommand, read_paths
 
 if TYPE_CHECKING:
+    from swavg.planning.policy import Policy
     from swavg.weights import Sum
 
 
@@ -35,17 +44,20 @@ if TYPE_CHECKING:
     flag_value="raw",
     help="Use the weights as they are, whatever their sum.",
 )
-@click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
-@choosing_options
-@running_options
+@NULL
+@selection_options
+@policy_options
+@run_options
 def average(
     checkpoints: tuple[str, ...],
     output: str | None,
     weights: tuple[tuple[float, ...], ...],
     sum_to: Sum | None,
     null: bool,
-    choosing: Choosing,
-    running: Running,
+    selection: Selection,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """Average checkpoints into one, streamed in constant memory.
 
@@ -61,25 +73,26 @@ def average(
     ls -t ckpts/*.pt | head -5 | swavg average - -o avg.pt
     swavg average a b -o - | zstd > c.safetensors.zst
     """
-    paths = read_paths(checkpoints, null)
+    paths = read_paths(checkpoints, null=null)
     if not paths:
         raise click.UsageError("Give the checkpoints to average, or '-' to read paths from stdin.")
-    where = running.where(output)
-    from swavg.averaging import prepare_many
-    from swavg.job import Wanted
+    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
+    from swavg.methods import Request
+    from swavg.planning.row import Row
     from swavg.weights import checked, mean
 
     values = [value for group in weights for value in group] if weights else None
-    if values is not None and choosing.by_position:
+    if values is not None and selection.by_position:
         from swavg.series import in_given_order
 
         # Weights belong to the paths as they were given; those of a searched folder go by step.
         if in_given_order(paths, keep_order=True) is not None:
-            choosing = replace(choosing, keep_order=True)
-    series = choose(paths, choosing)
+            selection = replace(selection, keep_order=True)
+    series = selected(paths, selection)
     n = len(series)
     numbers = mean(n) if values is None else checked(values, n, sum_to or "one")
     steps = series.steps
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
-    wanted = Wanted(where, numbers, details=details)
-    running.do(prepare_many(series.paths, [wanted], **running.arguments), series.notes)
+    row = Row(numbers, tuple(range(n)), details=details)
+    request = Request(series.paths, (row,), policy)
+    execute_and_report(request, [path], run, display, series.notes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
-from swavg.cli.running import STDOUT, Running
-from swavg.cli.surroundings import ignore_signals
+from swavg.cli.printing import print_published
+from swavg.cli.run import output_path
+from swavg.cli.signals import ignore_signals
+from swavg.cli.values import COUNT, KEY
 
 
 @click.command()
@@ -34,7 +35,7 @@ from swavg.cli.surroundings import ignore_signals
 )
 @click.option(
     "--batches",
-    type=click.IntRange(min=1),
+    type=COUNT,
     metavar="N",
     help="Take only the first N batches. [default: all]",
 )
@@ -45,11 +46,7 @@ from swavg.cli.surroundings import ignore_signals
     metavar="cpu|cuda|cuda:N",
     help="Where to run the model.",
 )
-@click.option(
-    "--key",
-    metavar="PATH",
-    help="Where the state dict lies in a .pt, such as model.state_dict. [default: found]",
-)
+@KEY
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -78,9 +75,10 @@ def bn(
     swavg bn averaged.pt --model train:build_model --data train:build_loader
     swavg bn avg.safetensors --model model.py:Net --data data.py:loader --batches 100 -o avg-bn.pt
     """
-    running = Running({}, False, device, None, None, force, False, as_json, quiet, False)
-    where = running.where(output)
-    from swavg import console_bn
+    path = output_path(output, as_json=as_json, dry_run=False)
+    from swavg.console import recalibration
+    from swavg.console.progress import progress_bar
+    from swavg.engine.report import STDOUT
     from swavg.training import loading
 
     loading.require_torch()
@@ -88,16 +86,16 @@ def bn(
 
     # Building the data may take minutes: what can be refused is refused before.
     device_of(device)
-    check_output(averaged, where, key=key, force=force)
+    check_output(averaged, path, key=key, force=force)
     with loading.prints_on_stderr():
         net = loading.build_model(model)
         loader = loading.build_batches(data)
-        with console_bn.progress_bar(not quiet) as on_batch:
+        with progress_bar("recomputing", "batches", shown=not quiet) as on_batch:
             done = recalibrate(
                 averaged,
                 net,
                 loader,
-                output=where,
+                output=path,
                 limit=batches,
                 device=device,
                 key=key,
@@ -106,8 +104,6 @@ def bn(
                 on_publish=ignore_signals,
             )
     if not quiet:
-        console_bn.summary(done)
-    if as_json:
-        click.echo(json.dumps(asdict(done), indent=2, ensure_ascii=False))
-    elif done.output != STDOUT:
-        click.echo(done.output)
+        recalibration.summary(done)
+    paths = [done.output] if done.output != STDOUT else []
+    print_published("bn", [asdict(done)], paths, as_json=as_json)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
+from swavg.cli.printing import print_json
 from swavg.errors import MismatchError
 
 
@@ -34,12 +33,14 @@ def diff(a: str, b: str, values: bool, everything: bool, key: str | None, as_jso
     Exit codes: 0 if nothing differs; 3 if names, shapes or dtypes differ or, with --values, any
     value does; the others are those of swavg.
     """
-    from swavg import console_looking, looking
+    from swavg import analysis
+    from swavg.console.comparison import show_comparison
+    from swavg.console.progress import progress_bar
 
-    with console_looking.progress_bar("comparing", values) as on_progress:
-        found = looking.diff(a, b, key=key, values=values, on_progress=on_progress)
+    with progress_bar("comparing", "bytes", shown=values) as on_progress:
+        found = analysis.diff(a, b, key=key, values=values, on_progress=on_progress)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        print_json("comparison", found.to_json())
     else:
-        console_looking.show_comparison(found, everything=everything)
+        show_comparison(found, everything=everything)
     return 0 if found.same else MismatchError.exit_code

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from swavg.cli.choosing import Choosing, choose, choosing_options
-from swavg.cli.options import SectionedCommand, read_paths
-from swavg.cli.running import OUTPUT, Running, running_options
+from swavg.cli.options import SectionedCommand
+from swavg.cli.run import (
+    OUTPUT,
+    Display,
+    Run,
+    execute_and_report,
+    output_path,
+    policy_options,
+    run_options,
+)
+from swavg.cli.selection import Selection, selected, selection_options
+from swavg.cli.values import NULL, read_paths
+
+if TYPE_CHECKING:
+    from swavg.planning.policy import Policy
 
 
 @click.command(cls=SectionedCommand)
@@ -41,9 +55,10 @@ from swavg.cli.running import OUTPUT, Running, running_options
     metavar="EMA",
     help="Go on from an EMA that swavg wrote, with the checkpoints after it.",
 )
-@click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
-@choosing_options
-@running_options
+@NULL
+@selection_options
+@policy_options
+@run_options
 def ema(
     checkpoints: tuple[str, ...],
     output: str | None,
@@ -55,8 +70,10 @@ def ema(
     warmup: str | None,
     resume: str | None,
     null: bool,
-    choosing: Choosing,
-    running: Running,
+    selection: Selection,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """Exponential moving average of a series, oldest first.
 
@@ -65,12 +82,11 @@ def ema(
     swavg ema run/ --half-life 2000steps --dtype float32 -o ema.safetensors
     swavg ema run/ --decay 0.9 --resume ema.safetensors -o later.safetensors
     """
-    where = running.where(output)
+    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
     from swavg import methods
-    from swavg.cli._jobs import jobs_of
 
-    series = choose(read_paths(checkpoints, null), choosing)
-    how = methods.smoothing(
+    series = selected(read_paths(checkpoints, null=null), selection)
+    smoothing = methods.smoothing(
         series.steps,
         decay=decay,
         half_life=half_life,
@@ -82,7 +98,7 @@ def ema(
     )
     notes = list(series.notes)
     if half_life is not None or span is not None:
-        unit = f"{series.unit or 'step'}s" if how.per_step else "checkpoints"
-        notes.append(f"counted in {unit}: the decay is {how.decay:.8g} per {unit[:-1]}")
-    request = methods.ema(series, how, policy=running.arguments["policy"], resume=resume)
-    running.do(jobs_of(request, [where], running.arguments), notes)
+        unit = f"{series.unit or 'step'}s" if smoothing.per_step else "checkpoints"
+        notes.append(f"counted in {unit}: the decay is {smoothing.decay:.8g} per {unit[:-1]}")
+    request = methods.ema(series, smoothing, policy=policy, resume=resume)
+    execute_and_report(request, [path], run, display, notes)

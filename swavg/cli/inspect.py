@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import click
+
+from swavg.cli.printing import print_json
+from swavg.cli.values import KEY
 
 
 @click.command()
@@ -15,11 +16,7 @@ import click
 )
 @click.option("--all", "everything", is_flag=True, help="Show modules that are alike one by one.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Look at these tensors only.")
-@click.option(
-    "--key",
-    metavar="PATH",
-    help="Where the state dict lies in a .pt, such as model.state_dict. [default: found]",
-)
+@KEY
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(
     checkpoint: str,
@@ -43,13 +40,15 @@ def inspect(
     The standard deviation is the population's; NaN and Inf are counted and left out of the other
     figures; complex values count by their magnitude. Tied tensors are summed once.
     """
-    from swavg import console_looking, looking
+    from swavg import analysis
+    from swavg.console.inspection import show_inspection
+    from swavg.console.progress import progress_bar
 
-    with console_looking.progress_bar("reading", stats) as on_progress:
-        found = looking.inspect(
+    with progress_bar("reading", "bytes", shown=stats) as on_progress:
+        found = analysis.inspect(
             checkpoint, key=key, stats=stats, include=include, on_progress=on_progress
         )
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=2))
+        print_json("inspection", found.to_json())
     else:
-        console_looking.show_inspection(found, tree=tree, everything=everything)
+        show_inspection(found, tree=tree, everything=everything)

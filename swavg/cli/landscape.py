@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swavg.cli.surveying import Surveying, surveying_options
+from swavg.cli.survey import SurveyOptions, survey_options
 
 if TYPE_CHECKING:
     from swavg.landscape.outputs import Outputs
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--grid", default="21", show_default=True, metavar="N|NxM", help="Points per axis.")
 @click.option("--margin", type=float, default=0.2, show_default=True, metavar="SHARE",
               help="Room around the points, as a share of their extent.")  # fmt: skip
-@surveying_options
+@survey_options
 def landscape(
     w1: str,
     w2: str,
@@ -35,7 +35,7 @@ def landscape(
     series: tuple[str, ...],
     grid: str,
     margin: float,
-    surveying: Surveying,
+    options: SurveyOptions,
 ) -> int:
     """The loss on the plane through three checkpoints, as a figure and a csv.
 
@@ -54,71 +54,71 @@ def landscape(
     from swavg.series import discover
 
     shape = parse_shape(grid)
-    outputs = surveying.outputs("landscape")
+    outputs = options.outputs("landscape")
     trail = discover(series).paths if series else ()
-    corners, marks = surveying.open([w1, w2, w3]), surveying.open(mark)
-    passing = surveying.open(trail)
-    model = surveying.build()
-    with surveying.measuring() as on_read:
+    corners, marks = options.open([w1, w2, w3]), options.open(mark)
+    passing = options.open(trail)
+    model = options.build()
+    with options.measuring() as on_read:
         layout = lay_out(
             corners,
             marks,
             passing,
-            surveying.weights(model),
+            options.weights(model),
             shape=shape,
             margin=margin,
             on_read=on_read,
         )
     names = ["W1", "W2", "W3", layout.places[3].name]
-    if surveying.labels == "names":
-        from swavg.recipe import short_names
+    if options.labels == "names":
+        from swavg.engine.recipe import short_names
 
         names[:3] = short_names([w1, w2, w3])
     names += [place.name for place in layout.places if place.kind == "mark"]
-    labels = surveying.name(len(names), names)
-    survey = survey_of(layout, surveying.asked(model))
+    labels = options.label(len(names), names)
+    survey = survey_of(layout, options.cache_key(model))
     outputs.check(survey, [*corners, *marks, *passing])
-    if surveying.dry_run:
+    if options.dry_run:
         _explain(survey, layout, outputs)
         return 0
-    if not surveying.quiet:
-        from swavg import console
+    if not options.quiet:
+        from swavg.console import messages
 
-        console.warn(surveying.notes(model))
+        messages.notes(options.notes(model))
     with tables.opened(
         outputs.csv,
         survey.asked,
         survey.columns,
-        anew=surveying.restart,
-        force=surveying.force,
+        anew=options.anew,
+        force=options.force,
     ) as table:
-        values = surveying.run(survey, table, model, corners, marks)
-        if values is None:
-            return 130
+        values = options.run(survey, table, model, corners, marks)
+        if isinstance(values, int):
+            return values
         from swavg.landscape.planar import surface_of
 
         surface = surface_of(layout, values, labels)
-        drawn = _drawn(surface, surveying, outputs)
+        drawn = _drawn(surface, options, outputs)
         outputs.publish(survey, table, drawn)
-    _report(surface, layout, surveying, outputs)
+    _report(surface, layout, options, outputs)
     return 0
 
 
-def _drawn(surface: Surface, surveying: Surveying, outputs: Outputs) -> bytes | None:
+def _drawn(surface: Surface, options: SurveyOptions, outputs: Outputs) -> bytes | None:
     if outputs.figure is None:
         return None
     from swavg.landscape.drawing import encoded, figure_format
     from swavg.landscape.figure import draw
 
-    figure = draw(surface, surveying.metrics, subject=surveying.subject)
+    figure = draw(surface, options.metrics, subject=options.subject)
     return encoded(figure, figure_format(outputs.figure))
 
 
 def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:
-    from swavg import console_landscape
+    from swavg.console import survey as console
 
     plane, grid = layout.plane, layout.grid
-    console_landscape.dry_run(
+    console.dry_run(
         [
             ("plane", f"W2 {plane.side:.4g} from W1; W3 {plane.height:.4g} beside their line"),
             ("grid", f"{len(grid.xs)} x {len(grid.ys)} points"),
@@ -130,20 +130,20 @@ def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:
     )
 
 
-def _report(surface: Surface, layout: Layout, surveying: Surveying, outputs: Outputs) -> None:
-    from swavg import console_landscape
+def _report(surface: Surface, layout: Layout, options: SurveyOptions, outputs: Outputs) -> None:
+    from swavg.console import surface as console
 
-    notes = surveying.unmeasured(
-        {metric: list(surface.values(metric).ravel()) for metric in surveying.metrics},
+    notes = options.nonfinite_notes(
+        {metric: list(surface.values(metric).ravel()) for metric in options.metrics},
         "points of the grid", "hatched in the figure, '?' on the terminal",
     )  # fmt: skip
-    if not surveying.quiet:
-        if surveying.drawn():
-            for metric in surveying.metrics:
-                console_landscape.surface_picture(surface, metric)
-        console_landscape.surface_report(surface, surveying.metrics)
-        notes += console_landscape.distances_note(surface)
-    x, y, lowest = surface.lowest(surveying.metrics[0])
+    if not options.quiet:
+        if options.shows_chart():
+            for metric in options.metrics:
+                console.surface_picture(surface, metric)
+        console.surface_report(surface, options.metrics)
+        notes += console.distances_note(surface)
+    x, y, lowest = surface.lowest(options.metrics[0])
     report: dict[str, Any] = {
         "figure": outputs.figure,
         "csv": outputs.csv,
@@ -153,7 +153,7 @@ def _report(surface: Surface, layout: Layout, surveying: Surveying, outputs: Out
             "height": layout.plane.height,
         },
         "grid": {"x": list(layout.grid.xs), "y": list(layout.grid.ys)},
-        "lowest": {surveying.metrics[0]: lowest, "x": x, "y": y},
+        "lowest": {options.metrics[0]: lowest, "x": x, "y": y},
         "points": [
             {
                 "kind": place.kind,
@@ -168,4 +168,4 @@ def _report(surface: Surface, layout: Layout, surveying: Surveying, outputs: Out
         ],
         "notes": notes,
     }
-    surveying.finish(outputs, report, notes)
+    options.finish("landscape", outputs, report, notes)

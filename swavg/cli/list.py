@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from swavg.cli.choosing import Choosing, choosing_options, find, pick
-from swavg.cli.options import SectionedCommand, read_paths
+from swavg.cli.options import Headed, SectionedCommand
+from swavg.cli.printing import print_json
+from swavg.cli.selection import Selection, discover, select, selection_options
+from swavg.cli.values import NULL, read_paths
+from swavg.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from swavg.console_series import Row
+    from swavg.console.listing import Listed
     from swavg.series import Series
 
 
-@click.command(cls=SectionedCommand)
+@click.command("list", cls=SectionedCommand)
 @click.argument("paths", nargs=-1, metavar="DIR|CKPT...")
-@choosing_options
-@click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list(paths: tuple[str, ...], choosing: Choosing, null: bool, as_json: bool) -> None:
+@selection_options
+@NULL
+@click.option("--json", "as_json", cls=Headed, heading="Running", is_flag=True, help="Print JSON.")
+def list_command(paths: tuple[str, ...], selection: Selection, null: bool, as_json: bool) -> None:
     """Show the checkpoints of a training run in step order, and what options would choose.
 
     DIR is a folder of checkpoints (one level deep); '-' reads paths from stdin. Steps come from
@@ -33,46 +34,48 @@ def list(paths: tuple[str, ...], choosing: Choosing, null: bool, as_json: bool) 
     swavg list runs/17 --best 3 --metric val_loss
     swavg list runs/17 --last 5 --every 1000 --metrics log.csv
     """
-    from swavg import console, console_series
+    from swavg.console import listing, messages
     from swavg.series import guess_mode, with_inner_metrics
 
-    found = read_paths(paths, null)
+    found = read_paths(paths, null=null)
     if not found:
         raise click.UsageError("Give a folder of checkpoints, or '-' to read paths from stdin.")
-    series = with_inner_metrics(find(found, choosing))
-    chosen = pick(series, choosing) if choosing.selects else None
+    series = with_inner_metrics(discover(found, selection))
+    chosen = select(series, selection) if selection.selects else None
     rows, unreadable = _rows(series, None if chosen is None else set(chosen.paths))
     notes = (*(series if chosen is None else chosen).notes, *unreadable)
-    metrics = _metrics(series, choosing)
-    if choosing.metric is not None and choosing.metric not in metrics:
-        notes = (*notes, f"no checkpoint has a {choosing.metric}")
+    metrics = _metrics(series, selection.metric)
+    if selection.metric is not None and selection.metric not in metrics:
+        near = did_you_mean(selection.metric, metrics)
+        missing = f"no checkpoint has a {selection.metric}"
+        notes = (*notes, missing if near is None else f"{missing}. {near}")
     if as_json:
-        click.echo(json.dumps(_as_json(series, rows, notes, chosen), indent=2, ensure_ascii=False))
+        print_json("list", _as_json(series, rows, notes, chosen))
         return
     shown = metrics[0] if metrics else None
-    mode = choosing.mode or (guess_mode(shown) if shown else None)
-    console_series.listing(rows, series.unit, metrics, shown, mode)
-    console.warn(notes)
+    mode = selection.mode or (guess_mode(shown) if shown else None)
+    listing.listing(rows, series.unit, metrics, shown, mode)
+    messages.notes(notes)
 
 
-def _metrics(series: Series, choosing: Choosing) -> Sequence[str]:
-    """The asked metric first, then losses and scores of evaluation, then what else there is."""
+def _metrics(series: Series, first: str | None) -> Sequence[str]:
+    """The metric ``first``, then losses and scores of evaluation, then what else there is."""
 
     def rank(name: str) -> tuple[bool, bool, bool]:
         lowered = name.lower()
         held_out = any(word in lowered for word in ("val", "eval", "dev", "cv", "test"))
-        return name != choosing.metric, not held_out, "loss" not in lowered
+        return name != first, not held_out, "loss" not in lowered
 
     return sorted(series.metric_names, key=rank)
 
 
-def _rows(series: Series, chosen: set[str] | None) -> tuple[Sequence[Row], Sequence[str]]:
+def _rows(series: Series, chosen: set[str] | None) -> tuple[Sequence[Listed], Sequence[str]]:
     """A row for each snapshot, and what is wrong with those that cannot be read."""
-    from swavg.console_series import Row
-    from swavg.errors import InputError
+    from swavg.console.listing import Listed
     from swavg.formats import open_checkpoint
+    from swavg.formats.checkpoint import Shared
 
-    shared: dict[Any, Any] = {}
+    shared = Shared()
     rows, problems = [], []
     for snapshot in series.snapshots:
         size: int | None = None
@@ -82,17 +85,14 @@ def _rows(series: Series, chosen: set[str] | None) -> tuple[Sequence[Row], Seque
         except InputError as error:
             problems.append(str(error))
         else:
-            size, dtypes = checkpoint.size, {}
-            for tensor in checkpoint.tensors.values():
-                name = tensor.spec.dtype.name
-                dtypes[name] = dtypes.get(name, 0) + tensor.spec.numel
+            size, dtypes = checkpoint.size, checkpoint.dtypes
         picked = None if chosen is None else snapshot.path in chosen
-        rows.append(Row(snapshot.path, snapshot.step, snapshot.metrics, size, dtypes, picked))
+        rows.append(Listed(snapshot.path, snapshot.step, snapshot.metrics, size, dtypes, picked))
     return rows, problems
 
 
 def _as_json(
-    series: Series, rows: Sequence[Row], notes: Sequence[str], chosen: Series | None
+    series: Series, rows: Sequence[Listed], notes: Sequence[str], chosen: Series | None
 ) -> dict[str, Any]:
     return {
         "unit": series.unit,
@@ -104,11 +104,7 @@ def _as_json(
                 "counts": dict(snapshot.counts),
                 "size": row.size,
                 "dtypes": None if row.dtypes is None else dict(row.dtypes),
-                # JSON has no NaN.
-                "metrics": {
-                    name: value if math.isfinite(value) else None
-                    for name, value in snapshot.metrics.items()
-                },
+                "metrics": dict(snapshot.metrics),
                 "selected": row.chosen,
             }
             for snapshot, row in zip(series.snapshots, rows, strict=True)

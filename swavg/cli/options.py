@@ -1,131 +1,121 @@
-"""Options that commands share, and their values."""
+"""Options that commands share: each is said once, over the field of the dataclass that it fills.
+
+A table makes a decorator, and the command gets the filled dataclass.
+"""
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)"
-_NUMBERS = re.compile(rf"\s*(?:{_NUMBER})(?:[,\s]+(?:{_NUMBER}))*[,\s]*", re.IGNORECASE)
-# The flag for NUL-separated paths, not a weight.
-_NOT_WEIGHTS = ("-0",)
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+HEADINGS = ("Options", "Choosing checkpoints", "Tensors", "Numbers and format", "Running")
+"""Of the help, in their order."""
 
 
-_SECTIONS = {
-    "Choosing checkpoints": ("pattern", "last", "from_step", "to_step", "every", "best", "metric",
-                             "mode", "metrics_file", "at_most", "keep_order"),
-    "Tensors": ("strict", "missing", "include", "exclude", "drop_excluded", "key", "integers",
-                "pool_batch_norm", "drop_ties", "allow_nonfinite"),
-    "Numbers and format": ("dtype", "accumulate", "weights_only", "max_shard_size"),
-    "Running": ("geometry", "device", "threads", "memory", "force", "dry_run", "as_json", "quiet",
-                "verbose", "help"),
-}  # fmt: skip
-_SECTION_OF = {name: title for title, names in _SECTIONS.items() for name in names}
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of the command line. Its values, default and whether it repeats are those of the
+    field."""
+
+    field: str
+    """The field of the dataclass that it fills: the library's name for it."""
+    names: str
+    """As they are typed: ``-n --dry-run``, ``--strict/--lenient``."""
+    help: str
+    metavar: str | None = None
+    type: click.ParamType[Any] | None = None
+    """Where the field's type does not say it."""
+    environment: str | None = None
+    """The variable that gives its value where the option is not used."""
+
+    @property
+    def key(self) -> str:
+        """What it is called in a job file."""
+        return self.names.split()[-1].partition("/")[0].removeprefix("--").removeprefix("no-")
+
+
+class Headed(click.Option):
+    """An option that the help shows under a ``heading``."""
+
+    def __init__(self, *args: Any, heading: str, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.heading = heading
 
 
 class SectionedCommand(click.Command):
     """A command whose help shows its own options first, and those it shares under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        shown: dict[str, list[tuple[str, str]]] = {"Options": [], **{t: [] for t in _SECTIONS}}
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None and isinstance(param, click.Option):
-                shown[_SECTION_OF.get(param.name or "", "Options")].append(record)
-        for title, records in shown.items():
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                heading = param.heading if isinstance(param, Headed) else HEADINGS[0]
+                sections[heading].append(record)
+        for heading, records in sections.items():
             if records:
-                with formatter.section(title):
+                with formatter.section(heading):
                     formatter.write_dl(records)
 
 
-class WeightsCommand(SectionedCommand):
-    """A command whose ``--weights`` takes as many numbers as follow it.
+def filled(
+    argument: str, dataclass_type: type, sections: Mapping[str, Sequence[Option]]
+) -> Decorator:
+    """A decorator that adds the options of ``sections`` (by heading) to a command, which gets them
+    as one ``argument``: an instance of the dataclass."""
+    hints = get_type_hints(dataclass_type)
+    defaults = {field.name: field.default for field in fields(dataclass_type)}
+    options = [
+        _as_click(option, heading, hints[option.field], defaults[option.field])
+        for heading, members in sections.items()
+        for option in members
+    ]
+    names = [option.field for members in sections.values() for option in members]
 
-    Click's options have a fixed count of values, so the numbers behind ``--weights`` (or ``-w``)
-    are joined into one value before Click sees them. A path that is a number is written ``./10``.
-    """
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(**values: Any) -> Any:
+            value = dataclass_type(**{name: values.pop(name) for name in names})
+            return command(**{argument: value}, **values)
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, join_weights(args))
+        decorated: Command = called
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
 
-
-def join_weights(args: Sequence[str]) -> list[str]:
-    """``--weights 1 2 x`` becomes ``--weights=1,2 x``; nothing behind ``--`` is touched."""
-    joined: list[str] = []
-    rest = list(args)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*joined, word, *rest]
-        found = re.fullmatch(r"(?:--weights|-w)(?:=(.*))?|-w(.+)", word, re.DOTALL)
-        if found is None:
-            joined.append(word)
-            continue
-        values = [value for value in found.groups() if value is not None]
-        while rest and _NUMBERS.fullmatch(rest[0]) and rest[0] not in _NOT_WEIGHTS:
-            values.append(rest.pop(0))
-        if not values:
-            if rest[:1] == ["-0"]:
-                raise click.UsageError("-0 stands for --null here; write the weight as 0.")
-            other = f", not '{rest[0]}'" if rest else ""
-            raise click.UsageError(f"--weights needs numbers{other}.")
-        joined.append(f"--weights={','.join(value.strip(',') for value in values)}")
-    return joined
+    return decorate
 
 
-class Weights(click.ParamType):  # type: ignore[type-arg]
-    """Numbers separated by commas."""
-
-    name = "weights"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        try:
-            return tuple(float(part) for part in str(value).replace(",", " ").split())
-        except ValueError:
-            self.fail(f"'{value}' is no list of numbers.", param, ctx)
-
-
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-class Size(click.ParamType):  # type: ignore[type-arg]
-    """A number of bytes: ``5GB`` (decimal), ``64MiB`` (binary), ``1000``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(value).lower())
-        if found is None or (found[3] and not found[2]):
-            self.fail(f"'{value}' is no size; write 64MiB, 5GB or a number of bytes.", param, ctx)
-        return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2]])
-
-
-def read_paths(arguments: Sequence[str], null: bool) -> list[str]:
-    """The paths, with those read from standard input in the place of ``-``."""
-    paths: list[str] = []
-    for argument in arguments:
-        if argument != "-":
-            paths.append(argument)
-            continue
-        if arguments.count("-") > 1:
-            raise click.UsageError("'-' can stand only once among the paths.")
-        raw = sys.stdin.buffer.read()
-        separator = b"\0" if null else b"\n"
-        import os
-
-        found = [
-            os.fsdecode(part.rstrip(b"\r") if not null else part) for part in raw.split(separator)
-        ]
-        found = [path for path in found if path]
-        if not found:
-            raise click.UsageError("standard input named no paths.")
-        paths += found
-    return paths
+def _as_click(option: Option, heading: str, hint: Any, default: Any) -> Decorator:
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
+    multiple = get_origin(hint) is tuple
+    kind: dict[str, Any] = {"type": option.type}
+    kind |= {"required": True} if default is MISSING else {"default": default}
+    if multiple:
+        kind = {"multiple": True}
+    elif hint is bool:
+        kind = {"is_flag": True, "default": default}
+        if default and "/" not in option.names:
+            kind = {"flag_value": False, "default": True}
+    elif option.type is None:
+        kind["type"] = click.Choice(get_args(hint)) if get_origin(hint) is Literal else hint
+    return click.option(
+        *option.names.split(),
+        option.field,
+        cls=Headed,
+        heading=heading,
+        help=option.help,
+        metavar=option.metavar,
+        envvar=option.environment,
+        show_default=isinstance(default, (str, int)) and not isinstance(default, bool)
+        and "[default:" not in option.help,
+        **kind,
+    )  # fmt: skip

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swavg.cli.options import read_paths
-from swavg.cli.surveying import Surveying, surveying_options
+from swavg.cli.survey import SurveyOptions, survey_options
+from swavg.cli.values import read_paths
 
 if TYPE_CHECKING:
     from swavg.landscape.line import Line
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
               help="Where it begins; A lies at 0.")  # fmt: skip
 @click.option("--to", "end", type=float, default=1.25, show_default=True, metavar="T",
               help="Where it ends; the last checkpoint lies at 1.")  # fmt: skip
-@surveying_options
+@survey_options
 def path(
     checkpoints: tuple[str, ...],
     points: int,
     start: float,
     end: float,
-    surveying: Surveying,
+    options: SurveyOptions,
 ) -> int:
     """The loss along the straight line between two checkpoints: can they be averaged?
 
@@ -48,60 +48,60 @@ def path(
     from swavg.landscape import table as tables
     from swavg.landscape.line import line_of
 
-    paths = read_paths(checkpoints, False)
-    outputs = surveying.outputs("path")
-    opened = surveying.open(paths)
-    model = surveying.build()
-    with surveying.measuring() as on_read:
+    paths = read_paths(checkpoints, null=False)
+    outputs = options.outputs("path")
+    opened = options.open(paths)
+    model = options.build()
+    with options.measuring() as on_read:
         route = routes.route(
             opened,
-            surveying.weights(model),
+            options.weights(model),
             points=points,
             start=start,
             end=end,
             on_read=on_read,
         )
-    labels = surveying.name(len(paths), route.names)
-    survey = routes.survey_of(route, opened, surveying.asked(model))
+    labels = options.label(len(paths), route.names)
+    survey = routes.survey_of(route, opened, options.cache_key(model))
     outputs.check(survey, opened)
-    if surveying.dry_run:
+    if options.dry_run:
         _explain(survey, route, outputs)
         return 0
-    if not surveying.quiet:
-        from swavg import console
+    if not options.quiet:
+        from swavg.console import messages
 
-        console.warn(surveying.notes(model))
+        messages.notes(options.notes(model))
     with tables.opened(
         outputs.csv,
         survey.asked,
         survey.columns,
-        anew=surveying.restart,
-        force=surveying.force,
+        anew=options.anew,
+        force=options.force,
     ) as table:
-        values = surveying.run(survey, table, model, opened)
-        if values is None:
-            return 130
+        values = options.run(survey, table, model, opened)
+        if isinstance(values, int):
+            return values
         line = line_of(route, values)
-        outputs.publish(survey, table, _drawn(line, labels, surveying, outputs))
-    _report(line, labels, surveying, outputs)
+        outputs.publish(survey, table, _drawn(line, labels, options, outputs))
+    _report(line, labels, options, outputs)
     return 0
 
 
-def _drawn(line: Line, labels: list[str], surveying: Surveying, outputs: Outputs) -> bytes | None:
+def _drawn(line: Line, labels: list[str], options: SurveyOptions, outputs: Outputs) -> bytes | None:
     if outputs.figure is None:
         return None
     from swavg.landscape.drawing import encoded, figure_format
     from swavg.landscape.line_figure import draw
 
-    figure = draw(line, surveying.metrics, labels=labels, subject=surveying.subject)
+    figure = draw(line, options.metrics, labels=labels, subject=options.subject)
     return encoded(figure, figure_format(outputs.figure))
 
 
 def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:
-    from swavg import console_landscape
+    from swavg.console import survey as console
 
     apart = ", ".join(f"{length:.4g}" for length in route.lengths)
-    console_landscape.dry_run(
+    console.dry_run(
         [
             ("line", f"{' to '.join(route.names)}, {apart} apart"),
             ("points", f"{len(route.ts)} from t = {route.ts[0]:g} to {route.ts[-1]:g}"),
@@ -111,15 +111,15 @@ def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:
     )
 
 
-def _report(line: Line, labels: list[str], surveying: Surveying, outputs: Outputs) -> None:
-    from swavg import console_landscape
+def _report(line: Line, labels: list[str], options: SurveyOptions, outputs: Outputs) -> None:
+    from swavg.console import line as console
     from swavg.landscape.line import verdict
 
-    if not surveying.quiet:
-        if surveying.drawn():
-            for metric in surveying.metrics:
-                console_landscape.line_picture(line, metric, labels)
-        console_landscape.line_report(line, labels)
+    if not options.quiet:
+        if options.shows_chart():
+            for metric in options.metrics:
+                console.line_picture(line, metric, labels)
+        console.line_report(line, labels)
     found = verdict(line)
     report: dict[str, Any] = {
         "figure": outputs.figure,
@@ -137,8 +137,8 @@ def _report(line: Line, labels: list[str], surveying: Surveying, outputs: Output
         "safe": found.safe,
         "verdict": found.text,
     }
-    notes = surveying.unmeasured(
-        {metric: line.series(metric) for metric in surveying.metrics},
+    notes = options.nonfinite_notes(
+        {metric: line.series(metric) for metric in options.metrics},
         "points of the line", "the curve leaves the frame there",
     )  # fmt: skip
-    surveying.finish(outputs, {**report, "notes": notes}, notes)
+    options.finish("path", outputs, {**report, "notes": notes}, notes)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from swavg.cli.choosing import Choosing, choose, choosing_options
+from swavg.cli.folders import outputs_in
 from swavg.cli.options import SectionedCommand
-from swavg.cli.outputs import outputs_in
-from swavg.cli.running import FOLDER, OUTPUT, Running, running_options
+from swavg.cli.run import (
+    FOLDER,
+    OUTPUT,
+    Display,
+    Run,
+    execute_and_report,
+    output_path,
+    policy_options,
+    run_options,
+)
+from swavg.cli.selection import Selection, selected, selection_options
+
+if TYPE_CHECKING:
+    from swavg.planning.policy import Policy
 
 
 @click.command(cls=SectionedCommand)
@@ -24,6 +38,7 @@ from swavg.cli.running import FOLDER, OUTPUT, Running, running_options
 )
 @click.option(
     "--profile",
+    "profiles",
     type=float,
     multiple=True,
     metavar="S",
@@ -33,17 +48,20 @@ from swavg.cli.running import FOLDER, OUTPUT, Running, running_options
 @click.option(
     "--at-step", type=int, metavar="T", help="The EMA at this step. [default: the last snapshot's]"
 )
-@choosing_options
-@running_options
+@selection_options
+@policy_options
+@run_options
 def posthoc(
     snapshots: tuple[str, ...],
     output: str | None,
     folder: str | None,
     sigma_rel: tuple[float, ...],
-    profile: tuple[float, ...],
+    profiles: tuple[float, ...],
     at_step: int | None,
-    choosing: Choosing,
-    running: Running,
+    selection: Selection,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """EMAs of any width from snapshots of power-function EMAs, after training.
 
@@ -59,14 +77,13 @@ def posthoc(
     if folder is not None and output is not None:
         raise click.UsageError("Give -o or -d, not both.")
     from swavg import methods
-    from swavg.cli._jobs import jobs_of
 
-    series = choose(snapshots, choosing)
+    series = selected(snapshots, selection)
     if folder is None:
-        places: list[str | None] = [running.where(output)]
+        path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
+        places: list[str | None] = [path]
     else:
         names = [f"posthoc-{width:g}" for width in sigma_rel]
         places = list(outputs_in(folder, names, series.paths[0]))
-    policy = running.arguments["policy"]
-    request = methods.posthoc(series, sigma_rel, policy=policy, profiles=profile, at_step=at_step)
-    running.do(jobs_of(request, places, running.arguments), series.notes, folder)
+    request = methods.posthoc(series, sigma_rel, policy=policy, profiles=profiles, at_step=at_step)
+    execute_and_report(request, places, run, display, series.notes, folder=folder)

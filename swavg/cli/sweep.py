@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from swavg.cli.choosing import Choosing, choose, choosing_options
-from swavg.cli.options import SectionedCommand, read_paths
-from swavg.cli.outputs import outputs_in
-from swavg.cli.running import FOLDER, Running, running_options
+from swavg.cli.folders import outputs_in
+from swavg.cli.options import SectionedCommand
+from swavg.cli.run import (
+    FOLDER,
+    Display,
+    Run,
+    execute_and_report,
+    policy_options,
+    run_options,
+)
+from swavg.cli.selection import Selection, selected, selection_options
+from swavg.cli.values import NULL, read_paths
+
+if TYPE_CHECKING:
+    from swavg.planning.policy import Policy
 
 
 @click.command(cls=SectionedCommand)
@@ -16,22 +29,26 @@ from swavg.cli.running import FOLDER, Running, running_options
 @click.option(
     "-r",
     "--recipe",
+    "recipe_texts",
     multiple=True,
     required=True,
     metavar="RECIPE",
     help="uniform:last=5, uniform:best=3,metric=val_loss, ema:half-life=2000steps,"
     " ema:decay=0.9,last=10; repeat it for each output.",
 )
-@click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
-@choosing_options
-@running_options
+@NULL
+@selection_options
+@policy_options
+@run_options
 def sweep(
     checkpoints: tuple[str, ...],
     folder: str | None,
-    recipe: tuple[str, ...],
+    recipe_texts: tuple[str, ...],
     null: bool,
-    choosing: Choosing,
-    running: Running,
+    selection: Selection,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """Many averages of a series from one read of its checkpoints.
 
@@ -43,11 +60,9 @@ def sweep(
     if folder is None:
         raise click.UsageError("Give a folder for the outputs: -d OUTDIR.")
     from swavg import methods
-    from swavg.cli._jobs import jobs_of
 
-    specs = [methods.sweep_spec(text) for text in recipe]
-    series = choose(read_paths(checkpoints, null), choosing)
-    names = [spec.name for spec in specs]
-    places = outputs_in(folder, names, series.paths[0])
-    request = methods.sweep(series, specs, policy=running.arguments["policy"])
-    running.do(jobs_of(request, places, running.arguments), series.notes, folder)
+    specs = [methods.sweep_spec(text) for text in recipe_texts]
+    series = selected(read_paths(checkpoints, null=null), selection)
+    places = outputs_in(folder, [spec.name for spec in specs], series.paths[0])
+    request = methods.sweep(series, specs, policy=policy)
+    execute_and_report(request, places, run, display, series.notes, folder=folder)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from swavg.cli.options import SectionedCommand
-from swavg.cli.running import OUTPUT, Running, running_options
+from swavg.cli.run import (
+    OUTPUT,
+    Display,
+    Run,
+    execute_and_report,
+    output_path,
+    policy_options,
+    run_options,
+)
+from swavg.cli.values import COUNT
+
+if TYPE_CHECKING:
+    from swavg.planning.policy import Policy
 
 
 @click.command(cls=SectionedCommand)
@@ -16,11 +30,12 @@ from swavg.cli.running import OUTPUT, Running, running_options
 @click.option("--drop", multiple=True, metavar="OLD", help="Let this one out of the window.")
 @click.option(
     "--count",
-    type=click.IntRange(min=1),
+    type=COUNT,
     metavar="N",
     help="Of how many AVERAGE is the mean. [default: as recorded in it]",
 )
-@running_options
+@policy_options
+@run_options
 def update(
     average: str,
     new: tuple[str, ...],
@@ -28,7 +43,9 @@ def update(
     add: tuple[str, ...],
     drop: tuple[str, ...],
     count: int | None,
-    running: Running,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """Add checkpoints to a running average, or move a window on.
 
@@ -41,13 +58,12 @@ def update(
     """
     if not new and not add and not drop:
         raise click.UsageError("Give the new checkpoints, or --add and --drop.")
-    where = running.where(output)
+    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
     from swavg import methods
-    from swavg.cli._jobs import jobs_of
 
-    policy = running.arguments["policy"]
+    added = [*new, *add]
     if drop:
-        request = methods.slide(average, [*new, *add], drop, policy=policy, count=count)
+        request = methods.slide(average, added, drop, policy=policy, count=count)
     else:
-        request = methods.update(average, [*new, *add], policy=policy, count=count)
-    running.do(jobs_of(request, [where], running.arguments))
+        request = methods.update(average, added, policy=policy, count=count)
+    execute_and_report(request, [path], run, display)

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from swavg.cli.options import SectionedCommand
-from swavg.cli.running import OUTPUT, Running, running_options
+from swavg.cli.run import (
+    OUTPUT,
+    Display,
+    Run,
+    execute_and_report,
+    output_path,
+    policy_options,
+    run_options,
+)
+
+if TYPE_CHECKING:
+    from swavg.planning.policy import Policy
 
 
 @click.command(cls=SectionedCommand)
@@ -19,13 +32,16 @@ from swavg.cli.running import OUTPUT, Running, running_options
     metavar="S E",
     help="Of how many checkpoints or steps the two are averages. [default: as recorded]",
 )
-@running_options
+@policy_options
+@run_options
 def window(
     start: str,
     end: str,
     output: str | None,
     counts: tuple[float, float] | None,
-    running: Running,
+    policy: Policy,
+    run: Run,
+    display: Display,
 ) -> None:
     """The mean over the steps between two running averages.
 
@@ -35,9 +51,8 @@ def window(
     \b
     swavg window avg-800.pt avg-1000.pt --counts 800 1000 -o window.pt
     """
-    where = running.where(output)
+    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
     from swavg import methods
-    from swavg.cli._jobs import jobs_of
 
-    request = methods.window(start, end, policy=running.arguments["policy"], counts=counts)
-    running.do(jobs_of(request, [where], running.arguments))
+    request = methods.window(start, end, policy=policy, counts=counts)
+    execute_and_report(request, [path], run, display)

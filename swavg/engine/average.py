@@ -33,7 +33,7 @@ from swavg.storage.publish import (
     is_stream,
     publishing,
 )
-from swavg.storage.sinks import Sink
+from swavg.storage.sinks import STDOUT, Sink
 from swavg.storage.sources import LocalFile, Pool
 from swavg.storage.streams import open_stream
 
@@ -82,11 +82,13 @@ def prepare(
     force: bool = False,
     distances: bool = True,
     folder: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Open, match and plan; write nothing.
 
     Row ``i`` goes to ``outputs[i]``, as for :func:`average`. All are made of one read. ``folder``
-    is the one that all of them lie in, made if there is none. Raises as :func:`average`.
+    is the one that all of them lie in, made if there is none; ``notes`` are reported with the
+    plan's own. Raises as :func:`average`.
     """
     policy = Policy() if policy is None else policy
     checkpoints = open_all(paths_of(inputs), policy.key)
@@ -109,7 +111,7 @@ def prepare(
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints)),
+        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes),
         distances and len(rows) == 1,
         None if folder is None else os.fsdecode(folder),
     )
@@ -123,7 +125,7 @@ def check(plan: Plan) -> None:
         path = output.target.path
         if path is None:
             if len(plan.outputs) > 1:
-                raise OutputError("standard output", "can only be a single output")
+                raise OutputError(STDOUT, "can only be a single output")
             check_stdout_not_input(inputs)
             return
         check_not_input(path, inputs)

@@ -214,13 +214,6 @@ def summary_of(
     cosine: float | None = None,
 ) -> InputSummary:
     """The facts of an input."""
-    columns = checkpoint.tensors.columns
-    numels = [math.prod(shape) for _, shape, _ in columns.forms]
-    dtypes: dict[str, int] = {}
-    for form in columns.form:
-        dtype = columns.forms[form][0].name
-        dtypes[dtype] = dtypes.get(dtype, 0) + numels[form]
-    ordered = dict(sorted(dtypes.items(), key=lambda item: -item[1]))
     return InputSummary(
         name,
         checkpoint.path,
@@ -228,7 +221,7 @@ def summary_of(
         checkpoint.size,
         checkpoint.format,
         len(checkpoint),
-        ordered,
+        checkpoint.dtypes,
         distance,
         cosine,
     )

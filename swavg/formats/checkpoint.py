@@ -258,6 +258,17 @@ class Checkpoint:
         return {name: tensor.spec for name, tensor in self.tensors.items()}
 
     @property
+    def dtypes(self) -> dict[str, int]:
+        """Elements of each dtype, the most first."""
+        columns = self.tensors.columns
+        numels = [math.prod(shape) for _, shape, _ in columns.forms]
+        found: dict[str, int] = {}
+        for form in columns.form:
+            name = columns.forms[form][0].name
+            found[name] = found.get(name, 0) + numels[form]
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @property
     def size(self) -> int:
         """Bytes of all files of the checkpoint."""
         return sum(source.size for source in self.sources)

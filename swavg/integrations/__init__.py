@@ -1,5 +1,5 @@
 """Callbacks for training frameworks: ``swavg.integrations.lightning`` and ``.transformers``.
 
-Each needs its framework (``pip install 'swavg[lightning]'``, ``'swavg[transformers]'``) and is
+Each needs its framework (``pip install lightning``, ``pip install transformers accelerate``) and is
 imported by itself.
 """

@@ -67,7 +67,7 @@ def require() -> None:
     """Raise MissingDependencyError without matplotlib."""
     if not available():
         raise MissingDependencyError(
-            "Figures need matplotlib.", hint="pip install 'swavg[plot]', or leave out -o."
+            "Figures need matplotlib.", hint="pip install matplotlib, or leave out output=."
         )
 
 

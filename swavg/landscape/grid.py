@@ -28,17 +28,23 @@ def parse_shape(text: str) -> tuple[int, int]:
     """``21`` or ``31x21`` as points along x and y. Raises RequestError."""
     found = re.fullmatch(r"\s*(\d+)(?:\s*[xX×,]\s*(\d+))?\s*", text)  # noqa: RUF001
     if found is None:
-        raise RequestError(f"--grid is '{text}'; write 21, or 31x21 for points along x and y.")
+        raise RequestError(
+            f"is '{text}'; write 21, or 31x21 for points along x and y.", argument="grid"
+        )
     shape = int(found[1]), int(found[2] or found[1])
     if min(shape) < 2:
-        raise RequestError(f"--grid is '{text}'; a surface needs two points along each axis.")
+        raise RequestError(
+            f"is '{text}'; a surface needs two points along each axis.", argument="grid"
+        )
     return shape
 
 
 def make_grid(positions: Sequence[Position], shape: tuple[int, int], margin: float) -> Grid:
     """A grid around ``positions``, wider on every side by ``margin`` times their longer extent."""
     if not 0 <= margin < float("inf"):
-        raise RequestError(f"--margin is {margin}; it is a share of the extent, such as 0.2.")
+        raise RequestError(
+            f"is {margin}; it is a share of the extent, such as 0.2.", argument="margin"
+        )
     xs, ys = [p.x for p in positions], [p.y for p in positions]
     rim = margin * max(max(xs) - min(xs), max(ys) - min(ys))
     return Grid(

@@ -43,7 +43,7 @@ def make_levels(values: Sequence[float] | np.ndarray[Any, Any], bands: int = BAN
         raise NumericsError(
             "no point of the survey has a finite loss.",
             hint="Does the model with these checkpoints give numbers on this data at all? After a"
-            " change in your code, use --restart.",
+            " change in your code, use anew=True.",
         )
     low, high = float(finite[0]), float(finite[-1])
     if high - low <= 1e-12 * max(abs(low), abs(high)):

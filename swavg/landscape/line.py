@@ -84,7 +84,7 @@ def line_of(found: Route, values: Sequence[Value]) -> Line:
             raise NumericsError(
                 f"{name}: its loss is {line.at(index, 'loss')}.",
                 hint="Does the model with this checkpoint give numbers on this data at all? After a"
-                " change in your code, use --restart.",
+                " change in your code, use anew=True.",
             )
     return line
 

@@ -82,7 +82,7 @@ def plane_of(
     if height <= _FLAT * math.sqrt(ww):
         raise RequestError(
             f"{', '.join(names[:3])} lie on one line, which leaves no plane.",
-            hint="Is one the average of the others? swavg path shows a line; --mark draws an"
+            hint="Is one the average of the others? swavg path shows a line; mark= draws an"
             " average into a plane through three others.",
         )
     plane = Plane(side, foot, height)

@@ -137,9 +137,9 @@ def _matched(
         if nowhere:
             more = f" and {len(nowhere) - 1} more" if len(nowhere) > 1 else ""
             raise MismatchError(
-                f"the model of --model has '{nowhere[0].name}'{more} that no checkpoint has.",
+                f"the model has '{nowhere[0].name}'{more} that no checkpoint has.",
                 differences=differences,
-                hint="Is it their model? In a .pt file, --key chooses the state dict.",
+                hint="Is it their model? In a .pt file, key= chooses the state dict.",
             )
         raise MismatchError(
             f"the checkpoints have no weights in common to compare: {first}"

@@ -74,11 +74,11 @@ def route(
     if count < 2:
         raise RequestError("a line goes through two checkpoints or more; one was given.")
     if points < 2:
-        raise RequestError(f"--points is {points}; a line needs two.")
+        raise RequestError(f"is {points}; a line needs two.", argument="points")
     if not (-math.inf < start <= 0 and 1 <= end < math.inf):
         raise RequestError(
-            f"--from {start:g} --to {end:g} leaves out a checkpoint; they lie at 0 and 1.",
-            hint="Give --from 0 or less, and --to 1 or more.",
+            f"start={start:g} end={end:g} leaves out a checkpoint; they lie at 0 and 1.",
+            hint="Give start=0 or less, and end=1 or more.",
         )
     shown = [one_line(name) for name in short_names([each.path for each in checkpoints])]
     lengths: list[float] = []

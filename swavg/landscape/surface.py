@@ -50,7 +50,7 @@ class Surface:
         if found is None:
             raise NumericsError(
                 "the survey has no error rate.",
-                hint="It is counted for logits of classes and integer targets; use --metric loss.",
+                hint="It is counted for logits of classes and integer targets; use metric='loss'.",
             )
         return found
 

@@ -112,7 +112,7 @@ def _foreign(table: tables.Table, number: int) -> OutputError:
     return OutputError(
         table.path,
         f"row {number} is not the one that belongs there: the file was changed",
-        hint="Use --restart to compute everything again, or give --csv another path.",
+        hint="Use anew=True to compute everything again, or give csv= another path.",
     )
 
 

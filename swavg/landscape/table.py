@@ -76,7 +76,7 @@ def opened(
             raise OutputError(
                 partial,
                 "is being written by another run",
-                hint="Wait for it, or give --csv another path.",
+                hint="Wait for it, or give csv= another path.",
             ) from None
         with os.fdopen(os.dup(fd), "rb") as file:
             found = file.read()
@@ -146,7 +146,7 @@ def _rows(path: Path, found: bytes, head: str, asked: Mapping[str, Any], force: 
     raise OutputError(
         path,
         f"was left by a run that differs in {_difference(found, asked)}",
-        hint="Give the same options to go on with it, --force to begin anew, or --csv another"
+        hint="Give the same options to go on with it, force=True to begin anew, or csv= another"
         " path.",
     )
 

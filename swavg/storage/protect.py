@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import cache
 
 from swavg.errors import OutputError
+from swavg.storage.sinks import STDOUT
 from swavg.storage.sources import Source
 
 Input = tuple[str, Sequence[Source]]
@@ -102,7 +103,7 @@ def check_stdout_not_input(inputs: Sequence[Input]) -> None:
     for _, sources in inputs:
         for source in sources:
             if source.identity == (facts.st_dev, facts.st_ino):
-                raise OutputError("standard output", f"is the input {source.name}")
+                raise OutputError(STDOUT, f"is the input {source.name}")
 
 
 def check_only_ours(

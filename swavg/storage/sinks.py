@@ -6,7 +6,10 @@ import errno
 import os
 from typing import Protocol
 
-from swavg.errors import OutputError
+from swavg.errors import OutputError, ReaderGoneError
+
+STDOUT = "standard output"
+"""The name of that in messages."""
 
 Buffer = bytes | bytearray | memoryview
 """Bytes: a memoryview has items of one byte."""
@@ -42,7 +45,8 @@ def write_error(shown: str, error: OSError) -> OutputError:
     if error.errno == errno.ENOSPC:
         return OutputError(shown, "cannot be written: the disk is full")
     if error.errno == errno.EPIPE:
-        return OutputError(shown, "cannot be written: its reader went away")
+        kind = ReaderGoneError if shown == STDOUT else OutputError
+        return kind(shown, "cannot be written: its reader went away")
     return OutputError(shown, f"cannot be written: {error.strerror}")
 
 

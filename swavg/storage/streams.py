@@ -18,7 +18,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Protocol
 
-from swavg.storage.sinks import Buffer, sync, write_error
+from swavg.storage.sinks import STDOUT, Buffer, sync, write_error
 
 
 class FileLayout(Protocol):
@@ -181,7 +181,7 @@ def open_stream(
 @contextmanager
 def open_pipe(path: str | None) -> Iterator[tuple[int, str]]:
     """A descriptor of the stream at ``path`` (None: standard output), and what it is called."""
-    shown = "standard output" if path is None else path
+    shown = STDOUT if path is None else path
     try:
         fd = os.dup(sys.stdout.fileno()) if path is None else os.open(path, os.O_WRONLY)
     except OSError as error:

@@ -7,7 +7,7 @@
     ...     evaluate(model)
     >>> save_snapshot("step-1000.safetensors", model, step=1000, metrics={"val_loss": 0.12})
 
-Needs PyTorch (``pip install 'swavg[torch]'``). Names are imported when they are first used.
+Needs PyTorch (``pip install torch``). Names are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
         from swavg.errors import MissingDependencyError
 
         raise MissingDependencyError(
-            "swavg.training needs PyTorch.", hint="pip install 'swavg[torch]'"
+            "swavg.training needs PyTorch.", hint="pip install torch"
         ) from None
     value = getattr(home, name)
     globals()[name] = value

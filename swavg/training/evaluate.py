@@ -99,7 +99,7 @@ def _loss_of(
         if count is None:
             raise RequestError(
                 f"batch {number} does not say how many examples it has.",
-                hint="Let --loss return one loss for each example.",
+                hint="Let loss= return one loss for each example.",
             )
         return float(value) * count, count
     fitted = _fitted(outputs, target)
@@ -108,7 +108,7 @@ def _loss_of(
             f"batch {number}: the model returns {_described(_logits(outputs))} for"
             f" {_described(target)}, which is not what"
             " cross-entropy takes: logits of classes and integer targets.",
-            hint="Name a function of outputs and target with --loss, such as"
+            hint="Name a function of outputs and target with loss=, such as"
             " torch.nn.functional:mse_loss.",
         )
     logits, classes = fitted

@@ -229,7 +229,7 @@ def require_torch() -> Any:
         if error.name != "torch":
             raise
         raise MissingDependencyError(
-            "Running a model needs PyTorch.", hint="pip install 'swavg[torch]'"
+            "Running a model needs PyTorch.", hint="pip install torch"
         ) from None
 
 

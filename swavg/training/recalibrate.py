@@ -199,7 +199,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
             raise MismatchError(
                 _brief(error),
                 differences=error.differences,
-                hint="Is it the model that was averaged? In a .pt, --key chooses the state dict.",
+                hint="Is it the model that was averaged? In a .pt, key= chooses the state dict.",
             ) from None
         apply_swa(model, [checkpoint], strict=False, allow_nonfinite=True)
     own = own_tensors(model)

@@ -222,10 +222,8 @@ def _write(path: Path, layout: FileLayout, get: Callable[[str], Tensor], force: 
             if not is_stream(path):
                 layout.verify(file.path)
     except OutputError as error:
-        hint = error.hint
-        if hint is not None and "--force" in hint:
-            hint = "Pass force=True to replace it."
-        raise type(error)(path, error.problem, hint=hint) from None
+        # The name that it was given, not a temporary one.
+        raise type(error)(path, error.problem, hint=error.hint) from None
 
 
 def _names(layout: FileLayout) -> list[str]:

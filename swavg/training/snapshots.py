@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from swavg.errors import InputError, OutputError, RequestError
+from swavg.errors import InputError, OutputError, OutputExistsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.publish import TEMPORARY
 from swavg.series import guess_mode
@@ -127,7 +127,7 @@ class Snapshots:
         # What an interrupted run wrote at this step makes way; what is not ours does not.
         force = rank() == 0 and self._own(path) is not None
         if rank() == 0 and not force and os.path.lexists(path):
-            raise OutputError(
+            raise OutputExistsError(
                 path,
                 "exists already, and was not written by Snapshots",
                 hint="Move it away, or choose another name=.",

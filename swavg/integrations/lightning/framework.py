@@ -23,7 +23,7 @@ else:
                 if error.name not in (name, name.partition(".")[0]):
                     raise
         raise MissingDependencyError(
-            "swavg.integrations.lightning needs Lightning.", hint="pip install 'swavg[lightning]'"
+            "swavg.integrations.lightning needs Lightning.", hint="pip install lightning"
         )
 
     Callback = _callback()

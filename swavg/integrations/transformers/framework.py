@@ -20,7 +20,7 @@ else:
             raise
         raise MissingDependencyError(
             "swavg.integrations.transformers needs transformers.",
-            hint="pip install 'swavg[transformers]'",
+            hint="pip install transformers accelerate",
         ) from None
 
 

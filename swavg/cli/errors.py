@@ -1,0 +1,113 @@
+"""How an error is told: a line for people on stderr, with ``--json`` an object on stdout, and the
+exit code. Arguments of the library become options here."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from swavg.errors import (
+    InputError,
+    MismatchError,
+    OutputError,
+    ReaderGoneError,
+    RequestError,
+    SwavgError,
+    nearest,
+)
+
+_ARGUMENT = re.compile(r"(?<![^\s(])(\w+)=('[^']*'|[\w.+-]*\w)?")
+
+
+def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, verbose: bool) -> int:
+    """Say what went wrong; the exit code."""
+    from swavg.console import messages
+
+    params = command.params if command is not None else []
+    message = _message(error, params)
+    hint = None if error.hint is None else with_options(error.hint, params)
+    if isinstance(error, InputError) and not os.path.lexists(error.path):
+        hint = " ".join(filter(None, (hint, _nearest_path(error.path)))) or None
+    differences = error.differences if isinstance(error, MismatchError) else ()
+    if len(differences) > 1:
+        messages.differences(differences, everything=verbose)
+    messages.error(message, hint)
+    if as_json and not isinstance(error, ReaderGoneError):
+        facts = [
+            {
+                "name": difference.name,
+                "what": difference.what,
+                "facts": [{"input": name, "fact": fact} for name, fact in difference.facts],
+            }
+            for difference in differences
+        ]
+        print_error(error.exit_code, error.kind, message, hint, facts)
+    return error.exit_code
+
+
+def print_error(
+    code: int,
+    kind: str,
+    message: str,
+    hint: str | None = None,
+    differences: Sequence[dict[str, Any]] = (),
+) -> None:
+    """The one object on stdout that a program gets instead of a report."""
+    from swavg.cli.printing import print_json
+
+    value = {"code": code, "kind": kind, "message": message, "hint": hint}
+    try:
+        print_json("error", {**value, "differences": differences})
+    except OutputError:
+        print("swavg: standard output cannot be written", file=sys.stderr)
+
+
+def _message(error: SwavgError, params: Sequence[click.Parameter]) -> str:
+    if isinstance(error, RequestError) and error.argument is not None:
+        name = with_options(f"{error.argument}=", params).removesuffix("=")
+        return f"{name} {with_options(error.problem, params)}"
+    return with_options(error.message, params)
+
+
+def with_options(text: str, params: Sequence[click.Parameter]) -> str:
+    """``text`` with the options of a command for the library's arguments: ``--last`` for
+    ``last=``, ``--lenient`` for ``strict=False``, ``--count 3`` for ``count=3``."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        named = [each for each in params if isinstance(each, click.Option) and each.name == name]
+        if not named:
+            return found[0]
+        value = None if value is None else value.strip("'")
+        for each in named:
+            if isinstance(each.flag_value, str):
+                # One of several flags that fill the same argument.
+                if each.flag_value == value:
+                    return _longest(each.opts)
+            elif each.is_flag:
+                return _longest((each.secondary_opts if value == "False" else []) or each.opts)
+        return _longest(named[0].opts) + (f" {value}" if value is not None else "")
+
+    return _ARGUMENT.sub(option, text)
+
+
+def _longest(names: Sequence[str]) -> str:
+    return max(names, key=len)
+
+
+def _nearest_path(path: str) -> str | None:
+    """A question with the nearest name in the folder of a ``path`` that does not exist."""
+    folder, name = os.path.split(path.rstrip("/"))
+    try:
+        names = os.listdir(folder or ".")
+    except OSError:
+        return None
+    # Suffixes are alike anyway.
+    stems = {os.path.splitext(each)[0]: each for each in sorted(names, reverse=True)}
+    near = nearest(os.path.splitext(name)[0], stems)
+    return None if near is None else f"Did you mean '{os.path.join(folder, stems[near])}'?"

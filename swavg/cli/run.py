@@ -1,0 +1,196 @@
+"""What commands that write averages share: their options, and doing what they planned."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from swavg.cli.options import Command, Option, filled
+from swavg.cli.printing import print_json, print_published
+from swavg.cli.signals import ignore_signals
+from swavg.cli.streams import require_stdout
+from swavg.cli.values import COUNT, KEY_HELP, Size
+from swavg.planning.policy import Policy
+
+if TYPE_CHECKING:
+    from swavg.methods.request import Request
+
+_STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+OUTPUT = click.option(
+    "-o", "--output", metavar="OUT",
+    help="Where to write; '-' streams to stdout. [default: averaged, with the suffix of the first"
+    " input]",
+)  # fmt: skip
+FOLDER = click.option(
+    "-d", "--folder", metavar="OUTDIR", help="The folder for the outputs; made if need be."
+)
+
+_POLICY = {
+    "Tensors": (
+        Option("strict", "--strict/--lenient",
+               "All names, shapes and dtypes must match (default), or average what is shared."),
+        Option("missing", "--missing",
+               "With --lenient: what some lack is taken from the last that has it, left out, or"
+               " averaged over those that have it. [default: keep]"),
+        Option("include", "--include", "Average only these tensors.", "GLOB"),
+        Option("exclude", "--exclude",
+               "Do not average these; they are copied from the last checkpoint.", "GLOB"),
+        Option("drop_excluded", "--drop-excluded", "Leave them out instead of copying them."),
+        Option("key", "--key", KEY_HELP, "PATH"),
+        Option("integers", "--integers", "Integer and bool tensors that differ."),
+        Option("drop_ties", "--drop-ties",
+               "Write tied tensors once in safetensors (under their first name)."),
+        Option("allow_nonfinite", "--allow-nonfinite", "Let NaN and Inf through."),
+    ),
+    "Numbers and format": (
+        Option("dtype", "--dtype", "Floats in the output."),
+        Option("accumulate", "--accumulate", "Sums are taken in this dtype."),
+        Option("weights_only", "--weights-only", "Write a bare state dict to a .pt."),
+        Option("max_shard_size", "--max-shard-size",
+               "Write a folder of shards of at most this size, such as 5GB.", "SIZE", Size()),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run may use and replace."""
+
+    distances: bool = True
+    device: str = "cpu"
+    threads: int | None = None
+    memory: int | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """What is shown."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+_RUN = (
+    Option("distances", "--no-geometry", "Do not look how far each input lies from the average."),
+    Option("device", "--device", "Where to compute. The bytes are the same.", "cpu|cuda|cuda:N",
+           environment="SWAVG_DEVICE"),
+    Option("threads", "--threads", "Workers. [default: the processors of this process]", "N",
+           COUNT, "SWAVG_THREADS"),
+    Option("memory", "--memory", "Bound on buffers. [default: 32MiB]", "SIZE", Size(),
+           "SWAVG_MEMORY"),
+    Option("force", "--force", "Replace an existing output."),
+    Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
+)  # fmt: skip
+_DISPLAY = (
+    Option("as_json", "--json", "Print the report as JSON."),
+    Option("quiet", "-q --quiet", "Print errors only."),
+    Option("verbose", "-v --verbose", "Print inputs, plan and every exception."),
+)
+
+
+def policy_options(command: Command) -> Command:
+    """Add the options that say what becomes of tensors; the command gets ``policy``."""
+
+    @functools.wraps(command)
+    def checked(policy: Policy, **values: Any) -> Any:
+        source = click.get_current_context().get_parameter_source("missing")
+        if policy.strict and source is not ParameterSource.DEFAULT:
+            raise click.UsageError("--missing says what --lenient does; add --lenient.")
+        return command(policy=policy, **values)
+
+    return filled("policy", Policy, _POLICY)(checked)
+
+
+def run_options(command: Command) -> Command:
+    """Add the options of a run and of what it shows; the command gets ``run`` and ``display``."""
+
+    @functools.wraps(command)
+    def prepared(**values: Any) -> Any:
+        # NumPy's linear algebra has next to nothing to do here: no threads for it.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        return command(**values)
+
+    shown = filled("display", Display, {"Running": _DISPLAY})(prepared)
+    return filled("run", Run, {"Running": _RUN})(shown)
+
+
+def output_path(output: str | None, *, as_json: bool, dry_run: bool) -> str | None:
+    """The library's output for ``-o``: None for standard output, empty for the default."""
+    if output not in _STDOUT_NAMES:
+        return output or ""
+    if not dry_run:
+        if as_json:
+            raise click.UsageError("--json and -o - both want standard output.")
+        require_stdout()
+        if sys.stdout.isatty():
+            raise click.UsageError("Standard output is a terminal; pipe it, or give -o a path.")
+    return None
+
+
+def execute_and_report(
+    request: Request,
+    outputs: Sequence[str | None],
+    run: Run,
+    display: Display,
+    notes: Sequence[str] = (),
+    *,
+    folder: str | None = None,
+) -> None:
+    """Do what a method asks for with one read of the inputs, or print what would be done.
+
+    ``folder`` is made for the outputs, and appears with all of them.
+    """
+    from swavg.console import messages
+    from swavg.console import report as console
+    from swavg.console.progress import progress_bar
+    from swavg.engine.average import check, dry_run, execute, prepare
+    from swavg.engine.report import STDOUT, Progress
+    from swavg.engine.resources import Resources
+
+    resources = Resources(run.device, run.threads, run.memory)
+    plan = prepare(
+        request.inputs,
+        request.rows,
+        outputs,
+        request.policy,
+        force=run.force,
+        distances=run.distances,
+        folder=folder,
+        notes=request.notes,
+    )
+    if run.dry_run:
+        check(plan)
+        reports = dry_run(plan, resources)
+        if display.as_json:
+            print_json("report", *(report.to_json() for report in reports))
+            return
+        for report in reports:
+            console.plan(report)
+        messages.notes([*notes, *reports[0].notes])
+        return
+    if not display.quiet:
+        messages.notes(notes)
+    with progress_bar("averaging", "bytes", shown=not display.quiet) as update:
+
+        def on_progress(progress: Progress) -> None:
+            assert update is not None
+            update(progress.read, progress.total)
+
+        tell = None if update is None else on_progress
+        reports = execute(plan, resources, tell, ignore_signals)
+    if not display.quiet:
+        console.summary(reports, verbose=display.verbose)
+    paths = [report.output for report in reports if report.output != STDOUT]
+    values = [report.to_json() for report in reports]
+    print_published("report", values, paths, as_json=display.as_json)

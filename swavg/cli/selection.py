@@ -1,0 +1,103 @@
+"""Choosing checkpoints from a run: the options that commands share, and what they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from swavg.cli.options import Option, filled
+from swavg.cli.values import COUNT
+
+if TYPE_CHECKING:
+    from swavg.series import Series
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is chosen of a series; the arguments of ``swavg.series.discover`` and ``select``."""
+
+    pattern: str | None = None
+    last: int | None = None
+    from_step: int | None = None
+    to_step: int | None = None
+    every: int | None = None
+    best: int | None = None
+    metric: str | None = None
+    mode: Literal["min", "max"] | None = None
+    metrics_file: str | None = None
+    at_most: bool = False
+    keep_order: bool = False
+
+    @property
+    def selects(self) -> bool:
+        """Whether any of a series would be left out."""
+        chosen = (self.last, self.from_step, self.to_step, self.every, self.best, self.mode)
+        return any(value is not None for value in chosen)
+
+    @property
+    def by_position(self) -> bool:
+        """Whether the paths are taken as they are, but for their order."""
+        others = (self.pattern, self.metric, self.metrics_file)
+        return not self.selects and all(value is None for value in others)
+
+
+_OPTIONS = (
+    Option("pattern", "--pattern", "Take only these names in folders.", "GLOB"),
+    Option("last", "--last", "The N newest.", "N", COUNT),
+    Option("from_step", "--from-step", "From this step on.", "A"),
+    Option("to_step", "--to-step", "Up to this step.", "B"),
+    Option("every", "--every", "At least N steps apart, from the newest back.", "N", COUNT),
+    Option("best", "--best", "The K best by --metric.", "K", COUNT),
+    Option("metric", "--metric", "What --best goes by, such as val_loss.", "NAME"),
+    Option("mode", "--mode",
+           "Whether the lowest or the highest is best. [default: by the metric's name]"),
+    Option("metrics_file", "--metrics",
+           "Metrics by step, epoch or path: CSV with a header, or JSON lines.", "FILE"),
+    Option("at_most", "--at-most", "Take fewer than asked for if there are fewer."),
+    Option("keep_order", "--keep-order", "Leave the order given; do not go by step."),
+)  # fmt: skip
+
+selection_options = filled("selection", Selection, {"Choosing checkpoints": _OPTIONS})
+
+
+def discover(paths: Sequence[str], selection: Selection) -> Series:
+    """All that ``paths`` name, before any of it is chosen."""
+    from swavg import series
+
+    return series.discover(
+        paths,
+        pattern=selection.pattern,
+        keep_order=selection.keep_order,
+        metrics_file=selection.metrics_file,
+    )
+
+
+def select(series: Series, selection: Selection) -> Series:
+    """What the options choose of ``series``."""
+    from swavg.series import Selection as Chosen
+    from swavg.series import select
+
+    names = [field.name for field in fields(Chosen)]
+    return select(series, Chosen(**{name: getattr(selection, name) for name in names}))
+
+
+def selected(paths: Sequence[str], selection: Selection) -> Series:
+    """The checkpoints that ``paths`` and the options choose, in order.
+
+    Where nothing is to be chosen among plain checkpoints, only their names are read, and they are
+    left in the order given unless all names have a step. Raises RequestError, InputError, or
+    UsageError.
+    """
+    from swavg.series import in_given_order
+
+    if selection.best is None and (selection.metric or selection.metrics_file):
+        raise click.UsageError("--metric and --metrics say what is best; add --best K.")
+    if selection.by_position:
+        plain = in_given_order(paths, keep_order=selection.keep_order)
+        if plain is not None:
+            return plain
+    series = discover(paths, selection)
+    return select(series, selection) if selection.selects else series

@@ -1,0 +1,43 @@
+"""Signals that end a run."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def exit_code(stopped: BaseException | None) -> int:
+    """143 for SIGTERM, as shells say it; 130 for every other way to interrupt."""
+    terminated = isinstance(stopped, Stopped) and stopped.number == signal.SIGTERM
+    return 128 + signal.SIGTERM if terminated else 128 + signal.SIGINT
+
+
+def stop_on_signals() -> None:
+    """Interrupt once, then ignore further signals while the temporary files are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        ignore_signals()
+        raise Stopped(number)
+
+    for each in _STOPPING:
+        # A parent may have asked us to ignore it (nohup).
+        previous: Any = signal.getsignal(each)
+        if previous is not signal.SIG_IGN:
+            signal.signal(each, stop)
+
+
+def ignore_signals() -> None:
+    """From here on it is too late to stop: an output is getting its name, or cleaning up began."""
+    for each in _STOPPING:
+        signal.signal(each, signal.SIG_IGN)

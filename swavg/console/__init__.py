@@ -1,0 +1,1 @@
+"""What people see: progress, reports, tables and charts. The only user of rich."""

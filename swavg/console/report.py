@@ -1,0 +1,150 @@
+"""What a run of averaging would do, and what it did."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from swavg.console.messages import notes, warnings
+from swavg.console.page import Cell, Column, Page, Row
+from swavg.console.text import MOST_ROWS, bar, counted, mix, number, one_line, printable, size, some
+from swavg.engine.report import STDOUT, InputSummary, Report
+from swavg.errors import RequestError
+from swavg.weights import effective_number, half_life_of
+
+
+def plan(report: Report) -> None:
+    """The plan of a run that has not been made, on stdout."""
+    page = Page(sys.stdout)
+    _inputs_and_facts(page, report)
+    if report.treated:
+        _not_averaged(page, report.treated, everything=True)
+
+
+def summary(reports: Sequence[Report], *, verbose: bool) -> None:
+    """What a run did, on stderr: notes, exceptions, one line per output with the figures, and
+    last what may make the result useless."""
+    page = Page(sys.stderr)
+    notes([*dict.fromkeys(note for report in reports for note in report.notes)])
+    for report in reports:
+        if report.treated:
+            _not_averaged(page, report.treated, everything=verbose)
+        if report.differing_integers:
+            rule = report.recipe.get("options", {}).get("integers", "last")
+            names = ", ".join(some(report.differing_integers, _most(verbose)))
+            notes([f"integer tensors that differ: took the {rule} of {names}"])
+        if verbose:
+            _inputs_and_facts(page, report)
+    for report in reports:
+        page.line(("averaged", "green"), f" {_figures(report, len(reports))}", wrap=True)
+    told = (text for report in reports for text in _warnings(report, verbose))
+    warnings([*dict.fromkeys(told)])
+
+
+def _figures(report: Report, outputs: int) -> str:
+    seconds = report.seconds or 0.0
+    rate = f", {size(report.read / seconds)}/s read" if seconds > 0.01 and outputs < 2 else ""
+    name = f" {printable(report.output)}" if outputs > 1 else ""
+    return (
+        f"{counted(len(report.inputs), 'checkpoint')}{name}:"
+        f" {counted(report.tensors['averaged'], 'tensor')}, {number(report.elements)}"
+        f" element{'s' * (report.elements != 1)},"
+        f" {size(report.written)} in {seconds:.2f} s{rate}"
+    )
+
+
+def _warnings(report: Report, verbose: bool) -> Iterator[str]:
+    yield from report.warnings
+    if report.nonfinite:
+        yield f"NaN or Inf in the result: {', '.join(some(report.nonfinite, _most(verbose)))}"
+    if report.running_statistics:
+        names = ", ".join(some(sorted(report.running_statistics), 2))
+        output = "OUT" if report.output == STDOUT else shlex.quote(report.output)
+        yield (
+            f"batch-norm statistics were averaged ({names}): before judging the result recompute"
+            f" them with: swavg bn {output} --model ... --data ..."
+        )
+
+
+def _most(verbose: bool) -> int:
+    return 99 if verbose else 4
+
+
+def _inputs_and_facts(page: Page, report: Report) -> None:
+    _inputs(page, report.inputs)
+    for label, value in (*_facts(report), *_shape_of_weights(report)):
+        page.fact(label, printable(value), indent=10)
+
+
+def _inputs(page: Page, inputs: Sequence[InputSummary]) -> None:
+    """The inputs with their weights; what all have in common stands once, in the title."""
+    measured = any(entry.distance is not None for entry in inputs)
+    kinds = {(entry.tensors, mix(entry.dtypes)) for entry in inputs}
+    alike = len(inputs) > 1 and len(kinds) == 1
+    columns = [Column("weight", True), Column(""), Column("checkpoint", folds=True)]
+    columns += [Column("distance", True), Column("cosine", True)] if measured else []
+    columns += [Column("size", True)]
+    columns += [] if alike else [Column("tensors", True), Column("dtypes", folds=True)]
+    title = None
+    if alike:
+        tensors = counted(inputs[0].tensors, "tensor")
+        title = f"{len(inputs)} checkpoints of {tensors}, {', '.join(mix(inputs[0].dtypes))}"
+    largest = max((abs(entry.weight) for entry in inputs), default=0.0) or 1.0
+    rows = []
+    for entry in inputs:
+        colour = "red" if entry.weight < 0 else "cyan"
+        drawn = (bar(abs(entry.weight) / largest), colour)
+        cells: list[Cell] = [f"{entry.weight:.4g}", drawn, printable(entry.name)]
+        if measured:
+            cells += ["" if v is None else f"{v:.4f}" for v in (entry.distance, entry.cosine)]
+        cells += [size(entry.size)]
+        cells += [] if alike else [str(entry.tensors), ", ".join(mix(entry.dtypes))]
+        rows.append(Row(cells))
+    page.table(columns, rows, title=title, gap=3, framed=True)
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    counts = report.tensors
+    parts = [f"{counts['averaged']} averaged"]
+    parts += [f"{counts[kind]} {kind}" for kind in ("integer", "copied", "dropped") if counts[kind]]
+    ties = f", {len(report.ties)} tied" if report.ties else ""
+    yield "tensors", ", ".join(parts) + f" ({number(report.elements)} elements{ties})"
+    yield "reads", size(report.read)
+    files = f" in {report.files} files" if report.files > 1 else ""
+    name = "standard output" if report.output == STDOUT else report.output
+    yield "writes", f"{size(report.written)}{files} to {name} ({report.format})"
+    yield "buffers", f"{size(report.memory)}, {report.threads} workers, on {report.device}"
+
+
+def _shape_of_weights(report: Report) -> Iterator[tuple[str, str]]:
+    """The effective number of checkpoints and the half-life of the weights."""
+    numbers = [entry.weight for entry in report.inputs]
+    if len(numbers) < 2:
+        return
+    try:
+        effective = effective_number(numbers)
+        half = half_life_of(numbers)
+    except RequestError:
+        return
+    yield (
+        "weights",
+        f"as {effective:.3g} equal checkpoints (1/sum w^2); half of the weight lies in the"
+        f" newest {half:.3g}",
+    )
+
+
+def _not_averaged(page: Page, treated: Sequence[Mapping[str, str]], *, everything: bool) -> None:
+    """Tensors by what became of them and why: a row for those that share both."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entry in treated:
+        groups.setdefault((entry["how"], entry["why"]), []).append(entry["name"])
+    rows = [
+        Row(["\n".join(map(one_line, names if everything else some(names))), how, printable(why)])
+        for (how, why), names in groups.items()
+    ]
+    if not everything and len(rows) > MOST_ROWS:
+        more = Row([f"... and {len(rows) - MOST_ROWS} more reasons", "", "-v shows all"])
+        rows = [*rows[:MOST_ROWS], more]
+    columns = [Column(h, folds=True) for h in ("tensor", "was", "because")]
+    page.table(columns, rows, gap=3, framed=True)

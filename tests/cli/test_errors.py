@@ -1,0 +1,133 @@
+"""Errors for people and for programs; hints that name what was meant."""
+
+import json
+
+import pytest
+import torch
+from checkpoints import load, save, state
+from command_line import done, swavg
+
+from swavg.cli import cli
+from swavg.cli.errors import with_options
+from swavg.errors import (
+    InputError,
+    MismatchError,
+    NumericsError,
+    OutputError,
+    OutputExistsError,
+    ReaderGoneError,
+    RequestError,
+)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    for seed, name in ((1, "a"), (2, "b")):
+        save(tmp_path / f"{name}.safetensors", state(seed))
+    (tmp_path / "there.safetensors").write_text("mine")
+    save(tmp_path / "other.safetensors", state(3, extra=torch.ones(1)) | {"steps": torch.ones(2)})
+    save(tmp_path / "inf.safetensors", state(1) | {"body.bias": torch.full((7,), torch.inf)})
+    return tmp_path
+
+
+A = "a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "kind", "message"),
+    [
+        (["average", "--weights"], 2, "usage", "--weights needs numbers"),
+        (["average", A, "--lenint"], 2, "usage", "Did you mean '--lenient'?"),
+        (["average", A, "-w", "2"], 2, "request", "sum to 2, not 1"),
+        (["average", A, "other.safetensors"], 3, "mismatch", "differ"),
+        (["average", A, "nowhere"], 4, "input", "nowhere: no such file"),
+        (["average", A, "-o", "no/x.safetensors"], 5, "output", "there is no folder 'no'"),
+        (["average", A, "inf.safetensors"], 6, "numerics", "is Inf"),
+        (["average", A, "-o", "there.safetensors"], 7, "exists", "exists already"),
+    ],
+)
+def test_a_program_gets_one_object_for_an_error(pair, args, code, kind, message):
+    found = swavg(*args, "--json", cwd=pair)
+    told = json.loads(found.stdout)
+    assert list(told) == ["schema", "code", "kind", "message", "hint", "differences"]
+    assert (found.returncode, told["schema"], told["code"], told["kind"]) == (
+        code, "swavg.error/1", code, kind
+    )  # fmt: skip
+    assert message in told["message"]
+    # People read it, too.
+    assert message in " ".join(found.stderr.split())
+
+
+def test_the_differences_are_all_there(pair):
+    told = json.loads(swavg("average", A, "other.safetensors", "--json", cwd=pair).stdout)
+    assert {entry["name"]: entry["what"] for entry in told["differences"]} == {
+        "extra": "missing", "steps": "shape"
+    }  # fmt: skip
+    extra = next(entry for entry in told["differences"] if entry["name"] == "extra")
+    assert extra["facts"][0] == {"input": A, "fact": "missing"}
+    assert "--lenient" in told["hint"]
+
+
+def test_each_error_has_a_code_and_a_kind_of_its_own():
+    kinds = (RequestError, MismatchError, InputError, OutputError, NumericsError,
+             OutputExistsError, ReaderGoneError)  # fmt: skip
+    assert [kind.exit_code for kind in kinds] == [2, 3, 4, 5, 6, 7, 141]
+    assert len({kind.kind for kind in kinds}) == len(kinds)
+
+
+def test_an_argument_is_named_as_the_caller_names_it():
+    error = RequestError("must be at least 1, not 0.", argument="threads")
+    assert str(error) == "threads must be at least 1, not 0."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Use force=True to replace it.", "Use --force to replace it."),
+        ("Use strict=False, or exclude= it.", "Use --lenient, or --exclude it."),
+        ("Leave geometry=False out.", "Leave --no-geometry out."),
+        ("from_step=3 is behind to_step=1.", "--from-step 3 is behind --to-step 1."),
+        ("Give mode='min' or mode='max'.", "Give --mode min or --mode max."),
+        ("metrics_file= names a file", "--metrics names a file"),
+        ("sum_to='normalize' or sum_to='raw'", "--normalize or --raw-weights"),
+        ("step=100-last=5.pt: no such file", "step=100-last=5.pt: no such file"),
+        ("Recipe 'ema:last=5' is wrong", "Recipe 'ema:last=5' is wrong"),
+        ("unknown=3 stays", "unknown=3 stays"),
+    ],
+)
+def test_arguments_of_the_library_are_shown_as_options(text, shown):
+    assert with_options(text, cli.get_command(None, "average").params) == shown
+
+
+def test_an_argument_that_is_wrong_becomes_its_option(pair):
+    found = swavg("landscape", A, A, A, "--model", "x:y", "--data", "x:y", "--grid", "3x", cwd=pair)
+    assert found.returncode == 2
+    assert "error --grid is '3x'; write 21" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "meant"),
+    [
+        (["avrage", A], "No such command 'avrage'. Did you mean 'average'?"),
+        (["average", A, "--theads", "2"], "Did you mean '--threads'?"),
+        (["average", "a.safetensor"], "Did you mean 'a.safetensors'?"),
+        (["average", "./othr.pt"], "Did you mean './other.safetensors'?"),
+        (["diff", A, "./othr.safetensors"], "Did you mean './other.safetensors'?"),
+    ],
+)
+def test_what_was_meant_is_named(pair, args, meant):
+    found = swavg(*args, cwd=pair)
+    assert found.returncode in (2, 4)
+    assert meant in " ".join(found.stderr.split())
+
+
+@pytest.mark.parametrize("args", [["bogus"], ["average", "nothing-like-it"]])
+def test_nothing_is_named_that_is_not_near(pair, args):
+    assert "Did you mean" not in swavg(*args, cwd=pair).stderr
+
+
+def test_the_way_out_of_an_output_that_exists_works(pair):
+    refused = swavg("average", A, "b.safetensors", "-o", "there.safetensors", cwd=pair)
+    assert "Use --force to replace it." in refused.stderr
+    done("average", A, "b.safetensors", "-o", "there.safetensors", "--force", cwd=pair)
+    assert "body.bias" in load(pair / "there.safetensors")

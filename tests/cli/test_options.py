@@ -1,0 +1,72 @@
+"""Options that commands share: said once, shown once under their heading."""
+
+import json
+import re
+
+import pytest
+from checkpoints import series
+from command_line import done, swavg
+
+from swavg.cli import cli
+from swavg.cli.options import Option
+
+
+@pytest.mark.parametrize(
+    "command", ["average", "ema", "update", "window", "posthoc", "sweep", "list"]
+)
+def test_the_help_shows_each_option_once_under_a_heading(command):
+    parameters = cli.get_command(None, command).params
+    shown = swavg(command, "--help").stdout
+    lines = shown[shown.index("\nOptions:\n") :].splitlines()
+    for parameter in parameters:
+        for option in (*parameter.opts, *parameter.secondary_opts):
+            if option.startswith("--"):
+                first = re.compile(rf"  (-\w, |--[\w-]+ / )?{option}( |$)")
+                found = [line for line in lines if first.match(line)]
+                assert len(found) == 1, option
+    assert "\nRunning:\n" in shown
+    assert shown.index("\nOptions:\n") < shown.index("\nRunning:\n")
+    assert shown.count("Choosing checkpoints:") == (command not in ("update", "window"))
+
+
+def test_version_and_module_agree():
+    import swavg as package
+
+    assert swavg("--version").stdout == f"swavg {package.__version__}\n"
+
+
+@pytest.fixture
+def pair(tmp_path):
+    series(tmp_path, 2)
+    return tmp_path
+
+
+PAIR = ["average", "step-100.safetensors", "step-200.safetensors", "-n", "--json"]
+
+
+def test_the_environment_gives_the_size_of_a_run_where_no_option_does(pair):
+    environment = {"SWAVG_THREADS": "1", "SWAVG_MEMORY": "8MiB"}
+    found = json.loads(done(*PAIR, cwd=pair, env=environment).stdout)
+    assert (found["threads"], found["memory"] <= 8 << 20) == (1, True)
+    found = json.loads(done(*PAIR, "--threads", "2", cwd=pair, env=environment).stdout)
+    assert found["threads"] == 2
+    wrong = swavg(*PAIR, cwd=pair, env={"SWAVG_THREADS": "many"})
+    assert (wrong.returncode, "'--threads'" in wrong.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("names", "key"),
+    [
+        ("--max-shard-size", "max-shard-size"),
+        ("-n --dry-run", "dry-run"),
+        ("--strict/--lenient", "strict"),
+        ("--no-geometry", "geometry"),
+    ],
+)
+def test_an_option_has_the_key_of_a_job_file(names, key):
+    assert Option("field", names, "help").key == key
+
+
+def test_choices_are_those_of_the_library(pair):
+    wrong = swavg(*PAIR, "--integers", "most", cwd=pair)
+    assert "'last', 'first', 'max', 'mean', 'error'" in " ".join(wrong.stderr.split())

@@ -1,0 +1,42 @@
+"""JSON on standard output."""
+
+import json
+
+import pytest
+from checkpoints import save, state
+from command_line import done
+
+from swavg.cli.printing import print_json
+
+
+def test_what_json_lacks_is_null(capsys):
+    inf, nan = float("inf"), float("nan")
+    print_json("test", {"a": inf, "b": [nan, 1.5], "c": {"d": (-inf, "x")}})
+    assert json.loads(capsys.readouterr().out) == {
+        "schema": "swavg.test/1", "a": None, "b": [None, 1.5], "c": {"d": [None, "x"]}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "schema"),
+    [
+        (["average", "a.safetensors", "-n"], "swavg.report/1"),
+        (["average", "a.safetensors"], "swavg.report/1"),
+        (["list", "a.safetensors"], "swavg.list/1"),
+        (["inspect", "a.safetensors", "--stats"], "swavg.inspection/1"),
+        (["diff", "a.safetensors", "a.safetensors", "--values"], "swavg.comparison/1"),
+    ],
+)
+def test_every_report_says_what_it_is(tmp_path, args, schema):
+    save(tmp_path / "a.safetensors", state(1))
+    found = json.loads(done(*args, "--json", cwd=tmp_path).stdout)
+    assert next(iter(found.items())) == ("schema", schema)
+
+
+def test_several_reports_are_a_list(tmp_path):
+    save(tmp_path / "run/step-1.safetensors", state(1))
+    save(tmp_path / "run/step-2.safetensors", state(2))
+    args = ["sweep", "run", "-r", "uniform:last=1", "-r", "uniform:last=2", "-d", "out", "--json"]
+    assert [report["schema"] for report in json.loads(done(*args, cwd=tmp_path).stdout)] == [
+        "swavg.report/1", "swavg.report/1"
+    ]  # fmt: skip

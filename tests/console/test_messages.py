@@ -1,0 +1,24 @@
+"""Notes, warnings and errors."""
+
+import torch
+from checkpoints import save
+from command_line import done
+from terminal import on_a_terminal
+
+
+def test_names_with_terminal_codes_are_shown_harmless(tmp_path):
+    evil = "x\x1b[31m[bold]y"
+    save(tmp_path / "a.safetensors", {evil: torch.ones(2), "z": torch.ones(1)})
+    save(tmp_path / "b.safetensors", {evil: torch.ones(3), "z": torch.ones(1)})
+    shown, code = on_a_terminal(["average", tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+    assert code == 3
+    assert "\x1b[31m[bold]" not in shown
+    assert r"\x1b[31m[bold]y" in shown
+
+
+def test_what_all_inputs_say_is_said_once(tmp_path):
+    for i in range(3):
+        inner = {"w": torch.full((2,), float(i))}
+        torch.save({"state_dict": inner, "state_dict_ema": inner}, tmp_path / f"{i}.pt")
+    finished = done("average", "0.pt", "1.pt", "2.pt", "-o", "c.pt", cwd=tmp_path)
+    assert finished.stderr.count("there is also 'state_dict_ema'") == 1
