@@ -117,6 +117,12 @@ class Tools:
                 sizes.elements, needs.input_size, needs.sum_size, needs.rows, name
             )
 
+    def go_on_with(self, plan: Plan) -> None:
+        """Take another plan, which differs from the one before in its weights alone."""
+        self.plan = plan
+        self.batches = Batches(plan, self.batches.elements, self.batches.nbytes)
+        self._arithmetics.clear()
+
     def __enter__(self) -> Tools:
         return self
 

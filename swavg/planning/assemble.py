@@ -11,7 +11,7 @@ from swavg.formats.checkpoint import Checkpoint, Shape, TensorTable
 from swavg.formats.layout import FileLayout, Layout
 from swavg.planning import decide
 from swavg.planning.decide import Decisions
-from swavg.planning.match import SideBySide
+from swavg.planning.match import SideBySide, distinct_tables
 from swavg.planning.plan import Entries, File, Operation, Output, Term
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
@@ -31,16 +31,7 @@ class Assembly:
         self._operation = array("I")
         self._forms: dict[tuple[Shape, Shape | None], int] = {}
         self._form = array("I")
-        self._tables: list[TensorTable] = []
-        places: dict[int, int] = {}
-        table_of = []
-        for checkpoint in checkpoints:
-            columns = checkpoint.tensors.columns
-            place = places.setdefault(id(columns), len(self._tables))
-            if place == len(self._tables):
-                self._tables.append(checkpoint.tensors)
-            table_of.append(place)
-        self._table_of = tuple(table_of)
+        self._tables, self._table_of = distinct_tables(checkpoints)
         self._numbers = [array("q") for _ in self._tables]
         self._by_name: dict[str, int] = {}
         self._by_bytes: dict[tuple[int, int, int], int] = {}
@@ -52,7 +43,7 @@ class Assembly:
             self._operation,
             tuple(self._forms),
             self._form,
-            tuple(self._tables),
+            self._tables,
             self._table_of,
             tuple(self._numbers),
         )
