@@ -31,7 +31,7 @@ def summary(reports: Sequence[Report], *, verbose: bool) -> None:
         if report.treated:
             _not_averaged(page, report.treated, everything=verbose)
         if report.differing_integers:
-            rule = report.recipe.get("options", {}).get("integers", "last")
+            rule = _option(report, "integers") or "last"
             names = ", ".join(some(report.differing_integers, _most(verbose)))
             notes([f"integer tensors that differ: took the {rule} of {names}"])
         if report.nonfinite and not _lets_through(report):
@@ -75,7 +75,13 @@ def _nonfinite(report: Report, verbose: bool) -> str:
 
 
 def _lets_through(report: Report) -> bool:
-    return bool(report.recipe.get("options", {}).get("allow_nonfinite"))
+    return bool(_option(report, "allow_nonfinite"))
+
+
+def _option(report: Report, name: str) -> object:
+    """A field of the policy; None where it is as by default."""
+    options = report.recipe.get("options")
+    return options.get(name) if isinstance(options, Mapping) else None
 
 
 def _most(verbose: bool) -> int:

@@ -221,9 +221,10 @@ class Extras:
     """What a checkpoint holds besides tensors.
 
     ``scalars`` are plain values by name (step), those further down by their dotted path
-    (``metrics.top1``; ``-1`` is the last of a list); ``recipe`` is the text that swavg wrote. In a format that keeps objects, ``root_key`` is the dotted path of
-    the state dict (empty: the top level), ``others`` name what lies beside it (optimizer state, a
-    class), ``non_tensors`` what is in it and no tensor; only a file of the same format keeps them.
+    (``metrics.top1``; ``-1`` is the last of a list); ``recipe`` is the text that swavg wrote. In a
+    format that keeps objects, ``root_key`` is the dotted path of the state dict (empty: the top
+    level), ``others`` name what lies beside it (optimizer state, a class), ``non_tensors`` what is
+    in it and no tensor; only a file of the same format keeps them.
 
     Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
     file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
