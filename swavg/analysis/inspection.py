@@ -227,8 +227,8 @@ def _pickled(checkpoint: Checkpoint, key: str | None) -> Pickled | None:
     scalars = {
         name: value
         for name, value in extras.scalars.items()
-        if isinstance(name, str) and isinstance(value, (int, float, str))
+        if "." not in name
         # At the top level, tensors of one element are among the weights.
-        if extras.root_key or name not in checkpoint
+        and (extras.root_key or name not in checkpoint)
     }
     return Pickled(extras.root_key, extras.others, extras.non_tensors, scalars)

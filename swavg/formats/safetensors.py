@@ -352,7 +352,8 @@ def plan_specs(
 ) -> SafetensorsLayout:
     """:func:`plan_file` with these very strings in the header."""
     ranks = [-dtype.safetensors_rank for dtype, _ in specs.forms]
-    for number in numbers:
+    order = sorted(numbers, key=lambda n: (ranks[specs.form[n]], specs.names[n].encode()))
+    for number in order:
         dtype = specs.forms[specs.form[number]][0]
         if dtype.safetensors is None:
             raise RequestError(
@@ -362,7 +363,6 @@ def plan_specs(
             )
         if specs.names[number] == "__metadata__":
             raise RequestError("safetensors cannot hold a tensor named '__metadata__'.")
-    order = sorted(numbers, key=lambda n: (ranks[specs.form[n]], specs.names[n].encode()))
     strings = json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":"))
     header = len(header_of(specs, order, strings))
     if header > HEADER_LIMIT:
