@@ -198,9 +198,7 @@ class BatchReader:
         near = first.source == last.source and 0 < size <= min(
             len(self._stretch), _SPARSE * len(out)
         )
-        if not near or any(
-            a.offset + a.nbytes > b.offset for a, b in pairwise(pieces)
-        ):
+        if not near or any(a.offset + a.nbytes > b.offset for a, b in pairwise(pieces)):
             return False
         stretch = self._stretch[:size]
         self._pool.read_into(sources[first.source], base + first.offset, stretch)
