@@ -1,0 +1,119 @@
+"""Legacy torch files (before 1.6): consecutive pickles, then the bytes of the storages.
+
+The pickles are a magic number, the protocol, facts of the system, the object, and the storages'
+keys; then per key an int64 count of elements and their bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+
+from swavg.errors import InputError
+from swavg.formats.torch.blocks import Read, read_places
+from swavg.formats.torch.objects import Storage
+from swavg.formats.torch.unpickler import MAX_BYTES, Graph, TruncatedError, unpickle
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+_MAGIC_OPCODE = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little")
+# How much of a pickle is read at first: its length is not known.
+_WINDOW = 1 << 16
+
+
+def looks_like_torch_legacy(head: bytes) -> bool:
+    """Whether a file that starts with ``head`` (64 bytes do) is a legacy torch checkpoint."""
+    return head.startswith(b"\x80") and _MAGIC_OPCODE in head[:32]
+
+
+def looks_like_torch_tar(head: bytes) -> bool:
+    """Whether ``head`` (at least 262 bytes) starts a tar archive: torch 0.1 wrote such files."""
+    return head[257:262] == b"ustar"
+
+
+def legacy_head(read: Read, path: str, size: int) -> tuple[Graph, int]:
+    """The object of the file of ``size`` bytes, and where its pickle ends."""
+    if looks_like_torch_tar(bytes(read(0, min(size, 512)))):
+        raise InputError(
+            path,
+            "a tar archive, as torch 0.1 wrote it",
+            hint="Load it with an old torch and save it again with torch.save.",
+        )
+    magic, at = _pickle(read, path, 0, size)
+    if magic.top != _MAGIC:
+        raise InputError(path, "not a torch checkpoint: it starts with another pickle")
+    protocol, at = _pickle(read, path, at, size)
+    if protocol.top != _PROTOCOL:
+        raise InputError(path, "a legacy torch file of an unknown protocol")
+    system, at = _pickle(read, path, at, size)
+    if isinstance(system.top, dict) and system.top.get("little_endian") is False:
+        raise InputError(path, "written on a big-endian machine, which swavg does not read")
+    return _pickle(read, path, at, size)
+
+
+def legacy_places(
+    read: Read, path: str, size: int, graph: Graph, at: int
+) -> Callable[[Storage], int]:
+    """Gives the file offset of a storage's first element; their list is a pickle at ``at``.
+
+    InputError unless the storages of ``graph`` fill the rest of the file.
+    """
+    keys, at = _pickle(read, path, at, size)
+    storages: dict[str, Storage] = {}
+    for storage in graph.storages:
+        if storages.setdefault(storage.key, storage) is not storage:
+            raise InputError(path, f"corrupt: two accounts of its storage '{storage.key[:40]}'")
+    if not isinstance(keys.top, list):
+        raise InputError(path, "corrupt: its list of storages is none")
+    places = dict(_ahead(path, size, keys.top, storages, at))
+    counts = read_places(read, ((start - 8, 8) for start in places.values()))
+    for (key, start), (block, place) in zip(places.items(), counts, strict=True):
+        storage = storages[key]
+        if struct.unpack_from("<q", block, place)[0] != storage.root_numel:
+            raise InputError(path, f"corrupt: two sizes of its storage '{key[:40]}'")
+        at = start + storage.root_numel * (storage.itemsize or 0)
+    if len(places) != len(storages):
+        missing = next(key for key in storages if key not in places)
+        raise InputError(path, f"its storage '{missing[:40]}' is missing")
+    if at != size:
+        raise InputError(path, f"{size - at:,} stray bytes follow its last storage")
+    return lambda storage: places[storage.key] + storage.start * (storage.itemsize or 0)
+
+
+def _ahead(
+    path: str, size: int, keys: list[object], storages: dict[str, Storage], at: int
+) -> Iterator[tuple[str, int]]:
+    """Each key with the offset of its first byte, going by the sizes in the pickle."""
+    seen = set()
+    for key in keys:
+        name = key.decode("utf-8", "replace") if isinstance(key, bytes) else key
+        storage = storages.get(name) if isinstance(name, str) else None
+        if storage is None or storage.key in seen:
+            text = name[:40] if isinstance(name, str) else type(name).__name__
+            raise InputError(path, f"corrupt: its storage {text!r} is unknown or repeated")
+        if storage.itemsize is None:
+            raise InputError(path, f"its storages of {storage.kind[:40]} are unknown to swavg")
+        nbytes = storage.root_numel * storage.itemsize
+        if 8 + nbytes > size - at:
+            raise InputError(path, f"truncated: ends inside its storage '{storage.key[:40]}'")
+        seen.add(storage.key)
+        yield storage.key, at + 8
+        at += 8 + nbytes
+
+
+def _pickle(read: Read, path: str, at: int, size: int) -> tuple[Graph, int]:
+    """The pickle at ``at``, and where it ends."""
+    limit = min(size - at, MAX_BYTES)
+    window = min(limit, _WINDOW)
+    while True:
+        try:
+            graph = unpickle(path, bytes(read(at, window)))
+            return graph, at + graph.nbytes
+        except TruncatedError:
+            if window == limit < size - at:
+                raise InputError(
+                    path, f"its pickle is corrupt, or larger than {MAX_BYTES >> 20} MiB"
+                ) from None
+            if window == limit:
+                raise
+            window = min(limit, 8 * window)

@@ -1,0 +1,252 @@
+"""What a torch pickle turns into: names, stand-ins, storages, strided views; and what is in them.
+
+Nothing of a file is run or looked up. No key of a dictionary hashes as the file chose.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from swavg.dtypes import DType
+
+_NEAR = 100
+_MAX_KEY_PARTS = 100
+_MAX_KEY_BITS = 256
+_MAX_PART = 5000
+# Integers below this keep their own hash: too few of them collide to cost anything.
+_OWN_HASH = 1 << 20
+
+Builder = Callable[..., object]
+
+
+class Global:
+    """The name of a class or function. ``build`` makes the value of a call; None: a stand-in."""
+
+    __slots__ = ("build", "module", "name")
+
+    def __init__(self, module: str, name: str, build: Builder | None = None) -> None:
+        self.module = module
+        self.name = name
+        self.build = build
+
+
+class Opaque:
+    """What a call of anything unknown would have made: the called, arguments, state, contents."""
+
+    __slots__ = ("args", "items", "of", "pairs", "state")
+
+    def __init__(self, of: Global | Opaque, args: object = ()) -> None:
+        self.of = of
+        self.args = args
+        self.state: object = None
+        self.items: list[object] | None = None
+        self.pairs: dict[object, object] | None = None
+
+
+class Storage:
+    """A storage by ``key``: ``numel`` elements of ``dtype`` (None: not averaged) of ``itemsize``
+    bytes (None: unknown). A view of ``root_numel`` elements starts ``start`` elements in."""
+
+    __slots__ = ("dtype", "itemsize", "key", "kind", "numel", "root_numel", "start")
+
+    def __init__(
+        self,
+        key: str,
+        kind: str,
+        dtype: DType | None,
+        itemsize: int | None,
+        numel: int,
+        root_numel: int,
+        start: int = 0,
+    ) -> None:
+        self.key = key
+        self.kind = kind
+        self.dtype = dtype
+        self.itemsize = itemsize
+        self.numel = numel
+        self.root_numel = root_numel
+        self.start = start
+
+
+class View:
+    """A strided tensor: ``offset`` and ``stride`` count elements of ``dtype`` in the storage.
+    The numbers are the pickle's, not yet checked."""
+
+    __slots__ = ("dtype", "offset", "size", "storage", "stride")
+
+    def __init__(
+        self, storage: Storage, dtype: DType, offset: object, size: object, stride: object
+    ) -> None:
+        self.storage = storage
+        self.dtype = dtype
+        self.offset = offset
+        self.size = size
+        self.stride = stride
+
+
+class Refused:
+    """A tensor that cannot be averaged; ``what`` reads after "is"."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+
+class Key:
+    """A dictionary's key whose own hash a file could choose: it hashes as text, which has a secret
+    seed. ``cost`` is the work of that in bytes of text."""
+
+    __slots__ = ("_hash", "cost", "value")
+
+    def __init__(self, value: object) -> None:
+        text = str(_lanes(value))
+        self.value = value
+        self.cost = len(text)
+        self._hash = hash(text)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and self.value == other.value
+
+
+def dict_key(key: object) -> object:
+    """``key``, fit for a dictionary: neither slow to hash nor with a hash that a file chose."""
+    kind = type(key)
+    if kind is float or kind is tuple or (isinstance(key, int) and abs(key) >= _OWN_HASH):
+        return Key(key)
+    return key
+
+
+def _lanes(key: object) -> object:
+    """Small values that tell keys apart."""
+    if isinstance(key, tuple):
+        pending: list[tuple[object, ...]] = [key]
+        lanes: list[object] = []
+        while pending:
+            parts = pending.pop()
+            if len(lanes) + len(parts) > _MAX_KEY_PARTS:
+                raise pickle.UnpicklingError("a dictionary key of more than 100 parts")
+            lanes += [len(parts) if isinstance(part, tuple) else _lanes(part) for part in parts]
+            pending += [part for part in parts if isinstance(part, tuple)]
+        return lanes
+    if isinstance(key, int):
+        if key.bit_length() > _MAX_KEY_BITS:
+            raise pickle.UnpicklingError("a dictionary key that is a number of more than 256 bits")
+        return key
+    if isinstance(key, float):
+        # No NaN equals another.
+        return key if key == key else id(key)
+    return hash(key)
+
+
+def name_of(key: object) -> str:
+    """A dictionary's key as a name."""
+    if isinstance(key, str):
+        return key
+    if isinstance(key, Key):
+        key = key.value
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "backslashreplace")
+    if isinstance(key, tuple):
+        return f"({', '.join(name_of(part)[:_MAX_PART] for part in key)})"
+    if isinstance(key, Global):
+        return f"{key.module}.{key.name}"
+    if isinstance(key, int) and key.bit_length() >= 64:
+        return "?"
+    return str(key) if key is None or isinstance(key, (int, float)) else "?"
+
+
+def mapping(node: object) -> dict[object, object] | None:
+    """The entries of a dictionary, or of a dictionary-like object; None of anything else."""
+    if isinstance(node, dict):
+        return node
+    return node.pairs if isinstance(node, Opaque) and module_state(node) is None else None
+
+
+class Hidden:
+    """What a module holds without it being part of its state dict."""
+
+
+HIDDEN = Hidden()
+
+
+def entries(node: object) -> Iterable[tuple[object, object]]:
+    """The entries of a container: of a list by index, of a pickled module those of its state dict.
+
+    In a module the work of passing something over shows as an entry, ``HIDDEN``.
+    """
+    if isinstance(node, dict):
+        return node.items()
+    if isinstance(node, (list, tuple)):
+        return enumerate(node)
+    state = module_state(node)
+    if state is not None:
+        return _module_entries(state)
+    return (mapping(node) or {}).items()
+
+
+def _module_entries(state: dict[object, object]) -> Iterator[tuple[object, object]]:
+    not_persistent = set()
+    for name in _set_items(state.get("_non_persistent_buffers_set")):
+        yield name, HIDDEN
+        if isinstance(name, str):
+            not_persistent.add(name)
+    for part in ("_parameters", "_buffers", "_modules"):
+        for name, value in (mapping(state.get(part)) or {}).items():
+            hidden = value is None or (part == "_buffers" and name in not_persistent)
+            yield name, HIDDEN if hidden else value
+
+
+def _set_items(node: object) -> Iterator[object]:
+    """The items of a pickled set."""
+    if isinstance(node, Opaque):
+        yield from node.items or ()
+        first = node.args[0] if isinstance(node.args, tuple) and node.args else ()
+        yield from first if isinstance(first, (list, tuple)) else ()
+
+
+def module_state(node: object) -> dict[object, object] | None:
+    """The attributes of a pickled torch.nn.Module; None of anything else."""
+    state = node.state if isinstance(node, Opaque) else None
+    if isinstance(state, tuple) and len(state) == 2:
+        state = state[0]
+    if isinstance(state, dict) and "_parameters" in state and "_modules" in state:
+        return state
+    return None
+
+
+def class_name(node: object) -> str | None:
+    """The class of a pickled module."""
+    if not isinstance(node, Opaque) or module_state(node) is None:
+        return None
+    return f"{node.of.module}.{node.of.name}" if isinstance(node.of, Global) else "of a module"
+
+
+def is_optimizer(node: object) -> bool:
+    """Whether ``node`` is the state dict of an optimizer, whatever its name."""
+    found = mapping(node)
+    return found is not None and "param_groups" in found and "state" in found
+
+
+def hides_tensors(node: object) -> bool:
+    """Whether an object of an unknown class has tensors among the nearest of its parts."""
+    if not isinstance(node, Opaque) or is_optimizer(node):
+        return False
+    near: list[object] = [node]
+    for part in near:
+        if isinstance(part, (View, Refused)):
+            return True
+        parts: Iterable[object] = ()
+        if isinstance(part, Opaque):
+            parts = (part.args, part.state, part.items, part.pairs)
+        elif isinstance(part, (list, tuple)):
+            parts = part
+        elif isinstance(part, dict):
+            parts = part.values()
+        near += islice(parts, _NEAR - len(near) if len(near) < _NEAR else 0)
+    return False

@@ -1,0 +1,269 @@
+"""Finding the state dict in an unpickled torch checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from itertools import islice
+
+from swavg.errors import InputError
+from swavg.formats.torch.holding import holding_tensors
+from swavg.formats.torch.objects import (
+    HIDDEN,
+    Refused,
+    View,
+    class_name,
+    entries,
+    hides_tensors,
+    is_optimizer,
+    mapping,
+    module_state,
+    name_of,
+)
+
+# Where trainers put the weights, in order of preference: plain ones, then moving averages.
+_PLAIN = (
+    "state_dict", "model_state_dict", "model", "module", "net", "network", "params", "generator",
+    "weights", "model_state", "model_dict", "net_state_dict", "network_state_dict", "params_dict",
+)  # fmt: skip
+_EMA = (
+    "state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "model_ema_state_dict",
+    "params_ema", "g_ema", "G_ema", "shadow_params", "shadow", "averaged_model", "swa_model",
+)  # fmt: skip
+# What is never the weights: dictionaries of these names, and tensors that hold a generator's state.
+_NEVER = re.compile(
+    r"(.*_)?(optim|optims|optimi[sz]ers?|sched|schedulers?|scaler|amp|rng|callbacks|loops|hparams"
+    r"|hyper_?parameters|config|cfg|args)(_?states?)?(_?dicts?)?_?\d*",
+    re.IGNORECASE,
+)
+_RANDOM = re.compile(r"(.*_)?rng(_states?)?(_.*)?", re.IGNORECASE)
+_MAX_PATTERN = 256
+_DEPTH = 3
+_MAX_NAME = 4096
+_MAX_NAMES = 48 << 20
+_MAX_ENTRIES = 500_000
+_MAX_NESTING = 100
+_LISTED = 8
+
+
+@dataclass(frozen=True)
+class State:
+    """The chosen state dict: ``views`` by dotted name. ``root_key`` is the dotted path to it, empty
+    for the top level. ``non_tensors`` are names in it that hold no tensor, ``other_entries`` the
+    top-level keys outside it (and the class of a pickled module). ``node`` is its object."""
+
+    root_key: str
+    node: object
+    views: Mapping[str, View | Refused]
+    non_tensors: tuple[str, ...]
+    other_entries: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def find_state(path: str, top: object, max_entries: int, key: str | None = None) -> State:
+    """The state dict in ``top``, under ``key`` if one is given (``""`` is the top level itself).
+
+    At most ``max_entries`` entries are visited: the opcodes of the pickle, of which an honest file
+    has more. InputError if there is none, or more than one that could be meant.
+    """
+    search = _Search(path, max_entries)
+    if key is not None:
+        root_key, node = key, search.follow(top, key)
+        notes: tuple[str, ...] = ()
+        if key and is_optimizer(node):
+            raise InputError(path, f"'{key}' is the state of an optimizer, which is not averaged")
+    else:
+        root_key, node, notes = search.locate(top)
+    # Below a usual name, and in a module, every tensor belongs to the model.
+    skip_never = key is None and not root_key and module_state(node) is None
+    views, non_tensors, hidden = search.flatten(node, skip_never=skip_never)
+    if hidden:
+        shown = ", ".join(f"'{name[:80]}'" for name in hidden[:_LISTED])
+        notes = (*notes, f"tensors inside {shown} are not averaged: swavg does not know its kind")
+    if not views:
+        raise InputError(path, f"no tensors under '{root_key}'" if root_key else "holds no tensors")
+    if root_key:
+        names = _names(top)
+        first = root_key if root_key in names else root_key.split(".")[0]
+        others = tuple(name for name in names if name != first)
+    else:
+        others = tuple(name for name in non_tensors if "." not in name)
+    if (kind := class_name(node)) is not None:
+        others = (*others, f"class {kind}")
+    return State(root_key, node, views, non_tensors, others, notes)
+
+
+def _names(top: object) -> list[str]:
+    """The names of the entries of ``top``, if it is no list."""
+    if isinstance(top, (list, tuple)):
+        return []
+    return [name_of(name) for name, value in entries(top) if value is not HIDDEN]
+
+
+def _is_never(name: object, node: object) -> bool:
+    """Whether an entry at the top level is none of the weights, going by its name."""
+    if not isinstance(name, str) or len(name) > _MAX_PATTERN:
+        return False
+    if isinstance(node, (View, Refused)):
+        return "rng" in name.lower() and _RANDOM.fullmatch(name) is not None
+    return _NEVER.fullmatch(name) is not None
+
+
+def _is_weight(name: object, node: object) -> bool:
+    """Whether an entry at the top level is a tensor with dimensions."""
+    return (
+        isinstance(node, Refused) or (isinstance(node, View) and bool(node.size))
+    ) and not _is_never(name, node)
+
+
+class _Search:
+    """One walk over one file's object graph, which may hold cycles and shared parts."""
+
+    def __init__(self, path: str, max_entries: int) -> None:
+        self.path = path
+        self._max_entries = max_entries
+        self._holding: Set[int] = frozenset()
+
+    def locate(self, top: object) -> tuple[str, object, tuple[str, ...]]:
+        """Path and node of the state dict, and notes on what else could have been meant."""
+        if isinstance(top, (View, Refused)):
+            raise InputError(self.path, "holds a single tensor, not a state dict")
+        self._holding = holding_tensors(self.path, top, self._max_entries)
+        if isinstance(top, (list, tuple)) or module_state(top) is not None:
+            return "", top, ()
+        found = mapping(top)
+        if found is None:
+            raise InputError(self.path, "holds no state dict")
+        candidates = [name for name, node in found.items() if self._may_be_meant(name, node)]
+        chosen: object = next((name for name in (*_PLAIN, *_EMA) if name in candidates), None)
+        if chosen is None:
+            direct = any(_is_weight(name, value) for name, value in found.items())
+            scalar = any(
+                isinstance(value, View) and not _is_never(name, value)
+                for name, value in found.items()
+            )
+            if direct or (scalar and not candidates):
+                return "", top, ()
+            if len(candidates) > 1:
+                listed = ", ".join(f"'{name}'" for name in candidates[:_LISTED])
+                raise InputError(
+                    self.path,
+                    f"several state dicts could be meant: {listed}",
+                    hint=f"Choose one with --key {candidates[0]}, or all with --key ''.",
+                )
+            if not candidates:
+                raise InputError(self.path, "holds no tensors that could be a state dict")
+            chosen = candidates[0]
+        parts, node = self._deeper([str(chosen)], found[chosen])
+        root_key = ".".join(parts)
+        notes = tuple(
+            f"state dict found under '{root_key}'; there is also '{name}'"
+            f" (choose it with --key {name})"
+            for name in [name for name in candidates if name != chosen][:_LISTED]
+        )
+        return root_key, node, notes
+
+    def _may_be_meant(self, name: object, node: object) -> bool:
+        return (
+            isinstance(name, str)
+            and id(node) in self._holding
+            and not is_optimizer(node)
+            and not _is_never(name, node)
+        )
+
+    def _deeper(self, parts: list[str], node: object) -> tuple[list[str], object]:
+        """Down through wrappers such as ``model.state_dict``, as long as nothing is left behind
+        but optimizer state and moving averages."""
+        while len(parts) < _DEPTH:
+            found = mapping(node)
+            if found is None or any(isinstance(v, (View, Refused)) for v in found.values()):
+                break
+            names = [str(name) for name, value in found.items() if self._may_be_meant(name, value)]
+            plain = [name for name in names if name not in _EMA] or names
+            if len(plain) != 1 or plain[0] not in (*_PLAIN, *_EMA):
+                break
+            parts, node = [*parts, plain[0]], found[plain[0]]
+        return parts, node
+
+    def follow(self, top: object, key: str) -> object:
+        """The node at the dotted path ``key``; keys may hold dots themselves."""
+        node, rest = top, key
+        while rest:
+            found = {name_of(k): v for k, v in entries(node) if v is not HIDDEN}
+            ends = [i for i in range(len(rest) + 1) if i == len(rest) or rest[i] == "."]
+            end = next((i for i in reversed(ends) if rest[:i] in found), None)
+            if end is None:
+                raise InputError(
+                    self.path,
+                    f"has no '{key}'",
+                    hint=f"There are: {_listing(found)}." if found else None,
+                )
+            node, rest = found[rest[:end]], rest[end + 1 :]
+        self._holding = holding_tensors(self.path, node, self._max_entries)
+        return node
+
+    def flatten(
+        self, root: object, *, skip_never: bool
+    ) -> tuple[dict[str, View | Refused], tuple[str, ...], tuple[str, ...]]:
+        """All tensors of ``root`` by dotted name in order, the names of what is no tensor, and of
+        those the ones that hold tensors in a way of their own."""
+        if isinstance(root, (View, Refused)):
+            raise InputError(self.path, "--key names a tensor, not a state dict")
+        views: dict[str, View | Refused] = {}
+        non_tensors: list[str] = []
+        hidden: list[str] = []
+        room, count = _MAX_NAMES, _MAX_ENTRIES
+        # Entries in order, one iterator per level; `open_ids` are the containers we are inside of.
+        levels: list[tuple[str, object, Iterator[tuple[object, object]]]]
+        levels = [("", root, iter(entries(root)))]
+        open_ids = {id(root)}
+        while levels:
+            prefix, node, rest = levels[-1]
+            for key, value in rest:
+                name = prefix + (key if type(key) is str else name_of(key))
+                room -= len(name) if name.isascii() else 4 * len(name)
+                count -= 1
+                if room < 0 or count < 0:
+                    raise InputError(self.path, "its pickle repeats its parts beyond reason")
+                if value is HIDDEN:
+                    continue
+                if len(name) > _MAX_NAME:
+                    raise InputError(self.path, f"a name of {len(name):,} characters")
+                never = skip_never and not prefix and _is_never(name, value)
+                if isinstance(value, (View, Refused)):
+                    if never:
+                        non_tensors.append(name)
+                        continue
+                    if name in views:
+                        raise InputError(self.path, f"two tensors are called '{name}'")
+                    if not name.isprintable() and _is_unwritable(name):
+                        raise InputError(self.path, f"a tensor's name is no text: {name[:80]!r}")
+                    views[name] = value
+                elif not never and id(value) in self._holding and not is_optimizer(value):
+                    if id(value) in open_ids or len(levels) >= _MAX_NESTING:
+                        raise InputError(self.path, f"'{name[:80]}' is nested without end")
+                    levels.append((name + ".", value, iter(entries(value))))
+                    open_ids.add(id(value))
+                    break
+                else:
+                    non_tensors.append(name)
+                    if not never and hides_tensors(value):
+                        hidden.append(name)
+            else:
+                levels.pop()
+                open_ids.discard(id(node))
+        return views, tuple(non_tensors), tuple(hidden)
+
+
+def _listing(names: Iterable[str]) -> str:
+    shown = [f"'{name[:60]}'" for name in islice(names, _LISTED + 1)]
+    return ", ".join(shown[:_LISTED]) + (", ..." if len(shown) > _LISTED else "")
+
+
+def _is_unwritable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return True
+    return "\0" in name
