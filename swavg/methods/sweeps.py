@@ -116,7 +116,12 @@ def _naming(text: str) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise RequestError(f"Recipe '{text}': {error.message}", hint=error.hint) from None
+        # A recipe is text: half-life, where the library has half_life=.
+        said, hint = (
+            given and re.sub(r"\b(\w+)=(?!\w)", lambda word: word[1].replace("_", "-"), given)
+            for given in (error.message, error.hint)
+        )
+        raise RequestError(f"Recipe '{text}': {said}", hint=hint) from None
 
 
 def _whole(options: Mapping[str, str], key: str) -> int | None:
