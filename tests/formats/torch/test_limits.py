@@ -179,15 +179,15 @@ def test_what_is_in_a_tensor_that_torch_wrote_cannot_be_referred_to(tmp_path: Pa
 PROGRAM = """
 import sys
 from swavg.errors import InputError
-from swavg.formats.files import open_input
 from swavg.formats.torch.archive import read_archive, read_graph
-from swavg.formats.torch.blocks import reader
 from swavg.formats.torch.state import find_state
+from swavg.storage.sources import LocalFile, Pool
 try:
-    with open_input(sys.argv[1]) as (fd, file):
-        read = reader(fd, file)
-        graph = read_graph(read, read_archive(read, file.path, file.size))
-        print(len(find_state(file.path, graph.top, graph.opcodes).views))
+    file = LocalFile.find(sys.argv[1])
+    with Pool() as pool:
+        read = lambda offset, size: pool.read(file, offset, size)
+        graph = read_graph(read, read_archive(read, file.name, file.size))
+        print(len(find_state(file.name, graph.top, graph.opcodes).views))
 except InputError as error:
     print(error.problem)
 (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
