@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from swavg.errors import InputError
+from swavg.errors import InputError, MismatchError
 from swavg.formats.checkpoint import Checkpoint, Columns
 from swavg.planning.match import by_canonical_name
-from swavg.planning.not_plain import MERGE, Finding
+from swavg.planning.not_plain import MERGE, Finding, not_plain
 from swavg.storage.sources import LocalFile, Pool
 
 _BEGIN = 4096
@@ -19,6 +19,21 @@ _MAX_JSON = 1 << 20
 
 _SETTINGS = ("lora_alpha", "r", "use_rslora", "alpha_pattern", "rank_pattern")
 """What PEFT multiplies products of factors by, as adapter_config.json has it."""
+
+
+def check_plain(
+    checkpoints: Sequence[Checkpoint], shown: Sequence[str], averaged: Callable[[str], bool]
+) -> list[str]:
+    """What may make an average useless, in words; MismatchError for what certainly does.
+
+    ``averaged`` tells of a canonical name whether it is to be averaged. Raises InputError too.
+    """
+    warnings = []
+    for finding in confirmed(not_plain(checkpoints, shown, averaged), checkpoints, shown):
+        if finding.level == "refuse":
+            raise MismatchError(f"{finding.message}.", hint=finding.hint)
+        warnings.append(f"{finding.message}. {finding.hint}")
+    return warnings
 
 
 def confirmed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -92,6 +92,23 @@ def decide(
     return _Decider(checkpoints, side_by_side, row, policy, shown).decide()
 
 
+def selection(match: SideBySide, policy: Policy) -> Callable[[str], bool]:
+    """Tells whether the globs leave a canonical name (or one tied to it) to be averaged."""
+    include, exclude = policy.include, policy.exclude
+
+    def matches(name: str) -> bool:
+        candidates = {name, match.output_name(name)}
+
+        def any_glob(globs: Sequence[str]) -> bool:
+            return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
+
+        return (not include or any_glob(include)) and not any_glob(exclude)
+
+    if not include and not exclude:
+        return lambda name: True
+    return lambda name: any(map(matches, match.tied_to(name)))
+
+
 class _Decider:
     def __init__(
         self,
@@ -107,6 +124,7 @@ class _Decider:
         self._policy = policy
         self._shown = [shown[member] for member in row.members]
         self._uniform = is_uniform(row.weights)
+        self._selected = selection(side_by_side, policy)
         self._joined = False
         self._verdicts: dict[tuple[object, ...], _Verdict] = {}
 
@@ -173,21 +191,6 @@ class _Decider:
             and columns.offset[own] == columns.offset[taken]
             and columns.form[own] == columns.form[taken]
         )
-
-    def _selected(self, name: str) -> bool:
-        """True if the globs leave ``name`` (or a name tied to it) to be averaged."""
-        if not self._policy.include and not self._policy.exclude:
-            return True
-        return any(map(self._matches, self._match.tied_to(name)))
-
-    def _matches(self, name: str) -> bool:
-        candidates = {name, self._match.output_name(name)}
-
-        def any_glob(globs: Sequence[str]) -> bool:
-            return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
-
-        include, exclude = self._policy.include, self._policy.exclude
-        return (not include or any_glob(include)) and not any_glob(exclude)
 
     def _verdict(self, column: Sequence[int], selected: bool) -> _Verdict:
         columns = [table.columns for table in self._match.tables]
