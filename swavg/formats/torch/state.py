@@ -152,7 +152,7 @@ class _Search:
                 raise InputError(
                     self.path,
                     f"several state dicts could be meant: {listed}",
-                    hint=f"Choose one with --key {candidates[0]}, or all with --key ''.",
+                    hint=f"Choose one with key={candidates[0]}, or all with key=''.",
                 )
             if not candidates:
                 raise InputError(self.path, "holds no tensors that could be a state dict")
@@ -211,7 +211,7 @@ class _Search:
         """All tensors of ``root`` by dotted name in order, the names of what is no tensor, and of
         those the ones that hold tensors in a way of their own."""
         if isinstance(root, (View, Refused)):
-            raise InputError(self.path, "--key names a tensor, not a state dict")
+            raise InputError(self.path, "key= names a tensor, not a state dict")
         views: dict[str, View | Refused] = {}
         non_tensors: list[str] = []
         hidden: list[str] = []
