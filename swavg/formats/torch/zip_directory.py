@@ -98,11 +98,13 @@ def _entries(path: str, data: bytes, count: int) -> list[Entry]:
     seen: set[str] = set()
     at = 0
     for _ in range(count):
-        if len(data) - at < CENTRAL.size or not data.startswith(b"PK\1\2", at):
+        if len(data) - at < CENTRAL.size:
             raise InputError(path, "corrupt zip directory")
-        _, flags, method, crc, packed, size, named, extra, comment, disk, header = (
+        kind, flags, method, crc, packed, size, named, extra, comment, disk, header = (
             _FIELDS.unpack_from(data, at)
         )
+        if kind != b"PK\1\2":
+            raise InputError(path, "corrupt zip directory")
         at += CENTRAL.size
         name = _name(path, data[at : at + named])
         at += named
