@@ -11,7 +11,8 @@ from torch import nn
 
 import swavg
 from swavg.errors import InputError, MismatchError, NumericsError, RequestError
-from swavg.training import Blend, apply_swa, save_snapshot
+from swavg.training import apply_swa, save_snapshot
+from swavg.training.model_plan import ModelPlan
 
 torch.set_num_threads(1)
 
@@ -249,6 +250,8 @@ def test_weights_follow_the_rules_of_the_command_line(tmp_path):
         apply_swa(model, paths, (0.5, 0.5, 0.5))
     with pytest.raises(RequestError, match="2 weights for 3 checkpoints"):
         apply_swa(model, paths, (0.5, 0.5))
+    with pytest.raises(RequestError, match="weight nan"):
+        apply_swa(model, paths, (float("nan"), 0, 0))
     with pytest.raises(RequestError, match="No checkpoints"):
         apply_swa(model, [])
     with pytest.raises(RequestError, match="list of paths"):
@@ -297,50 +300,47 @@ def test_gradients_and_optimizer_survive_and_autograd_notices(tmp_path):
     optimizer.step()
 
 
-def test_a_blend_goes_anywhere_on_the_plane_and_back(tmp_path):
+def test_a_plan_goes_anywhere_on_the_plane_and_back(tmp_path):
     paths = saved(tmp_path)
     states = [safetensors.torch.load_file(path) for path in paths]
     model = Net(9)
-    with Blend(model, paths) as blend:
-        assert blend.kept == ()
-        for weights in [(1, 0, 0), (-0.5, 1.25, 0.25), (0, 0, 0), (2, 2, -1), (1, 0, 0)]:
-            blend.apply(weights)
-            for name, tensor in model.state_dict().items():
-                columns = [state[name].double() for state in states]
-                if tensor.is_floating_point():
-                    expected = sum(w * c for w, c in zip(weights, columns, strict=True)).float()
-                else:
-                    expected = states[-1][name]
-                assert torch.equal(tensor, expected), name
-        same(
-            {name: t for name, t in model.state_dict().items() if t.is_floating_point()},
-            {name: t for name, t in states[0].items() if t.is_floating_point()},
-        )
-        blend.apply()
-        same(model.state_dict(), averaged(paths))
-        with pytest.raises(RequestError, match="weight nan"):
-            blend.apply((float("nan"), 0, 0))
+    plan = ModelPlan(model, paths)
+    assert plan.kept == ()
+    for weights in [(1, 0, 0), (-0.5, 1.25, 0.25), (0, 0, 0), (2, 2, -1), (1, 0, 0)]:
+        plan.apply(weights)
+        for name, tensor in model.state_dict().items():
+            columns = [state[name].double() for state in states]
+            if tensor.is_floating_point():
+                expected = sum(w * c for w, c in zip(weights, columns, strict=True)).float()
+            else:
+                expected = states[-1][name]
+            assert torch.equal(tensor, expected), name
+    same(
+        {name: t for name, t in model.state_dict().items() if t.is_floating_point()},
+        {name: t for name, t in states[0].items() if t.is_floating_point()},
+    )
+    plan.apply((1 / 3,) * 3)
+    same(model.state_dict(), averaged(paths))
 
 
-def test_a_blend_takes_open_checkpoints_and_follows_a_model_that_moves(tmp_path):
+def test_a_plan_takes_open_checkpoints_and_follows_a_model_that_moves(tmp_path):
     paths = saved(tmp_path)
     model = Net(9)
-    blend = Blend(model, [swavg.open_checkpoint(path) for path in paths])
+    plan = ModelPlan(model, [swavg.open_checkpoint(path) for path in paths])
     model.double()
-    blend.apply()
+    plan.apply((1 / 3,) * 3)
     expected = averaged(paths, policy=swavg.Policy(dtype="float64"))
     same(model.state_dict(), expected)
-    blend.close()
-    blend.apply((0, 0, 1))
+    plan.apply((0, 0, 1))
     assert torch.equal(model.scale, Net(3).scale.double())
 
 
 def test_a_file_that_changes_is_noticed(tmp_path):
     paths = saved(tmp_path)
-    with Blend(Net(9), paths) as blend:
-        save_snapshot(paths[0], Net(5), force=True)
-        with pytest.raises(InputError, match="changed while it was read"):
-            blend.apply()
+    plan = ModelPlan(Net(9), paths)
+    save_snapshot(paths[0], Net(5), force=True)
+    with pytest.raises(InputError, match="changed while it was read"):
+        plan.apply((1 / 3,) * 3)
 
 
 def test_no_second_copy_of_the_model_is_held(tmp_path):

@@ -288,13 +288,13 @@ def test_an_existing_file_is_replaced_only_by_force(tmp_path):
 def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     calls = []
 
-    def full(fd, data, write=os.write):
+    def full(fd, data, offset, write=os.pwrite):
         calls.append(fd)
         if len(calls) > 2:
             raise OSError(28, "No space left on device")
-        return write(fd, data)
+        return write(fd, data, offset)
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(OutputError, match="disk is full"):
         save_snapshot(tmp_path / "a.safetensors", Tied())
     assert os.listdir(tmp_path) == []

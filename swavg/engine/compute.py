@@ -16,7 +16,7 @@ from swavg.storage.sinks import Sink
 from swavg.storage.sources import Pool
 
 if TYPE_CHECKING:
-    from swavg.engine.distances import Sums
+    from swavg.engine.distances import Sampler, Sums
     from swavg.engine.kernels.base import Arithmetic, Kernel
     from swavg.engine.kernels.repair import Trouble
 
@@ -50,7 +50,7 @@ class TaskResult:
     checksums: list[Checksum] = field(default_factory=list)
     nonfinite: set[tuple[int, int]] = field(default_factory=set)
     differing: set[tuple[int, int]] = field(default_factory=set)
-    distances: list[Sums] = field(default_factory=list)
+    distances: list[tuple[int, Sums]] = field(default_factory=list)
 
 
 def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
@@ -98,7 +98,7 @@ class Tools:
         needs = sizes.needs
         nbytes = sizes.elements * needs.output_size
         self.batches = Batches(plan, sizes.elements, nbytes)
-        self._positions = positions
+        self._sampler = None if positions is None else _sampler(plan, positions)
         self._pool = Pool()
         self._outs = [memoryview(bytearray(nbytes)) for _ in range(needs.rows)]
         self._stretch = memoryview(bytearray(2 * nbytes))
@@ -116,6 +116,12 @@ class Tools:
             self._kernel = TorchKernel(
                 sizes.elements, needs.input_size, needs.sum_size, needs.rows, name
             )
+
+    def go_on_with(self, plan: Plan) -> None:
+        """Take another plan, which differs from the one before in its weights alone."""
+        self.plan = plan
+        self.batches = Batches(plan, self.batches.elements, self.batches.nbytes)
+        self._arithmetics.clear()
 
     def __enter__(self) -> Tools:
         return self
@@ -150,10 +156,8 @@ class Tools:
             for place, good in enumerate(finite):
                 if not good:
                     self._repair(batch, read, place, outs[place], result)
-        if self._positions is not None:
-            from swavg.engine.distances import sampled
-
-            result.distances += sampled(batch, self._positions, read, outs[0])
+        if self._sampler is not None:
+            result.distances += self._sampler.sample(batch, read, outs)
 
     def _arithmetic(self, batch: Batch) -> Arithmetic:
         manner = batch.manner
@@ -204,15 +208,15 @@ class Tools:
             shown = self.plan.shown[batch.manner.operation.members[first]]
             raise NumericsError(
                 f"{shown}: {place} is {spelled(value)}{others}.",
-                hint="Leave that checkpoint out, or use --allow-nonfinite to let it through.",
+                hint="Leave that checkpoint out, or use allow_nonfinite=True to let it through.",
             )
         dtype = batch.manner.operation.dtype
         wider = {"float32": "float64", "float64": None}.get(dtype.part.name, "float32")
         raise NumericsError(
             f"{place}: the sum {trouble.value:.6g} overflows {dtype}.",
             hint="Use "
-            + ("" if wider is None else f"--dtype {wider}, or ")
-            + "--allow-nonfinite to let it through.",
+            + ("" if wider is None else f"dtype={wider}, or ")
+            + "allow_nonfinite=True to let it through.",
         )
 
     def _position(self, entry: int, index: int) -> list[int]:
@@ -246,7 +250,7 @@ class Tools:
         if rule == "error":
             raise MismatchError(
                 f"'{name}' ({operation.dtype}) differs between the inputs.",
-                hint="--integers last, first, max or mean decides what becomes of it.",
+                hint="integers=last, first, max or mean decides what becomes of it.",
             )
         from swavg.engine.kernels.integers import combine
 
@@ -261,6 +265,12 @@ class Tools:
 
 
 _REPAIRING = threading.Lock()
+
+
+def _sampler(plan: Plan, positions: Sequence[int]) -> Sampler:
+    from swavg.engine.distances import Sampler
+
+    return Sampler(plan, positions)
 
 
 def spelled(value: float) -> str:

@@ -11,7 +11,7 @@ from swavg.formats.checkpoint import Checkpoint, Shape, TensorTable
 from swavg.formats.layout import FileLayout, Layout
 from swavg.planning import decide
 from swavg.planning.decide import Decisions
-from swavg.planning.match import SideBySide
+from swavg.planning.match import SideBySide, distinct_tables
 from swavg.planning.plan import Entries, File, Operation, Output, Term
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
@@ -31,16 +31,7 @@ class Assembly:
         self._operation = array("I")
         self._forms: dict[tuple[Shape, Shape | None], int] = {}
         self._form = array("I")
-        self._tables: list[TensorTable] = []
-        places: dict[int, int] = {}
-        table_of = []
-        for checkpoint in checkpoints:
-            columns = checkpoint.tensors.columns
-            place = places.setdefault(id(columns), len(self._tables))
-            if place == len(self._tables):
-                self._tables.append(checkpoint.tensors)
-            table_of.append(place)
-        self._table_of = tuple(table_of)
+        self._tables, self._table_of = distinct_tables(checkpoints)
         self._numbers = [array("q") for _ in self._tables]
         self._by_name: dict[str, int] = {}
         self._by_bytes: dict[tuple[int, int, int], int] = {}
@@ -52,7 +43,7 @@ class Assembly:
             self._operation,
             tuple(self._forms),
             self._form,
-            tuple(self._tables),
+            self._tables,
             self._table_of,
             tuple(self._numbers),
         )
@@ -69,8 +60,7 @@ class Assembly:
         alone: bool,
     ) -> Output:
         """Row ``number``'s output. ``alone``: there is no other row to share with."""
-        orders = {n: order for file in layout.layouts for n, order in file.orders.items()}
-        entry_of = self._entries_of(number, row, match, decisions, orders, alone)
+        entry_of = self._entries_of(number, row, match, decisions, layout, alone)
         template = row.members[-1]
         files = tuple(self._file(number, template, file, entry_of) for file in layout.layouts)
         home = array("q", [-1]) * len(self._form)
@@ -101,10 +91,15 @@ class Assembly:
         row: Row,
         match: SideBySide,
         decisions: Decisions,
-        orders: dict[int, Shape],
+        layout: Layout,
         alone: bool,
     ) -> array[int]:
-        """The entry of each tensor of a row."""
+        """The entry of each tensor of a row; one that is not written, as it is tied, has none."""
+        orders = {n: order for file in layout.layouts for n, order in file.orders.items()}
+        written = bytearray(len(decisions.specs))
+        for file in layout.layouts:
+            for tensor in file.tensors:
+                written[tensor] = 1
         specs = decisions.specs
         own = [_own(number, row, operation) for operation in decisions.operations]
         interned = [self._intern(operation) for operation in own]
@@ -115,6 +110,9 @@ class Assembly:
         for at, (name, form, made) in enumerate(
             zip(specs.names, specs.form, decisions.operation, strict=True)
         ):
+            if not written[at]:
+                found.append(0)
+                continue
             own_form = forms[form]
             if orders and (order := orders.get(at)) is not None:
                 shape = specs.forms[form][1]

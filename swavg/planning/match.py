@@ -27,6 +27,21 @@ def by_canonical_name(names: Sequence[str]) -> dict[str, str]:
     return found if len(found) == len(names) else {name: name for name in names}
 
 
+def distinct_tables(
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[tuple[TensorTable, ...], tuple[int, ...]]:
+    """The tables of tensors that differ, and which of them each checkpoint has."""
+    tables: list[TensorTable] = []
+    places: dict[int, int] = {}
+    table_of = []
+    for checkpoint in checkpoints:
+        place = places.setdefault(id(checkpoint.tensors.columns), len(tables))
+        if place == len(tables):
+            tables.append(checkpoint.tensors)
+        table_of.append(place)
+    return tuple(tables), tuple(table_of)
+
+
 class SideBySide:
     """Checkpoints, matched by canonical name.
 
@@ -37,15 +52,7 @@ class SideBySide:
     """
 
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
-        self.tables: list[TensorTable] = []
-        self.table_of: list[int] = []
-        places: dict[int, int] = {}
-        for checkpoint in checkpoints:
-            columns = checkpoint.tensors.columns
-            place = places.setdefault(id(columns), len(self.tables))
-            if place == len(self.tables):
-                self.tables.append(checkpoint.tensors)
-            self.table_of.append(place)
+        self.tables, self.table_of = distinct_tables(checkpoints)
         self._numbers = [_numbers(table.columns) for table in self.tables]
         self.ties = _confirmed_ties(checkpoints, self._numbers, self.table_of)
         self._tied = {name: group for group in self.ties for name in group}

@@ -10,7 +10,7 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -139,12 +139,16 @@ def _turned(tensor: Tensor, order: Shape) -> Tensor:
 @dataclass(frozen=True, eq=False, slots=True)
 class File:
     """A file of an output: its layout, and its regions by offset: which entry lies there, and
-    which of the layout's tensors that is (-1: bytes of the template)."""
+    which of the layout's tensors that is (-1: bytes of the template).
+
+    ``parts`` has the elements ``[start, stop)`` of its entry that a region holds, by number of the
+    region, where they are not all (the rows that a rank has of a tensor)."""
 
     layout: FileLayout
     offsets: array[int]
     entries: array[int]
     tensors: array[int]
+    parts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -175,10 +179,16 @@ class Output:
         return sum(file.layout.size for file in self.files) + sum(map(len, self.small.values()))
 
     def place(self, entry: int) -> tuple[int, int]:
-        """The file that an entry lies in, and the offset of its first byte there."""
+        """The file that an entry lies in, and the offset of its first byte there (which, of a
+        part, lies before the region)."""
         region = self.home[entry]
-        file = bisect_right(self.starts, region) - 1
-        return file, self.files[file].offsets[region - self.starts[file]]
+        number = bisect_right(self.starts, region) - 1
+        file, region = self.files[number], region - self.starts[number]
+        offset = file.offsets[region]
+        if region in file.parts:
+            _, dtype, _ = file.layout.specs.at(file.tensors[region])
+            offset -= dtype.nbytes(file.parts[region][0])
+        return number, offset
 
 
 class Span(NamedTuple):
@@ -219,6 +229,8 @@ class Plan:
     outputs: tuple[Output, ...]
     recipes: tuple[dict[str, object], ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """What may make the result useless."""
     distances: bool = False
     folder: str | None = None
     """A folder to be made for the outputs, which appears with all of them."""
@@ -260,13 +272,21 @@ class Plan:
         return Task(number, row, index, begin, start, end - 1, self._elements(file, end - 1, high))
 
     def _elements(self, file: File, region: int, position: int) -> int:
-        """How many elements of a region begin before this byte of the file."""
+        """The element of its entry that begins at this byte of the file or behind it, within the
+        region or at its end."""
         entry = file.entries[region]
         bits = self.entries.operations[self.entries.operation[entry]].dtype.bits
         # Eight elements that are narrower than a byte fill whole bytes.
         unit = 1 if bits >= 8 else 8
         units = -(-max(0, position - file.offsets[region]) // (bits * unit // 8))
-        return min(units * unit, math.prod(self.entries.forms[self.entries.form[entry]][0]))
+        start, stop = self._extent(file, region)
+        return min(start + units * unit, stop)
+
+    def _extent(self, file: File, region: int) -> tuple[int, int]:
+        """The elements of its entry that a region holds."""
+        if region in file.parts:
+            return file.parts[region]
+        return 0, math.prod(self.entries.forms[self.entries.form[file.entries[region]]][0])
 
     def spans(self, task: Task) -> Iterator[Span]:
         """What a task makes, in the order of the file."""
@@ -275,11 +295,11 @@ class Plan:
             entry = file.entries[region]
             if not self.leads(task.row, entry):
                 continue
-            start = task.start if region == task.first else 0
+            start, stop = self._extent(file, region)
+            if region == task.first:
+                start = task.start
             if region == task.last:
                 stop = task.stop
-            else:
-                stop = math.prod(self.entries.forms[self.entries.form[entry]][0])
             if stop > start:
                 yield Span(entry, start, stop)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from swavg.training.apply import Blend as Blend
     from swavg.training.apply import apply_swa as apply_swa
     from swavg.training.batchnorm import update_bn as update_bn
     from swavg.training.ema import EMA as EMA
@@ -31,7 +30,6 @@ _HOMES = {
     "PowerEMA": "power",
     "SWA": "swa",
     "SWASchedule": "schedule",
-    "Blend": "apply",
     "apply_swa": "apply",
     "recalibrate": "recalibrate",
     "save_snapshot": "snapshot",
@@ -42,7 +40,6 @@ _HOMES = {
 __all__ = [
     "EMA",
     "SWA",
-    "Blend",
     "PowerEMA",
     "SWASchedule",
     "Snapshots",

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import Difference, MismatchError, RequestError
-from swavg.formats import base
-from swavg.matching import by_canonical_name, canonical
+from swavg.formats.checkpoint import Form, TensorTable
+from swavg.planning.match import by_canonical_name, canonical
 from swavg.training.wrapped import check_shape
 
 _NAMED = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A tensor of a model, by name, and what it is made of: one tensor of each checkpoint."""
+class Match(NamedTuple):
+    """A tensor of a model, by name, and what it is made of: the number of a tensor in each of the
+    checkpoints' tables."""
 
     name: str
-    sources: tuple[base.Tensor, ...]
+    numbers: tuple[int, ...]
 
 
 def match(
     tensors: Mapping[str, Tensor],
-    checkpoints: Sequence[base.Checkpoint],
+    tables: Sequence[TensorTable],
+    table_of: Sequence[int],
     shown: Sequence[str],
+    *,
     strict: bool,
 ) -> tuple[list[Match], tuple[str, ...]]:
     """What each tensor of a model is made of, and the names of those that cannot be made.
 
-    A tied tensor is matched once, by any of its names. Raises MismatchError if ``strict`` and a
+    ``tables`` and ``table_of`` are those of :func:`swavg.planning.match.distinct_tables`. A tied
+    tensor is matched once, by any of its names. Raises MismatchError if ``strict`` and a
     checkpoint lacks one, or has it in another shape or of another kind; and if none can be made.
     Raises RequestError for a tensor without shape, or without memory of its own.
     """
@@ -40,19 +43,19 @@ def match(
     for name, tensor in tensors.items():
         _check(name, tensor)
         groups.setdefault(id(tensor), []).append(name)
-    mappings = [by_canonical_name(list(each.tensors)) for each in checkpoints]
+    spellings = [by_canonical_name(table.columns.names) for table in tables]
     matches: list[Match] = []
     differences: list[Difference] = []
     kept: list[str] = []
     for names in groups.values():
-        found = [
-            _find(names, checkpoint, mapping)
-            for checkpoint, mapping in zip(checkpoints, mappings, strict=True)
+        numbers = tuple(map(_number, [names] * len(tables), tables, spellings))
+        forms = [
+            None if numbers[place] < 0 else tables[place].form_of(numbers[place])
+            for place in table_of
         ]
-        difference = _difference(names[0], tensors[names[0]], found, shown)
+        difference = _difference(names[0], tensors[names[0]], forms, shown)
         if difference is None:
-            sources = tuple(source for source in found if source is not None)
-            matches.append(Match(names[0], sources))
+            matches.append(Match(names[0], numbers))
         else:
             differences.append(difference)
             kept += names
@@ -83,42 +86,41 @@ def model_dtype(tensor: Tensor) -> DType | None:
     return BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
 
 
-def _find(
-    names: Sequence[str], checkpoint: base.Checkpoint, mapping: Mapping[str, str]
-) -> base.Tensor | None:
+def _number(names: Sequence[str], table: TensorTable, spelled: Mapping[str, str]) -> int:
     # The last of its names, which is the one that load_state_dict would leave in place.
     for name in reversed(names):
-        for spelled in (name, canonical(name)):
-            if spelled in mapping:
-                return checkpoint.tensors[mapping[spelled]]
-    return None
+        for spelling in (name, canonical(name)):
+            if spelling in spelled:
+                return table.index[spelled[spelling]]
+    return -1
 
 
 def _difference(
-    name: str, tensor: Tensor, found: Sequence[base.Tensor | None], shown: Sequence[str]
+    name: str, tensor: Tensor, forms: Sequence[Form | None], shown: Sequence[str]
 ) -> Difference | None:
-    """What keeps ``tensor`` from being made of what was ``found``, or None."""
+    """What keeps ``tensor`` from being made of tensors of these forms (None: missing), or None."""
 
-    def facts(own: str, others: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        return (("the model", own), *zip(shown, others, strict=True))
+    def differs(what: str, own: str, others: Sequence[str]) -> Difference:
+        return Difference(name, what, (("the model", own), *zip(shown, others, strict=True)))
 
-    present = [source.spec for source in found if source is not None]
-    if len(present) < len(found):
-        others = ["missing" if source is None else "present" for source in found]
-        return Difference(name, "missing", facts("present", others))
+    present = [form for form in forms if form is not None]
+    if len(present) < len(forms):
+        others = ["missing" if form is None else "present" for form in forms]
+        return differs("missing", "present", others)
     shape = tuple(tensor.shape)
-    if any(spec.shape != shape for spec in present):
-        return Difference(
-            name, "shape", facts(str(list(shape)), [str(list(spec.shape)) for spec in present])
-        )
+    if any(form[1] != shape for form in present):
+        return differs("shape", str(list(shape)), [str(list(form[1])) for form in present])
     dtype = model_dtype(tensor)
-    if dtype is None or any(_group(spec.dtype) != _group(dtype) for spec in present):
+    if dtype is None or any(_group(form[0]) != _group(dtype) for form in present):
         own = str(tensor.dtype).removeprefix("torch.")
-        return Difference(name, "dtype", facts(own, [spec.dtype.name for spec in present]))
+        return differs("dtype", own, [form[0].name for form in present])
     return None
 
 
 def _group(dtype: DType) -> str:
+    """Dtypes of one group can be made of each other. Floats narrower than a byte are codes."""
+    if dtype.bits < 8:
+        return dtype.name
     return "integer" if dtype.kind == "bool" else dtype.kind
 
 
@@ -139,9 +141,9 @@ def _mismatch(differences: Sequence[Difference], count: int) -> MismatchError:
 
 def _said(difference: Difference) -> str:
     (_, own), *others = difference.facts
-    odd = [(source, fact) for source, fact in others if fact != own]
-    source, fact = odd[0]
-    more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+    source, fact = next((source, fact) for source, fact in others if fact != own)
+    more = sum(fact != own for _, fact in others) - 1
+    also = f" and {more} more" if more else ""
     if difference.what == "missing":
-        return f"'{difference.name}' is missing in {source}{more}"
-    return f"'{difference.name}' is {own} in the model, {fact} in {source}{more}"
+        return f"'{difference.name}' is missing in {source}{also}"
+    return f"'{difference.name}' is {own} in the model, {fact} in {source}{also}"

@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from swavg import __version__, publish
+from swavg import __version__
 from swavg.dtypes import BY_NAME, DType
+from swavg.engine.recipe import as_text
 from swavg.errors import OutputError, RequestError
-from swavg.formats.base import Task
-from swavg.formats.safetensors import SafetensorsLayout, lay_out_safetensors
-from swavg.matching import by_canonical_name
-from swavg.recipe import as_text
+from swavg.formats.checkpoint import Shape
+from swavg.formats.layout import FileLayout, Specs
+from swavg.formats.safetensors import plan_specs
+from swavg.planning.match import by_canonical_name
+from swavg.storage.publish import check_destination, is_stream, new_file
 from swavg.training.wrapped import check_shape, is_sharded, plain_names, rank, unwrap
 
 _OURS = ("step", "epoch", "metrics", "format", "swavg")
@@ -60,10 +63,8 @@ def save_snapshot(
     """
     target = Path(path)
     tensors = _tensors(model)
-    layout = lay_out_safetensors(
-        [_task(name, tensor) for name, tensor in tensors.items()],
-        _metadata(step, epoch, metrics, recipe, metadata),
-    )
+    strings = _metadata(step, epoch, metrics, recipe, metadata)
+    layout = plan_specs(_specs(tensors), range(len(tensors)), strings)
     if not any(map(is_sharded, tensors.values())):
         if rank() == 0:
             _write(target, layout, tensors.__getitem__, force)
@@ -114,10 +115,14 @@ def _text(what: str, value: Any) -> str:
     return value
 
 
-def _task(name: str, tensor: Tensor) -> Task:
-    # Asked for its dtype first: not every kind of tensor has a shape.
-    dtype = _dtype(name, tensor)
-    return Task(name, "copy", dtype, tuple(tensor.shape), (), ())
+def _specs(tensors: Mapping[str, Tensor]) -> Specs:
+    forms: dict[tuple[DType, Shape], int] = {}
+    form = array("I")
+    for name, tensor in tensors.items():
+        # Asked for its dtype first: not every kind of tensor has a shape.
+        dtype = _dtype(name, tensor)
+        form.append(forms.setdefault((dtype, tuple(tensor.shape)), len(forms)))
+    return Specs(tuple(tensors), tuple(forms), form)
 
 
 def _dtype(name: str, tensor: Tensor) -> DType:
@@ -205,43 +210,42 @@ def _number(name: str, value: Any) -> float | str:
     return found if math.isfinite(found) else str(found)
 
 
-def _write(
-    path: Path, layout: SafetensorsLayout, get: Callable[[str], Tensor], force: bool
-) -> None:
+def _write(path: Path, layout: FileLayout, get: Callable[[str], Tensor], force: bool) -> None:
     try:
-        publish.check_destination(path, layout.size, force=force)
-        with publish.new_file(path, force=force) as sink:
-            for data in layout.frame(_chunks(layout, get)):
-                sink.write(data)
-            if not publish.is_stream(path):
-                layout.verify(sink.path)
+        check_destination(path, layout.size, force=force)
+        with new_file(path, force=force) as file:
+            for _, data in layout.fixed():
+                file.write(data)
+            for name in _names(layout):
+                for part in _bytes_of(get(name)):
+                    file.write(part)
+            if not is_stream(path):
+                layout.verify(file.path)
     except OutputError as error:
         # The name that it was given, not a temporary one.
         raise type(error)(path, error.problem, hint=error.hint) from None
 
 
-def _chunks(layout: SafetensorsLayout, get: Callable[[str], Tensor]) -> Iterator[memoryview]:
-    for task in layout.tasks:
-        # Always asked for: where tensors are gathered, all ranks do so in the same order.
-        tensor = get(task.name)
-        if tensor.numel():
-            yield from _bytes_of(tensor)
+def _names(layout: FileLayout) -> list[str]:
+    """The names of the tensors in the order of the file: where they are gathered, all ranks do so
+    in this one."""
+    return [layout.specs.names[number] for number in layout.tensors]
 
 
 def _bytes_of(tensor: Tensor) -> Iterator[memoryview]:
     """The bytes of a tensor in row-major order: views of it where it lies so in main memory."""
     flat = tensor.detach().resolve_conj().resolve_neg().contiguous().view(-1)
-    step = flat.numel() if flat.device.type == "cpu" else max(1, _CHUNK // flat.element_size())
-    for start in range(0, flat.numel(), step):
+    step = flat.numel() if flat.device.type == "cpu" else _CHUNK // flat.element_size()
+    for start in range(0, flat.numel(), max(1, step)):
         part: memoryview = flat[start : start + step].cpu().view(torch.uint8).numpy().data
         yield part
 
 
 def _write_sharded(
-    path: Path, layout: SafetensorsLayout, tensors: Mapping[str, Tensor], force: bool
+    path: Path, layout: FileLayout, tensors: Mapping[str, Tensor], force: bool
 ) -> None:
     """All ranks gather tensor by tensor, rank 0 writes; every rank learns how it ended."""
-    missing = [task.name for task in layout.tasks]
+    missing = _names(layout)
 
     def gather(name: str) -> Tensor:
         missing.remove(name)

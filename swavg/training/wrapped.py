@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -107,8 +108,29 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     return found
 
 
+def own_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
+    """The parameters of a model and, with ``buffers``, its persistent buffers: themselves, not
+    copies, in the order of the state dict, a tied one under each of its names.
+
+    Raises RequestError for a model whose parameters are hidden in flat ones (FSDP1).
+    """
+    # What FSDP2 has gathered for a forward pass would be thrown away after it.
+    settle(model)
+    found: dict[str, Tensor] = {}
+    for prefix, module in modules(model):
+        dot = f"{prefix}." if prefix else ""
+        held: dict[str, Tensor | None] = dict(module._parameters)
+        if buffers:
+            hidden = module._non_persistent_buffers_set
+            held |= {name: own for name, own in module._buffers.items() if name not in hidden}
+        found |= {f"{dot}{name}": value for name, value in held.items() if value is not None}
+    return found
+
+
 def is_sharded(tensor: object) -> bool:
     """True for a DTensor, as parameters are under FSDP2 and tensor parallelism."""
+    if type(tensor) in _PLAIN:
+        return False
     home = _home_of_dtensor()
     return home is not None and isinstance(tensor, home.DTensor)
 
@@ -123,7 +145,7 @@ def _home_of_dtensor() -> Any:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, in its own memory; any other tensor, detached."""
-    if type(tensor) in _PLAIN or not is_sharded(tensor):
+    if not is_sharded(tensor):
         return tensor.detach()
     sharded: Any = tensor
     with torch.no_grad():
@@ -172,6 +194,28 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
         whole.to(local(like).device), mesh, [home.Replicate()] * mesh.ndim, run_check=False
     )
     return local(everywhere.redistribute(mesh, sharded.placements))
+
+
+def own_rows(tensor: Tensor) -> tuple[int, Tensor] | None:
+    """This rank's rows of a DTensor: which of the whole's elements the first is, and their memory;
+    None if it is sharded otherwise."""
+    sharded: Any = tensor
+    part = local(tensor)
+    shape, mesh = tuple(tensor.shape), sharded.device_mesh
+    sharding = [axis for axis, placed in enumerate(sharded.placements) if not placed.is_replicate()]
+    if not sharding:
+        return (0, part) if tuple(part.shape) == shape else None
+    (axis, *others) = sharding
+    placement = sharded.placements[axis]
+    # By its very class: there are shards that are cut otherwise.
+    if others or type(placement).__name__ != "Shard" or placement.dim != 0 or not shape:
+        return None
+    # As torch.chunk cuts: parts of equal size, the last ones shorter or empty.
+    rows = -(-shape[0] // mesh.size(axis))
+    first = min(rows * mesh.get_local_rank(axis), shape[0])
+    if tuple(part.shape) != (max(0, min(rows, shape[0] - first)), *shape[1:]):
+        return None
+    return first * math.prod(shape[1:]), part
 
 
 def settle(model: nn.Module) -> None:

@@ -1,0 +1,241 @@
+"""Sums of checkpoints put into a model: a plan whose one output is the memory of its tensors."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from swavg.dtypes import Accumulator, DType
+from swavg.engine.compute import Tools, run_task
+from swavg.engine.recipe import short_names
+from swavg.engine.resources import Resources, sizes
+from swavg.errors import MismatchError, NumericsError, RequestError
+from swavg.formats import open_checkpoint
+from swavg.formats.checkpoint import Checkpoint, Shape, Shared
+from swavg.formats.layout import FileLayout, Specs
+from swavg.planning.match import distinct_tables
+from swavg.planning.plan import Entries, File, Operation, Output, Plan, Term
+from swavg.planning.policy import Policy
+from swavg.planning.row import Row
+from swavg.planning.targets import Target
+from swavg.training.matching import Match, match, model_dtype
+from swavg.training.tensor_sink import TensorSink
+from swavg.training.wrapped import check_module, is_sharded, own_rows, own_tensors
+from swavg.weights import is_uniform
+
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A plan for a model as it is now: ``kinds`` are the facts that it depends on, ``names`` the
+    model's tensors in the order of the output, which has them in ``dtypes``."""
+
+    kinds: Sequence[object]
+    plan: Plan
+    tools: Tools
+    names: Sequence[str]
+    dtypes: Sequence[torch.dtype]
+
+
+class ModelPlan:
+    """Checkpoints that are opened and matched with a model once, to put many weighted sums of
+    them into it.
+
+    ``kept`` are the names of the model's tensors that keep their own value (only if not strict).
+    The arguments and the errors are those of :func:`swavg.training.apply.apply_swa`. A context
+    manager that closes the files.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoints: Sequence[Path | Checkpoint],
+        *,
+        strict: bool = True,
+        buffers: bool = True,
+        key: str | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        if isinstance(checkpoints, (str, os.PathLike)):
+            raise RequestError("The checkpoints are one path.", hint="Give a list of paths.")
+        if not checkpoints:
+            raise RequestError("No checkpoints given.")
+        check_module(model)
+        shared = Shared()
+        self._checkpoints = tuple(
+            each if isinstance(each, Checkpoint) else open_checkpoint(each, key=key, shared=shared)
+            for each in checkpoints
+        )
+        self._shown = short_names([each.path for each in self._checkpoints])
+        self._tables, self._table_of = distinct_tables(self._checkpoints)
+        self._model = model
+        self._buffers = buffers
+        self._policy = Policy(allow_nonfinite=allow_nonfinite)
+        self._matches, self.kept = match(
+            own_tensors(model, buffers=buffers),
+            self._tables,
+            self._table_of,
+            self._shown,
+            strict=strict,
+        )
+        self._prepared: _Prepared | None = None
+
+    def __enter__(self) -> ModelPlan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared.tools.__exit__()
+
+    def apply(self, weights: Sequence[float]) -> None:
+        """Put the sum with these weights, one for each checkpoint, into the model.
+
+        Raises InputError for a file that changed since it was opened, NumericsError as
+        :func:`swavg.training.apply.apply_swa`, MismatchError for a model that was changed.
+        """
+        # Asked for anew: a model that was moved has other buffers, FSDP2 puts its shards back.
+        tensors = own_tensors(self._model, buffers=self._buffers)
+        prepared = self._prepare(tensors)
+        plan = _with_weights(prepared.plan, tuple(weights))
+        memory = [_memory(tensors[name])[1] for name in prepared.names]
+        prepared.tools.go_on_with(plan)
+        with _writable(memory):
+            sink = TensorSink(memory, prepared.dtypes, plan.outputs[0].files[0].offsets)
+            try:
+                for number in plan.tasks():
+                    run_task(plan, number, prepared.tools, [[sink]])
+            except NumericsError as error:
+                raise NumericsError(
+                    error.message,
+                    hint="Leave that checkpoint out, or set allow_nonfinite=True to let it"
+                    " through. The model holds the average in part now.",
+                ) from None
+        for checkpoint in self._checkpoints:
+            for source in checkpoint.sources:
+                source.check()
+
+    def _prepare(self, tensors: Mapping[str, Tensor]) -> _Prepared:
+        """The plan for the model as it is. MismatchError if it does not fit any more."""
+        own = [tensors.get(each.name) for each in self._matches]
+        kinds = [None if tensor is None else _kind(tensor) for tensor in own]
+        if self._prepared is None or kinds != self._prepared.kinds:
+            for each, tensor in zip(self._matches, own, strict=True):
+                shape = self._tables[0].form_of(each.numbers[0])[1]
+                if tensor is None or tuple(tensor.shape) != shape:
+                    raise MismatchError(f"'{each.name}' of the model is no longer what it was.")
+            plan, names = self._plan(tensors)
+            specs = plan.outputs[0].files[0].layout.specs
+            of_form = [getattr(torch, dtype.name) for dtype, _ in specs.forms]
+            dtypes = [of_form[form] for form in specs.form]
+            chosen = sizes(plan, Resources(threads=1), forked=False)
+            # Many a model is smaller than a block; of any dtype, eight elements are whole bytes.
+            numel = -(-sum(tensors[name].numel() for name in names) // 8) * 8
+            chosen = replace(chosen, elements=min(chosen.elements, max(8, numel)))
+            self.__exit__()
+            self._prepared = _Prepared(kinds, plan, Tools(plan, chosen), names, dtypes)
+        return self._prepared
+
+    def _plan(self, tensors: Mapping[str, Tensor]) -> tuple[Plan, Sequence[str]]:
+        """The tensors end to end in one task: those that are made alike together, in the order
+        that the last checkpoint has them in."""
+        operations: dict[Operation, int] = {}
+        own: list[tuple[tuple[object, ...], int, Match]] = []
+        for each in self._matches:
+            tensor = tensors[each.name]
+            if _memory(tensor)[1].numel():
+                operation = operations.setdefault(self._operation(each, tensor), len(operations))
+                own.append((self._place(operation, each, tensor), operation, each))
+        own.sort()
+        forms: dict[tuple[DType, Shape], int] = {}
+        form, offsets, parts, size = array("I"), array("q"), {}, 0
+        for number, (_, operation, each) in enumerate(own):
+            dtype = list(operations)[operation].dtype
+            form.append(forms.setdefault((dtype, tuple(tensors[each.name].shape)), len(forms)))
+            first, memory = _memory(tensors[each.name])
+            if memory.numel() < tensors[each.name].numel():
+                parts[number] = first, first + memory.numel()
+            offsets.append(size)
+            size += dtype.nbytes(memory.numel())
+        names = tuple(each.name for _, _, each in own)
+        entries = Entries(
+            tuple(operations),
+            array("I", [operation for _, operation, _ in own]),
+            tuple((shape, None) for _, shape in forms),
+            form,
+            self._tables,
+            self._table_of,
+            tuple(
+                array("q", [each.numbers[place] for _, _, each in own])
+                for place in range(len(self._tables))
+            ),
+        )
+        order = range(len(own))
+        layout = FileLayout("", size, Specs(names, tuple(forms), form), array("I", order), offsets)
+        file = File(layout, offsets, array("I", order), array("q", order), parts)
+        home = array("q", order)
+        output = Output(Target(None, ""), (file,), {}, {}, home, (0,), (), (), (), {}, size, ())
+        plan = Plan(
+            self._checkpoints, self._shown, (), self._policy, entries, (output,), ({},), (),
+            cut=max(1, size),
+        )  # fmt: skip
+        return plan, names
+
+    def _place(self, operation: int, each: Match, tensor: Tensor) -> tuple[object, ...]:
+        columns = self._tables[self._table_of[-1]].columns
+        number = each.numbers[self._table_of[-1]]
+        source = 0 if columns.source is None else columns.source[number]
+        return operation, str(tensor.device), source, columns.offset[number]
+
+    def _operation(self, each: Match, tensor: Tensor) -> Operation:
+        """How a tensor is made; a sum has no terms yet. Integers are the last checkpoint's."""
+        dtype, last = model_dtype(tensor), len(self._checkpoints) - 1
+        if dtype is None:
+            raise MismatchError(f"'{each.name}' of the model is {tensor.dtype} now.")
+        inputs = [
+            table.form_of(number)[0]
+            for table, number in zip(self._tables, each.numbers, strict=True)
+        ]
+        if not dtype.floating:
+            term = Term(0, (0,), (1.0,), uniform=True)
+            return Operation("copy", inputs[self._table_of[last]], "float32", (last,), (term,))
+        wide = any(dtype.accumulator == "float64" for dtype in inputs)
+        accumulate: Accumulator = "float64" if wide else "float32"
+        return Operation("average", dtype, accumulate, tuple(range(last + 1)), ())
+
+
+def _with_weights(plan: Plan, weights: tuple[float, ...]) -> Plan:
+    members = tuple(range(len(weights)))
+    term = Term(0, members, weights, is_uniform(weights))
+    operations = tuple(
+        replace(operation, terms=(term,)) if operation.op == "average" else operation
+        for operation in plan.entries.operations
+    )
+    entries = replace(plan.entries, operations=operations)
+    return replace(plan, rows=(Row(weights, members),), entries=entries)
+
+
+def _memory(tensor: Tensor) -> tuple[int, Tensor]:
+    """What is written of a tensor: from which of its elements on, and where. That is a DTensor
+    itself unless it is sharded by rows."""
+    rows = own_rows(tensor) if is_sharded(tensor) else None
+    return (0, tensor) if rows is None else rows
+
+
+def _kind(tensor: Tensor) -> object:
+    first, memory = _memory(tensor)
+    return tensor.shape, tensor.dtype, tensor.device, first, memory.numel()
+
+
+def _writable(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """In which the tensors can be written to. Those made in inference mode only there."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return torch.inference_mode()
+    return torch.no_grad()
