@@ -97,7 +97,7 @@ def prepare(
     for row, output in zip(rows, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
-        decided.append((match, decide(checkpoints, match, row, policy, shown)))
+        decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
         targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))

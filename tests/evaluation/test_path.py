@@ -12,10 +12,10 @@ from landscape_models import CORNERS, MODEL, bowl, bowls, weights
 
 from swavg.cli import main
 from swavg.errors import NumericsError, RequestError
+from swavg.evaluation.landscape.line import Line, line_of, verdict
+from swavg.evaluation.landscape.route import Route, route
+from swavg.evaluation.landscape.survey import Value
 from swavg.formats import open_checkpoint
-from swavg.landscape.line import Line, line_of, verdict
-from swavg.landscape.route import Route, route
-from swavg.landscape.survey import Value
 
 __all__ = ["bowls"]
 

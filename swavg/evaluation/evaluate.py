@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from swavg.errors import RequestError, SwavgError
-from swavg.training.loading import examples, forward, split
-from swavg.training.named import failed, kind
+from swavg.evaluation.user_objects import failed, kind
+from swavg.training.batches import examples, forward, split
 
 Module = nn.Module
 
@@ -207,7 +207,7 @@ def has_running_statistics(model: nn.Module) -> bool:
 def parameter_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """The model's floating-point parameters by the names that they have without wrappers, a tied
     one under all of them."""
-    from swavg.training.state import own_tensors
+    from swavg.training.wrapped import own_tensors
 
     groups: dict[int, list[str]] = {}
     for name, tensor in own_tensors(model, buffers=False).items():

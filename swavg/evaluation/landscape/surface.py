@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from swavg.errors import NumericsError
-from swavg.landscape.grid import Grid
-from swavg.landscape.plane import Position
+from swavg.evaluation.landscape.grid import Grid
+from swavg.evaluation.landscape.plane import Position
 
 Array = np.ndarray[Any, Any]
 Metric = Literal["loss", "error"]

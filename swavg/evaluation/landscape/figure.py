@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from swavg.landscape.drawing import require, style
-from swavg.landscape.labels import along, place_labels
-from swavg.landscape.smooth import panel_levels, smoothed
-from swavg.landscape.surface import Metric, Place, Surface
+from swavg.evaluation.landscape.drawing import require, style
+from swavg.evaluation.landscape.labels import along, place_labels
+from swavg.evaluation.landscape.smooth import panel_levels, smoothed
+from swavg.evaluation.landscape.surface import Metric, Place, Surface
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

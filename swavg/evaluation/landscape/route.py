@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from swavg import __version__
+from swavg.engine.recipe import short_names
 from swavg.errors import RequestError
-from swavg.formats.base import Checkpoint
-from swavg.landscape.grid import spaced
-from swavg.landscape.products import Names, OnRead, offset_products
-from swavg.landscape.survey import VALUES, Stop, Survey, number_text, one_line
-from swavg.recipe import short_names
+from swavg.evaluation.landscape.grid import spaced
+from swavg.evaluation.landscape.products import Names, OnRead, offset_products
+from swavg.evaluation.landscape.survey import VALUES, Stop, Survey, number_text, one_line
+from swavg.formats.checkpoint import Checkpoint
 
 COLUMNS = ("t", "name", "distance", *VALUES)
 

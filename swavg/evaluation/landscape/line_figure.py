@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swavg.landscape.drawing import require, style
-from swavg.landscape.line import Line, extent, number
-from swavg.landscape.surface import Metric
+from swavg.evaluation.landscape.drawing import require, style
+from swavg.evaluation.landscape.line import Line, extent, number
+from swavg.evaluation.landscape.surface import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

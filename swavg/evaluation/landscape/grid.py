@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from swavg.errors import RequestError
-from swavg.landscape.plane import Position
+from swavg.evaluation.landscape.plane import Position
 
 
 @dataclass(frozen=True, slots=True)

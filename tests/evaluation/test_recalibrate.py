@@ -19,9 +19,9 @@ from torch import nn
 
 import swavg
 from swavg.cli import main
+from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, MismatchError, NumericsError, OutputError, RequestError
-from swavg.recipe import recipe_of
-from swavg.training.recalibrate import recalibrate
+from swavg.evaluation.recalibrate import recalibrate
 
 
 @pytest.fixture(autouse=True)

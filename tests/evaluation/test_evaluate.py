@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn import functional
 
 from swavg.errors import RequestError
-from swavg.training.evaluate import (
+from swavg.evaluation.batches import Passes
+from swavg.evaluation.evaluate import (
     Evaluator,
     evaluate,
     has_running_statistics,
     parameter_names,
 )
-from swavg.training.passes import Passes
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +184,7 @@ def test_a_loader_that_fills_one_tensor_again_is_kept_batch_by_batch():
 
 
 def test_data_too_large_to_keep_are_made_again_the_same(monkeypatch):
-    monkeypatch.setattr("swavg.training.passes._KEPT", 8)
+    monkeypatch.setattr("swavg.evaluation.batches._KEPT", 8)
     source = Random()
     data = Passes(source)
     torch.manual_seed(9)
@@ -196,7 +196,7 @@ def test_data_too_large_to_keep_are_made_again_the_same(monkeypatch):
 
 
 def test_only_the_first_batches_are_taken_and_kept(monkeypatch):
-    monkeypatch.setattr("swavg.training.passes._KEPT", 1)
+    monkeypatch.setattr("swavg.evaluation.batches._KEPT", 1)
     source = iter(Random(count=10**9))
     data = Passes(source, most=2)
     assert [len(list(data)) for _ in range(2)] == [2, 2]

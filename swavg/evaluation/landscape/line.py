@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swavg.errors import NumericsError
-from swavg.landscape.route import Route
-from swavg.landscape.surface import Metric
-from swavg.landscape.survey import Value
+from swavg.evaluation.landscape.route import Route
+from swavg.evaluation.landscape.surface import Metric
+from swavg.evaluation.landscape.survey import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from landscape_models import CENTRE, CORNERS, LANDSCAPE, MODEL, bowl, bowls, wei
 from torch import nn
 
 from swavg.cli import main
-from swavg.landscape import drawing
+from swavg.evaluation.landscape import drawing
 
 __all__ = ["bowls"]
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from swavg.analysis.chunks import Array, check, in_order, ranges, read_chunk, summed, wide
+from swavg.engine.recipe import short_names
 from swavg.errors import Difference, MismatchError, NumericsError
-from swavg.formats.base import Checkpoint, Tensor
-from swavg.formats.files import FilePool
-from swavg.looking.chunks import Array, check, in_order, ranges, read_chunk, scratch, wide
-from swavg.matching import by_canonical_name
-from swavg.recipe import short_names
+from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.planning.match import by_canonical_name
+from swavg.storage.sources import Pool
 
 OnRead = Callable[[int, int], None]
 """Called with the bytes read so far, and in all."""
@@ -54,9 +54,7 @@ def offset_products(
 
     def pieces() -> Iterator[tuple[int, int, int]]:
         for row, tensors in enumerate(rows):
-            packed = max(tensors, key=lambda tensor: tensor.spec.dtype.bits % 8)
-            kinds = {tensor.spec.dtype.kind for tensor in tensors}
-            for start, stop in ranges(packed, 2 if "complex" in kinds else 1):
+            for start, stop in ranges(*tensors):
                 yield row, start, stop
 
     def work(piece: tuple[int, int, int]) -> Array:
@@ -78,15 +76,15 @@ def offset_products(
                 if index <= axes:
                     along.append(offset)
                 for axis, other in enumerate(along):
-                    found[index, axis] = _summed(offset, other)
-                found[index, -1] = _summed(offset, offset)
+                    found[index, axis] = summed(offset, other)
+                found[index, -1] = summed(offset, offset)
         if axes == 2:
             found[1, 1] = found[2, 0]
         return found
 
     total = np.zeros((count, axes + 1))
     read, whole = 0, sum(tensor.spec.nbytes for tensors in rows for tensor in tensors)
-    with FilePool() as pool:
+    with Pool() as pool:
         for (row, start, stop), found in in_order(pieces(), work):
             if not np.isfinite(found).all():
                 at = int(np.argmin(np.isfinite(found).all(axis=1)))
@@ -100,11 +98,6 @@ def offset_products(
                 on_read(read, whole)
     check(*checkpoints)
     return total
-
-
-def _summed(a: Array, b: Array) -> float:
-    # Added pairwise by NumPy; without BLAS, whose order depends on the machine.
-    return float(np.multiply(a, b, out=scratch("product", a.size)).sum())
 
 
 def _matched(

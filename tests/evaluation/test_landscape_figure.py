@@ -13,16 +13,16 @@ from PIL import Image
 from swavg.console.line import line_lines
 from swavg.console.surface import distances_note, surface_lines
 from swavg.errors import MissingDependencyError, NumericsError, RequestError
-from swavg.landscape import drawing
-from swavg.landscape.figure import draw
-from swavg.landscape.grid import make_grid
-from swavg.landscape.line import Line
-from swavg.landscape.line_figure import draw as draw_line
-from swavg.landscape.plane import Plane, Position
-from swavg.landscape.route import Route
-from swavg.landscape.smooth import panel_levels, smoothed
-from swavg.landscape.surface import Place, Surface
-from swavg.landscape.survey import Value
+from swavg.evaluation.landscape import drawing
+from swavg.evaluation.landscape.figure import draw
+from swavg.evaluation.landscape.grid import make_grid
+from swavg.evaluation.landscape.line import Line
+from swavg.evaluation.landscape.line_figure import draw as draw_line
+from swavg.evaluation.landscape.plane import Plane, Position
+from swavg.evaluation.landscape.route import Route
+from swavg.evaluation.landscape.smooth import panel_levels, smoothed
+from swavg.evaluation.landscape.surface import Place, Surface
+from swavg.evaluation.landscape.survey import Value
 
 PLANE = Plane(4.0, 1.0, 3.0)
 TRAIL = [Position(-1.0, 1.0), Position(0.5, 0.2), Position(2.0, 2.5)]
@@ -168,7 +168,7 @@ def test_the_terminal_shows_what_is_not_known():
 
 
 def test_labels_keep_off_the_path():
-    from swavg.landscape.labels import along
+    from swavg.evaluation.landscape.labels import along
 
     found = along([(0.0, 0.0), (3.0, 4.0), (3.0, 4.5)], 1.0)
     assert found[0] == (0, 0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swavg.training.loading import to_device
+from swavg.training.batches import to_device
 
 # Batches are kept in memory up to this many bytes.
 _KEPT = 256 << 20

@@ -9,14 +9,14 @@ from checkpoints import save
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swavg.analysis import chunks
 from swavg.errors import MismatchError, NumericsError, RequestError
+from swavg.evaluation.landscape.grid import Grid, make_grid, parse_shape
+from swavg.evaluation.landscape.labels import place_labels
+from swavg.evaluation.landscape.levels import make_levels
+from swavg.evaluation.landscape.plane import Plane, Position, plane_of
+from swavg.evaluation.landscape.products import offset_products, weight_names
 from swavg.formats import open_checkpoint
-from swavg.landscape.grid import Grid, make_grid, parse_shape
-from swavg.landscape.labels import place_labels
-from swavg.landscape.levels import make_levels
-from swavg.landscape.plane import Plane, Position, plane_of
-from swavg.landscape.products import offset_products, weight_names
-from swavg.looking import chunks
 
 
 def opened(folder, *states):

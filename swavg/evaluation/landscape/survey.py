@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from swavg.errors import OutputError
-from swavg.landscape import table as tables
+from swavg.evaluation.landscape import table as tables
 
 OnPoint = Callable[[int, int], None]
 """Called with the points done so far, and in all; first with those that were there already."""

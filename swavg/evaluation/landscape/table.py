@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swavg.errors import OutputError
-from swavg.publish import destination, new_file
+from swavg.storage.publish import destination, new_file
 
 PARTIAL = ".partial"
 """Suffix of an unfinished table."""
@@ -38,7 +38,7 @@ class Table:
 
 
 def partial_path(path: str | os.PathLike[str]) -> Path:
-    target = destination(path)
+    target = Path(destination(path))
     return target.with_name(target.name + PARTIAL)
 
 
@@ -103,12 +103,13 @@ def finished_rows(
     path: str | os.PathLike[str], asked: Mapping[str, Any], columns: Sequence[str]
 ) -> list[str] | None:
     """The rows of a finished table made as ``asked``; None if there is no such file."""
+    target = Path(destination(path))
     try:
-        found = destination(path).read_bytes()
+        found = target.read_bytes()
     except OSError:
         return None
     try:
-        return _rows(destination(path), found, heading(asked, columns), asked, False)
+        return _rows(target, found, heading(asked, columns), asked, False)
     except OutputError:
         return None
 

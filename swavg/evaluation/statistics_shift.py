@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from swavg.formats.base import Checkpoint
+from swavg.formats.checkpoint import Checkpoint
 
 Quantiles = tuple[float, float, float]
 _QUANTILES = (0.05, 0.5, 0.95)

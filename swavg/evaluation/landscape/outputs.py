@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swavg.errors import OutputError, RequestError
-from swavg.formats.base import Checkpoint
-from swavg.guard import refuse_inputs
-from swavg.landscape import drawing
-from swavg.landscape.survey import Survey, made_already
-from swavg.landscape.table import Table, discard, publish
-from swavg.publish import check_destination, destination, is_stream, new_file
+from swavg.evaluation.landscape import drawing
+from swavg.evaluation.landscape.survey import Survey, made_already
+from swavg.evaluation.landscape.table import Table, discard, publish
+from swavg.formats.checkpoint import Checkpoint
+from swavg.storage.protect import check_not_input
+from swavg.storage.publish import check_destination, destination, is_stream, new_file
 
 # What a figure or a csv may need; the disk is full long before, or it is not.
 _ROOM = 1 << 20
@@ -44,7 +44,7 @@ class Outputs:
         for path in self.paths:
             if is_stream(path):
                 raise OutputError(path, "is no place for a file", hint="Give a path of a file.")
-            refuse_inputs(path, inputs)
+            check_not_input(path, [(each.path, each.sources) for each in inputs])
             kept = path == self.csv and self._made(survey)
             check_destination(path, _ROOM, force=self.force or kept)
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from swavg.formats.base import Checkpoint
-from swavg.landscape.survey import Scorer, Stop, Value
+from swavg.evaluation.landscape.survey import Scorer, Stop, Value
+from swavg.formats.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from swavg.training.evaluate import Evaluator, Module
+    from swavg.evaluation.evaluate import Evaluator, Module
 
 
 @contextmanager
@@ -25,11 +25,13 @@ def scoring(
     The model holds the weights of the stop that was scored last. Raises MismatchError if a tensor
     of the model is missing in a file or has another shape there.
     """
-    from swavg.training.apply import Blend
+    from swavg.training.model_plan import ModelPlan
 
     with ExitStack() as files:
-        sums = files.enter_context(Blend(model, checkpoints, allow_nonfinite=True))
-        alone = [files.enter_context(Blend(model, [each], allow_nonfinite=True)) for each in others]
+        sums = files.enter_context(ModelPlan(model, checkpoints, allow_nonfinite=True))
+        alone = [
+            files.enter_context(ModelPlan(model, [each], allow_nonfinite=True)) for each in others
+        ]
 
         def score(stop: Stop) -> Value:
             if stop.own is not None:
@@ -37,7 +39,7 @@ def scoring(
             else:
                 assert stop.coefficients is not None
                 # They sum to 1 but for their rounding, which must not be an error.
-                sums.apply(stop.coefficients, sum_to="raw")
+                sums.apply(stop.coefficients)
             found = evaluator.score()
             return Value(found.loss, found.error, found.examples)
 

@@ -13,21 +13,22 @@ import torch
 from torch import nn
 
 from swavg import __version__
+from swavg.engine.average import check, execute
+from swavg.engine.kernels.torch import check_device
+from swavg.engine.recipe import recorded_in, short_names
+from swavg.engine.resources import Resources
 from swavg.errors import MismatchError, RequestError, SwavgError
+from swavg.evaluation.copy_with import copy_with, in_memory
+from swavg.evaluation.statistics_shift import Moved, moved
+from swavg.evaluation.user_objects import failed
 from swavg.formats import open_checkpoint
-from swavg.formats.base import Checkpoint
-from swavg.formats.output import default_path
-from swavg.kernels.torch import check_device
-from swavg.matching import by_canonical_name, canonical
-from swavg.recipe import recorded_in, short_names
-from swavg.report import STDOUT
+from swavg.formats.checkpoint import Checkpoint
+from swavg.planning.match import by_canonical_name, canonical
+from swavg.planning.targets import default_path
 from swavg.training.apply import apply_swa
+from swavg.training.batches import examples, forward, to_device
 from swavg.training.batchnorm import update_bn
-from swavg.training.loading import examples, forward, to_device
-from swavg.training.moved import Moved, moved
-from swavg.training.named import failed
-from swavg.training.replacing import copy_of, copying_job, held, rounded
-from swavg.training.state import own_tensors
+from swavg.training.wrapped import own_tensors
 
 Path = str | os.PathLike[str]
 OnBatch = Callable[[int, int | None], None]
@@ -73,7 +74,7 @@ def recalibrate(
 
     The weights are put into ``model``, which is left with them, on ``device``, with the new
     statistics. At most ``limit`` batches are taken, each as
-    :func:`swavg.training.loading.forward` understands it; means and variances are cumulative
+    :func:`swavg.training.batches.forward` understands it; means and variances are cumulative
     averages over them (:func:`swavg.training.update_bn`). All but the statistics is copied as
     bytes, and they keep their dtypes. ``output`` is a path, None for standard output, or empty for
     the default: ``averaged`` with ``-bn`` behind its stem. ``key`` is the dotted path of the state
@@ -83,7 +84,7 @@ def recalibrate(
     """
     begun = time.monotonic()
     checkpoint = open_checkpoint(averaged, key=key)
-    where = _check_output(checkpoint, output, force)
+    path = _check_output(checkpoint, output, force)
     _check_layers(model)
     model.to(device_of(device))
     notes = _fill(model, checkpoint)
@@ -98,26 +99,18 @@ def recalibrate(
         shown = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
         notes.append(f"no batch came by {shown} ({len(unused)} layers): as in the average")
     values = _recipe(checkpoint, layers, seen)
-    parts = {name: rounded(tensor, checkpoint, name) for name, tensor in found.items()}
-    with held(parts, checkpoint) as fresh:
-        tasks = [
-            copy_of(name, 1, fresh.tensors[name])
-            if name in fresh.tensors
-            else copy_of(name, 0, checkpoint.tensors[name])
-            for name in checkpoint.tensors
-        ]
-        job = copying_job([checkpoint, fresh], tasks, where, values, force)
-        report = job.run(on_publish=on_publish)
-        change = moved(checkpoint, fresh)
+    fresh = in_memory(found, checkpoint)
+    plan = copy_with(checkpoint, fresh, path, values, force=force)
+    (report,) = execute(plan, Resources(threads=1), on_publish=on_publish)
     return Recalibration(
-        STDOUT if where is None else report.output,
+        report.output,
         report.format,
         checkpoint.path,
         layers,
         tuple(found),
         seen.batches,
         seen.examples,
-        change,
+        moved(checkpoint, fresh),
         report.written,
         time.monotonic() - begun,
         (*checkpoint.notes, *notes, *report.notes),
@@ -134,10 +127,9 @@ def check_output(
 
 
 def _check_output(checkpoint: Checkpoint, output: Path | None, force: bool) -> str | None:
-    where = None if output is None else os.fspath(output) or default_output(checkpoint)
-    copies = [copy_of(name, 0, tensor) for name, tensor in checkpoint.tensors.items()]
-    copying_job([checkpoint], copies, where, {}, force).check()
-    return where
+    path = None if output is None else os.fspath(output) or default_output(checkpoint)
+    check(copy_with(checkpoint, in_memory({}, checkpoint), path, {}, force=force))
+    return path
 
 
 def default_output(checkpoint: Checkpoint) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from swavg import __version__
+from swavg.engine.recipe import short_names
 from swavg.errors import RequestError
-from swavg.formats.base import Checkpoint
-from swavg.landscape.grid import Grid, make_grid
-from swavg.landscape.plane import Plane, Position, plane_of
-from swavg.landscape.products import Names, OnRead, offset_products
-from swavg.landscape.surface import Place, Surface
-from swavg.landscape.survey import VALUES, Stop, Survey, Value, number_text, one_line
-from swavg.recipe import short_names
+from swavg.evaluation.landscape.grid import Grid, make_grid
+from swavg.evaluation.landscape.plane import Plane, Position, plane_of
+from swavg.evaluation.landscape.products import Names, OnRead, offset_products
+from swavg.evaluation.landscape.surface import Place, Surface
+from swavg.evaluation.landscape.survey import VALUES, Stop, Survey, Value, number_text, one_line
+from swavg.formats.checkpoint import Checkpoint
 
 COLUMNS = ("kind", "name", "x", "y", "off", *VALUES)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from swavg.landscape.levels import BANDS, Levels, make_levels
-from swavg.landscape.surface import Array, Metric, Surface
+from swavg.evaluation.landscape.levels import BANDS, Levels, make_levels
+from swavg.evaluation.landscape.surface import Array, Metric, Surface
 
 # Points drawn per grid point along each axis.
 _FINER = 6
