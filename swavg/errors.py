@@ -8,7 +8,6 @@ command line shows its options instead.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -157,6 +156,8 @@ class NumericsError(SwavgError):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The word of ``known`` that was meant, perhaps; None if none is near."""
+    import difflib
+
     return next(iter(difflib.get_close_matches(word, [*known], 1, cutoff=0.75)), None)
 
 

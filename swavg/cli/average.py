@@ -77,8 +77,7 @@ def average(
     if not paths:
         raise click.UsageError("Give the checkpoints to average, or '-' to read paths from stdin.")
     path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
-    from swavg.methods import Request
-    from swavg.planning.row import Row
+    from swavg.planning.row import Request, Row
     from swavg.weights import checked, mean
 
     values = [value for group in weights for value in group] if weights else None

@@ -21,7 +21,8 @@ from swavg.errors import (
     nearest,
 )
 
-_ARGUMENT = re.compile(r"(?<![^\s(])(\w+)=('[^']*'|[\w.+-]*\w)?")
+# Not behind a colon: there it is a word of a recipe.
+_ARGUMENT = re.compile(r"(?<![^\s(])(?<!: )(\w+)=('[^']*'|[\w.+-]*\w)?")
 
 
 def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, verbose: bool) -> int:

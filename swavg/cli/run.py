@@ -20,7 +20,10 @@ from swavg.cli.values import COUNT, KEY_HELP, Size
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
-    from swavg.methods.request import Request
+    from swavg.engine.report import Progress, Report
+    from swavg.engine.resources import Resources
+    from swavg.planning.plan import Plan
+    from swavg.planning.row import Request
 
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
@@ -151,11 +154,7 @@ def execute_and_report(
 
     ``folder`` is made for the outputs, and appears with all of them.
     """
-    from swavg.console import messages
-    from swavg.console import report as console
-    from swavg.console.progress import progress_bar
-    from swavg.engine.average import check, dry_run, execute, prepare
-    from swavg.engine.report import STDOUT, Progress
+    from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
 
     resources = Resources(run.device, run.threads, run.memory)
@@ -170,27 +169,48 @@ def execute_and_report(
         notes=request.notes,
     )
     if run.dry_run:
-        check(plan)
-        reports = dry_run(plan, resources)
-        if display.as_json:
-            print_json("report", *(report.to_json() for report in reports))
-            return
-        for report in reports:
-            console.plan(report)
-        messages.notes([*notes, *reports[0].notes])
+        _show_plan(plan, resources, display, notes)
         return
+    reports = _executed(plan, resources, display, notes)
     if not display.quiet:
-        messages.notes(notes)
-    with progress_bar("averaging", "bytes", shown=not display.quiet) as update:
+        from swavg.console import report as console
+
+        console.summary(reports, verbose=display.verbose)
+    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
+    values = [report.to_json() for report in reports]
+    print_published("report", values, paths, as_json=display.as_json)
+
+
+def _show_plan(plan: Plan, resources: Resources, display: Display, notes: Sequence[str]) -> None:
+    from swavg.console import messages
+    from swavg.console import report as console
+    from swavg.engine.average import check, dry_run
+
+    check(plan)
+    reports = dry_run(plan, resources)
+    if display.as_json:
+        print_json("report", *(report.to_json() for report in reports))
+        return
+    for report in reports:
+        console.plan(report)
+    messages.notes([*notes, *reports[0].notes])
+
+
+def _executed(
+    plan: Plan, resources: Resources, display: Display, notes: Sequence[str]
+) -> list[Report]:
+    from swavg.engine.average import execute
+
+    if display.quiet:
+        return execute(plan, resources, on_publish=ignore_signals)
+    from swavg.console import messages
+    from swavg.console.progress import progress_bar
+
+    messages.notes(notes)
+    with progress_bar("averaging", "bytes", shown=True) as update:
 
         def on_progress(progress: Progress) -> None:
             assert update is not None
             update(progress.read, progress.total)
 
-        tell = None if update is None else on_progress
-        reports = execute(plan, resources, tell, ignore_signals)
-    if not display.quiet:
-        console.summary(reports, verbose=display.verbose)
-    paths = [report.output for report in reports if report.output != STDOUT]
-    values = [report.to_json() for report in reports]
-    print_published("report", values, paths, as_json=display.as_json)
+        return execute(plan, resources, None if update is None else on_progress, ignore_signals)

@@ -17,6 +17,7 @@ from rich.text import Text
 Span = str | tuple[str, str] | Text
 """Text, or text and its style."""
 Cell = str | tuple[str, str]
+_Place = tuple[int, "Column", int]
 
 _NARROWEST = 24
 _LEAST = 6
@@ -80,53 +81,44 @@ class Page:
         and then in 80 columns where there is no terminal."""
         room = self.console.width - 2 if framed else self.width
         least = _LEAST if framed else _NARROWEST
-        shown, widths = _fitted(columns, rows, gap, room, least)
-        whole = sum(widths[i] for i in shown) + gap * (len(shown) - 1)
+        layout = _fitted(columns, rows, gap, room, least)
+        whole = sum(width for _, _, width in layout) + gap * (len(layout) - 1)
         edge = " " * framed
         if title is not None:
             self.line(title)
         if framed:
             self.line(" " * (whole + 2))
         headings = Row([column.heading for column in columns], "bold")
-        self._row(headings, columns, shown, widths, gap, edge)
+        self._row(headings, layout, " " * gap, edge)
         rule = "─" * whole if room is None else "─" * min(whole, room)
         self.line(f"{edge}{rule}{edge}", style=None if framed else "dim")
         for row in rows:
-            self._row(row, columns, shown, widths, gap, edge)
+            self._row(row, layout, " " * gap, edge)
         if framed:
             self.line(" " * (whole + 2))
 
-    def _row(
-        self,
-        row: Row,
-        columns: Sequence[Column],
-        shown: Sequence[int],
-        widths: Sequence[int],
-        gap: int,
-        edge: str,
-    ) -> None:
+    def _row(self, row: Row, layout: Sequence[_Place], gap: str, edge: str) -> None:
         cells: list[tuple[list[str], str]] = []
-        for i in shown:
+        for i, column, width in layout:
             text, style = _plain(row.cells[i])
-            width = widths[i] if columns[i].folds else None
-            lines = [part for line in text.split("\n") for part in _folded(line, width)]
-            cells.append((lines, style))
+            room = width if column.folds else None
+            cells.append(([p for line in text.split("\n") for p in _folded(line, room)], style))
         for at in range(max(len(lines) for lines, _ in cells)):
-            spans: list[Span] = []
-            for place, (i, (lines, style)) in enumerate(zip(shown, cells, strict=True)):
-                text = _set(lines[at] if at < len(lines) else "", widths[i], columns[i].right)
-                spans += [" " * gap * (place > 0), (text, style) if style else text]
+            spans: list[tuple[str, str]] = []
+            for (_, column, width), (lines, style) in zip(layout, cells, strict=True):
+                text = _set(lines[at] if at < len(lines) else "", width, column.right)
+                spans += [(gap if spans else edge, ""), (text, style)]
             if any(style for _, style in cells):
-                self.line(edge, *spans, edge, style=row.style)
+                self.line(*spans, edge, style=row.style)
             else:
-                text = f"{edge}{''.join(map(str, spans))}{edge}"
+                text = "".join(text for text, _ in spans) + edge
                 self.line(text if edge else text.rstrip(), style=row.style)
 
 
 def _fitted(
     columns: Sequence[Column], rows: Sequence[Row], gap: int, room: int | None, least: int
-) -> tuple[list[int], list[int]]:
-    """The columns that are shown, and the width of each column."""
+) -> list[_Place]:
+    """The columns that are shown: the place of each, and its width."""
     widths = [cell_len(column.heading) for column in columns]
     for row in rows:
         for i, cell in enumerate(row.cells):
@@ -145,7 +137,7 @@ def _fitted(
         if widest is None or widths[widest] <= least:
             break
         widths[widest] -= 1
-    return shown, widths
+    return [(i, columns[i], widths[i]) for i in shown]
 
 
 def _plain(cell: Cell) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from swavg.console.page import Page
 from swavg.console.text import size
 
 OnProgress = Callable[[int, int | None], None]
@@ -35,6 +34,8 @@ def progress_bar(
 @contextmanager
 def _bar(verb: str, unit: str) -> Iterator[OnProgress]:
     from rich import progress as rich
+
+    from swavg.console.page import Page
 
     columns: list[rich.ProgressColumn] = [rich.TextColumn(verb), rich.BarColumn(bar_width=None)]
     if unit == "bytes":
@@ -73,6 +74,8 @@ def _lines(verb: str, unit: str) -> OnProgress:
         now = time.monotonic()
         if now - told >= _LINE_EVERY:
             told = now
+            from swavg.console.page import Page
+
             amounts = [size(n) if unit == "bytes" else f"{n:,}" for n in (done, total) if n]
             noun = "" if unit == "bytes" else f" {unit}"
             Page(sys.stderr).line(f"{verb} {' of '.join(amounts)}{noun}")

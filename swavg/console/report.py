@@ -31,9 +31,12 @@ def summary(reports: Sequence[Report], *, verbose: bool) -> None:
         if report.treated:
             _not_averaged(page, report.treated, everything=verbose)
         if report.differing_integers:
-            rule = report.recipe.get("options", {}).get("integers", "last")
+            rule = _option(report, "integers") or "last"
             names = ", ".join(some(report.differing_integers, _most(verbose)))
             notes([f"integer tensors that differ: took the {rule} of {names}"])
+        if report.nonfinite and not _lets_through(report):
+            # All inputs have the same Inf there: an attention mask, say.
+            notes([f"NaN or Inf in the result: {_nonfinite(report, verbose)}"])
         if verbose:
             _inputs_and_facts(page, report)
     for report in reports:
@@ -56,8 +59,8 @@ def _figures(report: Report, outputs: int) -> str:
 
 def _warnings(report: Report, verbose: bool) -> Iterator[str]:
     yield from report.warnings
-    if report.nonfinite:
-        yield f"NaN or Inf in the result: {', '.join(some(report.nonfinite, _most(verbose)))}"
+    if report.nonfinite and _lets_through(report):
+        yield f"NaN or Inf in the result: {_nonfinite(report, verbose)}"
     if report.running_statistics:
         names = ", ".join(some(sorted(report.running_statistics), 2))
         output = "OUT" if report.output == STDOUT else shlex.quote(report.output)
@@ -65,6 +68,20 @@ def _warnings(report: Report, verbose: bool) -> Iterator[str]:
             f"batch-norm statistics were averaged ({names}): before judging the result recompute"
             f" them with: swavg bn {output} --model ... --data ..."
         )
+
+
+def _nonfinite(report: Report, verbose: bool) -> str:
+    return ", ".join(some(report.nonfinite, _most(verbose)))
+
+
+def _lets_through(report: Report) -> bool:
+    return bool(_option(report, "allow_nonfinite"))
+
+
+def _option(report: Report, name: str) -> object:
+    """A field of the policy; None where it is as by default."""
+    options = report.recipe.get("options")
+    return options.get(name) if isinstance(options, Mapping) else None
 
 
 def _most(verbose: bool) -> int:

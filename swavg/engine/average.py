@@ -112,7 +112,7 @@ def prepare(
         planned,
         tuple(recipes),
         (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes),
-        distances and len(rows) == 1,
+        distances,
         None if folder is None else os.fsdecode(folder),
     )
 
@@ -197,7 +197,8 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
 
     chosen = sizes(plan, resources, forked=forks)
     forks = forks and chosen.workers > 1 and can_fork()
-    distances = Distances(len(plan.rows[0].members)) if plan.distances else None
+    rows = plan.rows if plan.distances else ()
+    distances = tuple(Distances(len(row.members)) for row in rows)
     executor = forked(chosen.workers) if forks else threads(chosen.workers)
     return Tally(plan, total, planned, distances), executor, chosen
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Tensor
@@ -197,9 +198,7 @@ class BatchReader:
         near = first.source == last.source and 0 < size <= min(
             len(self._stretch), _SPARSE * len(out)
         )
-        if not near or any(
-            a.offset + a.nbytes > b.offset for a, b in zip(pieces, pieces[1:], strict=False)
-        ):
+        if not near or any(a.offset + a.nbytes > b.offset for a, b in pairwise(pieces)):
             return False
         stretch = self._stretch[:size]
         self._pool.read_into(sources[first.source], base + first.offset, stretch)

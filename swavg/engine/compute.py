@@ -16,7 +16,7 @@ from swavg.storage.sinks import Sink
 from swavg.storage.sources import Pool
 
 if TYPE_CHECKING:
-    from swavg.engine.distances import Sums
+    from swavg.engine.distances import Sampler, Sums
     from swavg.engine.kernels.base import Arithmetic, Kernel
     from swavg.engine.kernels.repair import Trouble
 
@@ -50,7 +50,7 @@ class TaskResult:
     checksums: list[Checksum] = field(default_factory=list)
     nonfinite: set[tuple[int, int]] = field(default_factory=set)
     differing: set[tuple[int, int]] = field(default_factory=set)
-    distances: list[Sums] = field(default_factory=list)
+    distances: list[tuple[int, Sums]] = field(default_factory=list)
 
 
 def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
@@ -98,7 +98,7 @@ class Tools:
         needs = sizes.needs
         nbytes = sizes.elements * needs.output_size
         self.batches = Batches(plan, sizes.elements, nbytes)
-        self._positions = positions
+        self._sampler = None if positions is None else _sampler(plan, positions)
         self._pool = Pool()
         self._outs = [memoryview(bytearray(nbytes)) for _ in range(needs.rows)]
         self._stretch = memoryview(bytearray(2 * nbytes))
@@ -156,10 +156,8 @@ class Tools:
             for place, good in enumerate(finite):
                 if not good:
                     self._repair(batch, read, place, outs[place], result)
-        if self._positions is not None:
-            from swavg.engine.distances import sampled
-
-            result.distances += sampled(batch, self._positions, read, outs[0])
+        if self._sampler is not None:
+            result.distances += self._sampler.sample(batch, read, outs)
 
     def _arithmetic(self, batch: Batch) -> Arithmetic:
         manner = batch.manner
@@ -267,6 +265,12 @@ class Tools:
 
 
 _REPAIRING = threading.Lock()
+
+
+def _sampler(plan: Plan, positions: Sequence[int]) -> Sampler:
+    from swavg.engine.distances import Sampler
+
+    return Sampler(plan, positions)
 
 
 def spelled(value: float) -> str:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from swavg.engine.batches import Batch, BatchReader
 from swavg.engine.kernels.floats import widen
-from swavg.planning.plan import Plan
+from swavg.planning.plan import Plan, Term
 
 SAMPLE = 1 << 13
 EVERY = 1 << 20
@@ -44,65 +44,99 @@ class Sums:
 
 
 def positions_of(plan: Plan) -> array[int]:
-    """Where each entry begins among the averaged elements of the first row; -1 for those that are
-    not averaged over all of its inputs."""
-    entries, members = plan.entries, plan.rows[0].members
-    taken = [
-        operation.op == "average" and operation.members == members and len(members) > 1
+    """Where each entry begins among the averaged elements of the first row that has it; -1 for
+    those that are not averaged."""
+    entries = plan.entries
+    averaged = [
+        operation.op == "average" and len(operation.members) > 1
         for operation in entries.operations
     ]
     sizes = [math.prod(shape) for shape, _ in entries.forms]
-    found, position = array("q", [-1]) * len(entries), 0
-    for file in plan.outputs[0].files:
-        for entry in file.entries:
-            if taken[entries.operation[entry]]:
-                found[entry] = position
-                position += sizes[entries.form[entry]]
+    found = array("q", [-1]) * len(entries)
+    for row, output in enumerate(plan.outputs):
+        position = 0
+        for file in output.files:
+            for entry in file.entries:
+                if averaged[entries.operation[entry]] and plan.leads(row, entry):
+                    found[entry] = position
+                    position += sizes[entries.form[entry]]
     return found
 
 
-def sampled(
-    batch: Batch, positions: Sequence[int], read: BatchReader, out: memoryview
-) -> Iterator[Sums]:
-    """Sums over the parts of a batch that are in the sample; ``out`` is its average."""
-    first = batch.spans[0]
-    low = positions[first.entry] + first.start
-    if positions[first.entry] < 0:
-        return
-    size = batch.manner.operation.dtype.itemsize
-    # What is made in one manner is adjacent.
-    for window in range(low // EVERY * EVERY, low + batch.count, EVERY):
-        start, stop = max(low, window), min(low + batch.count, window + SAMPLE)
-        if start < stop:
-            part = batch.part(start - low, stop - low)
-            yield _sums(part, read.of(part), out[(start - low) * size : (stop - low) * size], start)
+class Sampler:
+    """Takes the sums of batches, in buffers of its own: one for each worker."""
+
+    def __init__(self, plan: Plan, positions: Sequence[int]) -> None:
+        self._members = [len(row.members) for row in plan.rows]
+        self._positions = positions
+        # Two numbers per element of a complex dtype.
+        self._averages = np.empty((len(plan.rows), 2 * SAMPLE))
+        self._values, self._differences = np.empty((2, 2 * SAMPLE))
+        self._raw = np.empty(16 * SAMPLE, np.uint8)
+
+    def sample(
+        self, batch: Batch, read: BatchReader, outs: Sequence[memoryview]
+    ) -> Iterator[tuple[int, Sums]]:
+        """By row the sums over the parts of a batch that are in the sample; ``outs`` are its
+        averages, one per term. Only of rows that average all their members here."""
+        first = batch.spans[0]
+        low = self._positions[first.entry] + first.start
+        terms = [
+            (term, out)
+            for term, out in zip(batch.manner.operation.terms, outs, strict=True)
+            if len(term.positions) == self._members[term.row]
+        ]
+        if self._positions[first.entry] < 0 or not terms:
+            return
+        size = batch.manner.operation.dtype.itemsize
+        # What is made in one manner is adjacent.
+        for window in range(low // EVERY * EVERY, low + batch.count, EVERY):
+            start, stop = max(low, window), min(low + batch.count, window + SAMPLE)
+            if start < stop:
+                part = batch.part(start - low, stop - low)
+                made = slice((start - low) * size, (stop - low) * size)
+                parts = [(term, out[made]) for term, out in terms]
+                yield from self._sums(part, read.of(part), parts, start)
+
+    @np.errstate(all="ignore")
+    def _sums(
+        self,
+        batch: Batch,
+        read: BatchReader,
+        terms: Sequence[tuple[Term, memoryview]],
+        position: int,
+    ) -> Iterator[tuple[int, Sums]]:
+        parts = batch.count * batch.manner.parts
+        values, difference = self._values[:parts], self._differences[:parts]
+        raws: list[list[tuple[float, float, float, int]]] = [[] for _ in terms]
+        for (_, out), average in zip(terms, self._averages, strict=False):
+            widen(np.frombuffer(out, np.uint8), batch.manner.operation.dtype.part, average[:parts])
+        for index, source in enumerate(batch.manner.inputs):
+            raw = self._raw[: source.nbytes(batch.count)]
+            read(index, raw.data)
+            bits = _mixed(raw, parts, position)
+            widen(raw, source.part, values)
+            square = float(values @ values)
+            for (term, _), average, found in zip(terms, self._averages, raws, strict=False):
+                if index in term.positions:
+                    np.subtract(values, average[:parts], difference)
+                    dot = float(values @ average[:parts])
+                    found.append((float(difference @ difference), dot, square, bits))
+        for (term, _), average, found in zip(terms, self._averages, raws, strict=False):
+            distance, dots, squares, mixed = zip(*found, strict=True)
+            own = float(average[:parts] @ average[:parts])
+            yield term.row, Sums(distance, dots, squares, own, mixed)
 
 
-@np.errstate(all="ignore")
-def _sums(batch: Batch, read: BatchReader, out: memoryview, position: int) -> Sums:
-    dtype, parts = batch.manner.operation.dtype, batch.count * batch.manner.parts
-    average, values = np.empty(parts), np.empty(parts)
-    widen(np.frombuffer(out, np.uint8), dtype.part, average)
-    places = np.arange(position, position + batch.count, dtype=np.uint64)
-    distance, dot, square, bits = [], [], [], []
-    for index, source in enumerate(batch.manner.inputs):
-        raw = np.empty(source.nbytes(batch.count), np.uint8)
-        read(index, raw.data)
-        bits.append(_mixed(raw, places))
-        widen(raw, source.part, values)
-        dot.append(float(values @ average))
-        square.append(float(values @ values))
-        np.subtract(values, average, values)
-        distance.append(float(values @ values))
-    return Sums(tuple(distance), tuple(dot), tuple(square), float(average @ average), tuple(bits))
+def _mixed(raw: npt.NDArray[np.uint8], count: int, position: int) -> int:
+    """A number for the bits of ``count`` numbers at these places, whose sum does not depend on how
+    they are cut."""
+    words = raw.view(f"u{raw.size // count}").astype(np.uint64)
+    places = np.arange(position, position + count, dtype=np.uint64)
+    return int(words @ (places * _ODD + _ODD))
 
 
-def _mixed(raw: npt.NDArray[np.uint8], places: npt.NDArray[np.uint64]) -> int:
-    """A number for the bytes at these places, whose sum does not depend on how they are cut."""
-    each = raw.reshape(places.size, -1).astype(np.uint64)
-    factors = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, each.shape[1] + 1, dtype=np.uint64)
-    words = (each * factors).sum(axis=1, dtype=np.uint64)
-    return int(((words + np.uint64(1)) * (2 * places + np.uint64(1))).sum(dtype=np.uint64))
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(slots=True)
@@ -112,8 +146,8 @@ class Distances:
     count: int
     _sums: list[Sums] = field(default_factory=list)
 
-    def add(self, sums: Sequence[Sums]) -> None:
-        self._sums += sums
+    def add(self, sums: Sums) -> None:
+        self._sums.append(sums)
 
     def _total(self, name: str, index: int) -> float:
         return math.fsum(getattr(sums, name)[index] for sums in self._sums)

@@ -16,7 +16,6 @@ import signal
 import struct
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -329,6 +328,8 @@ def _worker_main(
 
 
 def _failure(number: int, error: BaseException) -> _Failure:
+    import traceback
+
     text = "" if isinstance(error, SwavgError) else traceback.format_exc()
     try:
         pickle.loads(pickle.dumps(error))

@@ -92,7 +92,8 @@ class Tally:
     """Bytes to read."""
     planned: int
     """Bytes of all regions."""
-    distances: Distances | None = None
+    distances: tuple[Distances, ...] = ()
+    """Of each row, if they are wanted."""
     read: int = 0
     written: int = 0
     done: set[int] = field(default_factory=set)
@@ -111,8 +112,8 @@ class Tally:
         self.written += result.written
         self.differing |= result.differing
         self.nonfinite |= result.nonfinite
-        if self.distances is not None:
-            self.distances.add(result.distances)
+        for row, sums in result.distances:
+            self.distances[row].add(sums)
         for found in result.checksums:
             parts = self.crcs.setdefault((found.row, found.file, found.offset), [])
             parts.append((found.start, found.crc, found.nbytes))
@@ -160,7 +161,7 @@ def report(
     """The report of one row, before a run or with what it found out."""
     output, members = plan.outputs[row], plan.rows[row].members
     names = [plan.shown[member] for member in members]
-    distances = tally.distances if tally is not None else None
+    distances = tally.distances[row] if tally is not None and tally.distances else None
     nothing = (None,) * len(members)
     far = (distances and distances.distances()) or nothing
     cosines = (distances and distances.cosines()) or nothing

@@ -221,15 +221,25 @@ class Extras:
     """What a checkpoint holds besides tensors.
 
     ``scalars`` are plain values by name (step), those further down by their dotted path
-    (``metrics.top1``; ``-1`` is the last of a list); ``recipe`` is the text that swavg wrote;
-    ``others`` name what only a file of the same format keeps (optimizer state, a class);
-    ``side_files`` are paths of files that go along with the weights, by name, ``left_out`` names
-    of those that do not. ``template`` is for the format's own writer.
+    (``metrics.top1``; ``-1`` is the last of a list); ``recipe`` is the text that swavg wrote. In a
+    format that keeps objects, ``root_key`` is the dotted path of the state dict (empty: the top
+    level), ``others`` name what lies beside it (optimizer state, a class), ``non_tensors`` what is
+    in it and no tensor; only a file of the same format keeps them.
+
+    Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
+    file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
+    weights, by name, ``left_out`` names of those that do not. ``template`` is for the format's own
+    writer.
     """
 
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     recipe: str | None = None
+    root_key: str | None = None
     others: tuple[str, ...] = ()
+    non_tensors: tuple[str, ...] = ()
+    shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    index: str | None = None
+    index_metadata: Mapping[str, object] = field(default_factory=dict)
     side_files: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     template: object = None

@@ -6,12 +6,11 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.files import FILES, open_file
-from swavg.formats.layout import Format, Layout, Request
+from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.safetensors import unique, without_ties
 from swavg.storage.sources import LocalFile, Source, read_file
 
@@ -26,26 +25,6 @@ _WEIGHT_SUFFIXES = (
     ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
-
-
-@dataclass(frozen=True, eq=False)
-class FolderTemplate:
-    """``shards`` maps the file names to the names of their tensors, in order; ``index_metadata``
-    is that of the index, ``index_name`` its file (None: there is none)."""
-
-    shards: Mapping[str, tuple[str, ...]]
-    index_metadata: Mapping[str, object]
-    index_name: str | None
-
-    @property
-    def stem(self) -> str:
-        """``model`` of ``model-00001-of-00002.safetensors``."""
-        return re.sub(r"(-\d+-of-\d+)?\.[^.]+$", "", next(iter(self.shards)))
-
-    @property
-    def suffix(self) -> str:
-        """``.safetensors`` or ``.bin``."""
-        return os.path.splitext(next(iter(self.shards)))[1]
 
 
 def is_checkpoint_folder(path: str) -> bool:
@@ -96,9 +75,11 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
     side, left_out = _others(path, set(names) | ({index} if index is not None else set()))
     extras = Extras(
         recipe=recipe,
+        shards=shards,
+        index=index,
+        index_metadata=index_metadata,
         side_files=side,
         left_out=left_out,
-        template=FolderTemplate(shards, index_metadata, index),
     )
     table = builder.build(shared)
     return Checkpoint(path, "folder", tuple(sources), table, metadata, tuple(notes), extras)
@@ -216,31 +197,30 @@ def shard_names(stem: str, suffix: str, count: int) -> Sequence[str]:
     return tuple(f"{stem}-{index:05d}-of-{count:05d}{suffix}" for index in range(1, count + 1))
 
 
-def lay_out(request: Request) -> Layout:
+def lay_out(request: WriteRequest) -> Layout:
     """A folder like the template's, or one of shards of at most the size asked for."""
-    template = request.template.extras.template
-    like = template if isinstance(template, FolderTemplate) else None
-    stem, suffix = ("model", ".safetensors") if like is None else (like.stem, like.suffix)
+    extras = request.template.extras
+    first = next(iter(extras.shards), "model.safetensors")
+    stem, suffix = re.sub(r"(-\d+-of-\d+)?\.[^.]+$", "", first), os.path.splitext(first)[1]
     if suffix == ".bin" and stem == "model":
         stem = "pytorch_model"
     row = FILES[_BY_SUFFIX[suffix]]
     numbers: Sequence[int] = range(len(request.specs))
     if request.drop_ties and suffix == ".safetensors":
         numbers = without_ties(request)
-    if like is not None and request.max_shard_size is None:
-        shards = _as_in(like, request, numbers)
+    if extras.shards and request.max_shard_size is None:
+        shards = _as_in(extras.shards, request, numbers)
     else:
         groups = _by_size(request, numbers)
         shards = dict(zip(shard_names(stem, suffix, len(groups)), groups, strict=True))
     assert row.plan_file is not None
     layouts = tuple(row.plan_file(request, group, name) for name, group in shards.items())
     files = {}
-    if len(shards) > 1 or (like is not None and f"{stem}{suffix}" not in shards):
+    if len(shards) > 1 or (extras.shards and f"{stem}{suffix}" not in shards):
         name = f"{stem}{suffix}.index.json"
-        if like is not None and like.index_name and request.max_shard_size is None:
-            name = like.index_name
-        files[name] = _index(request, shards, {} if like is None else like.index_metadata)
-    extras = request.template.extras
+        if extras.index and request.max_shard_size is None:
+            name = extras.index
+        files[name] = _index(request, shards, extras.index_metadata)
     notes: tuple[str, ...] = ()
     if extras.left_out:
         shown = ", ".join(extras.left_out[:6]) + (", ..." if len(extras.left_out) > 6 else "")
@@ -250,7 +230,7 @@ def lay_out(request: Request) -> Layout:
 
 
 def _index(
-    request: Request, shards: Mapping[str, Sequence[int]], metadata: Mapping[str, object]
+    request: WriteRequest, shards: Mapping[str, Sequence[int]], metadata: Mapping[str, object]
 ) -> bytes:
     names, sizes = request.specs.names, request.specs.sizes
     total = sum(sizes[number] for group in shards.values() for number in group)
@@ -263,17 +243,18 @@ def _index(
 
 
 def _as_in(
-    like: FolderTemplate, request: Request, numbers: Sequence[int]
+    like: Mapping[str, Sequence[str]], request: WriteRequest, numbers: Sequence[int]
 ) -> dict[str, Sequence[int]]:
-    homes = {name: shard for shard, names in like.shards.items() for name in names}
-    last = list(like.shards)[-1]
-    shards: dict[str, list[int]] = {shard: [] for shard in like.shards}
+    """The tensors in the shards that have them in ``like``; new ones in the last."""
+    homes = {name: shard for shard, names in like.items() for name in names}
+    last = list(like)[-1]
+    shards: dict[str, list[int]] = {shard: [] for shard in like}
     for number in numbers:
         shards[homes.get(request.specs.names[number], last)].append(number)
     return {name: group for name, group in shards.items() if group}
 
 
-def _by_size(request: Request, numbers: Sequence[int]) -> list[Sequence[int]]:
+def _by_size(request: WriteRequest, numbers: Sequence[int]) -> list[Sequence[int]]:
     if request.max_shard_size is None:
         return [list(numbers)]
     groups: list[list[int]] = [[]]

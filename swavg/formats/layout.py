@@ -40,7 +40,7 @@ class Specs:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Request:
+class WriteRequest:
     """What is to be written.
 
     ``recipe`` says how it was made, as text. ``ties`` are groups of names that are one tensor.
@@ -113,9 +113,11 @@ class Layout:
     notes: tuple[str, ...] = ()
 
 
-def losses(request: Request) -> str:
+def losses(request: WriteRequest) -> str:
     """What of the template a plain writer leaves out, in words; empty if it is nothing."""
-    others = request.template.extras.others
+    extras = request.template.extras
+    # At the top level, what is no tensor stands in both.
+    others = list(dict.fromkeys((*extras.others, *extras.non_tensors)))
     if not others:
         return ""
     shown = ", ".join(f"'{name}'" for name in others[:5])
@@ -143,5 +145,5 @@ class Format:
     suffixes: tuple[str, ...]
     recognises: Callable[[bytes], bool]
     open: Open
-    lay_out: Callable[[Request], Layout] | None = None
-    plan_file: Callable[[Request, Sequence[int], str], FileLayout] | None = None
+    lay_out: Callable[[WriteRequest], Layout] | None = None
+    plan_file: Callable[[WriteRequest, Sequence[int], str], FileLayout] | None = None

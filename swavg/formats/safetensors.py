@@ -25,7 +25,7 @@ from swavg.formats.checkpoint import (
     TableBuilder,
     TensorTable,
 )
-from swavg.formats.layout import FileLayout, Format, Layout, Request, Specs, losses
+from swavg.formats.layout import FileLayout, Format, Layout, Specs, WriteRequest, losses
 from swavg.storage.sources import LocalFile, Pool
 
 HEADER_LIMIT = 100_000_000
@@ -310,7 +310,7 @@ def header_of(specs: Specs, order: Sequence[int], metadata: str) -> bytes:
     return text + b" " * (-len(text) % _HEADER_ALIGNMENT)
 
 
-def lay_out(request: Request) -> Layout:
+def lay_out(request: WriteRequest) -> Layout:
     """Plan a file: tensors by dtype rank, largest first, then by name, as the library does.
 
     Raises RequestError for a dtype that the format lacks.
@@ -323,7 +323,7 @@ def lay_out(request: Request) -> Layout:
     return Layout((plan_file(request, numbers),), notes=notes)
 
 
-def without_ties(request: Request) -> list[int]:
+def without_ties(request: WriteRequest) -> list[int]:
     """The numbers of the tensors, of each group of ties only the first."""
     aliases = {name for group in request.ties for name in group[1:]}
     return [number for number, name in enumerate(request.specs.names) if name not in aliases]
@@ -333,7 +333,7 @@ def without_ties(request: Request) -> list[int]:
 _OF_ONE = ("metrics", "snapshots", "ema_state")
 
 
-def metadata_of(request: Request) -> dict[str, str]:
+def metadata_of(request: WriteRequest) -> dict[str, str]:
     """The strings of the header: the template's, and how the tensors were made."""
     found = {n: text for n, text in request.template.metadata.items() if n not in _OF_ONE}
     # transformers refuses files that do not say which framework wrote them.
@@ -342,7 +342,7 @@ def metadata_of(request: Request) -> dict[str, str]:
     return found
 
 
-def plan_file(request: Request, numbers: Sequence[int], name: str = "") -> SafetensorsLayout:
+def plan_file(request: WriteRequest, numbers: Sequence[int], name: str = "") -> SafetensorsLayout:
     """One file of these tensors. RequestError for a dtype or a name that the format lacks."""
     return plan_specs(request.specs, numbers, metadata_of(request), name)
 
@@ -352,7 +352,8 @@ def plan_specs(
 ) -> SafetensorsLayout:
     """:func:`plan_file` with these very strings in the header."""
     ranks = [-dtype.safetensors_rank for dtype, _ in specs.forms]
-    for number in numbers:
+    order = sorted(numbers, key=lambda n: (ranks[specs.form[n]], specs.names[n].encode()))
+    for number in order:
         dtype = specs.forms[specs.form[number]][0]
         if dtype.safetensors is None:
             raise RequestError(
@@ -362,7 +363,6 @@ def plan_specs(
             )
         if specs.names[number] == "__metadata__":
             raise RequestError("safetensors cannot hold a tensor named '__metadata__'.")
-    order = sorted(numbers, key=lambda n: (ranks[specs.form[n]], specs.names[n].encode()))
     strings = json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":"))
     header = len(header_of(specs, order, strings))
     if header > HEADER_LIMIT:

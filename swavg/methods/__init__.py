@@ -6,10 +6,10 @@ Every function opens what it needs to know (recipes of earlier averages) and ret
 
 from swavg.methods.emas import ema
 from swavg.methods.means import slide, update, window
-from swavg.methods.request import Request
 from swavg.methods.smooth import Smoothing, amount, smoothing
 from swavg.methods.sweeps import SweepSpec, sweep, sweep_spec
 from swavg.methods.widths import posthoc
+from swavg.planning.row import Request
 
 __all__ = [
     "Request",

@@ -10,10 +10,9 @@ from dataclasses import replace
 from swavg import weights
 from swavg.errors import InputError, RequestError
 from swavg.methods.recorded import EarlierEma, earlier_ema
-from swavg.methods.request import Path, Request
 from swavg.methods.smooth import Smoothing, known
-from swavg.planning.row import Row
 from swavg.planning.policy import Policy
+from swavg.planning.row import Path, Request, Row
 from swavg.series import Series
 
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 from swavg import weights
 from swavg.methods.recorded import counted
-from swavg.methods.request import Path, Request
-from swavg.planning.row import Row
 from swavg.planning.policy import Policy
+from swavg.planning.row import Path, Request, Row
 
 
 def update(

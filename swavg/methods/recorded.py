@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from swavg.errors import InputError, RequestError
-from swavg.methods.request import Path
-from swavg.methods.smooth import Smoothing
 from swavg.engine.recipe import recipe_of
+from swavg.errors import InputError, RequestError
+from swavg.methods.smooth import Smoothing
+from swavg.planning.row import Path
 
 _MEANS = ("mean", "running mean", "sliding mean", "window")
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from swavg import weights
 from swavg.errors import RequestError
-from swavg.methods.request import Request
 from swavg.methods.smooth import last_step, smoothing
-from swavg.planning.row import Row
 from swavg.planning.policy import Policy
+from swavg.planning.row import Request, Row
 from swavg.series import Selection, Series, select
 
 _COUNTS = ("last", "from-step", "to-step", "every", "best")
@@ -117,7 +116,12 @@ def _naming(text: str) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise RequestError(f"Recipe '{text}': {error.message}", hint=error.hint) from None
+        # A recipe is text: half-life, where the library has half_life=.
+        said, hint = (
+            given and re.sub(r"\b(\w+)=(?!\w)", lambda word: word[1].replace("_", "-"), given)
+            for given in (error.message, error.hint)
+        )
+        raise RequestError(f"Recipe '{text}': {said}", hint=hint) from None
 
 
 def _whole(options: Mapping[str, str], key: str) -> int | None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from swavg import weights
+from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, RequestError
 from swavg.methods.recorded import is_number
-from swavg.methods.request import Request
 from swavg.methods.smooth import known
-from swavg.planning.row import Row
 from swavg.planning.policy import Policy
-from swavg.engine.recipe import recipe_of
+from swavg.planning.row import Request, Row
 from swavg.series import Series
 
 

@@ -59,8 +59,7 @@ class Assembly:
         alone: bool,
     ) -> Output:
         """Row ``number``'s output. ``alone``: there is no other row to share with."""
-        orders = {n: order for file in layout.layouts for n, order in file.orders.items()}
-        entry_of = self._entries_of(number, row, decisions, orders, alone)
+        entry_of = self._entries_of(number, row, decisions, layout, alone)
         template = row.members[-1]
         files = tuple(self._file(number, template, file, entry_of) for file in layout.layouts)
         home = array("q", [-1]) * len(self._form)
@@ -90,10 +89,15 @@ class Assembly:
         number: int,
         row: Row,
         decisions: Decisions,
-        orders: dict[int, Shape],
+        layout: Layout,
         alone: bool,
     ) -> array[int]:
-        """The entry of each tensor of a row."""
+        """The entry of each tensor of a row; one that is not written, as it is tied, has none."""
+        orders = {n: order for file in layout.layouts for n, order in file.orders.items()}
+        written = bytearray(len(decisions.specs))
+        for file in layout.layouts:
+            for tensor in file.tensors:
+                written[tensor] = 1
         specs = decisions.specs
         own = [_own(number, row, operation) for operation in decisions.operations]
         interned = [self._intern(operation) for operation in own]
@@ -104,6 +108,9 @@ class Assembly:
         for at, (name, form, made) in enumerate(
             zip(specs.names, specs.form, decisions.operation, strict=True)
         ):
+            if not written[at]:
+                found.append(0)
+                continue
             own_form = forms[form]
             if orders and (order := orders.get(at)) is not None:
                 shape = specs.forms[form][1]

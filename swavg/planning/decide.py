@@ -1,4 +1,4 @@
-"""What becomes of each tensor in one row: decided by dtype, shape and policy, never by its bytes."""
+"""What becomes of each tensor in one row: decided by dtype, shape and policy, not by bytes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class _Decider:
         self._verdicts: dict[tuple[object, ...], _Verdict] = {}
 
     def decide(self) -> Decisions:
-        match, policy = self._match, self._policy
+        match = self._match
         names = match.names()
         written: list[str] = []
         forms: dict[tuple[DType, Shape], int] = {}

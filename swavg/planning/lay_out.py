@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import Request
+from swavg.formats.layout import WriteRequest
 from swavg.formats.table import FORMATS
 from swavg.planning.assemble import Assembly
 from swavg.planning.decide import Decisions
@@ -30,7 +30,7 @@ def lay_out(
     for number, (row, decisions, target, recipe) in enumerate(
         zip(rows, decided, targets, recipes, strict=True)
     ):
-        request = Request(
+        request = WriteRequest(
             decisions.specs,
             recipe,
             decisions.ties,

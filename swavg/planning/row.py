@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from swavg.planning.policy import Policy
+
+Path = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +22,16 @@ class Row:
     """Recorded with the output; None: mean or weighted."""
     details: Mapping[str, object] = field(default_factory=dict)
     """Decay, step, ...: recorded too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Rows over inputs: all that a method decides. Where the outputs go, others say."""
+
+    inputs: tuple[str, ...]
+    """Paths; ``members`` of the rows are indices into these."""
+    rows: tuple[Row, ...]
+    policy: Policy
+    """The caller's, as far as the method does not need it otherwise."""
+    notes: tuple[str, ...] = ()
+    """What one may like to know of how the rows came about."""

@@ -23,8 +23,7 @@ class Destination:
 
 def exists_error(path: str, problem: str) -> OutputError:
     """What is there may not be replaced."""
-    hint = "Use --force (in Python, force=True) to replace it."
-    return OutputExistsError(path, problem, hint=hint)
+    return OutputExistsError(path, problem, hint="Use force=True to replace it.")
 
 
 def destination(path: str | os.PathLike[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import stat
 from contextlib import suppress
 
@@ -141,6 +140,8 @@ def _clear(path: str, *, local: bool) -> str:
 def remove(path: str) -> bool:
     """Remove a file, or a folder with all that is in it; True if something is left."""
     if os.path.isdir(path) and not os.path.islink(path):
+        import shutil
+
         try:
             shutil.rmtree(path, ignore_errors=True)
         except BaseException:

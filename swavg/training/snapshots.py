@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from swavg.errors import InputError, OutputError, OutputExistsError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.publish import TEMPORARY
 from swavg.series import guess_mode
 from swavg.series.inside import read_inside
+from swavg.storage.publish import TEMPORARY
 from swavg.training.snapshot import checked_count, save_snapshot
 from swavg.training.wrapped import rank
 from swavg.weights.checks import check_count

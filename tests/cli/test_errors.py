@@ -91,7 +91,7 @@ def test_an_argument_is_named_as_the_caller_names_it():
         ("metrics_file= names a file", "--metrics names a file"),
         ("sum_to='normalize' or sum_to='raw'", "--normalize or --raw-weights"),
         ("step=100-last=5.pt: no such file", "step=100-last=5.pt: no such file"),
-        ("Recipe 'ema:last=5' is wrong", "Recipe 'ema:last=5' is wrong"),
+        ("Recipe 'ema:last=x': last=x is wrong", "Recipe 'ema:last=x': last=x is wrong"),
         ("unknown=3 stays", "unknown=3 stays"),
     ],
 )

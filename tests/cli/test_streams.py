@@ -125,6 +125,17 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_reader_that_has_gone_is_a_warning_once_the_output_has_its_name(pair):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [*SWAVG, "average", "a.safetensors", "b.safetensors", "-o", "c.safetensors", "-q"]
+    done = subprocess.run(command, cwd=pair, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert done.returncode == 0
+    assert "warning standard output: cannot be written: its reader went away" in done.stderr
+    assert torch.equal(load(pair / "c.safetensors")["body.bias"], expected(pair))
+
+
 @pytest.mark.parametrize("args", [["inspect", "a.safetensors"], ["average", "--help"]])
 def test_a_reader_that_has_gone_has_a_code_of_its_own(pair, args):
     ours, theirs = os.pipe()

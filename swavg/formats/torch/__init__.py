@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from swavg.formats.checkpoint import Checkpoint, Shared
-from swavg.formats.layout import FileLayout, Format, Layout, Request
+from swavg.formats.layout import FileLayout, Format, Layout, WriteRequest
 
 _LEGACY_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 
@@ -33,13 +33,13 @@ def _open_legacy(path: str, key: str | None = None, shared: Shared | None = None
     return open_legacy(path, key, shared)
 
 
-def _lay_out(request: Request) -> Layout:
+def _lay_out(request: WriteRequest) -> Layout:
     from swavg.formats.torch.writer import lay_out
 
     return lay_out(request)
 
 
-def _plan_file(request: Request, numbers: Sequence[int], name: str) -> FileLayout:
+def _plan_file(request: WriteRequest, numbers: Sequence[int], name: str) -> FileLayout:
     from swavg.formats.torch.writer import plan_file
 
     return plan_file(request, numbers, name)

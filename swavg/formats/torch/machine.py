@@ -40,6 +40,7 @@ class Machine:
         self.marks: list[list[object]] = []
         # Indices come one after the other; others cost more.
         self.memo: list[object] = []
+        self.rewritten = False
         self._far: dict[str, object] = {}
         self.storages: dict[str | tuple[str, ...], Storage] = {}
         self._globals: dict[tuple[str, str], Global] = {}
@@ -87,10 +88,10 @@ class Machine:
     def put(self, index: int, value: object) -> None:
         if 0 <= index < len(self.memo):
             self.memo[index] = value
+            self.rewritten = True
         elif index == len(self.memo):
             self.memo.append(value)
         else:
-            self.spend(200)
             self._far[str(index)] = value
 
     def get(self, index: int) -> object:
@@ -191,7 +192,8 @@ class Machine:
             return known
         if kind not in self._kinds:
             self._kinds[kind] = _dtype_and_itemsize(kind)
-        storage = Storage(key, kind, *self._kinds[kind], numel, numel)
+        dtype, itemsize = self._kinds[kind]
+        storage = Storage(key, kind, dtype, itemsize, numel, numel)
         # Two accounts of one storage, both of which are checked later.
         place = key if known is None else (key, kind, str(numel))
         return self.storages.setdefault(place, storage)

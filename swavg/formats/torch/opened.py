@@ -12,7 +12,7 @@ from swavg.formats.torch.extras import Element, Value, plain_values
 from swavg.formats.torch.legacy import legacy_head, legacy_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.plain import RECIPE
-from swavg.formats.torch.state import State, find_state
+from swavg.formats.torch.state import find_state
 from swavg.formats.torch.unpickler import Graph
 from swavg.formats.torch.views import placed
 from swavg.storage.sources import LocalFile, Pool
@@ -80,7 +80,9 @@ def _opened(
     extras = Extras(
         scalars=dict(_resolved(plain_values(path, graph.top, locate, state=state.node), read)),
         recipe=recipe,
-        others=_others(state),
+        root_key=state.root_key,
+        others=state.other_entries,
+        non_tensors=state.non_tensors,
         template=template,
     )
     return Checkpoint(
@@ -90,11 +92,6 @@ def _opened(
 
 def _records(archive: Archive) -> tuple[Record, ...]:
     return tuple(map(archive.__getitem__, range(len(archive))))
-
-
-def _others(state: State) -> tuple[str, ...]:
-    # At the top level, what is no tensor stands in both.
-    return tuple(dict.fromkeys((*state.other_entries, *state.non_tensors)))
 
 
 def _reads(pool: Pool, file: LocalFile) -> Read:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from itertools import islice
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.formats.torch.objects import (
@@ -87,7 +88,7 @@ def _strided(
     storage: Storage, dtype: DType, offset: object, size: object, stride: object, metadata: object
 ) -> View | Refused:
     if isinstance(metadata, dict) and (len(metadata) > _MAX_METADATA or any(metadata.values())):
-        flags = ", ".join(key[:20] for key in list(metadata)[:4] if isinstance(key, str))
+        flags = ", ".join(key[:20] for key in islice(metadata, 4) if isinstance(key, str))
         return Refused(f"a tensor with a lazy operation ({flags}) that is not in its bytes")
     return View(storage, dtype, offset, size, stride)
 

@@ -11,6 +11,7 @@ from swavg.errors import InputError
 from swavg.formats.torch.holding import holding_tensors
 from swavg.formats.torch.objects import (
     HIDDEN,
+    Opaque,
     Refused,
     View,
     class_name,
@@ -43,6 +44,7 @@ _DEPTH = 3
 _MAX_NAME = 4096
 _MAX_NAMES = 48 << 20
 _MAX_ENTRIES = 500_000
+_MAX_LOOKS = 20_000
 _MAX_NESTING = 100
 _LISTED = 8
 
@@ -213,7 +215,7 @@ class _Search:
         views: dict[str, View | Refused] = {}
         non_tensors: list[str] = []
         hidden: list[str] = []
-        room, count = _MAX_NAMES, _MAX_ENTRIES
+        room, count, looks = _MAX_NAMES, _MAX_ENTRIES, _MAX_LOOKS
         # Entries in order, one iterator per level; `open_ids` are the containers we are inside of.
         levels: list[tuple[str, object, Iterator[tuple[object, object]]]]
         levels = [("", root, iter(entries(root)))]
@@ -248,8 +250,10 @@ class _Search:
                     break
                 else:
                     non_tensors.append(name)
-                    if not never and hides_tensors(value):
-                        hidden.append(name)
+                    if not never and isinstance(value, Opaque) and looks > 0:
+                        looks -= 1
+                        if hides_tensors(value):
+                            hidden.append(name)
             else:
                 levels.pop()
                 open_ids.discard(id(node))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from swavg.formats.checkpoint import Shape
 from swavg.formats.gather import row_major_strides
-from swavg.formats.layout import Kept, Request
+from swavg.formats.layout import Kept, WriteRequest
 
 
 class CannotKeep(Exception):
@@ -44,7 +44,7 @@ def storage_order(shape: Shape, strides: Shape) -> Shape | None:
     return tuple(axes)
 
 
-def replacements(request: Request) -> list[Replacement]:
+def replacements(request: WriteRequest) -> list[Replacement]:
     """Where the tensors go, in the order of the file. CannotKeep if the template's structure
     cannot be kept. A tensor that is the template's own is left in place."""
     specs, table = request.specs, request.template.tensors
@@ -98,7 +98,7 @@ def _product(shape: Shape) -> int:
     return total
 
 
-def _refuse_clashes(request: Request, wanted: Mapping[int, Replacement]) -> None:
+def _refuse_clashes(request: WriteRequest, wanted: Mapping[int, Replacement]) -> None:
     """CannotKeep if a replaced tensor shares some of its bytes with a different view."""
     table = request.template.tensors
     columns = table.columns

@@ -8,9 +8,11 @@ may ask for any amount of either.
 
 from __future__ import annotations
 
+import gc
 import pickle
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from swavg.errors import InputError
@@ -57,7 +59,8 @@ def unpickle(
     error comes out of a file."""
     machine = Machine(data, max_memory)
     try:
-        top, opcodes = _run(machine, max_opcodes)
+        with _no_garbage_collection():
+            top, opcodes = _run(machine, max_opcodes)
     except (EOFError, struct.error):
         raise _truncated(path) from None
     except IndexError:
@@ -70,6 +73,18 @@ def unpickle(
         detail = str(error)[:200] or type(error).__name__
         raise InputError(path, f"its pickle cannot be read: {detail}") from None
     return Graph(top, machine.storages.values(), machine.at, opcodes)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    # It would look at all objects again and again, none of which is garbage yet.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _truncated(path: str) -> TruncatedError:
@@ -108,17 +123,7 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                         memo.append(stack[-1])
                     else:
                         machine.put(index, stack[-1])
-                elif opcode == 104:  # BINGET
-                    index = data[at]
-                    at += 1
-                    value = memo[index] if index < len(memo) else INSIDE
-                    stack.append(value if value is not INSIDE else machine.get(index))
-                elif opcode == 75:  # BININT1
-                    stack.append(data[at])
-                    at += 1
-                elif opcode == 133:  # TUPLE1
-                    stack[-1] = (stack[-1],)
-                    room -= 48
+                        room -= 200
                 elif opcode == 88 or opcode == 140:  # BINUNICODE, SHORT_BINUNICODE
                     if opcode == 88:
                         start = at + 4
@@ -134,6 +139,13 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                         text = str(data[start:at], "utf-8", "surrogatepass")
                         room -= at - start + 56 if text.isascii() else 4 * (at - start) + 80
                         stack.append(text)
+                        if room < 0:
+                            machine.out_of_memory()
+                elif opcode == 104:  # BINGET
+                    index = data[at]
+                    at += 1
+                    value = memo[index] if index < len(memo) else INSIDE
+                    stack.append(value if value is not INSIDE else machine.get(index))
                 elif opcode == 40:  # MARK
                     if data[at] == 40 and stack and (found := pattern.read(stack[-1], at - 1)):
                         stack[-1], at = found
@@ -142,6 +154,12 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     marks.append(stack)
                     stack = []
                     room -= 64
+                elif opcode == 75:  # BININT1
+                    stack.append(data[at])
+                    at += 1
+                elif opcode == 133:  # TUPLE1
+                    stack[-1] = (stack[-1],)
+                    room -= 48
                 elif opcode == 116:  # TUPLE
                     parts = tuple(stack)
                     stack = marks.pop()
@@ -204,6 +222,8 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     handler(machine)
                     room = machine.room - 4 * min(machine.at - at, LARGE)
                     at, stack = machine.at, machine.stack
+                    if room < 0:
+                        machine.out_of_memory()
     finally:
         machine.at = at
     raise pickle.UnpicklingError(f"more than {max_opcodes:,} opcodes")

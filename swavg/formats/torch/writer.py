@@ -9,7 +9,7 @@ from functools import partial
 
 from swavg.errors import InputError, OutputError
 from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import FileLayout, Kept, Layout, Request, losses
+from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.torch.archive_layout import ArchiveLayout, Member, arranged, lay_out_archive
 from swavg.formats.torch.opened import ArchiveTemplate, LegacyTemplate, open_archive, open_legacy
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
@@ -19,7 +19,7 @@ from swavg.formats.torch.template import CannotKeep, replacements, spliced
 _MAX_ALIGNMENT = 1 << 15
 
 
-def lay_out(request: Request) -> Layout:
+def lay_out(request: WriteRequest) -> Layout:
     """One file with all else that the template holds, if it is a torch file whose structure can
     be kept; otherwise a state dict and nothing else, and a note on what that leaves out."""
     if request.weights_only:
@@ -33,7 +33,7 @@ def lay_out(request: Request) -> Layout:
         return Layout((layout,), notes=(note,) if lost else ())
 
 
-def plan_file(request: Request, numbers: Sequence[int], name: str = "") -> FileLayout:
+def plan_file(request: WriteRequest, numbers: Sequence[int], name: str = "") -> FileLayout:
     """A state dict of these tensors."""
     present = {request.specs.names[number] for number in numbers}
     ties = [tuple(tied for tied in group if tied in present) for group in request.ties]
@@ -43,7 +43,7 @@ def plan_file(request: Request, numbers: Sequence[int], name: str = "") -> FileL
     return lay_out_plain(request.specs, numbers, ties, recipe, name, check)
 
 
-def _like_template(request: Request) -> FileLayout:
+def _like_template(request: WriteRequest) -> FileLayout:
     match request.template.extras.template:
         case ArchiveTemplate() as template:
             return _archive_like(request, template)
@@ -52,7 +52,7 @@ def _like_template(request: Request) -> FileLayout:
     raise CannotKeep("the last input is no PyTorch file")
 
 
-def _archive_like(request: Request, template: ArchiveTemplate) -> ArchiveLayout:
+def _archive_like(request: WriteRequest, template: ArchiveTemplate) -> ArchiveLayout:
     """All records of the template in their order, with other bytes in its averaged tensors."""
     replaced = replacements(request)
     if template.alignment > _MAX_ALIGNMENT:
@@ -93,7 +93,7 @@ class LegacyLayout(FileLayout):
         _check(open_legacy, path, key=self.key, names=self.names)
 
 
-def _legacy_like(request: Request, template: LegacyTemplate) -> LegacyLayout:
+def _legacy_like(request: WriteRequest, template: LegacyTemplate) -> LegacyLayout:
     """The template's file; the format has no place for a recipe."""
     replaced = replacements(request)
     places, kept = spliced(0, request.template.size, 0, replaced)

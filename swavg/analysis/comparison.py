@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
+from swavg.analysis.figures import Distance, jsonable
+from swavg.engine.recipe import short_names
 from swavg.formats import open_checkpoint
-from swavg.formats.base import Checkpoint
-from swavg.looking.figures import Distance, jsonable
-from swavg.matching import by_canonical_name, canonical
-from swavg.recipe import short_names
+from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.planning.match import by_canonical_name, canonical
 
 if TYPE_CHECKING:
-    from swavg.looking.chunks import OnProgress
+    from swavg.analysis.chunks import OnProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class Comparison:
         """Tensors of equal values."""
         return sum(not each.differing for each in self.distances or ())
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dumps``; floats that JSON lacks become text (``"inf"``)."""
-        found = cast(dict[str, Any], jsonable(asdict(self)))
+    def to_json(self) -> dict[str, object]:
+        """Plain values for ``json.dumps``; floats that JSON lacks become None."""
+        fields = {name: jsonable(value) for name, value in asdict(self).items()}
         counted = {} if self.distances is None else {"identical": self.identical}
-        return {"same": self.same} | found | counted
+        return {"same": self.same, **fields, **counted}
 
 
 def diff(
@@ -82,7 +82,7 @@ def diff(
     What wrappers put into names (``module.``, ``_orig_mod.``) does not count. Raises InputError.
     """
     paths = [os.fspath(a), os.fspath(b)]
-    shared: dict[Any, Any] = {}
+    shared = Shared()
     one, other = (open_checkpoint(path, key=key, shared=shared) for path in paths)
     shown = short_names(paths)
     names = [by_canonical_name(list(checkpoint.tensors)) for checkpoint in (one, other)]
@@ -112,7 +112,7 @@ def diff(
         alike = {
             name: pair for name, pair in both.items() if pair[0].spec.shape == pair[1].spec.shape
         }
-        from swavg.looking.products import distances_of
+        from swavg.analysis.products import distances_of
 
         distances, summed = distances_of(one, other, alike, on_progress)
     return Comparison(

@@ -8,21 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from swavg.analysis.chunks import Bytes, OnProgress, check, in_order, ranges, read_chunk, wide
+from swavg.analysis.figures import Statistics
 from swavg.dtypes import DType
-from swavg.formats.base import Checkpoint, Tensor
-from swavg.formats.files import FilePool
-from swavg.looking.chunks import (
-    Array,
-    OnProgress,
-    check,
-    in_order,
-    ranges,
-    read_chunk,
-    scaled,
-    tame,
-    wide,
-)
-from swavg.looking.figures import Statistics
+from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.storage.sources import Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +50,12 @@ class _Moments:
     def statistics(self) -> Statistics:
         if not self.count:
             return Statistics(None, None, None, None, self.nans, self.infs)
-        return Statistics(self.mean, self.std, self.low, self.high, self.nans, self.infs)
+        # Not a number: sums left the range of float64.
+        mean, std = (None if math.isnan(x) else x for x in (self.mean, self.std))
+        return Statistics(mean, std, self.low, self.high, self.nans, self.infs)
 
 
-def _moments(raw: Array, dtype: DType) -> _Moments:
+def _moments(raw: Bytes, dtype: DType) -> _Moments:
     with np.errstate(all="ignore"):
         values = wide(raw, dtype)
         if dtype.kind == "complex":
@@ -85,34 +77,35 @@ def _moments(raw: Array, dtype: DType) -> _Moments:
             ends = int(native.min()), int(native.max())
         if low == high:
             return _Moments(count, low, 0.0, *ends, nans, infs)
-        values, exponent = tame(values, dtype)
         mean = float(values.sum()) / count
         values -= mean
         np.multiply(values, values, out=values)
         std = math.sqrt(float(values.sum()) / count)
-    return _Moments(count, scaled(mean, exponent), scaled(std, exponent), *ends, nans, infs)
+    return _Moments(count, mean, std, *ends, nans, infs)
 
 
 def statistics_of(
     checkpoint: Checkpoint, tensors: Mapping[str, Tensor], on_progress: OnProgress | None
 ) -> dict[str, Statistics]:
-    def pieces() -> Iterator[tuple[str, Tensor, int, int]]:
-        for name, tensor in tensors.items():
-            parts = 2 if tensor.spec.dtype.kind == "complex" else 1
-            for start, stop in ranges(tensor, parts):
-                yield name, tensor, start, stop
+    """Figures of each tensor, by the names of ``tensors``. Raises InputError."""
 
-    def work(piece: tuple[str, Tensor, int, int]) -> _Moments:
-        _, tensor, start, stop = piece
+    def pieces() -> Iterator[tuple[str, int, int]]:
+        for name, tensor in tensors.items():
+            for start, stop in ranges(tensor):
+                yield name, start, stop
+
+    def work(piece: tuple[str, int, int]) -> _Moments:
+        name, start, stop = piece
+        tensor = tensors[name]
         return _moments(read_chunk(pool, checkpoint, tensor, start, stop), tensor.spec.dtype)
 
-    found = dict.fromkeys(tensors, _Moments())
+    sums = dict.fromkeys(tensors, _Moments())
     read, whole = 0, sum(tensor.spec.nbytes for tensor in tensors.values())
-    with FilePool() as pool:
-        for (name, tensor, start, stop), moments in in_order(pieces(), work):
-            found[name] = found[name].plus(moments)
-            read += tensor.spec.dtype.nbytes(stop - start)
+    with Pool() as pool:
+        for (name, start, stop), moments in in_order(pieces(), work):
+            sums[name] = sums[name].plus(moments)
+            read += tensors[name].spec.dtype.nbytes(stop - start)
             if on_progress is not None:
                 on_progress(read, whole)
     check(checkpoint)
-    return {name: moments.statistics() for name, moments in found.items()}
+    return {name: moments.statistics() for name, moments in sums.items()}

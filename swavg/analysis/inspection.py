@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
+from swavg.analysis.figures import Statistics, jsonable
+from swavg.engine.recipe import recorded_in
 from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.base import Checkpoint, Tensor
-from swavg.formats.files import open_input, read_exactly
-from swavg.formats.folder import FolderCheckpoint
-from swavg.looking.figures import Statistics, jsonable
-from swavg.matching import canonical
+from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.planning.match import canonical
 
 if TYPE_CHECKING:
-    from swavg.formats.torch_zip import TorchZipCheckpoint
-    from swavg.looking.chunks import OnProgress
-
-_MAX_RECIPE = 16 << 20
+    from swavg.analysis.chunks import OnProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,7 @@ class Total:
 class Pickled:
     """What a PyTorch file holds: ``root_key`` is the dotted path of its state dict (empty: the top
     level), ``other_entries`` what lies beside it, ``non_tensors`` what is in it and no tensor,
-    ``scalars`` the plain values at the top level."""
+    ``scalars`` the plain values at the top level, of tensors with one element too."""
 
     root_key: str
     other_entries: tuple[str, ...]
@@ -99,14 +94,14 @@ class Inspection:
     by_module: Mapping[str, Total]
     ties: tuple[tuple[str, ...], ...]
     metadata: Mapping[str, str]
-    recipe: Mapping[str, Any] | None
+    recipe: Mapping[str, object] | None
     pickled: Pickled | None
     folder: Folder | None
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dumps``; floats that JSON lacks become text (``"nan"``)."""
-        return cast(dict[str, Any], jsonable(asdict(self)))
+    def to_json(self) -> dict[str, object]:
+        """Plain values for ``json.dumps``; floats that JSON lacks become None."""
+        return {name: jsonable(value) for name, value in asdict(self).items()}
 
 
 def inspect(
@@ -133,10 +128,10 @@ def inspect(
     own = {name: tensor for name, tensor in chosen.items() if name not in tied_to}
     statistics: Mapping[str, Statistics] = {}
     if stats:
-        from swavg.looking.moments import statistics_of
+        from swavg.analysis.moments import statistics_of
 
         statistics = statistics_of(checkpoint, own, on_progress)
-    homes = _homes(checkpoint)
+    homes = {name: file for file, names in checkpoint.extras.shards.items() for name in names}
     entries = tuple(
         Entry(
             name,
@@ -150,7 +145,9 @@ def inspect(
         )
         for name, tensor in chosen.items()
     )
-    metadata, recipe, pickled = _around(checkpoint, key)
+    metadata, recipe = dict(checkpoint.metadata), recorded_in(checkpoint) or None
+    if recipe is not None:
+        metadata.pop("swavg", None)
     return Inspection(
         checkpoint.path,
         checkpoint.format,
@@ -163,7 +160,7 @@ def inspect(
         ties,
         metadata,
         recipe,
-        pickled,
+        _pickled(checkpoint, key),
         _folder(checkpoint),
         checkpoint.notes,
     )
@@ -203,64 +200,35 @@ def _chosen(checkpoint: Checkpoint, include: Sequence[str]) -> dict[str, Tensor]
     return chosen
 
 
-def _homes(checkpoint: Checkpoint) -> dict[str, str]:
-    if not isinstance(checkpoint, FolderCheckpoint):
-        return {}
-    return {name: shard for shard, names in checkpoint.shards.items() for name in names}
-
-
 def _folder(checkpoint: Checkpoint) -> Folder | None:
-    if not isinstance(checkpoint, FolderCheckpoint):
+    extras = checkpoint.extras
+    if not extras.shards:
         return None
     shards = tuple(
-        Shard(name, file.size, len(names))
-        for (name, names), file in zip(checkpoint.shards.items(), checkpoint.files, strict=True)
+        Shard(name, source.size, len(names))
+        for (name, names), source in zip(extras.shards.items(), checkpoint.sources, strict=True)
     )
     return Folder(
         shards,
-        checkpoint.index_name,
-        dict(checkpoint.index_metadata),
-        checkpoint.side_files,
-        checkpoint.left_out,
+        extras.index,
+        dict(extras.index_metadata),
+        tuple(extras.side_files),
+        extras.left_out,
     )
 
 
-def _around(
-    checkpoint: Checkpoint, key: str | None
-) -> tuple[dict[str, str], Mapping[str, Any] | None, Pickled | None]:
-    """Metadata, the recipe, and what a PyTorch file (the first of a folder) holds."""
-    metadata = dict(checkpoint.metadata)
-    if isinstance(checkpoint, FolderCheckpoint) and checkpoint.suffix == ".bin":
-        checkpoint = open_checkpoint(checkpoint.files[0].path, key=key)
-    pickled = None
-    recipe = _recipe(metadata.get("swavg"))
-    if recipe is not None:
-        del metadata["swavg"]
-    if checkpoint.format.startswith("torch"):
-        # The fields of the legacy format are the same.
-        file = cast("TorchZipCheckpoint", checkpoint)
-        pickled = Pickled(file.root_key, file.other_entries, file.non_tensors, dict(file.scalars))
-    if checkpoint.format == "torch":
-        recipe = _recipe(_record(cast("TorchZipCheckpoint", checkpoint)))
-    return metadata, recipe, pickled
-
-
-def _record(checkpoint: TorchZipCheckpoint) -> bytes | None:
-    from swavg.formats.torch_plain import RECIPE
-
-    for record in checkpoint.records:
-        if record.name == f"{checkpoint.root}/{RECIPE}" and record.size <= _MAX_RECIPE:
-            with open_input(checkpoint.path) as (fd, file):
-                return bytes(read_exactly(fd, file, record.offset, record.size))
-    return None
-
-
-def _recipe(text: str | bytes | None) -> Mapping[str, Any] | None:
-    """The recipe in ``text``; None if there is none that can be read."""
-    if text is None:
+def _pickled(checkpoint: Checkpoint, key: str | None) -> Pickled | None:
+    """What a PyTorch file holds; of a folder the first."""
+    if checkpoint.extras.shards:
+        checkpoint = open_checkpoint(checkpoint.sources[0].name, key=key)
+    extras = checkpoint.extras
+    if extras.root_key is None:
         return None
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
+    scalars = {
+        name: value
+        for name, value in extras.scalars.items()
+        if "." not in name
+        # At the top level, tensors of one element are among the weights.
+        and (extras.root_key or name not in checkpoint)
+    }
+    return Pickled(extras.root_key, extras.others, extras.non_tensors, scalars)

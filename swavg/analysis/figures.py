@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Figures of a tensor's finite elements; None where it has none.
+    """Figures of a tensor's finite elements; None where it has none, and where float64 cannot
+    hold what they are made of.
 
     ``std`` is the population's (the mean square is over n). ``min`` and ``max`` of integers and
     bool are exact. Complex elements count by their magnitude.
@@ -30,7 +30,8 @@ class Distance:
     ``differing`` counts the elements that are not equal (NaN equals NaN); ``nonfinite`` those of
     them with a NaN or Inf, which the other figures leave out. ``distance`` is ||a - b||,
     ``relative`` that over ||a|| (None if A is zero and B is not), ``largest`` the largest |a - b|,
-    ``cosine`` that of the angle between them (None if either is zero).
+    ``cosine`` that of the angle between them (None if either is zero). Both are None too where
+    squares leave the range of float64.
     """
 
     name: str
@@ -44,9 +45,10 @@ class Distance:
     cosine: float | None
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: object) -> object:
+    """Plain values for ``json.dumps``; floats that JSON lacks (NaN, Inf) become None."""
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return None
     if isinstance(value, dict):
         return {name: jsonable(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

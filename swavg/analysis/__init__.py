@@ -1,12 +1,12 @@
-"""Looking at checkpoints: what one holds, and in what two differ. Nothing is changed or executed.
+"""What a checkpoint holds, and in what two differ. Nothing is changed or executed.
 
 Statistics and distances are streamed: chunks of a bounded size, whatever the size of a tensor,
 computed in float64 and combined in order.
 """
 
-from swavg.looking.comparison import Comparison, Mismatch, diff
-from swavg.looking.figures import Distance, Statistics
-from swavg.looking.inspection import (
+from swavg.analysis.comparison import Comparison, Mismatch, diff
+from swavg.analysis.figures import Distance, Statistics
+from swavg.analysis.inspection import (
     Entry,
     Folder,
     Inspection,
