@@ -8,10 +8,10 @@ from checkpoints import load
 from ranks import ranks
 from training_models import Words, assert_same, averaged_training, one_thread
 
-from swavg.recipe import recipe_of
+from swavg.engine.recipe import recipe_of
 from swavg.training.ema import EMA
 
-HERE = str(Path(__file__).parent)
+HERE = str(Path(__file__).parent.parent)
 
 CODE = f"""
 sys.path.insert(0, {HERE!r})

@@ -171,11 +171,11 @@ def test_nothing_is_deleted_before_the_new_one_is_there(tmp_path, monkeypatch):
     snapshots = Snapshots(tmp_path, keep=2)
     fill(snapshots, [1.0, 1.0])
 
-    def full(fd, data):
+    def full(fd, data, offset):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        patch.setattr(os, "pwrite", full)
         with pytest.raises(OutputError, match="disk is full"):
             snapshots.save(weights(3), 3)
     assert steps(tmp_path) == [1, 2]

@@ -11,8 +11,8 @@ from torch import nn
 from training_models import assert_same, network, one_thread, snapshot, wander
 
 from swavg import weights
+from swavg.engine.recipe import recipe_of
 from swavg.errors import MismatchError, OutputError, RequestError
-from swavg.recipe import recipe_of
 from swavg.series import discover
 from swavg.training.power import PowerEMA
 from swavg.training.snapshot import save_snapshot
