@@ -67,7 +67,7 @@ def copy_with(
 ) -> Plan:
     """Copies of bytes: the tensors of ``replaced``, and the others of ``template``."""
     checkpoints = (replaced, template)
-    tables, table_of = distinct_tables(checkpoints)
+    tables, _ = distinct_tables(checkpoints)
     forms: dict[tuple[DType, Shape], int] = {}
     operations: dict[Operation, int] = {}
     form, operation, unchanged = array("I"), array("I"), bytearray()

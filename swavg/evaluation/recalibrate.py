@@ -113,7 +113,7 @@ def recalibrate(
         moved(checkpoint, fresh),
         report.written,
         time.monotonic() - begun,
-        (*checkpoint.notes, *notes, *report.notes),
+        (*checkpoint.notes, *notes, *report.notes, *report.warnings),
         values,
     )
 

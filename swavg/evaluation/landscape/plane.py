@@ -64,8 +64,9 @@ def plane_of(
 ) -> tuple[Plane, tuple[Position, ...]]:
     """The plane through the first three checkpoints, and where the others lie.
 
-    ``products`` are those of :func:`swavg.evaluation.landscape.products.offset_products`. Raises RequestError
-    if the three are equal or lie on a line.
+    ``products`` are those of
+    :func:`swavg.evaluation.landscape.products.offset_products`. Raises RequestError if the three
+    are equal or lie on a line.
     """
     uu, uw, ww = float(products[1, 0]), float(products[2, 0]), float(products[2, 2])
     apart = uu + ww - 2 * uw
