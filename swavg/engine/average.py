@@ -18,7 +18,8 @@ from swavg.errors import OutputError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.folder import weights_stem
-from swavg.planning.decide import decide
+from swavg.planning.confirm import check_plain
+from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
 from swavg.planning.match import SideBySide
 from swavg.planning.plan import Output, Plan
@@ -94,9 +95,15 @@ def prepare(
     checkpoints = open_all(paths_of(inputs), policy.key)
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
+    warnings: dict[str, None] = {}
     for row, output in zip(rows, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
+        warnings |= dict.fromkeys(
+            check_plain(
+                members, [shown[member] for member in row.members], selection(match, policy)
+            )
+        )
         decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
@@ -112,6 +119,7 @@ def prepare(
         planned,
         tuple(recipes),
         (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes),
+        tuple(warnings),
         distances,
         None if folder is None else os.fsdecode(folder),
     )

@@ -191,6 +191,7 @@ def report(
         nonfinite=_names(plan, row, tally.nonfinite if tally is not None else ()),
         notes=(*plan.notes, *output.notes, *(tally.notes if tally is not None else ())),
         warnings=(
+            *plan.warnings,
             *(distances.warnings(names) if distances is not None else ()),
             *(tally.warnings if tally is not None else ()),
         ),

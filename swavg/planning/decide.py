@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -93,6 +93,23 @@ def decide(
     return _Decider(checkpoints, side_by_side, row, policy, shown).decide()
 
 
+def selection(match: SideBySide, policy: Policy) -> Callable[[str], bool]:
+    """Tells whether the globs leave a canonical name (or one tied to it) to be averaged."""
+    include, exclude = policy.include, policy.exclude
+
+    def matches(name: str) -> bool:
+        candidates = {name, match.output_name(name)}
+
+        def any_glob(globs: Sequence[str]) -> bool:
+            return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
+
+        return (not include or any_glob(include)) and not any_glob(exclude)
+
+    if not include and not exclude:
+        return lambda name: True
+    return lambda name: any(map(matches, match.tied_to(name)))
+
+
 class _Decider:
     def __init__(
         self,
@@ -108,6 +125,7 @@ class _Decider:
         self._policy = policy
         self._shown = [shown[member] for member in row.members]
         self._uniform = is_uniform(row.weights)
+        self._selected = selection(side_by_side, policy)
         self._joined = False
         self._verdicts: dict[tuple[object, ...], _Verdict] = {}
 
@@ -175,21 +193,6 @@ class _Decider:
             and columns.offset[own] == columns.offset[taken]
             and columns.form[own] == columns.form[taken]
         )
-
-    def _selected(self, name: str) -> bool:
-        """True if the globs leave ``name`` (or a name tied to it) to be averaged."""
-        if not self._policy.include and not self._policy.exclude:
-            return True
-        return any(map(self._matches, self._match.tied_to(name)))
-
-    def _matches(self, name: str) -> bool:
-        candidates = {name, self._match.output_name(name)}
-
-        def any_glob(globs: Sequence[str]) -> bool:
-            return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
-
-        include, exclude = self._policy.include, self._policy.exclude
-        return (not include or any_glob(include)) and not any_glob(exclude)
 
     def _verdict(self, column: Sequence[int], selected: bool) -> _Verdict:
         columns = [table.columns for table in self._match.tables]
@@ -298,7 +301,7 @@ class _Decider:
         policy = self._policy
         if (policy.include or policy.exclude) and not any(map(self._selected, names)):
             return RequestError(
-                f"--include and --exclude leave none of {len(names)} tensors to average.",
+                f"include= and exclude= leave none of {len(names)} tensors to average.",
                 hint=f"Names look like '{names[0]}'." if names else None,
             )
         if not names:
@@ -306,7 +309,7 @@ class _Decider:
         return MismatchError(
             "The checkpoints have no tensor in common: no name has the same shape and kind of"
             " dtype in all.",
-            hint="Are they of the same model? For a .pt file, --key chooses the state dict.",
+            hint="Are they of the same model? For a .pt file, key= chooses the state dict.",
         )
 
 
@@ -337,8 +340,8 @@ def _mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> Misma
     )
     if len(differences) > 1:
         message += f" {len(differences)} tensors differ."
-        hint = "Use --lenient, or leave what differs out with --exclude."
+        hint = "Use strict=False, or leave what differs out with exclude=."
     else:
         glob = f"{first.name.split('.')[0]}.*" if "." in first.name else first.name
-        hint = f"Leave it out with --exclude '{glob}' or use --lenient."
+        hint = f"Leave it out with exclude='{glob}' or use strict=False."
     return MismatchError(message, differences=differences, hint=hint)

@@ -229,6 +229,8 @@ class Plan:
     outputs: tuple[Output, ...]
     recipes: tuple[dict[str, object], ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """What may make the result useless."""
     distances: bool = False
     folder: str | None = None
     """A folder to be made for the outputs, which appears with all of them."""

@@ -6,16 +6,14 @@ import zipfile
 from pathlib import Path
 
 import torch
-from torch_reading import zipped
+from torch_reading import reading, zipped
 
-from swavg.formats.files import open_input
 from swavg.formats.torch.archive import Archive, Record, read_archive, read_graph
-from swavg.formats.torch.blocks import reader
 
 
 def archive_at(path: Path) -> Archive:
-    with open_input(str(path)) as (fd, file):
-        return read_archive(reader(fd, file), file.path, file.size)
+    with reading(path) as (read, file):
+        return read_archive(read, file.name, file.size)
 
 
 def test_names_places_and_checksums_are_those_of_the_zip(tmp_path: Path) -> None:
@@ -46,15 +44,14 @@ def test_many_tensors_take_few_requests_and_opcodes(tmp_path: Path) -> None:
     path, count = tmp_path / "a.pt", 3000
     torch.save({f"layer.{n}.weight": torch.ones(2, 3) for n in range(count)}, path)
     requests = 0
-    with open_input(str(path)) as (fd, file):
-        read = reader(fd, file)
+    with reading(path) as (read, file):
 
         def counted(offset: int, size: int) -> bytearray | bytes:
             nonlocal requests
             requests += 1
             return read(offset, size)
 
-        archive = read_archive(counted, file.path, file.size)
+        archive = read_archive(counted, file.name, file.size)
         graph = read_graph(counted, archive)
     assert len(archive) > count
     assert requests < 12

@@ -5,20 +5,21 @@ from __future__ import annotations
 import pickle
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from swavg.formats.files import open_input
 from swavg.formats.torch.archive import read_archive, read_graph
-from swavg.formats.torch.blocks import reader
+from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Value, plain_values
 from swavg.formats.torch.legacy import legacy_head, legacy_places, looks_like_torch_legacy
 from swavg.formats.torch.state import State, find_state
 from swavg.formats.torch.views import Placed, placed
+from swavg.storage.sources import LocalFile, Pool
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -37,23 +38,30 @@ class Opened(NamedTuple):
     values: Mapping[str | int, Value]
 
 
+@contextmanager
+def reading(path: str | Path) -> Iterator[tuple[Read, LocalFile]]:
+    """What reads the file at ``path``, and the file."""
+    file = LocalFile.find(str(path))
+    with Pool() as pool:
+        yield (lambda offset, size: pool.read(file, offset, size)), file
+
+
 def opened(path: str | Path, key: str | None = None, *, legacy: bool | None = None) -> Opened:
     """The torch file at ``path``, all that can be read of it."""
-    with open_input(str(path)) as (fd, file):
-        read = reader(fd, file)
+    with reading(path) as (read, file):
         if legacy is None:
             legacy = looks_like_torch_legacy(bytes(read(0, min(64, file.size))))
         if legacy:
-            graph, end = legacy_head(read, file.path, file.size)
-            locate = legacy_places(read, file.path, file.size, graph, end)
+            graph, end = legacy_head(read, file.name, file.size)
+            locate = legacy_places(read, file.name, file.size, graph, end)
         else:
-            archive = read_archive(read, file.path, file.size)
+            archive = read_archive(read, file.name, file.size)
             graph = read_graph(read, archive)
             locate = archive.locate
-        state = find_state(file.path, graph.top, graph.opcodes, key)
-        tensors = {tensor.name: tensor for tensor in placed(file.path, state.views, locate)}
-        values = plain_values(file.path, graph.top, locate, state=state.node)
-    return Opened(file.path, tensors, state, values)
+        state = find_state(file.name, graph.top, graph.opcodes, key)
+        tensors = {tensor.name: tensor for tensor in placed(file.name, state.views, locate)}
+        values = plain_values(file.name, graph.top, locate, state=state.node)
+    return Opened(file.name, tensors, state, values)
 
 
 def of_bytes(dtype: torch.dtype, numel: int) -> torch.Tensor:

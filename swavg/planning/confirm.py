@@ -1,0 +1,131 @@
+"""Whether what is no plain weight matters: small reads that tell."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from swavg.errors import InputError, MismatchError
+from swavg.formats.checkpoint import Checkpoint, Columns
+from swavg.planning.match import by_canonical_name
+from swavg.planning.not_plain import MERGE, Finding, not_plain
+from swavg.storage.sources import LocalFile, Pool
+
+_BEGIN = 4096
+"""Bytes at which codes and masks are compared."""
+_STEP = 1 << 20
+_MAX_JSON = 1 << 20
+
+_SETTINGS = ("lora_alpha", "r", "use_rslora", "alpha_pattern", "rank_pattern")
+"""What PEFT multiplies products of factors by, as adapter_config.json has it."""
+
+
+def check_plain(
+    checkpoints: Sequence[Checkpoint], shown: Sequence[str], averaged: Callable[[str], bool]
+) -> list[str]:
+    """What may make an average useless, in words; MismatchError for what certainly does.
+
+    ``averaged`` tells of a canonical name whether it is to be averaged. Raises InputError too.
+    """
+    warnings = []
+    for finding in confirmed(not_plain(checkpoints, shown, averaged), checkpoints, shown):
+        if finding.level == "refuse":
+            raise MismatchError(f"{finding.message}.", hint=finding.hint)
+        warnings.append(f"{finding.message}. {finding.hint}")
+    return warnings
+
+
+def confirmed(
+    findings: Sequence[Finding], checkpoints: Sequence[Checkpoint], shown: Sequence[str]
+) -> list[Finding]:
+    """Those of the findings that matter, as far as small tensors and the settings of adapters
+    tell: scales and masks that are the same in all do no harm. Raises InputError."""
+    kept = []
+    tables: dict[int, Mapping[str, int]] = {}
+    with Pool() as pool:
+        for finding in findings:
+            if finding.whole or finding.begun:
+                for checkpoint in checkpoints:
+                    columns = checkpoint.tensors.columns
+                    if id(columns) not in tables:
+                        tables[id(columns)] = _numbers(columns)
+                numbers = [tables[id(checkpoint.tensors.columns)] for checkpoint in checkpoints]
+                if _equal(pool, checkpoints, numbers, finding.whole) and _equal(
+                    pool, checkpoints, numbers, finding.begun, most=_BEGIN
+                ):
+                    continue
+            kept.append(finding)
+        if any(finding.kind == "factors" for finding in kept):
+            kept = [*_settings_of(pool, checkpoints, shown), *kept]
+    return kept
+
+
+def _numbers(columns: Columns) -> dict[str, int]:
+    numbers = {name: number for number, name in enumerate(columns.names)}
+    return {short: numbers[name] for short, name in by_canonical_name(columns.names).items()}
+
+
+def _equal(
+    pool: Pool,
+    checkpoints: Sequence[Checkpoint],
+    numbers: Sequence[Mapping[str, int]],
+    names: Sequence[str],
+    *,
+    most: int | None = None,
+) -> bool:
+    """Whether the tensors, or their first ``most`` bytes, are the same in all checkpoints, of
+    which ``numbers`` says where they are."""
+    for name in names:
+        if not all(name in each for each in numbers):
+            return False
+        tensors = [
+            checkpoint.tensors.at(each[name])
+            for checkpoint, each in zip(checkpoints, numbers, strict=True)
+        ]
+        spec = tensors[0].spec
+        if any((each.spec.dtype, each.spec.shape) != (spec.dtype, spec.shape) for each in tensors):
+            return False
+        step = _STEP * 8 // spec.dtype.bits // 8 * 8
+        stop = spec.numel if most is None else min(spec.numel, most * 8 // spec.dtype.bits // 8 * 8)
+        for start in range(0, stop, step):
+            end = min(start + step, stop)
+            data = bytearray(spec.dtype.nbytes(end - start))
+            for number, (checkpoint, tensor) in enumerate(zip(checkpoints, tensors, strict=True)):
+                other = bytearray(len(data))
+                checkpoint.read_into(tensor, start, end, memoryview(other), pool)
+                if number and other != data:
+                    return False
+                data = other
+    return True
+
+
+def _settings_of(
+    pool: Pool, checkpoints: Sequence[Checkpoint], shown: Sequence[str]
+) -> Iterator[Finding]:
+    """The refusal of PEFT adapters whose factors are scaled differently."""
+    known = [
+        (name, settings)
+        for name, checkpoint in zip(shown, checkpoints, strict=True)
+        if (settings := _adapter_config(pool, checkpoint)) is not None
+    ]
+    for setting in _SETTINGS:
+        first: dict[str, str] = {}
+        for name, settings in known:
+            first.setdefault(json.dumps(settings.get(setting), sort_keys=True), name)
+        if len(first) > 1:
+            facts = " and ".join(f"{value} in {name}" for value, name in list(first.items())[:2])
+            message = f"adapter_config.json differs: {setting} is {facts}"
+            yield Finding("alpha", "refuse", message, MERGE)
+            return
+
+
+def _adapter_config(pool: Pool, checkpoint: Checkpoint) -> Mapping[str, object] | None:
+    """What stands in the adapter_config.json of a folder, or beside a file; None if nothing."""
+    beside = os.path.join(os.path.dirname(checkpoint.path), "adapter_config.json")
+    try:
+        file = LocalFile.find(checkpoint.extras.side_files.get("adapter_config.json", beside))
+        content = json.loads(bytes(pool.read(file, 0, min(file.size, _MAX_JSON))))
+    except (InputError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

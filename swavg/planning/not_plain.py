@@ -1,0 +1,258 @@
+"""What is no plain weight: tensors whose mean is not the mean of what they stand for.
+
+Known from names, dtypes, shapes and paths alone: nothing is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from swavg.dtypes import DType
+from swavg.formats.checkpoint import Checkpoint, Shape
+from swavg.planning.match import canonical
+
+Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "parts"]
+Level = Literal["refuse", "warn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is no plain weight."""
+
+    kind: Kind
+    level: Level
+    message: str
+    hint: str
+    whole: tuple[str, ...] = ()
+    """Canonical names: it does not matter where these are equal in all checkpoints,"""
+    begun: tuple[str, ...] = ()
+    """and so are the first bytes of these."""
+
+
+MERGE = "Merge each into its model first, and average the models."
+
+_SAID: Mapping[Kind, tuple[Level, str, str]] = {
+    "codes": (
+        "refuse",
+        "quantised weights cannot be averaged: {} holds codes, whose scales are another tensor",
+        "Dequantise the checkpoints first, average, and quantise the average.",
+    ),
+    "alpha": ("refuse", "low-rank factors are scaled by alpha, which differs: {}", MERGE),
+    "rank": ("refuse", "low-rank factors are of different ranks: {}", MERGE),
+    "factors": (
+        "warn",
+        "the mean of low-rank factors (LoRA) is not the mean of their products: {}",
+        "To average what they do: merge each into its model first, and average the models.",
+    ),
+    "spectral": (
+        "warn",
+        "averaged vectors of spectral norm do not belong to the averaged weight: {}",
+        "A few passes of the average in training mode find them again.",
+    ),
+    "mask": (
+        "warn",
+        "pruning masks differ, and their average is no mask: {}",
+        "Average checkpoints of one mask, or prune the average.",
+    ),
+    "empty": (
+        "refuse",
+        "weights are empty, as ZeRO-3 leaves them in a model that is spread over ranks: {}",
+        "Gather them first, with DeepSpeed's zero_to_fp32.py.",
+    ),
+}
+"""Level, message and hint of a kind; ``{}`` stands for the tensors."""
+
+_CODES: Mapping[str, tuple[str, ...]] = {
+    "scales": ("qweight", "weight"),  # GPTQ and AWQ; MLX
+    "SCB": ("weight",),  # bitsandbytes, 8 bits
+    "scale": ("W_q",),  # HQQ
+    "_scale": ("_data", "_data._data"),  # Quanto
+    "q_scale": ("q_weight",),  # ExLlamaV2
+    "suh": ("trellis",),  # ExLlamaV3
+    "codebooks": ("codes",),  # AQLM
+    "SU": ("Qidxs",),  # QuIP#
+}
+"""The last part of a scale's name, and of those that its codes may have."""
+
+_SCALE = re.compile(r"scale_(.+)|(.+?)_(?:scales?|scale_inv|scale_2)")
+"""The last part of a scale's name that holds the one of its codes: ``weight_scale``."""
+
+_OF_SCALE = ("", "_packed", "_blocks", "_qdata")
+"""What follows in the name of the codes: fp8 and int8, compressed-tensors, MXFP4, torchao."""
+
+_FACTORS = (
+    ("lora_A", "lora_B"),
+    ("lora_embedding_A", "lora_embedding_B"),
+    ("lora_down", "lora_up"),
+    ("lora.down", "lora.up"),
+    ("lora_linear_layer.down", "lora_linear_layer.up"),
+    ("hada_w1_a", "hada_w1_b"),
+    ("lokr_w1", "lokr_w2"),
+)
+_SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
+
+_PART = re.compile(
+    r"consolidated\.\d+(?=\.)"  # Llama
+    r"|-\d{5}-of-\d{5}(?=\.)"  # shards
+    r"|(?<![a-z])(?:zero_)?(?:mp|tp|pp|dp|ep|cp)_rank_\d+(?:_\d+)*"  # Megatron, DeepSpeed
+    r"|layer_\d+-model_\d+(?=-model_states)"
+    r"|-model_part-\d+|-shard\d+(?=\.)"  # fairseq
+)
+
+
+class _Suspect(NamedTuple):
+    """A tensor (and its shape, of factors), and what decides whether it matters: the values of
+    whole tensors, and how others begin."""
+
+    kind: Kind
+    name: str
+    whole: tuple[str, ...] = ()
+    begun: tuple[str, ...] = ()
+    shape: Shape = ()
+
+
+@dataclass(slots=True)
+class _Collected:
+    """Of all suspects of a kind: canonical names, in order."""
+
+    names: dict[str, None] = field(default_factory=dict)
+    whole: dict[str, None] = field(default_factory=dict)
+    begun: dict[str, None] = field(default_factory=dict)
+
+    def add(self, suspect: _Suspect) -> None:
+        self.names[canonical(suspect.name)] = None
+        self.whole.update(dict.fromkeys(map(canonical, suspect.whole)))
+        self.begun.update(dict.fromkeys(map(canonical, suspect.begun)))
+
+    def finding(self, kind: Kind) -> Finding:
+        level, message, hint = _SAID[kind]
+        more = f" and {len(self.names) - 1:,} more" if len(self.names) > 1 else ""
+        message = message.format(f"'{next(iter(self.names))}'{more}")
+        return Finding(kind, level, message, hint, tuple(self.whole), tuple(self.begun))
+
+
+def not_plain(
+    checkpoints: Sequence[Checkpoint],
+    shown: Sequence[str],
+    averaged: Callable[[str], bool] = lambda name: True,
+) -> list[Finding]:
+    """What of the checkpoints, which are called ``shown``, is no plain weight. Nothing is read.
+
+    ``averaged`` tells whether a tensor is to be averaged, by its canonical name.
+    """
+    if len(checkpoints) < 2:
+        return []
+    collected: dict[Kind, _Collected] = {}
+    shapes: dict[str, Shape] = {}
+    for checkpoint in {id(each.tensors.columns): each for each in checkpoints}.values():
+        for suspect in _suspects(checkpoint):
+            touched = (suspect.name, *suspect.whole, *suspect.begun)
+            if not any(averaged(canonical(name)) for name in touched):
+                continue
+            collected.setdefault(suspect.kind, _Collected()).add(suspect)
+            if shapes.setdefault(canonical(suspect.name), suspect.shape) != suspect.shape:
+                collected.setdefault("rank", _Collected()).add(suspect)
+    findings = [collected[kind].finding(kind) for kind in _SAID if kind in collected]
+    return [*_parts(checkpoints, shown), *findings]
+
+
+def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
+    columns = checkpoint.tensors.columns
+    numbers: dict[str, int] = {}
+    yield from _empty(checkpoint)
+    for name in columns.names:
+        stem, dot, last = name.rpartition(".")
+        stem += dot
+        if not (
+            "scale" in last
+            or last in _CODES
+            or last in ("absmax", "alpha")
+            or last.endswith(("_u", "_v", "_mask"))
+            or "lora" in name
+            or last.startswith(("hada_w", "lokr_w"))
+        ):
+            continue
+        numbers = numbers or {name: number for number, name in enumerate(columns.names)}
+        for code in _codes_of(stem, last):
+            if code in numbers:
+                dtype, shape, _ = columns.forms[columns.form[numbers[code]]]
+                if _is_code(dtype) and math.prod(shape) > 1:
+                    begun = (code,) if dtype.kind == "integer" else ()
+                    yield _Suspect("codes", code, (name,), begun)
+        for one, other in _FACTORS:
+            if one in name and name.replace(one, other) in numbers:
+                shape = columns.forms[columns.form[numbers[name]]][1]
+                yield _Suspect("factors", name, shape=shape)
+        yield from _other_suspects(name, stem, last, numbers)
+
+
+def _is_code(dtype: DType) -> bool:
+    return dtype.kind == "integer" or (dtype.kind == "float" and dtype.bits <= 8)
+
+
+def _codes_of(stem: str, last: str) -> Iterator[str]:
+    """Names that the codes may have, of which ``stem + last`` may be the scale."""
+    yield from (stem + code for code in _CODES.get(last, ()))
+    if last == "absmax":
+        yield stem[:-1]  # bitsandbytes, 4 bits
+    if (scale := _SCALE.fullmatch(last)) is not None:
+        base = stem + (scale[1] or scale[2])
+        yield from (base + ending for ending in _OF_SCALE)
+
+
+def _other_suspects(name: str, stem: str, last: str, names: Collection[str]) -> Iterator[_Suspect]:
+    if last == "alpha" and any(stem + each in names for each in _SCALED_BY_ALPHA):
+        yield _Suspect("alpha", name, (name,))
+    base, _, ending = last.rpartition("_")
+    if ending in ("u", "v") and (
+        f"{stem}{base}_orig" in names or (not base and ".parametrizations." in name)
+    ):
+        yield _Suspect("spectral", name, (name,))
+    if ending == "mask" and f"{stem}{base}_orig" in names:
+        yield _Suspect("mask", name, (), (name,))
+
+
+def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
+    """Weights of no element, if that cannot be meant."""
+    columns = checkpoint.tensors.columns
+    floats = [dtype.floating and dtype.bits > 8 for dtype, _, _ in columns.forms]
+    nothing = [
+        is_float and form[1] == (0,) for is_float, form in zip(floats, columns.forms, strict=True)
+    ]
+    if not any(nothing):
+        return
+    empty = [name for name, form in zip(columns.names, columns.form, strict=True) if nothing[form]]
+    weights = sum(
+        floats[form] and name.endswith("weight")
+        for name, form in zip(columns.names, columns.form, strict=True)
+    )
+    gone = sum(name.endswith("weight") for name in empty)
+    if "param_shapes" in checkpoint.extras.others or (gone > 1 and 2 * gone >= weights):
+        yield from (_Suspect("empty", name) for name in empty)
+
+
+def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
+    """The refusal of parts of one checkpoint, going by the names of files and their folders."""
+    first: dict[str, int] = {}
+    for number, checkpoint in enumerate(checkpoints):
+        path = os.path.abspath(checkpoint.path).split(os.sep)
+        part = "".join(_PART.findall("/".join(path[-2:])))
+        if part:
+            first.setdefault(part, number)
+    if len(first) < 2:
+        return
+    (part, one), (_, other) = list(first.items())[:2]
+    message = f"{shown[one]} and {shown[other]} are parts (shards or ranks) of one checkpoint"
+    if "-of-" in part:
+        folder = os.path.dirname(checkpoints[one].path) or "."
+        hint = f"Give the folder that holds all shards of a checkpoint, here {folder}."
+    elif "zero_" in part:
+        hint = "Gather them first, with DeepSpeed's zero_to_fp32.py."
+    else:
+        hint = "Merge the parts first, or average each part with the same part of the others."
+    yield Finding("parts", "refuse", message, hint)
