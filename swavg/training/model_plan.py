@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,14 +19,15 @@ from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shape, Shared
 from swavg.formats.layout import FileLayout, Specs
-from swavg.planning.match import distinct_tables
+from swavg.planning.confirm import check_plain
+from swavg.planning.match import canonical, distinct_tables
 from swavg.planning.plan import Entries, File, Operation, Output, Plan, Term
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
 from swavg.training.matching import Match, match_model, model_dtype
-from swavg.training.tensor_sink import TensorSink
-from swavg.training.wrapped import check_module, is_sharded, own_rows, own_tensors
+from swavg.training.tensor_sink import TensorSink, memory_of, writable
+from swavg.training.wrapped import check_module, own_tensors
 from swavg.weights import is_uniform
 
 Path = str | os.PathLike[str]
@@ -83,6 +84,9 @@ class ModelPlan:
             tensors, self._tables, self._table_of, self._shown, strict=strict
         )
         self._prepared: _Prepared | None = None
+        made = {canonical(match.name) for match in self._matches}
+        for text in check_plain(self._checkpoints, self._shown, made.__contains__):
+            warnings.warn(text, stacklevel=3)
 
     def __enter__(self) -> ModelPlan:
         return self
@@ -102,9 +106,9 @@ class ModelPlan:
         tensors = own_tensors(self._model, buffers=self._buffers)
         prepared = self._prepare(tensors)
         plan = _with_weights(prepared.plan, tuple(weights))
-        memory = [_memory(tensors[name])[1] for name in prepared.names]
+        memory = [memory_of(tensors[name])[1] for name in prepared.names]
         prepared.tools.go_on_with(plan)
-        with _writable(memory):
+        with writable(memory):
             sink = TensorSink(memory, prepared.dtypes, plan.outputs[0].files[0].offsets)
             try:
                 for number in plan.tasks():
@@ -149,7 +153,7 @@ class ModelPlan:
         ordered = self._ordered(tensors)
         for number, (match, made) in enumerate(ordered):
             tensor = tensors[match.name]
-            first, memory = _memory(tensor)
+            first, memory = memory_of(tensor)
             if memory.numel() < tensor.numel():
                 parts[number] = first, first + memory.numel()
             operation.append(operations.setdefault(made, len(operations)))
@@ -197,7 +201,7 @@ class ModelPlan:
         found = [
             (match, self._operation(match, tensors[match.name]))
             for match in self._matches
-            if _memory(tensors[match.name])[1].numel()
+            if memory_of(tensors[match.name])[1].numel()
         ]
         for _, operation in found:
             places.setdefault(operation, len(places))
@@ -231,20 +235,6 @@ def _with_weights(plan: Plan, weights: tuple[float, ...]) -> Plan:
     return replace(plan, rows=(Row(weights, members),), entries=entries)
 
 
-def _memory(tensor: Tensor) -> tuple[int, Tensor]:
-    """What is written of a tensor: from which of its elements on, and where. That is a DTensor
-    itself unless it is sharded by rows."""
-    rows = own_rows(tensor) if is_sharded(tensor) else None
-    return (0, tensor) if rows is None else rows
-
-
 def _kind(tensor: Tensor) -> object:
-    first, memory = _memory(tensor)
+    first, memory = memory_of(tensor)
     return tensor.shape, tensor.dtype, tensor.device, first, memory.numel()
-
-
-def _writable(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
-    """In which the tensors can be written to. Those made in inference mode only there."""
-    if any(tensor.is_inference() for tensor in tensors):
-        return torch.inference_mode()
-    return torch.no_grad()

@@ -285,6 +285,32 @@ def test_nan_is_refused_unless_it_is_let_through_and_a_common_inf_stays(tmp_path
         apply_swa(model, files(3e38, 3e38), (2, 2), sum_to="raw")
 
 
+class Quantised(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        self.register_buffer("weight", torch.full((1, 2), seed, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.full((1,), float(seed)))
+
+
+def spectral(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.utils.spectral_norm(nn.Linear(2, 1))
+
+
+def test_what_is_no_plain_weight_is_refused_or_told(tmp_path):
+    def files(make):
+        return [
+            save_snapshot(tmp_path / f"{make.__name__}{n}.safetensors", make(n)) for n in (1, 2)
+        ]
+
+    model = Quantised()
+    with pytest.raises(MismatchError, match="quantised weights cannot be averaged"):
+        apply_swa(model, files(Quantised))
+    assert not model.weight.any()
+    with pytest.warns(UserWarning, match="vectors of spectral norm"):
+        apply_swa(spectral(), files(spectral))
+
+
 def test_gradients_and_optimizer_survive_and_autograd_notices(tmp_path):
     paths = saved(tmp_path)
     model = Net(9)
