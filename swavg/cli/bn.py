@@ -82,7 +82,8 @@ def bn(
     from swavg.evaluation import loading
 
     loading.require_torch()
-    from swavg.evaluation.recalibrate import check_output, device_of, recalibrate
+    from swavg.evaluation.fresh_statistics import device_of
+    from swavg.evaluation.recalibrate import check_output, recalibrate
 
     # Building the data may take minutes: what can be refused is refused before.
     device_of(device)

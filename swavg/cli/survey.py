@@ -18,12 +18,12 @@ from swavg.cli.values import COUNT, KEY_HELP
 
 if TYPE_CHECKING:
     from swavg.console.progress import OnProgress
-    from swavg.formats.checkpoint import Checkpoint
+    from swavg.evaluation.evaluate import Module
     from swavg.evaluation.landscape.outputs import Outputs
     from swavg.evaluation.landscape.surface import Metric
     from swavg.evaluation.landscape.survey import Survey, Value
     from swavg.evaluation.landscape.table import Table
-    from swavg.evaluation.evaluate import Module
+    from swavg.formats.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,9 @@ class SurveyOptions:
 
     def recomputes(self, model: Module) -> bool:
         """Whether batch-norm statistics are computed at every point."""
-        from swavg.evaluation.evaluate import has_running_statistics
+        from swavg.training.batchnorm import has_statistics
 
-        found = has_running_statistics(model)
+        found = has_statistics(model)
         if self.bn_data is not None and not found:
             raise click.UsageError(
                 "--bn-data has no use: the model has no batch-norm with running statistics."
@@ -144,11 +144,11 @@ class SurveyOptions:
         """The values of all points; an exit code if it was interrupted, which has been said."""
         from swavg.console import survey as console
         from swavg.console.progress import progress_bar
+        from swavg.evaluation import loading
+        from swavg.evaluation.batches import Passes
+        from swavg.evaluation.evaluate import Evaluator
         from swavg.evaluation.landscape.scoring import scoring
         from swavg.evaluation.landscape.survey import run
-        from swavg.evaluation import loading
-        from swavg.evaluation.evaluate import Evaluator
-        from swavg.evaluation.batches import Passes
 
         # What the user's code prints goes to stderr.
         with loading.prints_on_stderr():

@@ -199,11 +199,6 @@ class Evaluator:
         return evaluate(self._model, self._data, self._loss)
 
 
-def has_running_statistics(model: nn.Module) -> bool:
-    """Whether a batch-norm layer of ``model`` tracks statistics."""
-    return any(getattr(module, "running_mean", None) is not None for module in model.modules())
-
-
 def parameter_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """The model's floating-point parameters by the names that they have without wrappers, a tied
     one under all of them."""

@@ -14,7 +14,7 @@ _QUANTILES = (0.05, 0.5, 0.95)
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class StatisticsShift:
     """The 5 %, 50 % and 95 % quantiles over channels: ``variance`` of new over old variances,
     ``mean`` of how many old standard deviations the mean moved. None where no channel had an old
     variance above 0."""
@@ -24,7 +24,7 @@ class Moved:
     mean: Quantiles | None
 
 
-def moved(before: Checkpoint, after: Checkpoint) -> Moved:
+def statistics_shift(before: Checkpoint, after: Checkpoint) -> StatisticsShift:
     """The difference that the statistics ``after`` make to those of the same names ``before``."""
     ratios, shifts = [], []
     for name in after.tensors:
@@ -37,7 +37,7 @@ def moved(before: Checkpoint, after: Checkpoint) -> Moved:
         if mean in after.tensors:
             shift = np.abs(_wide(after, mean) - _wide(before, mean))[usable]
             shifts.append(shift / np.sqrt(old[usable]))
-    return Moved(sum(map(len, ratios)), _quantiles(ratios), _quantiles(shifts))
+    return StatisticsShift(sum(map(len, ratios)), _quantiles(ratios), _quantiles(shifts))
 
 
 def _wide(checkpoint: Checkpoint, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -12,9 +12,9 @@ from swavg.evaluation.batches import Passes
 from swavg.evaluation.evaluate import (
     Evaluator,
     evaluate,
-    has_running_statistics,
     parameter_names,
 )
+from swavg.training.batchnorm import has_statistics
 
 
 @pytest.fixture(autouse=True)
@@ -208,8 +208,8 @@ def test_batch_norm_statistics_are_those_of_their_data(network):
     inputs, targets = classified()
     pairs = batches(inputs, targets)
     training = [torch.randn(8, 4) + 3 for _ in range(3)]
-    assert has_running_statistics(model)
-    assert not has_running_statistics(network)
+    assert has_statistics(model)
+    assert not has_statistics(network)
     found = Evaluator(model, pairs, bn_data=training).score()
     torch.optim.swa_utils.update_bn(training, model)
     model.eval()
