@@ -106,7 +106,7 @@ def prepare(
                 members, [shown[member] for member in row.members], selection(match, policy)
             )
         )
-        decided.append((match, decide(checkpoints, match, row, policy, shown)))
+        decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
         targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))

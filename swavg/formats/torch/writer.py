@@ -44,10 +44,11 @@ def lay_out(request: WriteRequest) -> Layout:
 
 def plan_file(request: WriteRequest, numbers: Sequence[int], name: str = "") -> FileLayout:
     """A state dict of these tensors."""
-    present = {request.specs.names[number] for number in numbers}
+    names = tuple(request.specs.names[number] for number in numbers)
+    present = set(names)
     ties = [tuple(tied for tied in group if tied in present) for group in request.ties]
     ties = [group for group in ties if len(group) > 1]
-    check = partial(_check, open_archive, key="", names=None)
+    check = partial(_check, open_archive, key="", names=names)
     recipe = request.recipe.encode()
     return lay_out_plain(request.specs, numbers, ties, recipe, name, check)
 
@@ -121,14 +122,14 @@ def _check(
     path: str,
     *,
     key: str | None,
-    names: tuple[str, ...] | None,
+    names: tuple[str, ...],
 ) -> None:
-    """OutputError unless the finished file opens and has just these tensors (None: any)."""
+    """OutputError unless the finished file opens and has just these tensors, in this order."""
     try:
         found = reopen(path, key)
     except InputError as error:
         raise OutputError(path, f"the finished file does not open: {error.problem}") from error
-    if names is not None and tuple(found.tensors) != names:
+    if tuple(found.tensors) != names:
         raise OutputError(path, "the finished file has other tensors than were planned")
 
 
