@@ -177,6 +177,8 @@ def execute(
             tally.add(result)
             tell()
         tally.complete()
+        if resources.check_crc:
+            tally.notes += tally.reads.compare(plan.checkpoints)
         write_deferred(plan, tally, sinks)
         for checkpoint in plan.checkpoints:
             for source in checkpoint.sources:
@@ -236,14 +238,16 @@ def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], To
 
         positions = positions_of(plan)
     # Loaded here, so that forked processes share it.
-
+    if resources.device == "cpu":
+        import swavg.engine.kernels.cpu  # noqa: F401
     for operation in plan.entries.operations:
         if operation.op in ("average", "integer"):
             operation.dtype.part.numpy()
     for table in plan.entries.tables:
         for dtype, _, _ in table.columns.forms:
             dtype.part.numpy()
-    return partial(Tools, plan, chosen, resources.device, positions)
+    check_crc = resources.check_crc
+    return partial(Tools, plan, chosen, resources.device, positions, check_crc=check_crc)
 
 
 def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:
