@@ -1,11 +1,13 @@
 """Tiny checkpoints, written and read with the reference libraries."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
 import swavg
+from swavg.weights import mean
 
 
 def save(path, tensors, metadata=None):
@@ -44,7 +46,13 @@ def series(folder, count=3, dtype=torch.float32):
 
 def run_request(request, *outputs):
     """Do what a method asks for; the reports."""
-    plan = swavg.prepare(
-        request.inputs, request.rows, outputs, request.policy, notes=request.notes
-    )
+    plan = swavg.prepare(request.inputs, request.rows, outputs, request.policy, notes=request.notes)
     return swavg.execute(plan)
+
+
+def planned(inputs, output, weights=None, policy=None, *, cut=None, **more):
+    """The plan of one output: the mean unless there are weights."""
+    n = len(inputs)
+    row = swavg.Row(tuple(weights or mean(n)), tuple(range(n)))
+    plan = swavg.prepare(inputs, [row], [output], policy, **more)
+    return plan if cut is None else replace(plan, cut=cut)

@@ -196,7 +196,8 @@ def _chosen(checkpoint: Checkpoint, include: Sequence[str]) -> dict[str, Tensor]
     }
     if include and not chosen:
         globs = ", ".join(f"'{glob}'" for glob in include)
-        raise RequestError(f"--include {globs} matches none of {len(checkpoint)} tensors.")
+        problem = f"{globs} matches none of {len(checkpoint)} tensors."
+        raise RequestError(problem, argument="include")
     return chosen
 
 

@@ -84,11 +84,10 @@ def with_options(text: str, params: Sequence[click.Parameter]) -> str:
         named = [each for each in params if isinstance(each, click.Option) and each.name == name]
         if not named:
             return found[0]
-        value = None if value is None else value.strip("'")
         for each in named:
             if isinstance(each.flag_value, str):
                 # One of several flags that fill the same argument.
-                if each.flag_value == value:
+                if value is not None and each.flag_value == value.strip("'"):
                     return _longest(each.opts)
             elif each.is_flag:
                 return _longest((each.secondary_opts if value == "False" else []) or each.opts)

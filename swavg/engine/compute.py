@@ -208,15 +208,15 @@ class Tools:
             shown = self.plan.shown[batch.manner.operation.members[first]]
             raise NumericsError(
                 f"{shown}: {place} is {spelled(value)}{others}.",
-                hint="Leave that checkpoint out, or use --allow-nonfinite to let it through.",
+                hint="Leave that checkpoint out, or use allow_nonfinite=True to let it through.",
             )
         dtype = batch.manner.operation.dtype
         wider = {"float32": "float64", "float64": None}.get(dtype.part.name, "float32")
         raise NumericsError(
             f"{place}: the sum {trouble.value:.6g} overflows {dtype}.",
             hint="Use "
-            + ("" if wider is None else f"--dtype {wider}, or ")
-            + "--allow-nonfinite to let it through.",
+            + ("" if wider is None else f"dtype={wider}, or ")
+            + "allow_nonfinite=True to let it through.",
         )
 
     def _position(self, entry: int, index: int) -> list[int]:
@@ -250,7 +250,7 @@ class Tools:
         if rule == "error":
             raise MismatchError(
                 f"'{name}' ({operation.dtype}) differs between the inputs.",
-                hint="--integers last, first, max or mean decides what becomes of it.",
+                hint="integers=last, first, max or mean decides what becomes of it.",
             )
         from swavg.engine.kernels.integers import combine
 

@@ -105,7 +105,7 @@ class Sampler:
         read: BatchReader,
         terms: Sequence[tuple[Term, memoryview]],
         position: int,
-    ) -> Iterator[tuple[int, Sums]]:
+    ) -> list[tuple[int, Sums]]:
         parts = batch.count * batch.manner.parts
         values, difference = self._values[:parts], self._differences[:parts]
         raws: list[list[tuple[float, float, float, int]]] = [[] for _ in terms]
@@ -122,10 +122,12 @@ class Sampler:
                     np.subtract(values, average[:parts], difference)
                     dot = float(values @ average[:parts])
                     found.append((float(difference @ difference), dot, square, bits))
+        sums = []
         for (term, _), average, found in zip(terms, self._averages, raws, strict=False):
             distance, dots, squares, mixed = zip(*found, strict=True)
             own = float(average[:parts] @ average[:parts])
-            yield term.row, Sums(distance, dots, squares, own, mixed)
+            sums.append((term.row, Sums(distance, dots, squares, own, mixed)))
+        return sums
 
 
 def _mixed(raw: npt.NDArray[np.uint8], count: int, position: int) -> int:

@@ -279,7 +279,7 @@ class _Children:
                 how = f"was ended by {signal.Signals(-code).name}"
         raise WorkerError(
             f"A worker process {how}.",
-            hint="If memory was short, use a smaller --threads.",
+            hint="If memory was short, use a smaller threads=.",
         )
 
     def _close(self, source: int) -> None:

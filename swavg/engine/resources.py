@@ -43,7 +43,7 @@ class Resources:
         if self.threads is None:
             return min(_MOST_WORKERS, processors())
         if self.threads < 1:
-            raise RequestError("threads is at least 1.")
+            raise RequestError("is at least 1.", argument="threads")
         return self.threads
 
 
@@ -115,7 +115,8 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
         if candidate.memory + own <= limit:
             return candidate
     raise RequestError(
-        f"--memory {limit:,} bytes is too little: at least {candidate.memory:,} are needed."
+        f"{limit:,} bytes is too little: at least {candidate.memory:,} are needed.",
+        argument="memory",
     )
 
 

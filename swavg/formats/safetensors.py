@@ -358,8 +358,8 @@ def plan_specs(
         if dtype.safetensors is None:
             raise RequestError(
                 f"safetensors has no dtype for {dtype}, which '{specs.names[number]}' is.",
-                hint="Write a .pt file instead, or leave it out with --exclude and"
-                " --drop-excluded.",
+                hint="Write a .pt file instead, or leave it out with exclude= and"
+                " drop_excluded=True.",
             )
         if specs.names[number] == "__metadata__":
             raise RequestError("safetensors cannot hold a tensor named '__metadata__'.")
@@ -368,7 +368,7 @@ def plan_specs(
     if header > HEADER_LIMIT:
         raise RequestError(
             f"The header would have {header:,} bytes; safetensors allows {HEADER_LIMIT:,}.",
-            hint="Write a folder of shards: --max-shard-size 5GB.",
+            hint="Write a folder of shards: max_shard_size=5GB.",
         )
     offsets, position, sizes = array("q"), 8 + header, specs.sizes
     for number in order:

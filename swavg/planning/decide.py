@@ -299,7 +299,7 @@ class _Decider:
         policy = self._policy
         if (policy.include or policy.exclude) and not any(map(self._selected, names)):
             return RequestError(
-                f"--include and --exclude leave none of {len(names)} tensors to average.",
+                f"include= and exclude= leave none of {len(names)} tensors to average.",
                 hint=f"Names look like '{names[0]}'." if names else None,
             )
         if not names:
@@ -307,7 +307,7 @@ class _Decider:
         return MismatchError(
             "The checkpoints have no tensor in common: no name has the same shape and kind of"
             " dtype in all.",
-            hint="Are they of the same model? For a .pt file, --key chooses the state dict.",
+            hint="Are they of the same model? For a .pt file, key= chooses the state dict.",
         )
 
 
@@ -338,8 +338,8 @@ def _mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> Misma
     )
     if len(differences) > 1:
         message += f" {len(differences)} tensors differ."
-        hint = "Use --lenient, or leave what differs out with --exclude."
+        hint = "Use strict=False, or leave what differs out with exclude=."
     else:
         glob = f"{first.name.split('.')[0]}.*" if "." in first.name else first.name
-        hint = f"Leave it out with --exclude '{glob}' or use --lenient."
+        hint = f"Leave it out with exclude='{glob}' or use strict=False."
     return MismatchError(message, differences=differences, hint=hint)

@@ -48,7 +48,7 @@ def choose_target(
     """The output that ``path`` asks for: of the format of its suffix, else of the first input's."""
     if path is None:
         if max_shard_size is not None:
-            raise RequestError("Standard output takes one file: leave --max-shard-size out.")
+            raise RequestError("Standard output takes one file: leave max_shard_size= out.")
         return Target(None, "safetensors")
     bare = path.rstrip("/") or path
     suffix = os.path.splitext(bare)[1].lower()
@@ -64,7 +64,7 @@ def choose_target(
         if named is not None and not os.path.isdir(bare):
             raise RequestError(
                 f"A folder of shards cannot be named '{bare}'.",
-                hint="Give a name without a suffix, or leave --max-shard-size out.",
+                hint="Give a name without a suffix, or leave max_shard_size= out.",
             )
         return Target(bare, "folder", force)
     return Target(bare, named or own, force)

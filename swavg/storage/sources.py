@@ -76,7 +76,7 @@ class LocalFile:
             raise InputError(
                 path.replace("\0", "\\0"),
                 "no file has a NUL byte in its name",
-                hint="For paths that are separated by NUL, use --null.",
+                hint="For paths that are separated by NUL, use null=True.",
             ) from None
         except OSError as error:
             raise InputError(path, f"cannot be read: {error.strerror}") from None

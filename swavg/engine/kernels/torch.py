@@ -53,12 +53,12 @@ def check_device(name: str) -> torch.device:
         raise RequestError(f"'{name}' is no device.", hint="Use cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError(
-            f"--device {name}: torch {torch.__version__} sees no CUDA device.",
-            hint="The CPU gives the same bytes: leave --device out.",
+            f"device={name}: torch {torch.__version__} sees no CUDA device.",
+            hint="The CPU gives the same bytes: leave device= out.",
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RequestError(
-            f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0."
+            f"device={name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0."
         )
     return device
 

@@ -90,4 +90,5 @@ def _element(
         (place,) = placed(path, {str(name): view}, locate)
     except InputError:
         return None
-    return Element(place.dtype, place.offset)
+    # A complex number is no scalar that anyone sorts or plots by.
+    return None if place.dtype.kind == "complex" else Element(place.dtype, place.offset)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
+from itertools import islice
 
 from swavg.errors import InputError
 from swavg.formats.torch.objects import Opaque, Refused, View, entries, is_optimizer, module_state
 
 _MAX_CONTAINERS = 500_000
 _SMALL = 8
+_NEAR = 100
 _TENSORS = (View, Refused)
 _CONTAINERS = (dict, list, tuple, Opaque)
 
@@ -64,3 +66,22 @@ def _is_leaf(value: object) -> bool:
     if isinstance(value, (list, tuple)) and len(value) <= _SMALL:
         return not any(isinstance(part, _CONTAINERS + _TENSORS) for part in value)
     return not value
+
+
+def hides_tensors(node: object) -> bool:
+    """Whether an object of an unknown class has tensors among the nearest of its parts."""
+    if not isinstance(node, Opaque) or is_optimizer(node):
+        return False
+    near: list[object] = [node]
+    for part in near:
+        if isinstance(part, (View, Refused)):
+            return True
+        parts: Iterable[object] = ()
+        if isinstance(part, Opaque):
+            parts = (part.args, part.state, part.items, part.pairs)
+        elif isinstance(part, (list, tuple)):
+            parts = part
+        elif isinstance(part, dict):
+            parts = part.values()
+        near += islice(parts, _NEAR - len(near) if len(near) < _NEAR else 0)
+    return False

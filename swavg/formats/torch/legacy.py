@@ -12,13 +12,22 @@ from collections.abc import Callable, Iterator
 from swavg.errors import InputError
 from swavg.formats.torch.blocks import Read, read_places
 from swavg.formats.torch.objects import Storage
-from swavg.formats.torch.unpickler import MAX_BYTES, Graph, TruncatedError, unpickle
+from swavg.formats.torch.unpickler import (
+    MAX_BYTES,
+    MAX_MEMORY,
+    MAX_OPCODES,
+    Graph,
+    TruncatedError,
+    unpickle,
+)
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MAGIC_OPCODE = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little")
 # How much of a pickle is read at first: its length is not known.
 _WINDOW = 1 << 16
+# Opcodes of the pickles of a number or a few facts.
+_FEW = 1 << 13
 
 
 def looks_like_torch_legacy(head: bytes) -> bool:
@@ -39,13 +48,13 @@ def legacy_head(read: Read, path: str, size: int) -> tuple[Graph, int]:
             "a tar archive, as torch 0.1 wrote it",
             hint="Load it with an old torch and save it again with torch.save.",
         )
-    magic, at = _pickle(read, path, 0, size)
+    magic, at = _pickle(read, path, 0, size, _FEW)
     if magic.top != _MAGIC:
         raise InputError(path, "not a torch checkpoint: it starts with another pickle")
-    protocol, at = _pickle(read, path, at, size)
+    protocol, at = _pickle(read, path, at, size, _FEW)
     if protocol.top != _PROTOCOL:
         raise InputError(path, "a legacy torch file of an unknown protocol")
-    system, at = _pickle(read, path, at, size)
+    system, at = _pickle(read, path, at, size, _FEW)
     if isinstance(system.top, dict) and system.top.get("little_endian") is False:
         raise InputError(path, "written on a big-endian machine, which swavg does not read")
     return _pickle(read, path, at, size)
@@ -58,7 +67,7 @@ def legacy_places(
 
     InputError unless the storages of ``graph`` fill the rest of the file.
     """
-    keys, at = _pickle(read, path, at, size)
+    keys, at = _pickle(read, path, at, size, MAX_OPCODES // 4)
     storages: dict[str, Storage] = {}
     for storage in graph.storages:
         if storages.setdefault(storage.key, storage) is not storage:
@@ -101,19 +110,23 @@ def _ahead(
         at += 8 + nbytes
 
 
-def _pickle(read: Read, path: str, at: int, size: int) -> tuple[Graph, int]:
+def _pickle(
+    read: Read, path: str, at: int, size: int, max_opcodes: int = MAX_OPCODES
+) -> tuple[Graph, int]:
     """The pickle at ``at``, and where it ends."""
+    max_memory = MAX_MEMORY * max_opcodes // MAX_OPCODES
     limit = min(size - at, MAX_BYTES)
     window = min(limit, _WINDOW)
     while True:
+        data = bytes(read(at, window))
         try:
-            graph = unpickle(path, bytes(read(at, window)))
+            graph = unpickle(path, data, max_opcodes=max_opcodes, max_memory=max_memory)
             return graph, at + graph.nbytes
         except TruncatedError:
-            if window == limit < size - at:
+            if window == limit == size - at:
+                raise
+            if window == limit:
                 raise InputError(
                     path, f"its pickle is corrupt, or larger than {MAX_BYTES >> 20} MiB"
                 ) from None
-            if window == limit:
-                raise
             window = min(limit, 8 * window)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 
 from swavg.dtypes import DType
 
-_NEAR = 100
 _MAX_KEY_PARTS = 100
 _MAX_KEY_BITS = 256
 _MAX_PART = 5000
@@ -231,22 +229,3 @@ def is_optimizer(node: object) -> bool:
     """Whether ``node`` is the state dict of an optimizer, whatever its name."""
     found = mapping(node)
     return found is not None and "param_groups" in found and "state" in found
-
-
-def hides_tensors(node: object) -> bool:
-    """Whether an object of an unknown class has tensors among the nearest of its parts."""
-    if not isinstance(node, Opaque) or is_optimizer(node):
-        return False
-    near: list[object] = [node]
-    for part in near:
-        if isinstance(part, (View, Refused)):
-            return True
-        parts: Iterable[object] = ()
-        if isinstance(part, Opaque):
-            parts = (part.args, part.state, part.items, part.pairs)
-        elif isinstance(part, (list, tuple)):
-            parts = part
-        elif isinstance(part, dict):
-            parts = part.values()
-        near += islice(parts, _NEAR - len(near) if len(near) < _NEAR else 0)
-    return False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import islice
 
 from swavg.errors import InputError
-from swavg.formats.torch.holding import holding_tensors
+from swavg.formats.torch.holding import hides_tensors, holding_tensors
 from swavg.formats.torch.objects import (
     HIDDEN,
     Opaque,
@@ -16,30 +15,13 @@ from swavg.formats.torch.objects import (
     View,
     class_name,
     entries,
-    hides_tensors,
     is_optimizer,
     mapping,
     module_state,
     name_of,
 )
+from swavg.formats.torch.usual_names import EMA, PLAIN, is_never, is_weight
 
-# Where trainers put the weights, in order of preference: plain ones, then moving averages.
-_PLAIN = (
-    "state_dict", "model_state_dict", "model", "module", "net", "network", "params", "generator",
-    "weights", "model_state", "model_dict", "net_state_dict", "network_state_dict", "params_dict",
-)  # fmt: skip
-_EMA = (
-    "state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "model_ema_state_dict",
-    "params_ema", "g_ema", "G_ema", "shadow_params", "shadow", "averaged_model", "swa_model",
-)  # fmt: skip
-# What is never the weights: dictionaries of these names, and tensors that hold a generator's state.
-_NEVER = re.compile(
-    r"(.*_)?(optim|optims|optimi[sz]ers?|sched|schedulers?|scaler|amp|rng|callbacks|loops|hparams"
-    r"|hyper_?parameters|config|cfg|args)(_?states?)?(_?dicts?)?_?\d*",
-    re.IGNORECASE,
-)
-_RANDOM = re.compile(r"(.*_)?rng(_states?)?(_.*)?", re.IGNORECASE)
-_MAX_PATTERN = 256
 _DEPTH = 3
 _MAX_NAME = 4096
 _MAX_NAMES = 48 << 20
@@ -103,22 +85,6 @@ def _names(top: object) -> list[str]:
     return [name_of(name) for name, value in entries(top) if value is not HIDDEN]
 
 
-def _is_never(name: object, node: object) -> bool:
-    """Whether an entry at the top level is none of the weights, going by its name."""
-    if not isinstance(name, str) or len(name) > _MAX_PATTERN:
-        return False
-    if isinstance(node, (View, Refused)):
-        return "rng" in name.lower() and _RANDOM.fullmatch(name) is not None
-    return _NEVER.fullmatch(name) is not None
-
-
-def _is_weight(name: object, node: object) -> bool:
-    """Whether an entry at the top level is a tensor with dimensions."""
-    return (
-        isinstance(node, Refused) or (isinstance(node, View) and bool(node.size))
-    ) and not _is_never(name, node)
-
-
 class _Search:
     """One walk over one file's object graph, which may hold cycles and shared parts."""
 
@@ -138,11 +104,11 @@ class _Search:
         if found is None:
             raise InputError(self.path, "holds no state dict")
         candidates = [name for name, node in found.items() if self._may_be_meant(name, node)]
-        chosen: object = next((name for name in (*_PLAIN, *_EMA) if name in candidates), None)
+        chosen: object = next((name for name in (*PLAIN, *EMA) if name in candidates), None)
         if chosen is None:
-            direct = any(_is_weight(name, value) for name, value in found.items())
+            direct = any(is_weight(name, value) for name, value in found.items())
             scalar = any(
-                isinstance(value, View) and not _is_never(name, value)
+                isinstance(value, View) and not is_never(name, value)
                 for name, value in found.items()
             )
             if direct or (scalar and not candidates):
@@ -152,7 +118,7 @@ class _Search:
                 raise InputError(
                     self.path,
                     f"several state dicts could be meant: {listed}",
-                    hint=f"Choose one with --key {candidates[0]}, or all with --key ''.",
+                    hint=f"Choose one with key={candidates[0]}, or all with key=''.",
                 )
             if not candidates:
                 raise InputError(self.path, "holds no tensors that could be a state dict")
@@ -171,7 +137,7 @@ class _Search:
             isinstance(name, str)
             and id(node) in self._holding
             and not is_optimizer(node)
-            and not _is_never(name, node)
+            and not is_never(name, node)
         )
 
     def _deeper(self, parts: list[str], node: object) -> tuple[list[str], object]:
@@ -182,8 +148,8 @@ class _Search:
             if found is None or any(isinstance(v, (View, Refused)) for v in found.values()):
                 break
             names = [str(name) for name, value in found.items() if self._may_be_meant(name, value)]
-            plain = [name for name in names if name not in _EMA] or names
-            if len(plain) != 1 or plain[0] not in (*_PLAIN, *_EMA):
+            plain = [name for name in names if name not in EMA] or names
+            if len(plain) != 1 or plain[0] not in (*PLAIN, *EMA):
                 break
             parts, node = [*parts, plain[0]], found[plain[0]]
         return parts, node
@@ -211,7 +177,7 @@ class _Search:
         """All tensors of ``root`` by dotted name in order, the names of what is no tensor, and of
         those the ones that hold tensors in a way of their own."""
         if isinstance(root, (View, Refused)):
-            raise InputError(self.path, "--key names a tensor, not a state dict")
+            raise InputError(self.path, "key= names a tensor, not a state dict")
         views: dict[str, View | Refused] = {}
         non_tensors: list[str] = []
         hidden: list[str] = []
@@ -232,7 +198,7 @@ class _Search:
                     continue
                 if len(name) > _MAX_NAME:
                     raise InputError(self.path, f"a name of {len(name):,} characters")
-                never = skip_never and not prefix and _is_never(name, value)
+                never = skip_never and not prefix and is_never(name, value)
                 if isinstance(value, (View, Refused)):
                     if never:
                         non_tensors.append(name)

@@ -22,11 +22,11 @@ from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.pattern import TensorPattern
 from swavg.formats.torch.rebuild import call, default, ordered
 
-# Of a pickle: its bytes, its opcodes, and the memory that its objects may take. Some 240,000
-# tensors with their optimizer state have as many.
+# Of a pickle: its bytes, its opcodes, and the memory that its objects may take: that of some
+# 240,000 tensors, those of the optimizer counted.
 MAX_BYTES = 256 << 20
 MAX_OPCODES = 8_000_000
-MAX_MEMORY = 224 << 20
+MAX_MEMORY = 200 << 20
 
 _BLOCK = 1 << 12
 _COPYING = (ordered, default)
@@ -35,8 +35,8 @@ _UINT32, _DOUBLE = struct.Struct("<I").unpack_from, struct.Struct(">d").unpack_f
 
 
 class Graph(NamedTuple):
-    """The object of a pickle, the storages that it names, its length in bytes, and the count of
-    its opcodes: an honest graph has no more entries."""
+    """A pickle: its object, the storages that it names, its length in bytes, and a bound of its
+    opcodes (in units of a few thousand): an honest graph has no more entries."""
 
     top: object
     storages: Collection[Storage]

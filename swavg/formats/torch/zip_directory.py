@@ -18,7 +18,7 @@ DESCRIBED = 0x0008
 # Sizes in a descriptor, UTF-8 name, and the two bits that only say how hard deflate tried.
 KNOWN_FLAGS = 0x0808 | 0x0006
 _MAX_DIRECTORY = 32 << 20
-_MAX_ENTRIES = 300_000
+_MAX_ENTRIES = 250_000
 # Of CENTRAL: signature, flags, method, CRC, packed and full size, lengths of name, extra field and
 # comment, disk, header offset.
 _FIELDS = struct.Struct("<4s4x2H4x3I4H6xI")
@@ -98,11 +98,13 @@ def _entries(path: str, data: bytes, count: int) -> list[Entry]:
     seen: set[str] = set()
     at = 0
     for _ in range(count):
-        if len(data) - at < CENTRAL.size or not data.startswith(b"PK\1\2", at):
+        if len(data) - at < CENTRAL.size:
             raise InputError(path, "corrupt zip directory")
-        _, flags, method, crc, packed, size, named, extra, comment, disk, header = (
+        kind, flags, method, crc, packed, size, named, extra, comment, disk, header = (
             _FIELDS.unpack_from(data, at)
         )
+        if kind != b"PK\1\2":
+            raise InputError(path, "corrupt zip directory")
         at += CENTRAL.size
         name = _name(path, data[at : at + named])
         at += named

@@ -13,7 +13,8 @@ import torch
 from torch_reading import opened, tensor_pickle, torch_zip
 
 from swavg.errors import InputError
-from swavg.formats.torch.objects import Opaque, View, hides_tensors
+from swavg.formats.torch.holding import hides_tensors
+from swavg.formats.torch.objects import Opaque, View
 from swavg.formats.torch.state import find_state
 from swavg.formats.torch.unpickler import unpickle
 
@@ -173,6 +174,15 @@ def test_what_is_in_a_tensor_that_torch_wrote_cannot_be_referred_to(tmp_path: Pa
             outcomes.add(type(top["x"]).__name__)
     refused = "its pickle cannot be read: refers to the inside of a tensor"
     assert outcomes == {"str", "tuple", "View", refused}
+
+
+def test_a_legacy_file_whose_first_pickles_do_not_end_is_refused_soon(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    data = (tmp_path / "a.pth").read_bytes()
+    for place in (2, data.index(b"M\xe9\x03."), data.index(b"(X\x10\0\0\0protocol")):
+        (tmp_path / "b.pth").write_bytes(data[:place] + b"N0" * 1_000_000 + data[place:])
+        with pytest.raises(InputError, match=r"more memory|more than 8,192 opcodes"):
+            opened(tmp_path / "b.pth", legacy=True)
 
 
 # Without torch and NumPy, which the tests import.

@@ -1,19 +1,17 @@
-"""The whole path as a library: values against torch, and the properties that never bend."""
+"""The whole path as a library: values against torch."""
 
 import itertools
 import json
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from checkpoints import load, save, series, state
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from checkpoints import load, planned, save, series, state
 
 import swavg
 from swavg import Policy, Resources
+from swavg.engine.average import dry_run
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -72,38 +70,6 @@ def test_equal_checkpoints_return_themselves_bit_for_bit(tmp_path, dtype):
     paths = [save(tmp_path / f"{i}.safetensors", tensors) for i in range(7)]
     swavg.average(paths, output=tmp_path / "out.safetensors")
     assert_equal(load(tmp_path / "out.safetensors"), tensors)
-
-
-@given(
-    chunk=st.sampled_from([12, 13, 15]),
-    blocks=st.integers(1, 3),
-    threads=st.integers(1, 5),
-    device=st.sampled_from(["cpu", "torch"]),
-    weights=st.sampled_from([None, [0.1, 0.7, 0.2]]),
-    dtype=st.sampled_from(DTYPES),
-)
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_chunks_threads_and_kernel_never_change_a_bit(
-    tmp_path, chunk, blocks, threads, device, weights, dtype, monkeypatch
-):
-    folder = tmp_path / str(dtype)
-    if not folder.exists():
-        for seed in (1, 2, 3):
-            generator = torch.Generator().manual_seed(seed)
-            big = torch.randn(123, 457, generator=generator).to(dtype)
-            save(folder / f"{seed}.safetensors", state(seed, dtype, big=big))
-    paths = sorted(map(str, folder.glob("?.safetensors")))
-    reference_path = folder / f"reference-{weights is None}.st"
-    if not reference_path.exists():
-        swavg.average(paths, weights, output=reference_path, resources=Resources(threads=1))
-    with monkeypatch.context() as patch:
-        patch.setattr("swavg.pieces._BLOCK", 1 << chunk)
-        patch.setattr("swavg.pieces._BLOCKS", blocks)
-        out = folder / "out.safetensors"
-        swavg.average(paths, weights, output=out, resources=Resources(device, threads), force=True)
-    assert out.read_bytes() == reference_path.read_bytes()
 
 
 def test_the_same_call_gives_the_same_bytes(tmp_path):
@@ -321,38 +287,27 @@ def test_tensors_of_different_memory_layout_are_averaged_by_index(tmp_path):
     assert torch.equal(load(tmp_path / "out.safetensors")["w"], expected)
 
 
-@given(
-    shape=st.lists(st.integers(1, 7), min_size=2, max_size=4),
-    seed=st.integers(0, 2**16),
-)
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-def test_any_permuted_view_is_read_as_torch_reads_it(tmp_path, shape, seed, monkeypatch):
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(shape)).tolist()
-    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).permute(order)
-    path = tmp_path / "view.pt"
-    torch.save({"w": tensor, "plain": torch.ones(1)}, path)
-    assert np.array_equal(swavg.open_checkpoint(path).read("w"), tensor.numpy())
-    with monkeypatch.context() as patch:
-        patch.setattr("swavg.pieces._BLOCK", 1 << 6)
-        patch.setattr("swavg.formats.read._HULL", 1)
-        swavg.average([path, path], output=tmp_path / "out.safetensors", force=True)
-    assert torch.equal(load(tmp_path / "out.safetensors")["w"], tensor.contiguous())
-
-
-def test_a_report_and_a_job_are_plain_values(tmp_path):
-    job = swavg.prepare(series(tmp_path), output=tmp_path / "out.safetensors")
-    assert pickle.loads(pickle.dumps(job.plan)) == job.plan
-    assert pickle.loads(pickle.dumps(job.output)).layouts == job.output.layouts
-    before = job.report()
+def test_a_report_and_a_plan_are_plain_values(tmp_path):
+    plan = planned(series(tmp_path), tmp_path / "out.safetensors")
+    copy = pickle.loads(pickle.dumps(plan))
+    assert copy.rows == plan.rows
+    assert (copy.policy, copy.recipes, copy.notes) == (plan.policy, plan.recipes, plan.notes)
+    assert list(map(copy.task, copy.tasks())) == list(map(plan.task, plan.tasks()))
+    (before,) = dry_run(plan, Resources())
     assert before.seconds is None
-    assert before.written == sum(layout.size for layout in job.output.layouts)
-    after = job.run()
+    (after,) = swavg.execute(copy)
     assert after.seconds is not None
     assert json.loads(json.dumps(after.to_json()))["tensors"]["averaged"] == 3
     assert Path(after.output).stat().st_size == before.written
+
+
+def test_a_plan_writes_nothing_and_is_done_as_often_as_asked(tmp_path):
+    plan = planned(series(tmp_path / "in"), tmp_path / "out.safetensors", force=True)
+    assert not (tmp_path / "out.safetensors").exists()
+    swavg.execute(plan)
+    first = (tmp_path / "out.safetensors").read_bytes()
+    swavg.execute(plan)
+    assert (tmp_path / "out.safetensors").read_bytes() == first
 
 
 def test_progress_ends_with_all_bytes_read(tmp_path):
@@ -360,14 +315,3 @@ def test_progress_ends_with_all_bytes_read(tmp_path):
     swavg.average(series(tmp_path), output=tmp_path / "out.safetensors", on_progress=seen.append)
     assert seen[-1].read == seen[-1].total > 0
     assert all(a.read <= b.read for a, b in itertools.pairwise(seen))
-
-
-def test_the_memory_bound_is_kept_or_refused_with_the_least_possible(tmp_path):
-    paths = series(tmp_path)
-    job = swavg.prepare(paths, output=tmp_path / "o.st", resources=Resources(memory=1 << 20))
-    assert job.budget.memory <= 1 << 20
-    with pytest.raises(swavg.RequestError, match="too little: at least"):
-        swavg.prepare(paths, output=tmp_path / "o.st", resources=Resources(memory=1000))
-    many = swavg.prepare(paths, output=tmp_path / "o.st", resources=Resources(threads=64))
-    assert many.budget.memory <= 32 << 20
-    assert many.budget.workers > 8

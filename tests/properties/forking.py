@@ -1,8 +1,9 @@
-"""Run by test_crew.py in a process that may fork: threads and processes give the same bytes.
+"""Run by test_one_answer.py in a process that may fork: threads and processes give the same bytes.
 
 pytest's own process has torch, and threads, and so never forks workers.
 """
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import swavg
-from swavg import Policy, Resources, crew, pieces
-from swavg.averaging import prepare_many
+from swavg import Policy, Resources, Row
 from swavg.dtypes import BY_SAFETENSORS
-from swavg.job import Wanted, run_together
 
 FOLDER = Path(sys.argv[1])
-FLOATS = [dtype for dtype in BY_SAFETENSORS.values() if dtype.floating]
 CHOICES = [
     Policy(strict=False),
     Policy(strict=False, integers="max", allow_nonfinite=True),
     Policy(strict=False, dtype="float32", allow_nonfinite=True),
 ]
-ROWS = [((0, 1, 2), (0.1, 0.7, 0.2)), ((1, 2), (0.5, 0.5)), ((0, 2), (0.6, 0.4))]
+ROWS = [
+    Row((0.1, 0.7, 0.2), (0, 1, 2)), Row((0.5, 0.5), (1, 2)), Row((0.6, 0.4), (0, 2)),
+]  # fmt: skip
 
 
 def values(dtype, seed, numel):
-    """Bytes of small floats of a dtype, or of any integers."""
-    random = np.random.default_rng(seed)
+    """Bytes of small floats of a dtype, or of any integers; codes are those of seed 1."""
+    random = np.random.default_rng(1 if dtype.bits < 8 else seed)
     if dtype.bits < 8 or dtype.kind in ("integer", "bool"):
         top = 2 if dtype.kind == "bool" else 256
         return random.integers(0, top, dtype.nbytes(numel), np.uint8).tobytes()
@@ -51,28 +51,25 @@ def checkpoint(seed):
 
 
 PATHS = [checkpoint(seed) for seed in (1, 2, 3)]
+forks = 0
+system_fork = os.fork
 
 
-class Forked(crew.Processes):
-    """Counts the crews that were there."""
-
-    crews = 0
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        Forked.crews += 1
+def counted_fork():
+    global forks
+    forks += 1
+    return system_fork()
 
 
-def outputs(policy, suffix, several, resources, folder):
+def outputs(policy, suffix, several, resources, folder, cut=1 << 20):
     folder.mkdir(exist_ok=True)
     rows = ROWS if several else ROWS[:1]
     names = [folder / f"{at}{suffix}" for at in range(len(rows))]
     if suffix == ".pt":
         # What torch has no dtype for.
         policy = replace(policy, exclude=("float[46]_*",), drop_excluded=True)
-    wanted = [Wanted(name, w, members) for name, (members, w) in zip(names, rows, strict=True)]
-    jobs = prepare_many(PATHS, wanted, policy=policy, resources=resources, force=True)
-    reports = run_together(jobs)
+    plan = replace(swavg.prepare(PATHS, rows, names, policy, force=True), cut=cut)
+    reports = swavg.execute(plan, resources)
     return [
         (name.read_bytes(), report.differing_integers, report.nonfinite)
         for name, report in zip(names, reports, strict=True)
@@ -81,25 +78,22 @@ def outputs(policy, suffix, several, resources, folder):
 
 @given(
     workers=st.integers(2, 5),
-    block=st.integers(12, 16),
-    chunk=st.integers(13, 20),
+    memory=st.integers(32 << 20, 64 << 20),
+    cut=st.integers(1 << 12, 1 << 18),
     policy=st.sampled_from(CHOICES),
     suffix=st.sampled_from([".safetensors", ".pt"]),
     several=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
-def processes_give_the_bytes_of_threads(workers, block, chunk, policy, suffix, several):
+@settings(max_examples=20, deadline=None)
+def processes_give_the_bytes_of_threads(workers, memory, cut, policy, suffix, several):
     expected = outputs(policy, suffix, several, Resources(threads=1), FOLDER / "threads")
-    pieces._PROCESS_BLOCK = pieces._PROCESS_BLOCKS = 1 << block
-    pieces._PROCESS_CHUNK = 1 << chunk
-    before = Forked.crews
-    forced = Resources(threads=workers, processes=True)
-    assert outputs(policy, suffix, several, forced, FOLDER / "processes") == expected
-    assert Forked.crews > before
+    before = forks
+    forced = Resources(threads=workers, memory=memory, processes=True)
+    assert outputs(policy, suffix, several, forced, FOLDER / "processes", cut) == expected
+    assert forks > before
 
 
-def geometry_is_the_same():
-    pieces._PROCESS_BLOCK, pieces._PROCESS_BLOCKS, pieces._PROCESS_CHUNK = BLOCK
+def distances_are_the_same():
     paths = []
     for seed in (1, 2, 3):
         path = FOLDER / f"large-{seed}.safetensors"
@@ -117,8 +111,7 @@ def geometry_is_the_same():
     assert found[0].warnings == found[1].warnings
 
 
-BLOCK = pieces._PROCESS_BLOCK, pieces._PROCESS_BLOCKS, pieces._PROCESS_CHUNK
-crew.Processes = Forked
+os.fork = counted_fork
 processes_give_the_bytes_of_threads()
-geometry_is_the_same()
-print("done", Forked.crews)
+distances_are_the_same()
+print("done", forks)
