@@ -3,6 +3,7 @@ exit code. Arguments of the library become options here."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -49,6 +50,24 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
         ]
         print_error(error.exit_code, error.kind, message, hint, facts)
     return error.exit_code
+
+
+def is_memory_short(error: MemoryError | OSError | ImportError) -> bool:
+    """Whether that is why something could not be done."""
+    if isinstance(error, ImportError):
+        # What the loader says of a library that finds no room.
+        return any(text in str(error) for text in ("failed to map", "annot allocate memory"))
+    return isinstance(error, MemoryError) or error.errno == errno.ENOMEM
+
+
+def tell_memory_short(*, as_json: bool) -> int:
+    """Say so, with nothing that has to be imported first; the exit code."""
+    message = "There is not enough memory."
+    hint = "Where there are these options, use a smaller --memory, or fewer --threads."
+    print(f"error {message}\n      {hint}", file=sys.stderr)
+    if as_json:
+        print_error(1, "memory", message, hint)
+    return 1
 
 
 def print_error(

@@ -18,6 +18,7 @@ from swavg.errors import OutputError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.folder import weights_stem
+from swavg.gc_pause import paused_gc
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
@@ -74,6 +75,7 @@ def average(
     return execute(plan, resources, on_progress)[0]
 
 
+@paused_gc()
 def prepare(
     inputs: Sequence[Path],
     rows: Sequence[Row],
@@ -104,7 +106,7 @@ def prepare(
                 members, [shown[member] for member in row.members], selection(match, policy)
             )
         )
-        decided.append((match, decide(checkpoints, match, row, policy, shown)))
+        decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
         targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))

@@ -158,9 +158,10 @@ class TensorTable(Mapping[str, Tensor]):
 @dataclass(frozen=True, eq=False)
 class Shared:
     """What checkpoints of one run have in common, kept once: ``columns`` by their content, or by
-    the digest of the header that says it."""
+    the digest of the header that says it; ``parsed`` is a format's own."""
 
     columns: dict[object, Columns] = field(default_factory=dict)
+    parsed: dict[object, object] = field(default_factory=dict)
 
 
 class TableBuilder:

@@ -76,10 +76,15 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
     columns = shared.columns.get(identity)
     if columns is None:
         entries = _parsed(path, rest)
-        if "__metadata__" in entries:
+        late = "__metadata__" in entries
+        if late and rest is not header:
+            raise InputError(path, "the key '__metadata__' is there twice")
+        if late:
             metadata = _checked_metadata(path, entries.pop("__metadata__"))
         columns = _columns(path, entries, base, file.size, shared)
-        shared.columns[identity] = columns
+        # The next file of the same header would get no metadata if they were known by then.
+        if not late:
+            shared.columns[identity] = columns
     table = TensorTable(columns, base if columns.names else 0)
     extras = Extras(scalars=metadata, recipe=metadata.get("swavg"))
     return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)

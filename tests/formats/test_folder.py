@@ -19,7 +19,8 @@ from make import sharded
 import swavg
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.folder import FolderCheckpoint
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.folder import FolderTemplate
 
 INDEX = "model.safetensors.index.json"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -40,10 +41,16 @@ def flat(shards: Mapping[str, Arrays]) -> Arrays:
     return {name: array for shard in shards.values() for name, array in shard.items()}
 
 
-def opened(path: str | Path) -> FolderCheckpoint:
+def opened(path: str | Path) -> Checkpoint:
     checkpoint = open_checkpoint(path)
-    assert isinstance(checkpoint, FolderCheckpoint)
+    assert checkpoint.format == "folder"
     return checkpoint
+
+
+def shards_of(checkpoint: Checkpoint) -> Mapping[str, tuple[str, ...]]:
+    """The file names of the shards, with the names of their tensors."""
+    assert isinstance(checkpoint.extras.template, FolderTemplate)
+    return checkpoint.extras.template.shards
 
 
 def assert_holds(path: str | Path, expected: Arrays) -> None:
@@ -97,7 +104,8 @@ def test_a_single_safetensors_file_is_found(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text("{}")
     checkpoint = opened(tmp_path)
     assert checkpoint.read("a").tolist() == [0, 1, 2]
-    assert (list(checkpoint.shards), checkpoint.side_files) == ([name], ("config.json",))
+    assert list(shards_of(checkpoint)) == [name]
+    assert list(checkpoint.extras.side_files) == ["config.json"]
 
 
 @pytest.mark.parametrize(
@@ -113,17 +121,17 @@ def test_safetensors_goes_before_bin(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(safetensors.numpy.save({"a": np.ones(1)}))
     checkpoint = opened(tmp_path)
     assert checkpoint.read("a").tolist() == [1.0]
-    assert checkpoint.left_out == ("pytorch_model.bin",)
+    assert checkpoint.extras.left_out == ("pytorch_model.bin",)
 
 
 def test_shards_open_as_one_checkpoint(tmp_path: Path) -> None:
     shards = tensors(1)
     checkpoint = opened(sharded(tmp_path / "m", shards))
     assert_holds(tmp_path / "m", flat(shards))
-    assert {name: set(found) for name, found in checkpoint.shards.items()} == {
+    assert {name: set(found) for name, found in shards_of(checkpoint).items()} == {
         name: set(found) for name, found in shards.items()
     }
-    assert [os.path.basename(file.path) for file in checkpoint.files] == [ONE, TWO]
+    assert [os.path.basename(source.name) for source in checkpoint.sources] == [ONE, TWO]
     np.testing.assert_array_equal(checkpoint["c.w"][1:3], shards[TWO]["c.w"][1:3])
 
 
@@ -158,7 +166,7 @@ def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
         (tmp_path / "real" / name).rename(blobs / str(number))
         (snapshot / name).symlink_to(f"../../blobs/{number}")
     assert_holds(snapshot, flat(shards))
-    assert opened(snapshot).side_files == ("config.json",)
+    assert list(opened(snapshot).extras.side_files) == ["config.json"]
 
 
 def test_side_files_and_what_is_left_out_are_told_apart(tmp_path: Path) -> None:
@@ -170,8 +178,9 @@ def test_side_files_and_what_is_left_out_are_told_apart(tmp_path: Path) -> None:
     (folder / "global_step5").mkdir()
     os.mkfifo(folder / "pipe")
     checkpoint = opened(folder)
-    assert set(checkpoint.side_files) == set(side)
-    assert set(checkpoint.left_out) == {*other, "global_step5", "pipe", ".model.0123.swavg-partial"}
+    assert set(checkpoint.extras.side_files) == set(side)
+    partial = ".model.0123.swavg-partial"
+    assert set(checkpoint.extras.left_out) == {*other, "global_step5", "pipe", partial}
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from swavg.dtypes import BY_NAME, BY_SAFETENSORS
+from swavg.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from swavg.errors import OutputError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.base import Checkpoint, Task
-from swavg.formats.files import FilePool
-from swavg.formats.safetensors import SafetensorsLayout, lay_out_safetensors
+from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.layout import Specs
+from swavg.formats.safetensors import plan_specs
+from swavg.storage.sources import Pool
 
 relaxed = settings(
     max_examples=60,
@@ -39,33 +41,27 @@ def opened(path: Path, data: bytes) -> Checkpoint:
     return open_checkpoint(path)
 
 
-def copies(checkpoint: Checkpoint) -> list[Task]:
-    """A task per tensor that copies it."""
-    return [
-        Task(name, "copy", tensor.spec.dtype, tensor.spec.shape, (0,), (tensor,))
-        for name, tensor in checkpoint.tensors.items()
-    ]
-
-
-def written(checkpoint: Checkpoint, layout: SafetensorsLayout) -> bytes:
-    """The bytes of the layout, filled from the checkpoint."""
-    file = checkpoint.files[0]
-    with FilePool() as pool:
-        chunks = [
-            pool.read(file, task.sources[0].extent.offset, task.nbytes) for task in layout.tasks
-        ]
-    return b"".join(bytes(part) for part in layout.frame(map(memoryview, chunks)))
+def specs_of(*tensors: tuple[str, DType, tuple[int, ...]]) -> Specs:
+    """What a format is asked to write."""
+    names = tuple(name for name, _, _ in tensors)
+    forms = tuple((dtype, shape) for _, dtype, shape in tensors)
+    return Specs(names, forms, array("I", range(len(tensors))))
 
 
 def laid_out(path: Path, data: bytes, metadata: dict[str, str], seed: int = 0) -> bytes:
     """What we write for the tensors of the file ``data``, given in any order."""
     checkpoint = opened(path, data)
-    tasks = copies(checkpoint)
-    random.Random(seed).shuffle(tasks)
-    layout = lay_out_safetensors(tasks, metadata)
-    result = written(checkpoint, layout)
-    assert len(result) == layout.size
-    return result
+    specs = [(spec.name, spec.dtype, spec.shape) for spec in checkpoint.specs.values()]
+    random.Random(seed).shuffle(specs)
+    layout = plan_specs(specs_of(*specs), range(len(specs)), metadata)
+    made = bytearray(layout.size)
+    for offset, fixed in layout.fixed():
+        made[offset : offset + len(fixed)] = fixed
+    for number, offset in zip(layout.tensors, layout.offsets, strict=True):
+        tensor = checkpoint.tensors[specs[number][0]]
+        box, nbytes = tensor.boxes[0], tensor.spec.nbytes
+        made[offset : offset + nbytes] = data[box.offset : box.offset + nbytes]
+    return bytes(made)
 
 
 def numpy_tensors() -> dict[str, np.ndarray[Any, Any]]:
@@ -91,10 +87,10 @@ def test_every_numpy_dtype_reads_as_the_library_reads_it(tmp_path: Path) -> None
     expected = safetensors.numpy.load(data)
     assert set(checkpoint) == set(expected)
     assert checkpoint.metadata == {"format": "np", "note": "ä"}
-    for name, array in expected.items():
-        assert (checkpoint[name].shape, str(checkpoint[name].dtype)) == (array.shape, array.dtype)
-        assert checkpoint.read(name).dtype == array.dtype
-        np.testing.assert_array_equal(checkpoint.read(name), array, strict=True)
+    for name, values in expected.items():
+        assert (checkpoint[name].shape, str(checkpoint[name].dtype)) == (values.shape, values.dtype)
+        assert checkpoint.read(name).dtype == values.dtype
+        np.testing.assert_array_equal(checkpoint.read(name), values, strict=True)
 
 
 def test_every_torch_dtype_reads_as_the_library_reads_it(tmp_path: Path) -> None:
@@ -184,13 +180,13 @@ def test_a_slice_reads_only_its_own_bytes(
     array = np.arange(70, dtype=np.float32).reshape(10, 7)
     checkpoint = open_checkpoint(make.arrays(tmp_path / "a.safetensors", x=array))
     asked = []
-    read_into = FilePool.read_into
+    read_into = Pool.read_into
 
-    def counted(self: FilePool, file: Any, offset: int, target: memoryview) -> None:
-        asked.append(len(target))
-        read_into(self, file, offset, target)
+    def counted(self: Pool, source: Any, offset: int, out: memoryview) -> None:
+        asked.append(len(out))
+        read_into(self, source, offset, out)
 
-    monkeypatch.setattr(FilePool, "read_into", counted)
+    monkeypatch.setattr(Pool, "read_into", counted)
     np.testing.assert_array_equal(checkpoint["x"][index], array[index])
     assert sum(asked) == nbytes
 
@@ -246,11 +242,30 @@ def test_a_header_whose_length_looks_like_another_format_opens(tmp_path: Path, l
 
 
 def test_equal_headers_are_kept_once(tmp_path: Path) -> None:
-    shared: dict[Any, Any] = {}
+    shared = Shared()
     paths = [make.arrays(tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2)]
     one, other = (open_checkpoint(path, shared=shared) for path in paths)
-    assert one.tensors is other.tensors
+    assert one.tensors.columns is other.tensors.columns
     assert not np.array_equal(one.read("a.w"), other.read("a.w"))
+
+
+def test_headers_that_differ_in_metadata_only_are_kept_once(tmp_path: Path) -> None:
+    shared, tensors = Shared(), {"x": np.arange(4.0)}
+    found = []
+    for index, metadata in enumerate(({"a": "b"}, {"a": "b" * 100}, None)):
+        path = tmp_path / f"{index}.safetensors"
+        path.write_bytes(safetensors.numpy.save(tensors, metadata))
+        found.append(open_checkpoint(path, shared=shared))
+        assert found[-1].metadata == (metadata or {})
+        assert found[-1].read("x").tolist() == [0, 1, 2, 3]
+    assert found[0].tensors.columns is found[1].tensors.columns is found[2].tensors.columns
+
+
+def test_metadata_behind_the_tensors_are_those_of_each_file(tmp_path: Path) -> None:
+    shared = Shared()
+    header = {"x": make.entry(), "__metadata__": {"a": "b"}}
+    paths = [make.raw_file(tmp_path / name, header, bytes(4)) for name in "ab"]
+    assert [open_checkpoint(path, shared=shared).metadata for path in paths] == [{"a": "b"}] * 2
 
 
 @pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"ä": '"\n😀'}])
@@ -325,8 +340,8 @@ def test_what_is_written_reads_back_with_the_library(tmp_path: Path) -> None:
 
 def test_the_finished_file_is_verified_with_the_library(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    checkpoint = opened(path, safetensors.numpy.save({"x": np.arange(4.0)}))
-    layout = lay_out_safetensors(copies(checkpoint), {})
+    path.write_bytes(safetensors.numpy.save({"x": np.arange(4.0)}))
+    layout = plan_specs(specs_of(("x", BY_NAME["float64"], (4,))), [0], {})
     layout.verify(str(path))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(OutputError, match="the safetensors library rejects it"):
@@ -336,21 +351,25 @@ def test_the_finished_file_is_verified_with_the_library(tmp_path: Path) -> None:
         layout.verify(str(path))
 
 
-def test_a_dtype_that_safetensors_lacks_is_refused(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(make.arrays(tmp_path / "a.safetensors"))
-    task = copies(checkpoint)[0]
-    wide = Task("w", "copy", BY_NAME["complex128"], (2,), (0,), task.sources)
+def test_a_dtype_that_safetensors_lacks_is_refused() -> None:
+    specs = specs_of(("x", BY_NAME["float32"], (2,)), ("w", BY_NAME["complex128"], (2,)))
     with pytest.raises(RequestError, match="safetensors has no dtype for complex128") as caught:
-        lay_out_safetensors([wide], {})
+        plan_specs(specs, range(2), {})
     assert "Write a .pt file instead" in str(caught.value)
+    assert plan_specs(specs, [0], {}).tensors.tolist() == [0]
 
 
-def test_a_tensor_cannot_take_the_place_of_the_metadata(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(make.arrays(tmp_path / "a.safetensors"))
-    task = copies(checkpoint)[0]
-    named = Task("__metadata__", "copy", task.dtype, task.shape, (0,), task.sources)
+def test_a_tensor_cannot_take_the_place_of_the_metadata() -> None:
+    specs = specs_of(("__metadata__", BY_NAME["float32"], (2,)))
     with pytest.raises(RequestError, match="cannot hold a tensor named '__metadata__'"):
-        lay_out_safetensors([named], {})
+        plan_specs(specs, [0], {})
+
+
+def test_a_header_beyond_the_limit_is_refused_and_shards_are_offered() -> None:
+    specs = specs_of(("x", BY_NAME["float32"], (2,)))
+    with pytest.raises(RequestError, match="safetensors allows 100,000,000") as caught:
+        plan_specs(specs, [0], {"a": "x" * 100_000_000})
+    assert "--max-shard-size" in str(caught.value)
 
 
 def test_values_of_narrow_floats_are_those_of_ml_dtypes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import make
 import numpy as np
 import pytest
 import safetensors.numpy
+from checkpoints import planned
 
 import swavg
 from swavg.errors import InputError, OutputError
@@ -20,7 +21,7 @@ ROWS = 3000
 
 
 def big(path: Path, value: float) -> Path:
-    """Two tensors that take several chunks with the smallest memory."""
+    """Two tensors that take several tasks of 16 KiB."""
     array = np.full((ROWS, 16), value, np.float32)
     path.write_bytes(safetensors.numpy.save({"x": array, "y": array + 1}))
     return path
@@ -87,9 +88,9 @@ def test_an_input_that_changes_while_it_is_read_is_an_input_error(
             done.append(progress)
             change(inputs[1])
 
-    resources = swavg.Resources(threads=1, memory=1 << 18)
+    plan = planned(inputs, out, cut=1 << 14)
     with pytest.raises(InputError) as caught:
-        swavg.average(inputs, output=out, resources=resources, on_progress=on_progress)
+        swavg.execute(plan, swavg.Resources(threads=1), on_progress)
     assert done
     assert caught.value.path == str(inputs[1])
     assert os.listdir(out.parent) == []
@@ -112,10 +113,10 @@ def test_an_input_that_changes_between_planning_and_running_is_an_input_error(
     tmp_path: Path,
 ) -> None:
     inputs = pair(tmp_path)
-    job = swavg.prepare(inputs, output=tmp_path / "out.safetensors")
+    plan = planned(inputs, tmp_path / "out.safetensors")
     overwrite(inputs[0])
     with pytest.raises(InputError, match="changed while it was read"):
-        job.run()
+        swavg.execute(plan)
     assert sorted(os.listdir(tmp_path)) == ["1.safetensors", "2.safetensors"]
 
 

@@ -1,58 +1,53 @@
 """Decisions, as tables: what becomes of each tensor."""
 
-import pickle
-
 import pytest
 import torch
-from checkpoints import save
 
+from swavg import Policy, Row
 from swavg.errors import MismatchError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.matching import canonical
-from swavg.plan import make_plan
-from swavg.policy import Policy
+from swavg.planning.decide import decide
+from swavg.planning.match import SideBySide
+from swavg.weights import mean
 
 LENIENT = Policy(strict=False)
 
 
-def planned(tmp_path, states, policy=LENIENT, weights=None, ties=()):
+def decided(tmp_path, states, policy=LENIENT, weights=None, *, tied=False):
+    """What is decided for a row of all of these, named a, b, c ..."""
     checkpoints, names = [], []
     for index, tensors in enumerate(states):
         name = f"{'abcdef'[index]}.safetensors"
-        checkpoints.append(open_checkpoint(save(tmp_path / name, tensors)))
+        own = tensors if tied else {name: tensor.clone() for name, tensor in tensors.items()}
+        # A PyTorch file, whatever its name: it has ties.
+        torch.save(own, tmp_path / name)
+        checkpoints.append(open_checkpoint(tmp_path / name))
         names.append(name)
-    weights = weights or [1 / len(states)] * len(states)
-    return make_plan(checkpoints, weights, policy, inputs=names, ties=ties)
+    row = Row(tuple(weights or mean(len(states))), tuple(range(len(states))))
+    return decide(checkpoints, SideBySide(checkpoints), row, policy, names)
 
 
-def decisions(plan):
-    return {task.name: (task.kind, task.inputs, task.weights) for task in plan.tasks}
+def operations(decisions):
+    """By name."""
+    return {
+        name: decisions.operations[number]
+        for name, number in zip(decisions.specs.names, decisions.operation, strict=True)
+    }
+
+
+def summary(decisions):
+    return {
+        name: (made.op, made.members, made.weights) for name, made in operations(decisions).items()
+    }
 
 
 X, Y = torch.zeros(2), torch.zeros(3)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("module.a.weight", "a.weight"),
-        ("module.module.a", "a"),
-        ("_orig_mod.a.weight", "a.weight"),
-        ("module._orig_mod.a", "a"),
-        ("encoder._orig_mod.a.b", "encoder.a.b"),
-        ("encoder.module.a", "encoder.module.a"),
-        ("modules.a", "modules.a"),
-        ("a", "a"),
-    ],
-)
-def test_wrappers_prefixes_do_not_count(name, expected):
-    assert canonical(name) == expected
-
-
 def test_equal_checkpoints_are_averaged_whole(tmp_path):
-    plan = planned(tmp_path, [{"x": X}, {"x": X}], Policy())
-    assert decisions(plan) == {"x": ("average", (0, 1), (0.5, 0.5))}
-    assert plan.tasks[0].uniform
+    plan = decided(tmp_path, [{"x": X}, {"x": X}], Policy())
+    assert summary(plan) == {"x": ("average", (0, 1), (0.5, 0.5))}
+    assert operations(plan)["x"].uniform
 
 
 def test_strict_lists_every_difference_and_not_only_the_first(tmp_path):
@@ -62,7 +57,7 @@ def test_strict_lists_every_difference_and_not_only_the_first(tmp_path):
         {"x": X, "y": Y, "z": X, "w": X},
     ]
     with pytest.raises(MismatchError) as caught:
-        planned(tmp_path, states, Policy())
+        decided(tmp_path, states, Policy())
     found = {entry.name: (entry.what, dict(entry.facts)) for entry in caught.value.differences}
     assert found == {
         "x": (
@@ -83,7 +78,7 @@ def test_strict_lists_every_difference_and_not_only_the_first(tmp_path):
 
 def test_the_message_names_both_facts_and_a_way_out(tmp_path):
     with pytest.raises(MismatchError) as caught:
-        planned(tmp_path, [{"head.weight": X}, {"head.weight": Y}], Policy())
+        decided(tmp_path, [{"head.weight": X}, {"head.weight": Y}], Policy())
     assert str(caught.value) == (
         "b.safetensors: 'head.weight' is [3]; a.safetensors has [2]. "
         "Leave it out with --exclude 'head.*' or use --lenient."
@@ -92,10 +87,10 @@ def test_the_message_names_both_facts_and_a_way_out(tmp_path):
 
 def test_a_missing_tensor_is_named_with_the_file_that_lacks_it(tmp_path):
     with pytest.raises(MismatchError) as caught:
-        planned(tmp_path, [{"x": X, "y": Y}, {"x": X}], Policy())
+        decided(tmp_path, [{"x": X, "y": Y}, {"x": X}], Policy())
     assert caught.value.message == "b.safetensors: 'y' is missing; a.safetensors has it."
     with pytest.raises(MismatchError) as caught:
-        planned(tmp_path, [{"x": X}, {"x": X, "y": Y}], Policy())
+        decided(tmp_path, [{"x": X}, {"x": X, "y": Y}], Policy())
     assert caught.value.message == "a.safetensors: 'y' is missing; b.safetensors has it."
 
 
@@ -109,78 +104,76 @@ def test_a_missing_tensor_is_named_with_the_file_that_lacks_it(tmp_path):
 )
 def test_lenient_treats_what_the_last_lacks_as_asked(tmp_path, missing, expected):
     states = [{"x": X, "y": Y}, {"x": X, "y": Y}, {"x": X}]
-    plan = planned(tmp_path, states, Policy(strict=False, missing=missing), [0.2, 0.3, 0.5])
-    found = decisions(plan).get("y")
+    plan = decided(tmp_path, states, Policy(strict=False, missing=missing), [0.2, 0.3, 0.5])
+    found = summary(plan).get("y")
     if expected is None:
         assert found is None
     else:
         assert found[:2] == expected[:2]
         assert found[2] == pytest.approx(expected[2])
-    assert decisions(plan)["x"] == ("average", (0, 1, 2), (0.2, 0.3, 0.5))
-    assert [entry.name for entry in plan.treated] == ["y"]
-    assert "missing in c.safetensors" in plan.treated[0].why
+    assert summary(plan)["x"] == ("average", (0, 1, 2), (0.2, 0.3, 0.5))
+    assert [entry.name for entry in plan.not_averaged] == ["y"]
+    assert "missing in c.safetensors" in plan.not_averaged[0].reason
 
 
 def test_lenient_takes_another_shape_for_missing(tmp_path):
-    plan = planned(tmp_path, [{"x": X, "y": X}, {"x": X, "y": Y}])
-    assert decisions(plan)["y"] == ("copy", (1,), (1.0,))
-    assert plan.treated[0].why == "from b.safetensors: float32 [2] in a.safetensors"
+    plan = decided(tmp_path, [{"x": X, "y": X}, {"x": X, "y": Y}])
+    assert summary(plan)["y"] == ("copy", (1,), (1.0,))
+    assert plan.not_averaged[0].reason == "from b.safetensors: float32 [2] in a.safetensors"
 
 
 def test_lenient_averages_floats_of_different_dtypes_into_the_first_ones(tmp_path):
-    plan = planned(tmp_path, [{"x": X.half()}, {"x": X}])
-    task = plan.tasks[0]
-    assert (task.kind, task.dtype.name) == ("average", "float16")
-    assert [source.spec.dtype.name for source in task.sources] == ["float16", "float32"]
+    plan = decided(tmp_path, [{"x": X.half()}, {"x": X}])
+    made = operations(plan)["x"]
+    assert (made.op, made.dtype.name, made.accumulate) == ("average", "float16", "float64")
 
 
 def test_lenient_does_not_average_floats_with_integers(tmp_path):
-    plan = planned(tmp_path, [{"x": X, "y": X}, {"x": X, "y": X.int()}])
-    assert decisions(plan)["y"] == ("copy", (1,), (1.0,))
+    plan = decided(tmp_path, [{"x": X, "y": X}, {"x": X, "y": X.int()}])
+    assert summary(plan)["y"] == ("copy", (1,), (1.0,))
 
 
 def test_an_empty_intersection_is_an_error_even_when_lenient(tmp_path):
     with pytest.raises(MismatchError, match="no tensor in common"):
-        planned(tmp_path, [{"x": X}, {"y": X}])
+        decided(tmp_path, [{"x": X}, {"y": X}])
     with pytest.raises(MismatchError, match="no tensor in common"):
-        planned(tmp_path, [{"x": X}, {"x": Y}])
+        decided(tmp_path, [{"x": X}, {"x": Y}])
 
 
 def test_include_and_exclude_choose_what_is_averaged(tmp_path):
     states = [{"head.x": X, "body.x": X, "body.y": X}] * 2
-    plan = planned(tmp_path, states, Policy(include=("body.*",), exclude=("*.y",)))
-    kinds = {name: kind for name, (kind, _, _) in decisions(plan).items()}
+    plan = decided(tmp_path, states, Policy(include=("body.*",), exclude=("*.y",)))
+    kinds = {name: kind for name, (kind, _, _) in summary(plan).items()}
     assert kinds == {"body.x": "average", "body.y": "copy", "head.x": "copy"}
-    assert {entry.name for entry in plan.treated} == {"head.x", "body.y"}
+    assert {entry.name for entry in plan.not_averaged} == {"head.x", "body.y"}
 
 
 def test_excluded_tensors_need_not_match_and_can_be_dropped(tmp_path):
     states = [{"x": X, "head": X}, {"x": X, "head": Y}]
-    kept = planned(tmp_path, states, Policy(exclude=("head",)))
-    assert decisions(kept)["head"] == ("copy", (1,), (1.0,))
-    dropped = planned(tmp_path, states, Policy(exclude=("head",), drop_excluded=True))
-    assert list(decisions(dropped)) == ["x"]
+    kept = decided(tmp_path, states, Policy(exclude=("head",)))
+    assert summary(kept)["head"] == ("copy", (1,), (1.0,))
+    dropped = decided(tmp_path, states, Policy(exclude=("head",), drop_excluded=True))
+    assert list(summary(dropped)) == ["x"]
 
 
 def test_globs_that_leave_nothing_are_an_error(tmp_path):
     with pytest.raises(RequestError, match="none of 1 tensors"):
-        planned(tmp_path, [{"x": X}] * 2, Policy(include=("nothing",)))
+        decided(tmp_path, [{"x": X}] * 2, Policy(include=("nothing",)))
 
 
 def test_names_match_across_wrappers_and_come_out_as_in_the_last(tmp_path):
-    plan = planned(tmp_path, [{"module.x": X}, {"_orig_mod.x": X}], Policy())
-    assert decisions(plan) == {"_orig_mod.x": ("average", (0, 1), (0.5, 0.5))}
+    plan = decided(tmp_path, [{"module.x": X}, {"_orig_mod.x": X}], Policy())
+    assert summary(plan) == {"_orig_mod.x": ("average", (0, 1), (0.5, 0.5))}
 
 
 def test_names_that_differ_only_by_a_wrapper_inside_one_file_stay_apart(tmp_path):
     states = [{"module.x": X, "x": Y}] * 2
-    assert set(decisions(planned(tmp_path, states, Policy()))) == {"module.x", "x"}
+    assert set(summary(decided(tmp_path, states, Policy()))) == {"module.x", "x"}
 
 
 def test_a_tied_name_that_a_file_leaves_out_is_found_through_its_partner(tmp_path):
-    states = [{"embed": X, "head": X.clone()}, {"embed": X}]
-    plan = planned(tmp_path, states, Policy(), ties=[("embed", "head")])
-    assert decisions(plan)["head"] == ("average", (0, 1), (0.5, 0.5))
+    plan = decided(tmp_path, [{"embed": X, "head": X}, {"embed": X}], Policy(), tied=True)
+    assert summary(plan)["head"] == ("average", (0, 1), (0.5, 0.5))
     assert plan.ties == (("embed", "head"),)
 
 
@@ -188,8 +181,8 @@ def test_the_output_dtype_applies_to_all_floats_and_to_nothing_else(tmp_path):
     states = [
         {"x": X, "y": X, "n": torch.tensor([1]), "c": torch.zeros(2, dtype=torch.complex64)}
     ] * 2
-    plan = planned(tmp_path, states, Policy(dtype="bfloat16", exclude=("y",)))
-    found = {task.name: (task.kind, task.dtype.name) for task in plan.tasks}
+    plan = decided(tmp_path, states, Policy(dtype="bfloat16", exclude=("y",)))
+    found = {name: (made.op, made.dtype.name) for name, made in operations(plan).items()}
     assert found == {
         "x": ("average", "bfloat16"),
         "y": ("average", "bfloat16"),
@@ -200,23 +193,6 @@ def test_the_output_dtype_applies_to_all_floats_and_to_nothing_else(tmp_path):
 
 def test_zero_sized_tensors_and_scalars_are_tensors(tmp_path):
     states = [{"empty": torch.zeros(0, 3), "scalar": torch.tensor(1.0)}] * 2
-    plan = planned(tmp_path, states, Policy())
-    assert {task.name: task.numel for task in plan.tasks} == {"empty": 0, "scalar": 1}
-
-
-def test_equal_headers_are_stored_once(tmp_path):
-    shared = {}
-    paths = [save(tmp_path / f"{i}.safetensors", {"x": X + i}) for i in range(3)]
-    opened = [open_checkpoint(path, shared=shared) for path in paths]
-    assert all(each.tensors is opened[0].tensors for each in opened)
-
-
-def test_a_plan_is_a_picklable_value(tmp_path):
-    plan = planned(tmp_path, [{"x": X, "n": torch.tensor([1])}] * 2, Policy())
-    assert pickle.loads(pickle.dumps(plan)) == plan
-
-
-@pytest.mark.parametrize("field", ["missing", "integers", "dtype", "accumulate"])
-def test_an_unknown_choice_is_refused_with_the_known_ones(field):
-    with pytest.raises(RequestError, match=f"{field} is 'nonsense'; it can be"):
-        Policy(**{field: "nonsense"})
+    plan = decided(tmp_path, states, Policy())
+    shapes = [plan.specs.at(number)[2] for number in range(2)]
+    assert dict(zip(plan.specs.names, shapes, strict=True)) == {"empty": (0, 3), "scalar": ()}

@@ -50,7 +50,7 @@ class Archive:
 
     path: str
     root: str
-    names: Sequence[str]
+    names: tuple[str, ...]
     offsets: array[int]
     sizes: array[int]
     crcs: array[int]
@@ -67,6 +67,10 @@ class Archive:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __iter__(self) -> Iterator[Record]:
+        columns = zip(self.names, self.offsets, self.sizes, self.crcs, strict=True)
+        return map(Record._make, columns)
 
     def locate(self, storage: Storage) -> int:
         """The offset in the file of the first element of ``storage``, whose record has just the
@@ -175,12 +179,17 @@ def _data_offset(
     return length
 
 
-def read_graph(read: Read, archive: Archive) -> Graph:
-    """The unpickled data.pkl, all of whose storages have their records."""
+def read_pickle(read: Read, archive: Archive) -> bytes:
+    """The bytes of data.pkl."""
     record = archive[archive.index["data.pkl"]]
     if record.size > MAX_BYTES:
         raise InputError(archive.path, f"its pickle is larger than {MAX_BYTES >> 20} MiB")
-    graph = unpickle(archive.path, bytes(read(record.offset, record.size)))
+    return bytes(read(record.offset, record.size))
+
+
+def read_graph(read: Read, archive: Archive) -> Graph:
+    """The unpickled data.pkl, all of whose storages have their records."""
+    graph = unpickle(archive.path, read_pickle(read, archive))
     for storage in graph.storages:
         archive.locate(storage)
     return graph

@@ -117,3 +117,9 @@ def test_the_library_refuses_what_it_would_misread(tmp_path):
         swavg.average(paths, output=f"{tmp_path}/a\0b.pt")
     report = swavg.average(paths, output=f"{tmp_path}/bytes.pt".encode())
     assert report.output == f"{tmp_path}/bytes.pt"
+
+
+def test_a_complex_number_is_no_scalar_of_a_file(tmp_path):
+    content = {"w": torch.ones(3), "z": torch.ones(1, dtype=torch.complex64), "epoch": 3}
+    (path,) = saved(tmp_path, content)
+    assert swavg.open_checkpoint(path).extras.scalars == {"epoch": 3}

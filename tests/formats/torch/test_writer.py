@@ -1,37 +1,31 @@
-"""torch zips: what we read is what torch reads, and torch reads what we write."""
+"""PyTorch files that are written: all else of a template is kept, and torch reads them."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import os
-import pickle
 import struct
 import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch_files import DTYPES, assert_same, copy_task, mean_tasks, of_bytes, raw, written
+from checkpoints import planned, save
+from torch_files import DTYPES, assert_same, of_bytes, raw
 
-from swavg.dtypes import BY_NAME
+import swavg
+from swavg import Policy, Row
 from swavg.errors import OutputError, RequestError
-from swavg.formats.base import Extent, Task, Tensor, TensorSpec
-from swavg.formats.torch_frames import Member, Placed, arranged, ending
-from swavg.formats.torch_records import read_records
-from swavg.formats.torch_zip import (
-    TorchZipCheckpoint,
-    lay_out_like,
-    lay_out_plain,
-    looks_like_torch_zip,
-    open_torch_zip,
-)
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+
+PLAIN = Policy(weights_only=True)
 
 
 class Unknown:
@@ -41,221 +35,28 @@ class Unknown:
         self.__dict__.update(values)
 
 
-def saved(path: Path, value: Any, **options: Any) -> TorchZipCheckpoint:
-    torch.save(value, path, **options)
-    return open_torch_zip(str(path))
+def saved(folder: Path, *contents: Any, suffix: str = ".pt", **options: Any) -> list[Path]:
+    """A file of each, with the names 0.pt, 1.pt ..."""
+    paths = [folder / f"{index}{suffix}" for index in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        torch.save(content, path, **options)
+    return paths
 
 
-def written_file(path: Path, data: bytes) -> str:
-    path.write_bytes(data)
-    return str(path)
+def averaged(paths: Sequence[Path], name: str = "out.pt", policy: Policy | None = None) -> Path:
+    out = paths[0].parent / name
+    swavg.average(paths, output=out, policy=policy)
+    return out
 
 
 def loaded(path: str | Path, *, mmap: bool = False, weights_only: bool = True) -> Any:
     return torch.load(path, weights_only=weights_only, mmap=mmap)
 
 
-def test_every_dtype_reads_as_torch_reads_it(tmp_path: Path) -> None:
-    state = {str(dtype): of_bytes(dtype, 6).reshape(2, 3) for dtype in DTYPES}
-    assert_same(saved(tmp_path / "a.pt", state), state)
+# With a template.
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_pickle_protocol_reads(tmp_path: Path, protocol: int) -> None:
-    state = {"w": torch.arange(6.0), "b": torch.arange(3.0)}
-    assert_same(saved(tmp_path / "a.pt", state, pickle_protocol=protocol), state)
-
-
-def test_a_torch_zip_is_known_by_its_first_bytes(tmp_path: Path) -> None:
-    saved(tmp_path / "a.pt", {"w": torch.zeros(1)})
-    assert looks_like_torch_zip((tmp_path / "a.pt").read_bytes()[:64])
-    assert not looks_like_torch_zip(b"\x80\x02\x8a\nl\xfc")
-
-
-def test_views_scalars_and_empty_tensors_read_as_torch_reads_them(tmp_path: Path) -> None:
-    base = torch.arange(24.0)
-    state = {
-        "whole": base,
-        "part": base[5:9],
-        "transposed": base.reshape(4, 6).t(),
-        "stepped": base[::5],
-        "channels_last": torch.arange(48.0)
-        .reshape(2, 3, 2, 4)
-        .to(memory_format=torch.channels_last),
-        "expanded": torch.tensor([1.0, 2.0]).expand(3, 2),
-        "scalar": torch.tensor(7.0),
-        "empty": torch.zeros(0, 3),
-        "one": torch.arange(9.0)[4:5].reshape(1, 1),
-    }
-    checkpoint = saved(tmp_path / "a.pt", state)
-    assert_same(checkpoint, state)
-    strides = {name: tensor.extent.strides for name, tensor in checkpoint.tensors.items()}
-    assert strides == {
-        "whole": None,
-        "part": None,
-        "transposed": (1, 6),
-        "stepped": (5,),
-        "channels_last": (24, 1, 12, 3),
-        "expanded": (0, 1),
-        "scalar": None,
-        "empty": None,
-        "one": None,
-    }
-    assert checkpoint.tensors["empty"].extent.nbytes == 0
-    assert checkpoint.read("transposed").tolist() == base.reshape(4, 6).t().tolist()
-
-
-def test_a_size_of_one_does_not_make_strides_differ(tmp_path: Path) -> None:
-    data = torch.arange(6.0)
-    state = {"plain": data.reshape(1, 6), "odd": data.as_strided((1, 6), (77, 1))}
-    checkpoint = saved(tmp_path / "a.pt", state)
-    assert checkpoint.tensors["odd"].extent == checkpoint.tensors["plain"].extent
-
-
-def test_tied_names_share_an_extent(tmp_path: Path) -> None:
-    weight = torch.arange(6.0).reshape(2, 3)
-    state = {"embed": weight, "head": weight, "other": weight.clone(), "turned": weight.t()}
-    assert saved(tmp_path / "a.pt", state).ties == (("embed", "head"),)
-
-
-def test_parameters_buffers_and_subclasses_are_unwrapped(tmp_path: Path) -> None:
-    module = torch.nn.Linear(3, 2)
-    module.weight.note = "state of a parameter"  # type: ignore[attr-defined]
-    state = {"w": module.weight, "b": torch.nn.Buffer(torch.arange(3.0))}
-    assert_same(saved(tmp_path / "a.pt", state), state)
-
-
-def test_device_tags_do_not_matter(tmp_path: Path) -> None:
-    state = {"w": torch.arange(4.0)}
-    torch.save(state, tmp_path / "a.pt")
-    data = (tmp_path / "a.pt").read_bytes()
-    # Same length, so that nothing else moves.
-    assert data.count(b"X\x03\0\0\0cpu") == 1
-    path = written_file(tmp_path / "b.pt", data.replace(b"X\x03\0\0\0cpu", b"X\x03\0\0\0hpu"))
-    assert_same(open_torch_zip(path), state)
-
-
-def test_ten_thousand_tensors_are_found_in_order(tmp_path: Path) -> None:
-    weight = torch.arange(4.0)
-    state = {f"layers.{index}.weight": weight[index % 4 :] for index in range(10_000)}
-    checkpoint = saved(tmp_path / "a.pt", state)
-    assert list(checkpoint) == list(state)
-    assert checkpoint.tensors["layers.9999.weight"].spec.shape == (1,)
-
-
-# Finding the state dict.
-
-
-def module_state(offset: float = 0.0) -> OrderedDict[str, torch.Tensor]:
-    return OrderedDict(weight=torch.arange(4.0) + offset, bias=torch.arange(2.0) + offset)
-
-
-def test_trainers_files_give_their_state_dict_and_what_is_beside_it(tmp_path: Path) -> None:
-    optimizer = {"state": {0: {"exp_avg": torch.zeros(4)}}, "param_groups": [{"params": [0]}]}
-    checkpoint = saved(
-        tmp_path / "a.pt",
-        {
-            "epoch": 3,
-            "global_step": 1200,
-            "loss": 0.5,
-            "arch": "resnet",
-            "state_dict": module_state(),
-            "optimizer": optimizer,
-            "rng_state": torch.zeros(16, dtype=torch.uint8),
-        },
-    )
-    assert_same(checkpoint, module_state())
-    assert checkpoint.root_key == "state_dict"
-    assert checkpoint.other_entries == (
-        "epoch", "global_step", "loss", "arch", "optimizer", "rng_state",
-    )  # fmt: skip
-    assert checkpoint.scalars == {
-        "epoch": 3, "global_step": 1200, "loss": 0.5, "arch": "resnet",
-    }  # fmt: skip
-    assert checkpoint.notes == ()
-
-
-def test_the_plain_weights_win_over_the_moving_average_with_a_note(tmp_path: Path) -> None:
-    content = {"state_dict_ema": module_state(1), "state_dict": module_state()}
-    checkpoint = saved(tmp_path / "a.pt", content)
-    assert_same(checkpoint, module_state())
-    assert checkpoint.notes == (
-        "state dict found under 'state_dict'; there is also 'state_dict_ema'"
-        " (choose it with --key state_dict_ema)",
-    )
-    path = str(tmp_path / "a.pt")
-    assert_same(open_torch_zip(path, key="state_dict_ema"), module_state(1))
-
-
-@pytest.mark.parametrize(
-    ("content", "root"),
-    [
-        ({"a": {"b": 1}, "my_weights": {"w": 0}}, "my_weights"),
-        ({"model": {"state_dict": {"w": 0}, "optimizer": {"m": 0}}}, "model.state_dict"),
-        ({"model": {"state_dict": {"w": 0}, "ema": {"w": 0}}}, "model.state_dict"),
-        ({"ema": {"shadow_params": [0, 0]}}, "ema.shadow_params"),
-        ({"net": {"backbone": {"w": 0}, "head": {"w": 0}}}, "net"),
-        ({"net": {"backbone": {"w": 0}}}, "net"),
-        ({"scaler.mean": 0, "optim_head.w": 0}, ""),
-        ({"step": 0, "model": {"w": 0}}, "model"),
-        ({"optimizer": {"m": 0}, "lr_scheduler": {"x": 0}, "w": 0}, ""),
-    ],
-)
-def test_the_state_dict_is_found(tmp_path: Path, content: Any, root: str) -> None:
-    def filled(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {name: filled(value) for name, value in node.items()}
-        if isinstance(node, list):
-            return [filled(value) for value in node]
-        return torch.ones(2) if node == 0 else node
-
-    assert saved(tmp_path / "a.pt", filled(content)).root_key == root
-
-
-def test_flat_names_that_sound_like_an_optimizer_are_kept(tmp_path: Path) -> None:
-    state = {
-        "scaler.mean": torch.ones(1, 2),
-        "optimizer_head.w": torch.ones(2),
-        "amp": torch.ones(3),
-    }
-    assert_same(saved(tmp_path / "a.pt", state), state)
-
-
-def test_nested_parts_get_dotted_names_and_the_rest_is_listed(tmp_path: Path) -> None:
-    state = {"enc": {"w": torch.ones(2)}, "stack": [torch.ones(1), torch.ones(3)], "note": "x"}
-    checkpoint = saved(tmp_path / "a.pt", {"model": state, "optimizer": {"m": torch.ones(9)}})
-    assert list(checkpoint) == ["enc.w", "stack.0", "stack.1"]
-    assert checkpoint.non_tensors == ("note",)
-
-
-def test_a_pickled_module_reads_as_its_state_dict(tmp_path: Path) -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    module.register_buffer("passing", torch.zeros(5), persistent=False)
-    for content in (module, {"model": module, "epoch": 1}):
-        checkpoint = saved(tmp_path / "a.pt", content)
-        assert_same(checkpoint, dict(module.state_dict()))
-        assert checkpoint.other_entries[-1] == "class torch.nn.modules.container.Sequential"
-
-
-def test_a_module_with_protocol_4_hides_its_passing_buffers_too(tmp_path: Path) -> None:
-    module = torch.nn.Linear(3, 2)
-    module.register_buffer("passing", torch.zeros(5), persistent=False)
-    checkpoint = saved(tmp_path / "a.pt", module, pickle_protocol=4)
-    assert_same(checkpoint, dict(module.state_dict()))
-
-
-def test_data_parallel_prefixes_stay(tmp_path: Path) -> None:
-    state = torch.nn.DataParallel(torch.nn.Linear(3, 2)).state_dict()
-    assert list(saved(tmp_path / "a.pt", {"state_dict": state})) == [
-        "module.weight",
-        "module.bias",
-    ]
-
-
-# Writing with a template.
-
-
-def trainer_file(path: Path, seed: int) -> TorchZipCheckpoint:
+def trainer_file(path: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     module = module.to(memory_format=torch.channels_last)
@@ -271,17 +72,13 @@ def trainer_file(path: Path, seed: int) -> TorchZipCheckpoint:
         "epoch": seed,
     }
     torch.save(content, path)
-    return open_torch_zip(str(path))
+    return path
 
 
 def test_a_template_keeps_everything_but_the_averaged_tensors(tmp_path: Path) -> None:
-    inputs = [trainer_file(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
-    layout = lay_out_like(inputs[1], 1, mean_tasks(inputs), "", b'{"swavg": 1}')
-    assert not isinstance(layout, str)
-    path = written_file(tmp_path / "out.pt", written(layout, inputs))
-    layout.verify(path)
-
-    first, last = (loaded(tmp_path / f"{seed}.pt", weights_only=False) for seed in (1, 2))
+    paths = [trainer_file(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
+    path = averaged(paths)
+    first, last = (loaded(each, weights_only=False) for each in paths)
     for mmap in (False, True):
         out = loaded(path, mmap=mmap, weights_only=False)
         for name, tensor in out["state_dict"].items():
@@ -295,24 +92,20 @@ def test_a_template_keeps_everything_but_the_averaged_tensors(tmp_path: Path) ->
                 assert torch.equal(out["optimizer"]["state"][index][what], tensor)
         assert out["hyper"] == last["hyper"]
         assert out["thing"].tag == "kept"
-    old, new = zipfile.ZipFile(tmp_path / "2.pt"), zipfile.ZipFile(path)
+    old, new = zipfile.ZipFile(paths[1]), zipfile.ZipFile(path)
     assert new.testzip() is None
     assert new.namelist() == [*old.namelist(), "2/swavg.json"]
-    assert new.read("2/swavg.json") == b'{"swavg": 1}'
     for name in ("2/data.pkl", "2/version", "2/.data/serialization_id"):
         assert new.read(name) == old.read(name)
 
 
 def test_the_recipe_of_an_averaged_template_is_replaced(tmp_path: Path) -> None:
-    inputs = [saved(tmp_path / "a.pt", {"w": torch.ones(3)})]
-    for recipe in (b"first", b"second recipe"):
-        layout = lay_out_like(inputs[0], 0, mean_tasks(inputs), "", recipe)
-        assert not isinstance(layout, str)
-        path = written_file(tmp_path / "out.pt", written(layout, inputs))
-        inputs = [open_torch_zip(path)]
-    archive = zipfile.ZipFile(path)
-    assert archive.read("a/swavg.json") == b"second recipe"
-    assert archive.namelist().count("a/swavg.json") == 1
+    (path,) = saved(tmp_path, {"w": torch.ones(3)})
+    once = averaged([path], "once.pt")
+    swavg.average([once, once], [0.25, 0.75], output=tmp_path / "twice.pt")
+    archive = zipfile.ZipFile(tmp_path / "twice.pt")
+    assert b'"weights": [0.25, 0.75]' in archive.read("0/swavg.json")
+    assert archive.namelist().count("0/swavg.json") == 1
 
 
 def test_many_views_in_one_storage_are_replaced_and_the_gaps_kept(tmp_path: Path) -> None:
@@ -321,117 +114,141 @@ def test_many_views_in_one_storage_are_replaced_and_the_gaps_kept(tmp_path: Path
         views = {"a": flat[1:7].reshape(2, 3), "b": flat[8:14].reshape(3, 2).t(), "c": flat[15:16]}
         return {"state_dict": views, "flat": flat}
 
-    inputs = []
-    for index, scale in enumerate((1.0, 3.0)):
-        torch.save(content(scale), tmp_path / f"{index}.pt")
-        inputs.append(open_torch_zip(str(tmp_path / f"{index}.pt")))
-    layout = lay_out_like(inputs[1], 1, mean_tasks(inputs), "", None)
-    assert not isinstance(layout, str)
-    out = loaded(written_file(tmp_path / "out.pt", written(layout, inputs)))
+    out = loaded(averaged(saved(tmp_path, content(1.0), content(3.0))))
     # The gaps keep the template's three-fold values.
     kept = {0: 0.0, 7: 21.0, 14: 42.0, **{index: index * 3.0 for index in (16, 17, 18, 19)}}
-    expected = [kept.get(index, index * 2.0) for index in range(20)]
-    assert out["flat"].tolist() == expected
+    assert out["flat"].tolist() == [kept.get(index, index * 2.0) for index in range(20)]
     assert out["state_dict"]["b"].tolist() == [[16.0, 20.0, 24.0], [18.0, 22.0, 26.0]]
-    # Sources that lie as the template does need no gathering.
-    assert [s.extent.strides for t in layout.tasks for s in t.sources if t.name] == [None] * 6
+
+
+def test_inputs_that_lie_as_the_template_does_need_no_gathering(tmp_path: Path) -> None:
+    turned = torch.arange(6.0).reshape(2, 3).t()
+    paths = saved(tmp_path, {"w": turned}, {"w": turned})
+    plan = planned(paths, tmp_path / "out.pt")
+    made = plan.entries.make(plan.checkpoints, 0)
+    assert made.shape == (2, 3)
+    assert [tensor.boxes[0].strides for tensor in made.tensors] == [None, None]
 
 
 def test_a_source_of_another_order_is_gathered_into_the_templates(tmp_path: Path) -> None:
     square = torch.arange(6.0).reshape(2, 3)
-    plain = saved(tmp_path / "a.pt", {"w": square.clone()})
-    turned = saved(tmp_path / "b.pt", {"w": square.t().contiguous().t()})
-    layout = lay_out_like(turned, 1, mean_tasks([plain, turned]), "", None)
-    assert not isinstance(layout, str)
-    task = next(task for task in layout.tasks if task.name == "w")
-    assert task.shape == (3, 2)
-    assert [source.extent.strides for source in task.sources] == [(1, 3), None]
-    out = loaded(written_file(tmp_path / "out.pt", written(layout, [plain, turned])))
+    paths = saved(tmp_path, {"w": square.clone()}, {"w": square.t().contiguous().t()})
+    plan = planned(paths, tmp_path / "out.pt")
+    made = plan.entries.make(plan.checkpoints, 0)
+    assert made.shape == (3, 2)
+    assert [tensor.boxes[0].strides for tensor in made.tensors] == [(1, 3), None]
+    swavg.execute(plan)
+    out = loaded(tmp_path / "out.pt")
     assert torch.equal(out["w"], square)
+    assert out["w"].stride() == (1, 2)
 
 
-def test_one_task_is_enough_for_tied_names(tmp_path: Path) -> None:
-    inputs = []
-    for index in (0, 1):
-        weight = torch.full((2, 2), float(index))
-        inputs.append(saved(tmp_path / f"{index}.pt", {"embed": weight, "head": weight}))
-    both = mean_tasks(inputs)
-    for tasks in (both, both[:1]):
-        layout = lay_out_like(inputs[1], 1, tasks, "", None)
-        assert not isinstance(layout, str)
-        out = loaded(written_file(tmp_path / "out.pt", written(layout, inputs)))
+def test_tied_names_stay_one_tensor(tmp_path: Path) -> None:
+    weights = [torch.full((2, 2), float(index)) for index in (0, 1)]
+    paths = saved(tmp_path, *({"embed": weight, "head": weight} for weight in weights))
+    for name, policy in (("like.pt", None), ("plain.pt", PLAIN)):
+        out = loaded(averaged(paths, name, policy))
         assert out["embed"].tolist() == [[0.5, 0.5], [0.5, 0.5]]
         assert out["head"].data_ptr() == out["embed"].data_ptr()
 
 
-def replaced(task: Task, **changes: Any) -> Task:
-    from dataclasses import replace
-
-    return replace(task, **changes)
+BASE = torch.arange(9.0)
 
 
-def test_a_template_that_cannot_be_kept_says_why(tmp_path: Path) -> None:
-    base = torch.arange(9.0)
-    state = {"w": base[:4], "v": base[4:8]}
-    checkpoint = saved(tmp_path / "a.pt", state)
-    tasks = mean_tasks([checkpoint])
+@pytest.mark.parametrize(
+    ("state", "policy", "reason"),
+    [
+        ({"w": BASE[:4]}, {"dtype": "float16"}, "'w' is float32 there and becomes float16"),
+        (
+            {"w": BASE[:4], "v": BASE[4:8]},
+            {"exclude": ("v",), "drop_excluded": True},
+            "'v' is left out",
+        ),
+        ({"w": BASE[::2]}, {}, "'w' does not fill its part of the storage without gaps"),
+        (
+            {"w": torch.arange(4.0).as_strided((2, 2), (3, 0))},
+            {},
+            "'w' does not fill its part of the storage without gaps",
+        ),
+        (
+            {"w": BASE[:5], "v": BASE[3:]},
+            {},
+            "'v' shares a part of its bytes with another tensor",
+        ),
+        (
+            {"w": BASE, "v": BASE},
+            {"exclude": ("v",)},
+            None,
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_kept_says_why(
+    tmp_path: Path, state: dict[str, torch.Tensor], policy: Any, reason: str | None
+) -> None:
+    paths = saved(tmp_path, *({"state_dict": state, "epoch": epoch} for epoch in (1, 2)))
+    report = swavg.average(paths, output=tmp_path / "out.pt", policy=Policy(**policy))
+    out = loaded(tmp_path / "out.pt")
+    if reason is None:
+        assert (report.notes, out["epoch"]) == ((), 2)
+        return
+    assert report.notes == (
+        f"'epoch' of 1.pt left out: the output is a bare state dict ({reason})",
+    )
+    assert set(out) == set(state) - set(policy.get("exclude", ()))
 
-    def reason(tasks: list[Task], template: TorchZipCheckpoint = checkpoint) -> str:
-        answer = lay_out_like(template, 1, tasks, "", None)
-        assert isinstance(answer, str)
-        return answer
 
-    half = replaced(tasks[0], dtype=BY_NAME["float16"])
-    assert reason([half, tasks[1]]) == "'w' is float32 there and becomes float16"
-    assert reason([replaced(tasks[0], shape=(2, 2)), tasks[1]]) == "'w' has another shape there"
-    assert reason(tasks[:1]) == "'v' is left out"
-    assert reason([*tasks, replaced(tasks[0], name="x")]).startswith("'x' is not in ")
+def test_a_tie_of_the_template_that_does_not_hold_makes_a_bare_state_dict(tmp_path: Path) -> None:
+    apart = {"state_dict": {"w": BASE.clone(), "v": BASE + 1}, "epoch": 1}
+    tied = {"state_dict": {"w": BASE, "v": BASE}, "epoch": 2}
+    paths = saved(tmp_path, apart, tied)
+    report = swavg.average(paths, output=tmp_path / "out.pt")
+    assert "'v' is tied to 'w' there, and no longer the same" in report.notes[0]
+    assert loaded(tmp_path / "out.pt")["v"].tolist() == (BASE + 0.5).tolist()
 
-    holes = saved(tmp_path / "b.pt", {"w": base[::2]})
-    assert "without gaps" in reason(mean_tasks([holes]), holes)
-    repeats = saved(tmp_path / "c.pt", {"w": torch.arange(4.0).as_strided((2, 2), (3, 0))})
-    assert "without gaps" in reason(mean_tasks([repeats]), repeats)
-    overlap = saved(tmp_path / "d.pt", {"w": base[:5], "v": base[3:]})
-    assert "shares a part of its bytes" in reason(mean_tasks([overlap]), overlap)
-    tied = saved(tmp_path / "e.pt", {"w": base, "v": base})
-    one, two = mean_tasks([tied])
-    assert "no longer the same" in reason([one, replaced(two, weights=(2.0,))], tied)
+
+def test_a_template_of_another_format_makes_a_bare_state_dict(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.safetensors", {"w": torch.ones(3)})
+    swavg.average([path], output=tmp_path / "out.pt")
+    assert type(loaded(tmp_path / "out.pt")) is OrderedDict
 
 
 def test_tensors_copied_from_the_template_stay_raw(tmp_path: Path) -> None:
-    base = torch.arange(9.0)
-    checkpoint = saved(tmp_path / "a.pt", {"w": base[:5], "v": base[3:], "s": base[::2]})
-    tasks = [copy_task(name, checkpoint, name, 3) for name in checkpoint]
-    layout = lay_out_like(checkpoint, 3, tasks, "", None)
-    assert not isinstance(layout, str)
-    assert {task.name for task in layout.tasks} == {""}
-    out = loaded(written_file(tmp_path / "out.pt", written(layout, [checkpoint] * 4)))
-    assert raw(out["s"]) == raw(base[::2])
+    views = {"w": BASE[:5], "v": BASE[3:], "s": BASE[::2]}
+    states = ({"state_dict": {**views, "x": torch.ones(2) * n}, "epoch": n} for n in (1.0, 2.0))
+    path = averaged(saved(tmp_path, *states), policy=Policy(include=("x",)))
+    out = loaded(path)
+    assert out["epoch"] == 2
+    assert out["state_dict"]["x"].tolist() == [1.5, 1.5]
+    for name, view in views.items():
+        assert raw(out["state_dict"][name]) == raw(view)
+        assert out["state_dict"][name].stride() == view.stride()
 
 
 def test_another_alignment_of_the_template_is_kept(tmp_path: Path) -> None:
     from torch.utils.serialization import config
 
     with config.patch("save.storage_alignment", 4096):
-        torch.save({"w": torch.ones(3), "v": torch.ones(5)}, tmp_path / "a.pt")
-    checkpoint = open_torch_zip(str(tmp_path / "a.pt"))
-    assert checkpoint.alignment == 4096
-    layout = lay_out_like(checkpoint, 0, mean_tasks([checkpoint]), "", b"{}")
-    assert not isinstance(layout, str)
-    out = open_torch_zip(written_file(tmp_path / "out.pt", written(layout, [checkpoint])))
-    assert [t.extent.offset % 4096 for t in out.tensors.values()] == [0, 0]
+        paths = saved(tmp_path, {"w": torch.ones(3), "v": torch.ones(5)})
+    out = swavg.open_checkpoint(averaged(paths))
+    assert [out.tensors[name].boxes[0].offset % 4096 for name in out] == [0, 0]
+    assert out.read("v").tolist() == [1.0] * 5
 
 
-# Writing a plain state dict.
+def test_a_template_in_a_sweep_is_that_of_its_own_row(tmp_path: Path) -> None:
+    contents = ({"state_dict": {"w": torch.ones(2) * n}, "epoch": n} for n in range(3))
+    paths = saved(tmp_path, *contents)
+    rows = [Row((0.5, 0.5), (0, 1)), Row((0.5, 0.5), (1, 2))]
+    outputs = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    swavg.execute(swavg.prepare(paths, rows, outputs))
+    assert [loaded(path)["epoch"] for path in outputs] == [1, 2]
+    assert [loaded(path)["state_dict"]["w"].tolist() for path in outputs] == [[0.5] * 2, [1.5] * 2]
 
 
-def plain(path: Path, state: dict[str, torch.Tensor], ties: Any = ()) -> tuple[Any, str]:
-    checkpoint = saved(path, state)
-    tasks = [copy_task(name, checkpoint, name) for name in checkpoint]
-    layout = lay_out_plain(tasks, ties, "", None)
-    out = written_file(path.with_suffix(".out.pt"), written(layout, [checkpoint]))
-    layout.verify(out)
-    return loaded(out), out
+# A bare state dict.
+
+
+def plain(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    return averaged(saved(folder, state), policy=PLAIN)
 
 
 def test_every_dtype_shape_and_name_is_read_back_by_torch(tmp_path: Path) -> None:
@@ -440,55 +257,46 @@ def test_every_dtype_shape_and_name_is_read_back_by_torch(tmp_path: Path) -> Non
     state |= {f"empty {dtype}": of_bytes(dtype, 0).reshape(0, 300, 70000) for dtype in DTYPES}
     state |= {"schicht.größe.重み": torch.arange(300.0), "": torch.ones(1, 1, 1, 1, 1)}
     state["turned"] = torch.arange(6.0).reshape(2, 3).t()
-    out, path = plain(tmp_path / "a.pt", state)
+    (path,) = saved(tmp_path, state)
+    swavg.average([path], output=tmp_path / "out.pt", policy=PLAIN)
+    out = loaded(tmp_path / "out.pt")
     assert type(out) is OrderedDict
     assert list(out) == list(state)
     for name, tensor in out.items():
         assert (tensor.dtype, tensor.shape) == (state[name].dtype, state[name].shape)
         assert raw(tensor) == raw(state[name]), name
         assert tensor.is_contiguous()
-    assert_same(open_torch_zip(path), out)
-    assert list(loaded(path, mmap=True)) == list(state)
-    assert zipfile.ZipFile(path).testzip() is None
+    assert_same(swavg.open_checkpoint(tmp_path / "out.pt"), out)
+    assert list(loaded(tmp_path / "out.pt", mmap=True)) == list(state)
+    assert zipfile.ZipFile(tmp_path / "out.pt").testzip() is None
 
 
-def test_tied_names_share_a_storage_in_a_plain_file(tmp_path: Path) -> None:
-    state = {"embed": torch.arange(4.0), "other": torch.ones(2), "head": torch.arange(4.0)}
-    out, path = plain(tmp_path / "a.pt", state, [("embed", "head")])
-    assert list(out) == ["embed", "other", "head"]
+def test_a_tie_that_safetensors_left_out_becomes_one_tensor_again(tmp_path: Path) -> None:
+    weight = torch.arange(4.0)
+    tied = {"embed": weight, "other": torch.ones(2), "head": weight}
+    (path,) = saved(tmp_path, tied)
+    other = save(tmp_path / "a.safetensors", {"embed": weight, "other": torch.ones(2)})
+    swavg.average([path, other], output=tmp_path / "out.pt")
+    out = loaded(tmp_path / "out.pt")
     assert out["head"].data_ptr() == out["embed"].data_ptr()
-    assert out["head"].tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert open_torch_zip(path).ties == (("embed", "head"),)
+    assert swavg.open_checkpoint(tmp_path / "out.pt").ties == (("embed", "head"),)
 
 
-def test_tied_names_without_a_task_follow_the_first(tmp_path: Path) -> None:
-    checkpoint = saved(tmp_path / "a.pt", {"embed": torch.arange(4.0), "other": torch.ones(2)})
-    tasks = [copy_task(name, checkpoint, name) for name in checkpoint]
-    layout = lay_out_plain(tasks, [("embed", "head")], "", None)
-    out = loaded(written_file(tmp_path / "out.pt", written(layout, [checkpoint])))
-    assert list(out) == ["embed", "head", "other"]
-    assert out["head"].data_ptr() == out["embed"].data_ptr()
+def test_a_dtype_that_torch_lacks_is_refused(tmp_path: Path) -> None:
+    import make
 
-
-def test_a_dtype_that_torch_lacks_is_refused() -> None:
-    spec = TensorSpec("w", BY_NAME["float4_e2m1fn"], (4,))
-    task = Task("w", "copy", spec.dtype, spec.shape, (0,), (Tensor(spec, Extent(0, 0, 2)),))
+    (tmp_path / "a.safetensors").write_bytes(
+        make.packed({"w": ("F4", (4,), b"ab"), "x": ("F32", (1,), bytes(4))})
+    )
     with pytest.raises(RequestError, match=r"^'w': torch files have no dtype float4_e2m1fn$"):
-        lay_out_plain([task], [], "", None)
+        planned([tmp_path / "a.safetensors"], tmp_path / "out.pt")
 
 
 def test_torch_finds_every_storage_where_it_computes_it(tmp_path: Path) -> None:
     # Three kinds of records: with and without a descriptor, and of odd sizes.
     state = {"w": torch.ones(3), "e": torch.ones(0), "v": torch.ones(9, dtype=torch.int8)}
-    checkpoint = saved(tmp_path / "a.pt", state)
-    tasks = mean_tasks([checkpoint])
-    like = lay_out_like(checkpoint, 0, tasks, "", b"{}")
-    assert not isinstance(like, str)
-    plain_layout = lay_out_plain(tasks, (), "", b"{}")
-    paths = [
-        written_file(tmp_path / "like.pt", written(like, [checkpoint])),
-        written_file(tmp_path / "plain.pt", written(plain_layout, [checkpoint])),
-    ]
+    paths = saved(tmp_path, state)
+    files = [averaged(paths, "like.pt"), averaged(paths, "plain.pt", PLAIN)]
     script = (
         "import sys, torch\n"
         "from torch.utils.serialization import config\n"
@@ -498,7 +306,7 @@ def test_torch_finds_every_storage_where_it_computes_it(tmp_path: Path) -> None:
         "    print([tensor.sum().item() for tensor in state.values()])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, *paths],
+        [sys.executable, "-W", "ignore", "-c", script, *files],
         env={**os.environ, "TORCH_SERIALIZATION_DEBUG": "1"},
         capture_output=True,
         text=True,
@@ -507,19 +315,8 @@ def test_torch_finds_every_storage_where_it_computes_it(tmp_path: Path) -> None:
     assert done.stdout == "[3.0, 0.0, 9]\n" * 4, done.stderr
 
 
-def test_the_chunks_do_not_change_the_bytes(tmp_path: Path) -> None:
-    inputs = [trainer_file(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
-    layout = lay_out_like(inputs[1], 1, mean_tasks(inputs), "", b"{}")
-    assert not isinstance(layout, str)
-    # A layout may be planned in one process and written in another.
-    again = pickle.loads(pickle.dumps(layout))
-    assert written(layout, inputs, 3) == written(again, inputs, 100_000)
-
-
 def test_a_tiny_file_has_these_bytes(tmp_path: Path) -> None:
-    checkpoint = saved(tmp_path / "a.pt", {"w": torch.tensor([1.0, 2.0])})
-    layout = lay_out_plain(mean_tasks([checkpoint]), (), "", b"{}")
-    data = written(layout, [checkpoint])
+    data = plain(tmp_path, {"w": torch.tensor([1.0, 2.0])}).read_bytes()
     archive = zipfile.ZipFile(io.BytesIO(data))
     assert archive.read("archive/data.pkl") == (
         b"\x80\x02ccollections\nOrderedDict\nq\x00)R("
@@ -527,14 +324,13 @@ def test_a_tiny_file_has_these_bytes(tmp_path: Path) -> None:
         b"X\x07\x00\x00\x00storageq\x02ctorch\nFloatStorage\nq\x03X\x01\x00\x00\x000"
         b"X\x03\x00\x00\x00cpuq\x04K\x02tQK\x00K\x02\x85K\x01\x85\x89h\x00)RtRu."
     )
-    assert [(i.filename, i.header_offset, i.file_size) for i in archive.infolist()] == [
+    assert [(i.filename, i.header_offset, i.file_size) for i in archive.infolist()][:-1] == [
         ("archive/data.pkl", 0, 148),
         ("archive/.format_version", 228, 1),
         ("archive/.storage_alignment", 337, 2),
         ("archive/byteorder", 466, 6),
         ("archive/data/0", 598, 8),
         ("archive/version", 728, 2),
-        ("archive/swavg.json", 850, 2),
     ]
     assert (
         data[598:728]
@@ -544,107 +340,91 @@ def test_a_tiny_file_has_these_bytes(tmp_path: Path) -> None:
             b"PK\x07\x08" + struct.pack("<3I", archive.getinfo("archive/data/0").CRC, 8, 8)
         )[:130]
     )
-    assert len(data) == layout.size
 
 
 def test_verify_notices_another_file(tmp_path: Path) -> None:
-    checkpoint = saved(tmp_path / "a.pt", {"w": torch.ones(2)})
-    layout = lay_out_plain(mean_tasks([checkpoint]), (), "", None)
-    saved(tmp_path / "other.pt", {"w": torch.ones(3)})
-    with pytest.raises(OutputError, match="another 'w' than was planned"):
-        layout.verify(str(tmp_path / "other.pt"))
-    short = written_file(tmp_path / "short.pt", written(layout, [checkpoint])[:-1])
-    with pytest.raises(OutputError, match="does not open"):
-        layout.verify(short)
+    one, other = saved(tmp_path, {"w": torch.ones(2)}, {"v": torch.ones(2)})
+    for policy in (None, PLAIN):
+        plan = planned([one], tmp_path / "out.pt", policy=policy, force=True)
+        swavg.execute(plan)
+        layout = plan.outputs[0].files[0].layout
+        layout.verify(str(tmp_path / "out.pt"))
+        with pytest.raises(OutputError, match="has other tensors than were planned"):
+            layout.verify(str(other))
+        (tmp_path / "short.pt").write_bytes((tmp_path / "out.pt").read_bytes()[:-1])
+        with pytest.raises(OutputError, match="does not open"):
+            layout.verify(str(tmp_path / "short.pt"))
 
 
-def sparse_archive(path: Path, members: tuple[Member, ...]) -> tuple[Placed, ...]:
-    """An archive whose large members are holes; CRCs are left at 0."""
-    placed = arranged(members)
-    directory = b"".join(each.entry(0) for each in placed)
-    with open(path, "wb") as file:
-        for each in placed:
-            file.seek(each.header)
-            file.write(each.local + (each.member.body or b""))
-            file.seek(each.start + each.member.size)
-            file.write(each.descriptor(0))
-        end = placed[-1].end
-        file.seek(end)
-        file.write(directory + ending(len(placed), end, len(directory)))
-    return placed
+# Legacy files.
 
 
-def test_records_beyond_four_gibibytes_are_where_torch_computes_them(tmp_path: Path) -> None:
-    from swavg.formats.files import InputFile
-    from swavg.formats.torch_plain import state_dict_pickle
+def test_a_legacy_template_keeps_everything_but_the_averaged_tensors(tmp_path: Path) -> None:
+    def content(scale: float) -> dict[str, Any]:
+        flat = torch.arange(12.0) * scale
+        return {
+            "args": argparse.Namespace(lr=scale),
+            "state_dict": {"a": flat[1:7].reshape(2, 3).t(), "b": torch.full((2,), scale)},
+            "optimizer": {"m": torch.full((3,), scale)},
+            "steps": torch.tensor(3),
+        }
 
-    big, small = (1 << 30) + 5, 3
-    entries = [
-        (TensorSpec("big", BY_NAME["float32"], (big,)), 0),
-        (TensorSpec("small", BY_NAME["float32"], (small,)), 1),
-        (TensorSpec("empty", BY_NAME["float32"], (0,)), 2),
-        (TensorSpec("last", BY_NAME["float32"], (small,)), 3),
-    ]
-    body = state_dict_pickle(entries)
-    members = (
-        Member("archive/data.pkl", len(body), body),
-        Member("archive/.format_version", 1, b"1"),
-        Member("archive/.storage_alignment", 2, b"64"),
-        Member("archive/byteorder", 6, b"little"),
-        *(Member(f"archive/data/{key}", spec.nbytes) for spec, key in entries),
-        Member("archive/version", 2, b"3\n"),
-    )
-    path = tmp_path / "big.pt"
-    placed = sparse_archive(path, members)
-    with open(path, "rb") as file:
-        records = read_records(file.fileno(), InputFile.identify(str(path)))
-    assert [(r.name, r.offset, r.size) for r in records] == [
-        (each.member.name, each.start, each.member.size) for each in placed
-    ]
-    assert all(record.offset % 64 == 0 for record in records)
-    infos = zipfile.ZipFile(path).infolist()
-    assert [(i.header_offset, i.file_size) for i in infos] == [
-        (each.header, each.member.size) for each in placed
-    ]
-    checkpoint = open_torch_zip(str(path))
-    assert checkpoint.tensors["last"].extent.offset == placed[7].start > 1 << 32
-    script = (
-        "import sys, torch\n"
-        "state = torch.load(sys.argv[1], mmap=True, weights_only=True)\n"
-        "print([len(tensor) for tensor in state.values()])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, str(path)],
-        env={**os.environ, "TORCH_SERIALIZATION_DEBUG": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == f"[{big}, 3, 0, 3]\n", done.stderr
+    paths = saved(tmp_path, content(1.0), content(3.0), _use_new_zipfile_serialization=False)
+    path = averaged(paths)
+    out = loaded(path, weights_only=False)
+    assert out["state_dict"]["a"].tolist() == (torch.arange(12.0) * 2)[1:7].view(2, 3).t().tolist()
+    assert out["state_dict"]["b"].tolist() == [2.0, 2.0]
+    assert out["optimizer"]["m"].tolist() == [3.0, 3.0, 3.0]
+    assert out["args"] == argparse.Namespace(lr=3.0)
+    # Only the bytes of the two tensors differ from the template: 8 floats.
+    old, new = paths[1].read_bytes(), path.read_bytes()
+    changed = {at for at, (one, two) in enumerate(zip(old, new, strict=True)) if one != two}
+    tensors = swavg.open_checkpoint(paths[1]).tensors.values()
+    places = [(tensor.boxes[0].offset, tensor.spec.nbytes) for tensor in tensors]
+    assert changed
+    assert changed <= {at for offset, size in places for at in range(offset, offset + size)}
 
 
-def test_more_records_than_sixteen_bits_count(tmp_path: Path) -> None:
-    from swavg.formats.files import InputFile
+def test_a_legacy_template_with_gaps_makes_a_bare_state_dict(tmp_path: Path) -> None:
+    state = {"state_dict": {"w": BASE[::2]}, "epoch": 1}
+    paths = saved(tmp_path, state, state, _use_new_zipfile_serialization=False)
+    report = swavg.average(paths, output=tmp_path / "out.pt")
+    assert "'w' does not fill its part of the storage without gaps" in report.notes[0]
+    assert zipfile.is_zipfile(tmp_path / "out.pt")
+    assert loaded(tmp_path / "out.pt")["w"].tolist() == BASE[::2].tolist()
 
-    members = tuple(Member(f"a/{index}", 0, b"") for index in range(70_000))
-    sparse_archive(tmp_path / "many.pt", members)
-    with open(tmp_path / "many.pt", "rb") as file:
-        records = read_records(file.fileno(), InputFile.identify(str(tmp_path / "many.pt")))
-    assert len(records) == len(zipfile.ZipFile(tmp_path / "many.pt").namelist()) == 70_000
+
+def test_a_legacy_file_alone_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    state = {"w": torch.arange(4.0), "t": torch.arange(6.0).reshape(2, 3).t()}
+    (path,) = saved(tmp_path, state, _use_new_zipfile_serialization=False)
+    assert averaged([path]).read_bytes() == path.read_bytes()
+
+
+def test_a_legacy_output_that_is_another_file_is_noticed(tmp_path: Path) -> None:
+    states = {"w": torch.ones(2)}, {"v": torch.ones(2)}
+    one, other = saved(tmp_path, *states, _use_new_zipfile_serialization=False)
+    layout = planned([one], tmp_path / "out.pt").outputs[0].files[0].layout
+    layout.verify(str(one))
+    with pytest.raises(OutputError, match="has other tensors than were planned"):
+        layout.verify(str(other))
 
 
 def test_reading_and_writing_never_imports_torch(tmp_path: Path) -> None:
-    saved(tmp_path / "a.pt", {"w": torch.ones(2)})
+    one, two = saved(tmp_path, {"w": torch.ones(2)}, {"w": torch.ones(2)})
+    old, new = saved(tmp_path, {"w": torch.ones(2)}, {"w": torch.ones(2)}, suffix=".pth",
+                     _use_new_zipfile_serialization=False)  # fmt: skip
     script = (
-        "import sys\n"
-        "from swavg.formats.torch_zip import open_torch_zip, lay_out_plain\n"
-        "import swavg.formats.torch_legacy\n"
-        "print(list(open_torch_zip(sys.argv[1])), 'torch' in sys.modules)\n"
+        "import sys, swavg\n"
+        "one, two, old, new, out = sys.argv[1:]\n"
+        "swavg.average([one, two], output=out + '.pt')\n"
+        "swavg.average([old, new], output=out + '.pth')\n"
+        "swavg.average([old, two], output=out, policy=swavg.Policy(weights_only=True))\n"
+        "print('torch' in sys.modules)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "a.pt")],
+        [sys.executable, "-c", script, one, two, old, new, tmp_path / "out"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == "['w'] False\n"
+    assert done.stdout == "False\n"

@@ -1,0 +1,103 @@
+"""Where an output goes and of which format it is: by its suffix, else as the first input."""
+
+import os
+
+import make
+import numpy as np
+import pytest
+import torch
+from checkpoints import save
+
+from swavg.errors import RequestError
+from swavg.formats import open_checkpoint
+from swavg.planning.targets import Target, choose_target, default_path, suffix_of
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """An open checkpoint of each format."""
+    folder = tmp_path / "in"
+    save(folder / "a.safetensors", {"x": torch.ones(2)})
+    torch.save({"x": torch.ones(2)}, folder / "a.pt")
+    torch.save({"x": torch.ones(2)}, folder / "a.pth", _use_new_zipfile_serialization=False)
+    make.sharded(folder / "m", {"model.safetensors": {"x": np.ones(2, np.float32)}})
+    names = {"safetensors": "a.safetensors", "torch": "a.pt", "torch-legacy": "a.pth",
+             "folder": "m"}  # fmt: skip
+    return {kind: open_checkpoint(folder / name) for kind, name in names.items()}
+
+
+@pytest.mark.parametrize("first", ["safetensors", "torch", "torch-legacy", "folder"])
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("out.safetensors", "safetensors"),
+        ("out.SAFETENSORS", "safetensors"),
+        ("out.pt", "torch"),
+        ("out.pth", "torch"),
+        ("out.bin", "torch"),
+        ("out.ckpt", "torch"),
+        ("out.pth.tar", "torch"),
+    ],
+)
+def test_a_suffix_names_the_format(inputs, tmp_path, first, name, format):
+    path = str(tmp_path / name)
+    assert choose_target(path, inputs[first], None) == Target(path, format)
+
+
+@pytest.mark.parametrize(
+    ("first", "format"),
+    [
+        ("safetensors", "safetensors"),
+        ("torch", "torch"),
+        ("torch-legacy", "torch"),
+        ("folder", "folder"),
+    ],
+)
+@pytest.mark.parametrize("name", ["out", "ckpt-1.5", "out.xyz"])
+def test_without_one_it_is_that_of_the_first_input(inputs, tmp_path, first, format, name):
+    path = str(tmp_path / name)
+    assert choose_target(path, inputs[first], None, force=True) == Target(path, format, True)
+
+
+def test_standard_output_is_one_safetensors_file(inputs):
+    assert choose_target(None, inputs["torch"], None) == Target(None, "safetensors")
+    with pytest.raises(RequestError, match="Standard output takes one file"):
+        choose_target(None, inputs["torch"], 1000)
+
+
+def test_a_file_goes_into_a_folder_that_exists(inputs, tmp_path):
+    (tmp_path / "out").mkdir()
+    found = choose_target(str(tmp_path / "out"), inputs["torch"], None)
+    assert found == Target(str(tmp_path / "out" / "averaged.pt"), "torch")
+
+
+def test_shards_and_a_slash_at_the_end_ask_for_a_folder(inputs, tmp_path):
+    path = str(tmp_path / "out")
+    assert choose_target(path, inputs["torch"], 1000) == Target(path, "folder")
+    assert choose_target(f"{path}/", inputs["safetensors"], None) == Target(path, "folder")
+    with pytest.raises(RequestError, match="A folder of shards cannot be named"):
+        choose_target(f"{path}.pt", inputs["torch"], 1000)
+
+
+def test_a_pipe_takes_one_file(inputs, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.pt")
+    path = str(tmp_path / "pipe")
+    assert choose_target(path, inputs["folder"], None) == Target(path, "safetensors")
+    assert choose_target(path, inputs["torch"], None) == Target(path, "torch")
+    assert choose_target(f"{path}.pt", inputs["safetensors"], None) == Target(f"{path}.pt", "torch")
+
+
+def test_the_default_name_is_like_the_first_input(inputs):
+    assert default_path(inputs["safetensors"]) == "averaged.safetensors"
+    assert default_path(inputs["torch-legacy"]) == "averaged.pth"
+    assert default_path(inputs["folder"]) == "averaged"
+    assert default_path(inputs["torch"], 1000) == "averaged"
+
+
+@pytest.mark.parametrize(
+    ("path", "suffix"),
+    [("a/b.pt", ".pt"), ("a.pth.tar", ".pth.tar"), ("ckpt-1.5", ""), ("a", ""), ("a.b/c/", "")],
+)
+def test_a_number_is_no_suffix(path, suffix):
+    assert suffix_of(path) == suffix
