@@ -187,7 +187,8 @@ def execute_and_report(
 def _show_plan(plan: Plan, resources: Resources, display: Display, notes: Sequence[str]) -> None:
     from swavg.console import messages
     from swavg.console import report as console
-    from swavg.engine.average import check, dry_run
+    from swavg.engine.average import dry_run
+    from swavg.engine.outputs import check
 
     check(plan)
     reports = dry_run(plan, resources)
