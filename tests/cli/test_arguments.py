@@ -1,7 +1,6 @@
 """Arguments in messages become options."""
 
 import pytest
-
 from swavg.cli.arguments import as_options
 
 

@@ -11,12 +11,12 @@ import torch
 from checkpoints import load, run_request, save, state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import swavg
-from swavg import Policy, methods
 from swavg.averaging import prepare_many
 from swavg.job import Wanted, run_together
 from swavg.recipe import recipe_of
+
+import swavg
+from swavg import Policy, methods
 from swavg.series import discover
 
 RELAXED = settings(

@@ -10,9 +10,9 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from swavg.errors import InputError
+from swavg.formats.checkpoint import Record
 from swavg.formats.torch.blocks import Read, read_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import MAX_BYTES, Graph, unpickle
@@ -28,16 +28,6 @@ from swavg.formats.torch.zip_directory import (
 
 # Of LOCAL: signature, flags, method, packed and full size, lengths of name and extra field.
 _FIELDS = struct.Struct("<4s2x2H8x2I2H")
-
-
-class Record(NamedTuple):
-    """A stored member: its name in the archive's folder, its bytes in the file, and their CRC-32
-    as the directory has it."""
-
-    name: str
-    offset: int
-    size: int
-    crc: int
 
 
 @dataclass(frozen=True, eq=False)

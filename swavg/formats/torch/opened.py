@@ -125,6 +125,7 @@ def _opened(
         root_key=state.root_key,
         others=state.other_entries,
         non_tensors=state.non_tensors,
+        records={} if template.archive is None else {0: template.archive},
         template=template,
     )
     table = TensorTable(contents.table.columns, contents.table.base + shift)
