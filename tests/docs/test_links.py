@@ -107,6 +107,18 @@ def test_the_commands_that_are_shown_have_the_options_that_they_are_shown_with(p
             assert option in known, f"swavg {command} {option}"
 
 
+def test_the_examples_of_the_help_have_options_that_there_are():
+    from swavg.cli import cli
+
+    for command in cli.list_commands(None):
+        text = cli.get_command(None, command).help.replace("\\\n", " ")
+        shown = re.findall(r"^ *swavg ([a-z]+) (.*?)(?: {2,}|$)", text, re.MULTILINE)
+        assert shown, f"swavg {command} --help has no example"
+        for name, rest in shown:
+            for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", f" {rest}"):
+                assert option in options_of(name), f"swavg {name} {option}"
+
+
 def test_every_option_that_a_page_names_is_one_of_some_command():
     from swavg.cli import cli
 
