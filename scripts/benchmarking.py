@@ -93,8 +93,9 @@ def make_checkpoints(
     suffixes: Sequence[str] = (".safetensors",),
     turned: Sequence[int] = (),
 ) -> list[Path]:
-    """Write ``count`` checkpoints with each of the suffixes, in two processes; the paths of those
-    with the first. ``turned`` are the numbers of those whose matrices lie column by column."""
+    """Write ``count`` checkpoints with each of the suffixes, large ones in two processes; the paths
+    of those with the first. The matrices of those with the numbers ``turned`` lie column by
+    column."""
     specs = [
         {
             "path": str(folder / f"input-{seed:02}{suffix}"),
@@ -106,11 +107,13 @@ def make_checkpoints(
         for suffix in suffixes
         for seed in range(count)
     ]
+    size = ITEM_BYTES[dtype] * sum(map(math.prod, shapes.values()))
+    jobs = 2 if len(specs) * size > 64 * MIB else 1
     workers = []
     try:
-        for i in range(2):
+        for i in range(jobs):
             listed = folder / f"job-{i}.json"
-            listed.write_text(json.dumps(specs[i::2]))
+            listed.write_text(json.dumps(specs[i::jobs]))
             workers.append(subprocess.Popen(job("generate", listed)))
         if any(worker.wait() != 0 for worker in workers):
             sys.exit("The checkpoints could not be generated; see above.")

@@ -89,7 +89,7 @@ _RUN = (
     Option("distances", "--no-geometry", "Do not look how far each input lies from the average."),
     Option("device", "--device", "Where to compute. The bytes are the same.", "cpu|cuda|cuda:N",
            environment="SWAVG_DEVICE"),
-    Option("threads", "--threads", "Workers. [default: the processors of this process]", "N",
+    Option("threads", "--threads", "Workers. [default: the processors of this process, at most 8]", "N",
            COUNT, "SWAVG_THREADS"),
     Option("memory", "--memory", "Bound on buffers. [default: 32MiB]", "SIZE", Size(),
            "SWAVG_MEMORY"),

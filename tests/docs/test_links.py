@@ -13,9 +13,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 # What stands for another name (NAME.py, tests/.../*.py) is no path.
 PATH = re.compile(r"(?:[a-z_.-]+/)+[a-z_.-]*|[a-z_-]+\.(?:py|md|toml)")
 DOTTED = re.compile(r"[a-z_]+(?:\.[A-Za-z_]+)+")
-OURS = [
-    page for page in PAGES if page.name in ("architecture.md", "CONTRIBUTING.md", "README.md")
-]
+OURS = [page for page in PAGES if page.name in ("architecture.md", "CONTRIBUTING.md", "README.md")]
 
 
 def name(page):
@@ -79,10 +77,9 @@ def is_there(parts):
 def test_every_function_and_class_that_is_named_is_there(page):
     rooms = {path.stem for path in PACKAGE.iterdir()} | {"swavg"}
     for text in CODE.findall(page.read_text()):
-        if DOTTED.fullmatch(text) and (first := text.split(".")[0]) in rooms:
-            if not PATH.fullmatch(text):
-                parts = text.split(".")
-                assert is_there(parts[1:] if first == "swavg" else parts), text
+        first, *more = text.split(".")
+        if first in rooms and DOTTED.fullmatch(text) and not PATH.fullmatch(text):
+            assert is_there(more if first == "swavg" else [first, *more]), text
 
 
 def test_a_name_that_is_not_there_is_noticed():
@@ -110,13 +107,26 @@ def test_the_commands_that_are_shown_have_the_options_that_they_are_shown_with(p
             assert option in known, f"swavg {command} {option}"
 
 
+def test_the_examples_of_the_help_have_options_that_there_are():
+    from swavg.cli import cli
+
+    for command in cli.list_commands(None):
+        text = cli.get_command(None, command).help.replace("\\\n", " ")
+        shown = re.findall(r"^ *swavg ([a-z]+) (.*?)(?: {2,}|$)", text, re.MULTILINE)
+        assert shown, f"swavg {command} --help has no example"
+        for name, rest in shown:
+            for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", f" {rest}"):
+                assert option in options_of(name), f"swavg {name} {option}"
+
+
 def test_every_option_that_a_page_names_is_one_of_some_command():
     from swavg.cli import cli
 
     known = {option for command in cli.list_commands(None) for option in options_of(command)}
     # Those of the project's own scripts, and of other programs.
     known |= {"--torch", "--version"}
-    for page in PAGES:
+    # What is gone is named in the changelog.
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md"):
         for text in CODE.findall(page.read_text()):
             option = re.match(r"--[a-z][a-z-]*", text)
             assert option is None or option[0] in known, f"{page.name}: {option[0]}"
