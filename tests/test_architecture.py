@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "swavg"
 FLOORS = {
     "errors": 0,
     "dtypes": 0,
+    "gc_pause": 0,
     "weights": 1,
     "storage": 1,
     "formats": 2,

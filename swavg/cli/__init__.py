@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from swavg import __version__
-from swavg.cli.errors import print_error, tell
+from swavg.cli.errors import is_memory_short, print_error, tell, tell_memory_short
 from swavg.cli.signals import exit_code, stop_on_signals
 from swavg.cli.streams import discard_stdout, reopen_closed
 from swavg.errors import OutputError, SwavgError, did_you_mean
@@ -97,6 +97,10 @@ def _run(args: Sequence[str]) -> int:
         command = next((_command(word) for word in args if word in _COMMANDS), None)
         verbose = "-v" in options or "--verbose" in options
         return tell(error, command, as_json=as_json, verbose=verbose)
+    except (MemoryError, OSError, ImportError) as error:
+        if not is_memory_short(error):
+            raise
+        return tell_memory_short(as_json=as_json)
     except click.ClickException as error:
         error.show()
         if as_json:

@@ -79,10 +79,11 @@ def bn(
     from swavg.console import recalibration
     from swavg.console.progress import progress_bar
     from swavg.engine.report import STDOUT
-    from swavg.training import loading
+    from swavg.evaluation import loading
 
     loading.require_torch()
-    from swavg.training.recalibrate import check_output, device_of, recalibrate
+    from swavg.evaluation.fresh_statistics import device_of
+    from swavg.evaluation.recalibrate import check_output, recalibrate
 
     # Building the data may take minutes: what can be refused is refused before.
     device_of(device)

@@ -3,6 +3,7 @@ exit code. Arguments of the library become options here."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -51,6 +52,24 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
     return error.exit_code
 
 
+def is_memory_short(error: MemoryError | OSError | ImportError) -> bool:
+    """Whether that is why something could not be done."""
+    if isinstance(error, ImportError):
+        # What the loader says of a library that finds no room.
+        return any(text in str(error) for text in ("failed to map", "annot allocate memory"))
+    return isinstance(error, MemoryError) or error.errno == errno.ENOMEM
+
+
+def tell_memory_short(*, as_json: bool) -> int:
+    """Say so, with nothing that has to be imported first; the exit code."""
+    message = "There is not enough memory."
+    hint = "Where there are these options, use a smaller --memory, or fewer --threads."
+    print(f"error {message}\n      {hint}", file=sys.stderr)
+    if as_json:
+        print_error(1, "memory", message, hint)
+    return 1
+
+
 def print_error(
     code: int,
     kind: str,
@@ -91,7 +110,10 @@ def with_options(text: str, params: Sequence[click.Parameter]) -> str:
                     return _longest(each.opts)
             elif each.is_flag:
                 return _longest((each.secondary_opts if value == "False" else []) or each.opts)
-        return _longest(named[0].opts) + (f" {value}" if value is not None else "")
+        # Quotes stay where a shell would read the text as more than a word.
+        plain = value is not None and re.fullmatch(r"'[\w.+-]+'", value)
+        shown = value[1:-1] if value is not None and plain else value
+        return _longest(named[0].opts) + (f" {shown}" if shown is not None else "")
 
     return _ARGUMENT.sub(option, text)
 

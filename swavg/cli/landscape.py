@@ -9,10 +9,10 @@ import click
 from swavg.cli.survey import SurveyOptions, survey_options
 
 if TYPE_CHECKING:
-    from swavg.landscape.outputs import Outputs
-    from swavg.landscape.planar import Layout
-    from swavg.landscape.surface import Surface
-    from swavg.landscape.survey import Survey
+    from swavg.evaluation.landscape.outputs import Outputs
+    from swavg.evaluation.landscape.planar import Layout
+    from swavg.evaluation.landscape.surface import Surface
+    from swavg.evaluation.landscape.survey import Survey
 
 
 @click.command()
@@ -48,9 +48,9 @@ def landscape(
     swavg landscape a.pt b.pt c.pt --mark swa.pt --series run/ --model train.py:Net \\
         --data train.py:test_batches --bn-data train.py:train_batches --metric both -o plane.svg
     """
-    from swavg.landscape import table as tables
-    from swavg.landscape.grid import parse_shape
-    from swavg.landscape.planar import lay_out, survey_of
+    from swavg.evaluation.landscape import table as tables
+    from swavg.evaluation.landscape.grid import parse_shape
+    from swavg.evaluation.landscape.planar import lay_out, survey_of
     from swavg.series import discover
 
     shape = parse_shape(grid)
@@ -87,7 +87,7 @@ def landscape(
         messages.notes(options.notes(model))
     with tables.opened(
         outputs.csv,
-        survey.asked,
+        survey.cache_key,
         survey.columns,
         anew=options.anew,
         force=options.force,
@@ -95,7 +95,7 @@ def landscape(
         values = options.run(survey, table, model, corners, marks)
         if isinstance(values, int):
             return values
-        from swavg.landscape.planar import surface_of
+        from swavg.evaluation.landscape.planar import surface_of
 
         surface = surface_of(layout, values, labels)
         drawn = _drawn(surface, options, outputs)
@@ -107,8 +107,8 @@ def landscape(
 def _drawn(surface: Surface, options: SurveyOptions, outputs: Outputs) -> bytes | None:
     if outputs.figure is None:
         return None
-    from swavg.landscape.drawing import encoded, figure_format
-    from swavg.landscape.figure import draw
+    from swavg.evaluation.landscape.drawing import encoded, figure_format
+    from swavg.evaluation.landscape.figure import draw
 
     figure = draw(surface, options.metrics, subject=options.subject)
     return encoded(figure, figure_format(outputs.figure))

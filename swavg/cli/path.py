@@ -11,10 +11,10 @@ from swavg.cli.survey import SurveyOptions, survey_options
 from swavg.cli.values import read_paths
 
 if TYPE_CHECKING:
-    from swavg.landscape.line import Line
-    from swavg.landscape.outputs import Outputs
-    from swavg.landscape.route import Route
-    from swavg.landscape.survey import Survey
+    from swavg.evaluation.landscape.line import Line
+    from swavg.evaluation.landscape.outputs import Outputs
+    from swavg.evaluation.landscape.route import Route
+    from swavg.evaluation.landscape.survey import Survey
 
 
 @click.command()
@@ -44,9 +44,9 @@ def path(
     swavg path a.pt b.pt --model train:build_model --data train:test_loader
     swavg path a.pt b.pt --model train.py:Net --data train.py:test --metric both -o line.pdf
     """
-    from swavg.landscape import route as routes
-    from swavg.landscape import table as tables
-    from swavg.landscape.line import line_of
+    from swavg.evaluation.landscape import route as routes
+    from swavg.evaluation.landscape import table as tables
+    from swavg.evaluation.landscape.line import line_of
 
     paths = read_paths(checkpoints, null=False)
     outputs = options.outputs("path")
@@ -73,7 +73,7 @@ def path(
         messages.notes(options.notes(model))
     with tables.opened(
         outputs.csv,
-        survey.asked,
+        survey.cache_key,
         survey.columns,
         anew=options.anew,
         force=options.force,
@@ -90,8 +90,8 @@ def path(
 def _drawn(line: Line, labels: list[str], options: SurveyOptions, outputs: Outputs) -> bytes | None:
     if outputs.figure is None:
         return None
-    from swavg.landscape.drawing import encoded, figure_format
-    from swavg.landscape.line_figure import draw
+    from swavg.evaluation.landscape.drawing import encoded, figure_format
+    from swavg.evaluation.landscape.line_figure import draw
 
     figure = draw(line, options.metrics, labels=labels, subject=options.subject)
     return encoded(figure, figure_format(outputs.figure))
@@ -113,7 +113,7 @@ def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:
 
 def _report(line: Line, labels: list[str], options: SurveyOptions, outputs: Outputs) -> None:
     from swavg.console import line as console
-    from swavg.landscape.line import verdict
+    from swavg.evaluation.landscape.line import verdict
 
     if not options.quiet:
         if options.shows_chart():

@@ -71,6 +71,7 @@ class Run:
     device: str = "cpu"
     threads: int | None = None
     memory: int | None = None
+    check_crc: bool = False
     force: bool = False
     dry_run: bool = False
 
@@ -88,10 +89,12 @@ _RUN = (
     Option("distances", "--no-geometry", "Do not look how far each input lies from the average."),
     Option("device", "--device", "Where to compute. The bytes are the same.", "cpu|cuda|cuda:N",
            environment="SWAVG_DEVICE"),
-    Option("threads", "--threads", "Workers. [default: the processors of this process]", "N",
+    Option("threads", "--threads", "Workers. [default: the processors of this process, at most 8]", "N",
            COUNT, "SWAVG_THREADS"),
     Option("memory", "--memory", "Bound on buffers. [default: 32MiB]", "SIZE", Size(),
            "SWAVG_MEMORY"),
+    Option("check_crc", "--check-crc",
+           "Compare what is read with the checksums that PyTorch files hold; it takes longer."),
     Option("force", "--force", "Replace an existing output."),
     Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
 )  # fmt: skip
@@ -157,7 +160,7 @@ def execute_and_report(
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
 
-    resources = Resources(run.device, run.threads, run.memory)
+    resources = Resources(run.device, run.threads, run.memory, check_crc=run.check_crc)
     plan = prepare(
         request.inputs,
         request.rows,
@@ -184,7 +187,8 @@ def execute_and_report(
 def _show_plan(plan: Plan, resources: Resources, display: Display, notes: Sequence[str]) -> None:
     from swavg.console import messages
     from swavg.console import report as console
-    from swavg.engine.average import check, dry_run
+    from swavg.engine.average import dry_run
+    from swavg.engine.outputs import check
 
     check(plan)
     reports = dry_run(plan, resources)

@@ -18,12 +18,12 @@ from swavg.cli.values import COUNT, KEY_HELP
 
 if TYPE_CHECKING:
     from swavg.console.progress import OnProgress
+    from swavg.evaluation.evaluate import Module
+    from swavg.evaluation.landscape.outputs import Outputs
+    from swavg.evaluation.landscape.surface import Metric
+    from swavg.evaluation.landscape.survey import Survey, Value
+    from swavg.evaluation.landscape.table import Table
     from swavg.formats.checkpoint import Checkpoint
-    from swavg.landscape.outputs import Outputs
-    from swavg.landscape.surface import Metric
-    from swavg.landscape.survey import Survey, Value
-    from swavg.landscape.table import Table
-    from swavg.training.evaluate import Module
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class SurveyOptions:
         return ("error",) if self.metric == "error" else ("loss",)
 
     def outputs(self, stem: str) -> Outputs:
-        from swavg.landscape.outputs import outputs
+        from swavg.evaluation.landscape.outputs import outputs
 
         return outputs(self.output, self.csv, stem, force=self.force, anew=self.anew)
 
@@ -68,7 +68,7 @@ class SurveyOptions:
 
     def build(self) -> Module:
         """The model on its device. What the user's code prints goes to stderr."""
-        from swavg.training import loading
+        from swavg.evaluation import loading
 
         if self.keep_bn and self.bn_data is not None:
             raise click.UsageError("--keep-bn recomputes nothing, so that --bn-data has no use.")
@@ -81,7 +81,7 @@ class SurveyOptions:
 
     def weights(self, model: Module) -> Sequence[Sequence[str]]:
         """The names of what counts as weights."""
-        from swavg.training.evaluate import parameter_names
+        from swavg.evaluation.evaluate import parameter_names
 
         return parameter_names(model)
 
@@ -93,9 +93,9 @@ class SurveyOptions:
 
     def recomputes(self, model: Module) -> bool:
         """Whether batch-norm statistics are computed at every point."""
-        from swavg.training.evaluate import has_running_statistics
+        from swavg.training.batchnorm import has_statistics
 
-        found = has_running_statistics(model)
+        found = has_statistics(model)
         if self.bn_data is not None and not found:
             raise click.UsageError(
                 "--bn-data has no use: the model has no batch-norm with running statistics."
@@ -124,7 +124,7 @@ class SurveyOptions:
 
     def label(self, count: int, names: Sequence[str]) -> list[str]:
         """Labels for ``count`` points; what is not given is taken from ``names``."""
-        from swavg.landscape.survey import short
+        from swavg.evaluation.landscape.survey import short
 
         if self.labels is None or self.labels == "names":
             return [short(name) for name in names]
@@ -144,11 +144,11 @@ class SurveyOptions:
         """The values of all points; an exit code if it was interrupted, which has been said."""
         from swavg.console import survey as console
         from swavg.console.progress import progress_bar
-        from swavg.landscape.scoring import scoring
-        from swavg.landscape.survey import run
-        from swavg.training import loading
-        from swavg.training.evaluate import Evaluator
-        from swavg.training.passes import Passes
+        from swavg.evaluation import loading
+        from swavg.evaluation.batches import Passes
+        from swavg.evaluation.evaluate import Evaluator
+        from swavg.evaluation.landscape.scoring import scoring
+        from swavg.evaluation.landscape.survey import run
 
         # What the user's code prints goes to stderr.
         with loading.prints_on_stderr():
@@ -168,7 +168,7 @@ class SurveyOptions:
                 ):
                     return run(survey, table, score, on_point)
             except KeyboardInterrupt as stopped:
-                done, total = len(table.rows), len(survey.stops)
+                done, total = len(table.rows), len(survey.points)
                 console.interrupted(done, total, str(table.path))
                 return exit_code(stopped)
 

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from swavg.console.page import Page
 from swavg.console.text import block, one_line, values_text
-from swavg.landscape.line import Line, extent, number, verdict
-from swavg.landscape.surface import Metric
+from swavg.evaluation.landscape.line import Line, extent, number, verdict
+from swavg.evaluation.landscape.surface import Metric
 
 _WIDEST, _WIDTH = 56, 80
 _HEIGHT = 8

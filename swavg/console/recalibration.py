@@ -10,8 +10,8 @@ from swavg.console.page import Page
 from swavg.console.text import counted, printable
 
 if TYPE_CHECKING:
-    from swavg.training.moved import Quantiles
-    from swavg.training.recalibrate import Recalibration
+    from swavg.evaluation.recalibrate import Recalibration
+    from swavg.evaluation.statistics_shift import Quantiles
 
 
 def summary(done: Recalibration) -> None:

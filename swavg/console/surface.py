@@ -12,9 +12,9 @@ from rich.text import Text
 
 from swavg.console.page import Page
 from swavg.console.text import one_line, values_text
-from swavg.landscape.levels import Levels
-from swavg.landscape.smooth import panel_levels, smoothed
-from swavg.landscape.surface import Metric, Place, Surface
+from swavg.evaluation.landscape.levels import Levels
+from swavg.evaluation.landscape.smooth import panel_levels, smoothed
+from swavg.evaluation.landscape.surface import Metric, Place, Surface
 
 _BANDS = 6
 # From low to high: the bands' backgrounds, and what stands for them without colours.

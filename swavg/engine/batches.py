@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Tensor
@@ -29,13 +31,22 @@ class Manner:
         return 2 if self.operation.dtype.kind == "complex" else 1
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Bytes of a member's source; ``offset`` counts from the base of its table."""
 
     source: int
     offset: int
     nbytes: int
+
+
+class BytesRead(NamedTuple):
+    """Bytes that were read of a member's source, and their CRC-32."""
+
+    member: int
+    source: int
+    offset: int
+    nbytes: int
+    crc: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -153,14 +164,23 @@ class Batches:
 class BatchReader:
     """Reads a batch of the members' elements: ``reader(i, buffer)`` fills it with member ``i``'s.
 
-    ``stretch`` is a buffer for pieces that are read at once.
+    ``stretch`` is a buffer for pieces that are read at once. ``reads`` takes the checksums of what
+    is read as it lies in the file.
     """
 
-    def __init__(self, plan: Plan, pool: Pool, batch: Batch, stretch: memoryview) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        pool: Pool,
+        batch: Batch,
+        stretch: memoryview,
+        reads: list[BytesRead] | None = None,
+    ) -> None:
         self._plan = plan
         self._pool = pool
         self._batch = batch
         self._stretch = stretch
+        self._reads = reads
         self._pieces: dict[int, list[Piece]] = {}
 
     def of(self, batch: Batch) -> BatchReader:
@@ -175,19 +195,33 @@ class BatchReader:
             (span,) = batch.spans
             tensor = batch.tensors[index]
             checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
+            box = tensor.single
+            if box is not None and box.strides is None:
+                offset = box.offset + span.start * tensor.spec.dtype.bits // 8
+                self._add_checksums(member, 0, [Piece(box.source, offset, len(out))], out)
             return
         place = plan.entries.table_of[member]
         pieces = self._pieces.get(place)
         if pieces is None:
             pieces = self._pieces[place] = self._of(place, index)
         base = 0 if batch.manner.operation.op == "bytes" else checkpoint.tensors.base
-        if len(pieces) > 1 and self._read_stretch(checkpoint.sources, pieces, base, out):
-            return
-        done = 0
-        for piece in pieces:
-            part = out[done : done + piece.nbytes] if len(pieces) > 1 else out
-            self._pool.read_into(checkpoint.sources[piece.source], base + piece.offset, part)
-            done += piece.nbytes
+        if len(pieces) == 1 or not self._read_stretch(checkpoint.sources, pieces, base, out):
+            done = 0
+            for piece in pieces:
+                part = out[done : done + piece.nbytes] if len(pieces) > 1 else out
+                self._pool.read_into(checkpoint.sources[piece.source], base + piece.offset, part)
+                done += piece.nbytes
+        self._add_checksums(member, base, pieces, out)
+
+    def _add_checksums(
+        self, member: int, base: int, pieces: Sequence[Piece], out: memoryview
+    ) -> None:
+        if self._reads is not None:
+            done = 0
+            for source, offset, nbytes in pieces:
+                crc = zlib.crc32(out[done : done + nbytes])
+                self._reads.append(BytesRead(member, source, base + offset, nbytes, crc))
+                done += nbytes
 
     def _read_stretch(
         self, sources: Sequence[Source], pieces: Sequence[Piece], base: int, out: memoryview

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from swavg.engine.batches import Batch, Batches, BatchReader, position_of
+from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, position_of
 from swavg.engine.resources import Sizes
 from swavg.errors import MismatchError, NumericsError
 from swavg.planning.plan import Plan
@@ -51,6 +51,8 @@ class TaskResult:
     nonfinite: set[tuple[int, int]] = field(default_factory=set)
     differing: set[tuple[int, int]] = field(default_factory=set)
     distances: list[tuple[int, Sums]] = field(default_factory=list)
+    reads: list[BytesRead] = field(default_factory=list)
+    """If the inputs' own checksums are compared."""
 
 
 def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
@@ -90,15 +92,22 @@ class Tools:
     """What a worker computes with: open files, a kernel, buffers. A context manager."""
 
     def __init__(
-        self, plan: Plan, sizes: Sizes, device: str = "cpu", positions: Sequence[int] | None = None
+        self,
+        plan: Plan,
+        sizes: Sizes,
+        device: str = "cpu",
+        positions: Sequence[int] | None = None,
+        *,
+        check_crc: bool = False,
     ) -> None:
         """``positions`` are those of :func:`swavg.engine.distances.positions_of`, if distances are
-        wanted."""
+        wanted; ``check_crc``: results tell the checksums of what was read."""
         self.plan = plan
         needs = sizes.needs
         nbytes = sizes.elements * needs.output_size
         self.batches = Batches(plan, sizes.elements, nbytes)
         self._sampler = None if positions is None else _sampler(plan, positions)
+        self._check_crc = check_crc
         self._pool = Pool()
         self._outs = [memoryview(bytearray(nbytes)) for _ in range(needs.rows)]
         self._stretch = memoryview(bytearray(2 * nbytes))
@@ -134,7 +143,8 @@ class Tools:
         """The bytes of a batch, for each of its operation's terms: in buffers of this worker."""
         operation = batch.manner.operation
         outs = [out[: batch.nbytes] for out in self._outs[: len(operation.terms)]]
-        read = BatchReader(self.plan, self._pool, batch, self._stretch)
+        reads = result.reads if self._check_crc else None
+        read = BatchReader(self.plan, self._pool, batch, self._stretch, reads)
         result.read += sum(dtype.nbytes(batch.count) for dtype in batch.manner.inputs)
         if operation.op == "average":
             self._average(batch, read, outs, result)

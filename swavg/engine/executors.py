@@ -47,7 +47,8 @@ def part(index: int, count: int) -> Executor:
 
 
 def threads(count: int) -> Executor:
-    """Tasks begin in order, and their results come in order."""
+    """Tasks begin in order, and their results come in order. Fewer threads, and at least this one,
+    where the system allows no more."""
 
     def run(
         plan: Plan, numbers: Sequence[int], sinks: Sinks, make: MakeTools
@@ -61,6 +62,7 @@ class _Threads:
     def __init__(
         self, count: int, plan: Plan, numbers: Sequence[int], sinks: Sinks, make: MakeTools
     ) -> None:
+        self._plan, self._make = plan, make
         self._numbers = iter(numbers)
         self._order = list(numbers)
         self._ready = threading.Condition()
@@ -68,17 +70,21 @@ class _Threads:
         self._stopped = False
         self._sinks = sinks
         self._workers = [
-            threading.Thread(target=self._work, args=(plan, make), daemon=True, name=f"swavg-{n}")
+            threading.Thread(target=self._work, daemon=True, name=f"swavg-{n}")
             for n in range(count)
         ]
 
     def results(self) -> Iterator[TaskResult]:
-        try:
-            for worker in self._workers:
+        for number, worker in enumerate(self._workers):
+            try:
                 worker.start()
-        except RuntimeError as error:
-            self._stop(error)
-            raise WorkerError(f"No thread can be started: {error}.") from None
+            except RuntimeError:
+                # The system allows no more: those that run do it all.
+                del self._workers[number:]
+                break
+        if not self._workers:
+            yield from part(0, 1)(self._plan, self._order, self._sinks, self._make)
+            return
         try:
             for number in self._order:
                 with self._ready:
@@ -101,19 +107,18 @@ class _Threads:
             for sink in row:
                 sink.fail(error)
         for worker in self._workers:
-            if worker.ident is not None:
-                worker.join()
+            worker.join()
 
-    def _work(self, plan: Plan, make: MakeTools) -> None:
+    def _work(self) -> None:
         number = None
         try:
-            with make() as tools:
+            with self._make() as tools:
                 while True:
                     with self._ready:
                         number = None if self._stopped else next(self._numbers, None)
                     if number is None:
                         return
-                    self._put(number, run_task(plan, number, tools, self._sinks))
+                    self._put(number, run_task(self._plan, number, tools, self._sinks))
         except BaseException as error:
             # Without tools no task has begun: the first is to tell.
             self._put(self._order[0] if number is None else number, error)
@@ -172,8 +177,8 @@ class _Remote(Exception):
 
 
 def forked(count: int) -> Executor:
-    """``count`` forked processes, each a part; use only where :func:`can_fork`. Fewer, and at
-    least this process itself, where the system allows no more."""
+    """``count`` forked processes, each a part; use only where :func:`can_fork`. This process
+    alone where the system refuses one."""
 
     def run(
         plan: Plan, numbers: Sequence[int], sinks: Sinks, make: MakeTools

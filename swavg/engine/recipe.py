@@ -14,12 +14,13 @@ from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
+from swavg.storage.filesystems import absolute
 from swavg.weights import is_uniform
 
 
 def short_names(paths: Sequence[str]) -> tuple[str, ...]:
     """The shortest trailing parts of the paths that tell them apart (``run1/model.pt``)."""
-    parts = [os.path.abspath(path).split(os.sep) for path in paths]
+    parts = [absolute(path).split(os.sep) for path in paths]
     distinct = {tuple(part) for part in parts}
     for length in range(1, max(map(len, parts), default=1) + 1):
         if len({part[-length:] for part in distinct}) == len(distinct):

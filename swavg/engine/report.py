@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from swavg.engine.checksums import Reads
 from swavg.engine.compute import TaskResult
 from swavg.engine.distances import Distances
 from swavg.engine.resources import Resources, Sizes
@@ -103,6 +104,7 @@ class Tally:
     nonfinite: set[tuple[int, int]] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    reads: Reads = field(default_factory=Reads)
 
     def add(self, result: TaskResult) -> None:
         """Count a task. AssertionError if it was done before."""
@@ -112,6 +114,7 @@ class Tally:
         self.written += result.written
         self.differing |= result.differing
         self.nonfinite |= result.nonfinite
+        self.reads.add(result.reads)
         for row, sums in result.distances:
             self.distances[row].add(sums)
         for found in result.checksums:

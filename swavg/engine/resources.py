@@ -36,6 +36,8 @@ class Resources:
     """Bytes for buffers; None: 32 MiB."""
     processes: bool | None = None
     """Workers are forked processes; None: where a fork is safe and pays, else threads."""
+    check_crc: bool = False
+    """Compare what is read with the checksums that PyTorch files hold."""
 
     @property
     def workers(self) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from swavg.dtypes import DType
 from swavg.storage.sources import Pool, Source
@@ -158,9 +158,10 @@ class TensorTable(Mapping[str, Tensor]):
 @dataclass(frozen=True, eq=False)
 class Shared:
     """What checkpoints of one run have in common, kept once: ``columns`` by their content, or by
-    the digest of the header that says it."""
+    the digest of the header that says it; ``parsed`` is a format's own."""
 
     columns: dict[object, Columns] = field(default_factory=dict)
+    parsed: dict[object, object] = field(default_factory=dict)
 
 
 class TableBuilder:
@@ -213,6 +214,15 @@ class TableBuilder:
         return TensorTable(found if found.names == columns.names else columns, base)
 
 
+class Record(NamedTuple):
+    """``size`` bytes of a source from ``offset`` on, whose CRC-32 the file says."""
+
+    name: str
+    offset: int
+    size: int
+    crc: int
+
+
 Scalar = int | float | str
 
 
@@ -228,11 +238,12 @@ class Extras:
 
     Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
     file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
-    weights, by name, ``left_out`` names of those that do not. ``template`` is for the format's own
-    writer.
+    weights, by name, ``left_out`` names of those that do not. ``records`` are stretches whose
+    checksums are known, by source. ``template`` is for the format's own writer.
     """
 
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
+    records: Mapping[int, Iterable[Record]] = field(default_factory=dict)
     recipe: str | None = None
     root_key: str | None = None
     others: tuple[str, ...] = ()

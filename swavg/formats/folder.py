@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.files import FILES, open_file
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.safetensors import unique, without_ties
@@ -46,6 +46,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
         names = list(dict.fromkeys(expected.values()))
     sources: list[Source] = []
     shards: dict[str, tuple[str, ...]] = {}
+    records: dict[int, Iterable[Record]] = {}
     notes: list[str] = []
     metadata: dict[str, str] = {}
     builder = TableBuilder()
@@ -68,6 +69,8 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
             kept.append(tensor_name)
             _add(builder, shard, number, len(sources))
         shards[name] = tuple(kept)
+        for source, stretches in shard.extras.records.items():
+            records[len(sources) + source] = stretches
         sources += shard.sources
     for name, home in expected.items():
         if name not in seen:
@@ -75,6 +78,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
     side, left_out = _others(path, set(names) | ({index} if index is not None else set()))
     extras = Extras(
         recipe=recipe,
+        records=records,
         shards=shards,
         index=index,
         index_metadata=index_metadata,

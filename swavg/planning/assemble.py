@@ -11,7 +11,7 @@ from swavg.formats.checkpoint import Checkpoint, Shape, TensorTable
 from swavg.formats.layout import FileLayout, Layout
 from swavg.planning import decide
 from swavg.planning.decide import Decisions
-from swavg.planning.match import SideBySide, distinct_tables
+from swavg.planning.match import distinct_tables
 from swavg.planning.plan import Entries, File, Operation, Output, Term
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
@@ -52,7 +52,6 @@ class Assembly:
         self,
         number: int,
         row: Row,
-        match: SideBySide,
         decisions: Decisions,
         target: Target,
         layout: Layout,
@@ -60,7 +59,7 @@ class Assembly:
         alone: bool,
     ) -> Output:
         """Row ``number``'s output. ``alone``: there is no other row to share with."""
-        entry_of = self._entries_of(number, row, match, decisions, layout, alone)
+        entry_of = self._entries_of(number, row, decisions, layout, alone)
         template = row.members[-1]
         files = tuple(self._file(number, template, file, entry_of) for file in layout.layouts)
         home = array("q", [-1]) * len(self._form)
@@ -89,7 +88,6 @@ class Assembly:
         self,
         number: int,
         row: Row,
-        match: SideBySide,
         decisions: Decisions,
         layout: Layout,
         alone: bool,
@@ -103,7 +101,7 @@ class Assembly:
         specs = decisions.specs
         own = [_own(number, row, operation) for operation in decisions.operations]
         interned = [self._intern(operation) for operation in own]
-        places = [self._place(table) for table in match.tables]
+        places = [self._place(table) for table in decisions.tables]
         forms = [self._form_of(shape, None) for _, shape in specs.forms]
         found = array("I")
         numbers = [-1] * len(self._tables)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from swavg.dtypes import BY_NAME, Accumulator, DType
 from swavg.errors import Difference, MismatchError, RequestError
-from swavg.formats.checkpoint import Checkpoint, Form, Shape
+from swavg.formats.checkpoint import Checkpoint, Form, Shape, TensorTable
 from swavg.formats.layout import Specs
 from swavg.planning.match import SideBySide
 from swavg.planning.policy import Policy
@@ -51,13 +51,14 @@ class Operation:
 class Decisions:
     """The tensors of one row's output, in the template's order.
 
-    ``operation[i]`` indexes ``operations``; ``numbers[t][i]`` is the tensor's number in table
-    ``t`` of the match (-1: not there). ``unchanged[i]`` is true for the template's own bytes.
+    ``operation[i]`` indexes ``operations``; ``numbers[t][i]`` is the tensor's number in
+    ``tables[t]`` (-1: not there). ``unchanged[i]`` is true for the template's own bytes.
     """
 
     specs: Specs
     operations: tuple[Operation, ...]
     operation: array[int]
+    tables: tuple[TensorTable, ...]
     numbers: tuple[array[int], ...]
     unchanged: bytes
     ties: tuple[tuple[str, ...], ...]
@@ -174,6 +175,7 @@ class _Decider:
             Specs(tuple(written), tuple(forms), form),
             tuple(operations),
             operation,
+            match.tables,
             numbers,
             bytes(unchanged),
             self._written_ties(set(written)),

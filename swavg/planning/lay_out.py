@@ -9,7 +9,6 @@ from swavg.formats.layout import WriteRequest
 from swavg.formats.table import FORMATS
 from swavg.planning.assemble import Assembly
 from swavg.planning.decide import Decisions
-from swavg.planning.match import SideBySide
 from swavg.planning.plan import Entries, Output
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
@@ -19,7 +18,7 @@ from swavg.planning.targets import Target
 def lay_out(
     checkpoints: Sequence[Checkpoint],
     rows: Sequence[Row],
-    decided: Sequence[tuple[SideBySide, Decisions]],
+    decided: Sequence[Decisions],
     targets: Sequence[Target],
     recipes: Iterable[str],
     policy: Policy,
@@ -28,7 +27,7 @@ def lay_out(
     hold."""
     assembly = Assembly(checkpoints)
     outputs = []
-    for number, (row, (match, decisions), target, recipe) in enumerate(
+    for number, (row, decisions, target, recipe) in enumerate(
         zip(rows, decided, targets, recipes, strict=True)
     ):
         request = WriteRequest(
@@ -45,5 +44,5 @@ def lay_out(
         assert write is not None
         layout = write(request)
         alone = len(rows) == 1
-        outputs.append(assembly.output(number, row, match, decisions, target, layout, alone=alone))
+        outputs.append(assembly.output(number, row, decisions, target, layout, alone=alone))
     return assembly.entries(), tuple(outputs)

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint, Shape
 from swavg.planning.match import canonical
+from swavg.storage.filesystems import absolute
 
 Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "parts"]
 Level = Literal["refuse", "warn"]
@@ -240,7 +241,7 @@ def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[
     """The refusal of parts of one checkpoint, going by the names of files and their folders."""
     first: dict[str, int] = {}
     for number, checkpoint in enumerate(checkpoints):
-        path = os.path.abspath(checkpoint.path).split(os.sep)
+        path = absolute(checkpoint.path).split(os.sep)
         part = "".join(_PART.findall("/".join(path[-2:])))
         if part:
             first.setdefault(part, number)

@@ -22,6 +22,7 @@ from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, lab
 from swavg.series.names import NameFacts, read_name
 from swavg.series.search import is_one_checkpoint, search
 from swavg.series.tables import from_file
+from swavg.storage.filesystems import absolute
 from swavg.storage.sources import LocalFile
 
 
@@ -100,10 +101,10 @@ def in_given_order(
 
 def _named(path: str, given: Sequence[str]) -> NameFacts:
     """What the name of a given path says, or that of its folder if it holds no other one."""
-    full = os.path.abspath(path)
+    full = absolute(path)
     facts = read_name(os.path.basename(full))
     parent = os.path.dirname(full)
-    alone = sum(os.path.dirname(os.path.abspath(other)) == parent for other in given) == 1
+    alone = sum(os.path.dirname(absolute(other)) == parent for other in given) == 1
     if not facts.counts and is_generic(os.path.basename(full)) and alone:
         above = read_name(os.path.basename(parent))
         return replace(facts, counts=above.counts, is_copy=facts.is_copy and not above.counts)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from swavg.errors import InputError
 from swavg.series.inside import metrics_by_epoch, number, read_inside, read_json, read_scalars
 from swavg.series.model import Series, Snapshot, label
+from swavg.storage.filesystems import absolute
 from swavg.storage.sources import read_file
 
 _NOT_EVALUATION = re.compile(r".*(_runtime|_per_second|_mem\w*|_compilation_time)|eval_model_\w+")
@@ -26,7 +27,7 @@ def beside(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:
     by_epoch: dict[str, dict[int, dict[str, float]]] = {}
     result = []
     for snapshot in snapshots:
-        parent = os.path.dirname(os.path.abspath(snapshot.path))
+        parent = os.path.dirname(absolute(snapshot.path))
         found: dict[str, float] = dict(_yaml(snapshot.path, notes))
         if (epoch := snapshot.counts.get("epoch")) is not None:
             if parent not in by_epoch:
@@ -51,7 +52,7 @@ def _trainer_states(snapshots: Sequence[Snapshot]) -> dict[str, dict[int, dict[s
     newest: dict[str, tuple[int, str]] = {}
     for snapshot in snapshots:
         path = os.path.join(snapshot.path, "trainer_state.json")
-        parent = os.path.dirname(os.path.abspath(snapshot.path))
+        parent = os.path.dirname(absolute(snapshot.path))
         step = snapshot.counts.get("step", -1)
         if step > newest.get(parent, (-2, ""))[0] and os.path.isfile(path):
             newest[parent] = (step, path)

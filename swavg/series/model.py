@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from swavg.storage.filesystems import absolute
+
 Unit = Literal["step", "epoch", "number"]
 """What a snapshot's ``step`` counts: optimizer steps, epochs, or a bare number (``12.pt``)."""
 
@@ -83,7 +85,7 @@ def is_generic(name: str) -> bool:
 
 def label(path: str) -> str:
     """How notes call a checkpoint: its name, with the folder's where that alone says nothing."""
-    parent, name = os.path.split(os.path.abspath(path))
+    parent, name = os.path.split(absolute(path))
     return f"{os.path.basename(parent)}/{name}" if is_generic(name) else name
 
 

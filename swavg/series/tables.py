@@ -16,6 +16,7 @@ from typing import Literal
 from swavg.errors import InputError
 from swavg.series.inside import load_json, number, parse_json
 from swavg.series.model import Snapshot, Unit, label, labels
+from swavg.storage.filesystems import absolute
 from swavg.storage.sources import open_binary, read_file
 
 Kind = Literal["path", "step", "epoch"]
@@ -77,7 +78,7 @@ def _keys_of(snapshot: Snapshot, kind: Kind, before: int = 0) -> Iterator[str | 
     """What may stand for the snapshot in a column; ``before`` is taken off its step."""
     if kind == "path":
         name = os.path.basename(os.path.normpath(snapshot.path))
-        yield from (os.path.normpath(snapshot.path), os.path.abspath(snapshot.path), name)
+        yield from (os.path.normpath(snapshot.path), absolute(snapshot.path), name)
         yield os.path.splitext(name)[0]
         return
     count = snapshot.counts.get(kind, snapshot.counts.get("number"))

@@ -19,22 +19,21 @@ if TYPE_CHECKING:
     from swavg.training.batchnorm import update_bn as update_bn
     from swavg.training.ema import EMA as EMA
     from swavg.training.power import PowerEMA as PowerEMA
-    from swavg.training.recalibrate import recalibrate as recalibrate
     from swavg.training.schedule import SWASchedule as SWASchedule
     from swavg.training.snapshot import save_snapshot as save_snapshot
     from swavg.training.snapshots import Snapshots as Snapshots
     from swavg.training.swa import SWA as SWA
 
 _HOMES = {
-    "EMA": "ema",
-    "PowerEMA": "power",
-    "SWA": "swa",
-    "SWASchedule": "schedule",
-    "apply_swa": "apply",
-    "recalibrate": "recalibrate",
-    "save_snapshot": "snapshot",
-    "Snapshots": "snapshots",
-    "update_bn": "batchnorm",
+    "EMA": "swavg.training.ema",
+    "PowerEMA": "swavg.training.power",
+    "SWA": "swavg.training.swa",
+    "SWASchedule": "swavg.training.schedule",
+    "apply_swa": "swavg.training.apply",
+    "recalibrate": "swavg.evaluation.recalibrate",
+    "save_snapshot": "swavg.training.snapshot",
+    "Snapshots": "swavg.training.snapshots",
+    "update_bn": "swavg.training.batchnorm",
 }
 
 __all__ = [
@@ -56,7 +55,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     try:
-        home = import_module(f"swavg.training.{_HOMES[name]}")
+        home = import_module(_HOMES[name])
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from swavg.errors import RequestError
+from swavg.training.batches import forward as run_batch
+from swavg.training.batches import to_device
 from swavg.training.wrapped import check_module, modules, unwrap
 
 Weigh = Literal["batches", "elements"]
@@ -38,7 +40,7 @@ def update_bn(
     momenta are set back afterwards; after an error, in the data too, the statistics as well.
     Layers that no batch comes by keep theirs. In half precision averages are kept in float64.
 
-    A batch is what :func:`swavg.training.loading.split` says: a tensor, (inputs..., target) or a
+    A batch is what :func:`swavg.training.batches.split` says: a tensor, (inputs..., target) or a
     mapping; ``forward(model, batch)`` does something else with it. ``device`` is where batches are
     moved. The model is used without its DDP and compile wrappers, so each rank computes over what
     it is given: give all ranks the same batches (or use SyncBatchNorm, which has statistics over
@@ -50,7 +52,7 @@ def update_bn(
     if weigh not in ("batches", "elements"):
         raise RequestError(f"weigh is {weigh!r}; it is 'batches' or 'elements'.")
     check_module(model, "It is update_bn(model, batches).")
-    run = _default() if forward is None else forward
+    run = run_batch if forward is None else forward
     inner = unwrap(model)
     layers: dict[_NormBase, _Layer] = {}
     for name, module in modules(inner):
@@ -68,7 +70,7 @@ def update_bn(
         for batch in batches:
             used += 1
             if device is not None:
-                batch = _on(batch, device)
+                batch = to_device(batch, device)
             run(inner, batch)
         if used == 0:
             raise RequestError(
@@ -86,18 +88,6 @@ def has_statistics(model: nn.Module) -> bool:
         isinstance(module, _NormBase) and module.running_mean is not None
         for _, module in modules(unwrap(model))
     )
-
-
-def _default() -> Callable[[nn.Module, Any], Any]:
-    from swavg.training.loading import forward
-
-    return forward
-
-
-def _on(batch: Any, device: torch.device | str) -> Any:
-    from swavg.training.loading import to_device
-
-    return to_device(batch, device)
 
 
 class _Layer:

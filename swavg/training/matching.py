@@ -24,7 +24,7 @@ class Match(NamedTuple):
     numbers: tuple[int, ...]
 
 
-def match(
+def match_model(
     tensors: Mapping[str, Tensor],
     tables: Sequence[TensorTable],
     table_of: Sequence[int],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from array import array
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,14 +19,15 @@ from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shape, Shared
 from swavg.formats.layout import FileLayout, Specs
-from swavg.planning.match import distinct_tables
+from swavg.planning.confirm import check_plain
+from swavg.planning.match import canonical, distinct_tables
 from swavg.planning.plan import Entries, File, Operation, Output, Plan, Term
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
-from swavg.training.matching import Match, match, model_dtype
-from swavg.training.tensor_sink import TensorSink
-from swavg.training.wrapped import check_module, is_sharded, own_rows, own_tensors
+from swavg.training.matching import Match, match_model, model_dtype
+from swavg.training.tensor_sink import TensorSink, memory_of, writable
+from swavg.training.wrapped import check_module, own_tensors
 from swavg.weights import is_uniform
 
 Path = str | os.PathLike[str]
@@ -78,14 +79,14 @@ class ModelPlan:
         self._model = model
         self._buffers = buffers
         self._policy = Policy(allow_nonfinite=allow_nonfinite)
-        self._matches, self.kept = match(
-            own_tensors(model, buffers=buffers),
-            self._tables,
-            self._table_of,
-            self._shown,
-            strict=strict,
+        tensors = own_tensors(model, buffers=buffers)
+        self._matches, self.kept = match_model(
+            tensors, self._tables, self._table_of, self._shown, strict=strict
         )
         self._prepared: _Prepared | None = None
+        made = {canonical(match.name) for match in self._matches}
+        for text in check_plain(self._checkpoints, self._shown, made.__contains__):
+            warnings.warn(text, stacklevel=3)
 
     def __enter__(self) -> ModelPlan:
         return self
@@ -105,9 +106,9 @@ class ModelPlan:
         tensors = own_tensors(self._model, buffers=self._buffers)
         prepared = self._prepare(tensors)
         plan = _with_weights(prepared.plan, tuple(weights))
-        memory = [_memory(tensors[name])[1] for name in prepared.names]
+        memory = [memory_of(tensors[name])[1] for name in prepared.names]
         prepared.tools.go_on_with(plan)
-        with _writable(memory):
+        with writable(memory):
             sink = TensorSink(memory, prepared.dtypes, plan.outputs[0].files[0].offsets)
             try:
                 for number in plan.tasks():
@@ -124,17 +125,16 @@ class ModelPlan:
 
     def _prepare(self, tensors: Mapping[str, Tensor]) -> _Prepared:
         """The plan for the model as it is. MismatchError if it does not fit any more."""
-        own = [tensors.get(each.name) for each in self._matches]
+        own = [tensors.get(match.name) for match in self._matches]
         kinds = [None if tensor is None else _kind(tensor) for tensor in own]
         if self._prepared is None or kinds != self._prepared.kinds:
-            for each, tensor in zip(self._matches, own, strict=True):
-                shape = self._tables[0].form_of(each.numbers[0])[1]
+            for match, tensor in zip(self._matches, own, strict=True):
+                shape = self._tables[0].form_of(match.numbers[0])[1]
                 if tensor is None or tuple(tensor.shape) != shape:
-                    raise MismatchError(f"'{each.name}' of the model is no longer what it was.")
+                    raise MismatchError(f"'{match.name}' of the model is no longer what it was.")
             plan, names = self._plan(tensors)
             specs = plan.outputs[0].files[0].layout.specs
-            of_form = [getattr(torch, dtype.name) for dtype, _ in specs.forms]
-            dtypes = [of_form[form] for form in specs.form]
+            dtypes = [getattr(torch, specs.forms[form][0].name) for form in specs.form]
             chosen = sizes(plan, Resources(threads=1), forked=False)
             # Many a model is smaller than a block; of any dtype, eight elements are whole bytes.
             numel = -(-sum(tensors[name].numel() for name in names) // 8) * 8
@@ -144,64 +144,77 @@ class ModelPlan:
         return self._prepared
 
     def _plan(self, tensors: Mapping[str, Tensor]) -> tuple[Plan, Sequence[str]]:
-        """The tensors end to end in one task: those that are made alike together, in the order
-        that the last checkpoint has them in."""
+        """The tensors end to end in one file and one task, and their names in its order."""
         operations: dict[Operation, int] = {}
-        own: list[tuple[tuple[object, ...], int, Match]] = []
-        for each in self._matches:
-            tensor = tensors[each.name]
-            if _memory(tensor)[1].numel():
-                operation = operations.setdefault(self._operation(each, tensor), len(operations))
-                own.append((self._place(operation, each, tensor), operation, each))
-        own.sort()
         forms: dict[tuple[DType, Shape], int] = {}
-        form, offsets, parts, size = array("I"), array("q"), {}, 0
-        for number, (_, operation, each) in enumerate(own):
-            dtype = list(operations)[operation].dtype
-            form.append(forms.setdefault((dtype, tuple(tensors[each.name].shape)), len(forms)))
-            first, memory = _memory(tensors[each.name])
-            if memory.numel() < tensors[each.name].numel():
+        operation, form, offsets = array("I"), array("I"), array("q")
+        parts: dict[int, tuple[int, int]] = {}
+        size = 0
+        ordered = self._ordered(tensors)
+        for number, (match, made) in enumerate(ordered):
+            tensor = tensors[match.name]
+            first, memory = memory_of(tensor)
+            if memory.numel() < tensor.numel():
                 parts[number] = first, first + memory.numel()
+            operation.append(operations.setdefault(made, len(operations)))
+            form.append(forms.setdefault((made.dtype, tuple(tensor.shape)), len(forms)))
             offsets.append(size)
-            size += dtype.nbytes(memory.numel())
-        names = tuple(each.name for _, _, each in own)
+            size += made.dtype.nbytes(memory.numel())
+        names = tuple(match.name for match, _ in ordered)
         entries = Entries(
             tuple(operations),
-            array("I", [operation for _, operation, _ in own]),
+            operation,
             tuple((shape, None) for _, shape in forms),
             form,
             self._tables,
             self._table_of,
             tuple(
-                array("q", [each.numbers[place] for _, _, each in own])
+                array("q", [match.numbers[place] for match, _ in ordered])
                 for place in range(len(self._tables))
             ),
         )
-        order = range(len(own))
-        layout = FileLayout("", size, Specs(names, tuple(forms), form), array("I", order), offsets)
-        file = File(layout, offsets, array("I", order), array("q", order), parts)
-        home = array("q", order)
-        output = Output(Target(None, ""), (file,), {}, {}, home, (0,), (), (), (), {}, size, ())
+        order = array("q", range(len(ordered)))
+        specs = Specs(names, tuple(forms), form)
+        layout = FileLayout("", size, specs, array("I", order), offsets)
+        file = File(layout, offsets, array("I", order), order, parts)
+        output = Output(Target(None, ""), (file,), {}, {}, order, (0,), (), (), (), {}, size, ())
         plan = Plan(
             self._checkpoints, self._shown, (), self._policy, entries, (output,), ({},), (),
             cut=max(1, size),
         )  # fmt: skip
         return plan, names
 
-    def _place(self, operation: int, each: Match, tensor: Tensor) -> tuple[object, ...]:
-        columns = self._tables[self._table_of[-1]].columns
-        number = each.numbers[self._table_of[-1]]
-        source = 0 if columns.source is None else columns.source[number]
-        return operation, str(tensor.device), source, columns.offset[number]
+    def _ordered(self, tensors: Mapping[str, Tensor]) -> list[tuple[Match, Operation]]:
+        """What is made of which tensors, and how: what is made alike together, on one device, in
+        the order in which the last checkpoint has it. Nothing is made of no elements."""
+        last = self._table_of[-1]
+        columns = self._tables[last].columns
+        places: dict[Operation, int] = {}
 
-    def _operation(self, each: Match, tensor: Tensor) -> Operation:
+        def place(pair: tuple[Match, Operation]) -> tuple[int, str, int, int]:
+            match, operation = pair
+            number = match.numbers[last]
+            source = 0 if columns.source is None else columns.source[number]
+            device = str(tensors[match.name].device)
+            return places[operation], device, source, columns.offset[number]
+
+        found = [
+            (match, self._operation(match, tensors[match.name]))
+            for match in self._matches
+            if memory_of(tensors[match.name])[1].numel()
+        ]
+        for _, operation in found:
+            places.setdefault(operation, len(places))
+        return sorted(found, key=place)
+
+    def _operation(self, match: Match, tensor: Tensor) -> Operation:
         """How a tensor is made; a sum has no terms yet. Integers are the last checkpoint's."""
         dtype, last = model_dtype(tensor), len(self._checkpoints) - 1
         if dtype is None:
-            raise MismatchError(f"'{each.name}' of the model is {tensor.dtype} now.")
+            raise MismatchError(f"'{match.name}' of the model is {tensor.dtype} now.")
         inputs = [
             table.form_of(number)[0]
-            for table, number in zip(self._tables, each.numbers, strict=True)
+            for table, number in zip(self._tables, match.numbers, strict=True)
         ]
         if not dtype.floating:
             term = Term(0, (0,), (1.0,), uniform=True)
@@ -222,20 +235,6 @@ def _with_weights(plan: Plan, weights: tuple[float, ...]) -> Plan:
     return replace(plan, rows=(Row(weights, members),), entries=entries)
 
 
-def _memory(tensor: Tensor) -> tuple[int, Tensor]:
-    """What is written of a tensor: from which of its elements on, and where. That is a DTensor
-    itself unless it is sharded by rows."""
-    rows = own_rows(tensor) if is_sharded(tensor) else None
-    return (0, tensor) if rows is None else rows
-
-
 def _kind(tensor: Tensor) -> object:
-    first, memory = _memory(tensor)
+    first, memory = memory_of(tensor)
     return tensor.shape, tensor.dtype, tensor.device, first, memory.numel()
-
-
-def _writable(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
-    """In which the tensors can be written to. Those made in inference mode only there."""
-    if any(tensor.is_inference() for tensor in tensors):
-        return torch.inference_mode()
-    return torch.no_grad()

@@ -160,7 +160,7 @@ class PowerEMA:
 
 def _is_of(path: Path, recipe: Mapping[str, Any]) -> bool:
     """Whether a snapshot of the same profile, updates and step is at ``path``."""
-    from swavg.recipe import recipe_of
+    from swavg.engine.recipe import recipe_of
 
     try:
         found = recipe_of(path)

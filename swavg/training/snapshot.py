@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-import operator
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from swavg import __version__
 from swavg.dtypes import BY_NAME, DType
-from swavg.engine.recipe import as_text
 from swavg.errors import OutputError, RequestError
 from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Specs
 from swavg.formats.safetensors import plan_specs
 from swavg.planning.match import by_canonical_name
 from swavg.storage.publish import check_destination, is_stream, new_file
+from swavg.training.snapshot_metadata import checked_text, header_strings
 from swavg.training.wrapped import check_shape, is_sharded, plain_names, rank, unwrap
 
-_OURS = ("step", "epoch", "metrics", "format", "swavg")
 _EXTRA_STATE = "_extra_state"
 _CHUNK = 16 << 20
 
@@ -37,8 +32,8 @@ def save_snapshot(
     *,
     step: int | None = None,
     epoch: int | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    recipe: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, object] | None = None,
+    recipe: Mapping[str, object] | None = None,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> Path:
@@ -63,7 +58,7 @@ def save_snapshot(
     """
     target = Path(path)
     tensors = _tensors(model)
-    strings = _metadata(step, epoch, metrics, recipe, metadata)
+    strings = header_strings(step, epoch, metrics, recipe, metadata)
     layout = plan_specs(_specs(tensors), range(len(tensors)), strings)
     if not any(map(is_sharded, tensors.values())):
         if rank() == 0:
@@ -73,24 +68,23 @@ def save_snapshot(
     return target
 
 
-def _tensors(model: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
+def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors to write, by plain name."""
-    entries: dict[Any, Any]
+    entries: Iterable[tuple[object, object]]
     if isinstance(model, nn.Module):
         names = plain_names(model)
-        entries = {
-            names.get(name, name): value for name, value in unwrap(model).state_dict().items()
-        }
+        state = unwrap(model).state_dict()
+        entries = ((names.get(name, name), value) for name, value in state.items())
     elif isinstance(model, Mapping):
-        entries = dict(model)
+        entries = model.items()
     else:
         raise RequestError(
             f"A snapshot is of a module or a state dict, not of {type(model).__name__}."
         )
     found: dict[str, Tensor] = {}
-    for name, value in entries.items():
+    for name, value in entries:
         if isinstance(value, Tensor):
-            found[_text("A tensor's name", name)] = value
+            found[checked_text("A tensor's name", name)] = value
         elif not isinstance(name, str) or name.rpartition(".")[2] != _EXTRA_STATE:
             raise RequestError(
                 f"'{name}' is {type(value).__name__}, and a safetensors file holds tensors only.",
@@ -102,17 +96,6 @@ def _tensors(model: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
         return found
     # A mapping may come from a wrapped model.
     return {plain: found[name] for plain, name in by_canonical_name(list(found)).items()}
-
-
-def _text(what: str, value: Any) -> str:
-    """``value``; RequestError unless it is text that UTF-8 can hold."""
-    if not isinstance(value, str):
-        raise RequestError(f"{what} is {value!r}; only strings can be recorded.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RequestError(f"{what} is {value!r}, which is no text that can be recorded.") from None
-    return value
 
 
 def _specs(tensors: Mapping[str, Tensor]) -> Specs:
@@ -145,69 +128,6 @@ def _dtype(name: str, tensor: Tensor) -> DType:
             hint="Give the model its weights first.",
         )
     return found
-
-
-def _metadata(
-    step: int | None,
-    epoch: int | None,
-    metrics: Mapping[str, Any] | None,
-    recipe: Mapping[str, Any] | None,
-    metadata: Mapping[str, str] | None,
-) -> dict[str, str]:
-    """The strings of the header. Metrics of an average stand in its recipe, so that they do not
-    pass for those of an average that is made of it."""
-    more = {} if metadata is None else dict(metadata)
-    for name, value in more.items():
-        if name in _OURS:
-            raise RequestError(f"metadata: '{name}' is set by save_snapshot itself.")
-        _text(f"metadata: '{_text('A name in metadata', name)}'", value)
-    # transformers refuses files that do not say which framework wrote them.
-    found = {"format": "pt", **more}
-    for name, count in (("step", step), ("epoch", epoch)):
-        if count is not None:
-            found[name] = str(checked_count(name, count))
-    numbers = {}
-    for given in ({} if metrics is None else _mapping("metrics", metrics)).items():
-        numbers[_text("A metric's name", given[0])] = _number(*given)
-    if recipe is not None:
-        own = {"metrics": numbers} if numbers else {}
-        full = {"version": __version__, **_mapping("recipe", recipe), **own}
-        try:
-            found["swavg"] = _text("recipe", as_text(full))
-        except (TypeError, ValueError) as error:
-            raise RequestError(f"The recipe cannot be recorded as JSON: {error}.") from None
-    elif numbers:
-        found["metrics"] = json.dumps(numbers, ensure_ascii=False)
-    return found
-
-
-def _mapping(name: str, value: Any) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise RequestError(f"{name} is {type(value).__name__}; it must be a mapping.")
-    return value
-
-
-def checked_count(name: str, value: Any) -> int:
-    """``value`` as an int; RequestError unless it is a whole number of at least 0."""
-    try:
-        found = operator.index(value)
-    except (TypeError, RuntimeError):
-        found = -1
-    if found < 0 or isinstance(value, bool):
-        raise RequestError(f"{name} is {value!r}; it must be a whole number of at least 0.")
-    return found
-
-
-def _number(name: str, value: Any) -> float | str:
-    """A metric as JSON holds it, which has no NaN: as text then."""
-    try:
-        found = float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise RequestError(
-            f"The metric '{name}' is no single number: {type(value).__name__}.",
-            hint="Give a float or a tensor of one element.",
-        ) from None
-    return found if math.isfinite(found) else str(found)
 
 
 def _write(path: Path, layout: FileLayout, get: Callable[[str], Tensor], force: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from swavg.formats.gather import regions
 from swavg.storage.sinks import Buffer
-from swavg.training.wrapped import is_sharded, local, part_of
+from swavg.training.wrapped import is_sharded, local, own_rows, part_of
 
 _SMALL = 1 << 15
 """Elements up to which tensors are written many at once."""
@@ -118,3 +119,17 @@ def _scatter(target: Tensor, start: int, made: Tensor) -> None:
             part = part.narrow(dimension, first, count)
         part.copy_(made[done : done + part.numel()].view(part.shape))
         done += part.numel()
+
+
+def memory_of(tensor: Tensor) -> tuple[int, Tensor]:
+    """What is written of a tensor: from which of its elements on, and where. That is a DTensor
+    itself unless it is sharded by rows."""
+    rows = own_rows(tensor) if is_sharded(tensor) else None
+    return (0, tensor) if rows is None else rows
+
+
+def writable(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """In which the tensors can be written to. Those made in inference mode only there."""
+    if any(tensor.is_inference() for tensor in tensors):
+        return torch.inference_mode()
+    return torch.no_grad()

@@ -10,9 +10,9 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from swavg.errors import InputError
+from swavg.formats.checkpoint import Record
 from swavg.formats.torch.blocks import Read, read_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import MAX_BYTES, Graph, unpickle
@@ -30,16 +30,6 @@ from swavg.formats.torch.zip_directory import (
 _FIELDS = struct.Struct("<4s2x2H8x2I2H")
 
 
-class Record(NamedTuple):
-    """A stored member: its name in the archive's folder, its bytes in the file, and their CRC-32
-    as the directory has it."""
-
-    name: str
-    offset: int
-    size: int
-    crc: int
-
-
 @dataclass(frozen=True, eq=False)
 class Archive:
     """The records of one torch zip, in the order of the file.
@@ -50,7 +40,7 @@ class Archive:
 
     path: str
     root: str
-    names: Sequence[str]
+    names: tuple[str, ...]
     offsets: array[int]
     sizes: array[int]
     crcs: array[int]
@@ -67,6 +57,10 @@ class Archive:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __iter__(self) -> Iterator[Record]:
+        columns = zip(self.names, self.offsets, self.sizes, self.crcs, strict=True)
+        return map(Record._make, columns)
 
     def locate(self, storage: Storage) -> int:
         """The offset in the file of the first element of ``storage``, whose record has just the
@@ -175,12 +169,17 @@ def _data_offset(
     return length
 
 
-def read_graph(read: Read, archive: Archive) -> Graph:
-    """The unpickled data.pkl, all of whose storages have their records."""
+def read_pickle(read: Read, archive: Archive) -> bytes:
+    """The bytes of data.pkl."""
     record = archive[archive.index["data.pkl"]]
     if record.size > MAX_BYTES:
         raise InputError(archive.path, f"its pickle is larger than {MAX_BYTES >> 20} MiB")
-    graph = unpickle(archive.path, bytes(read(record.offset, record.size)))
+    return bytes(read(record.offset, record.size))
+
+
+def read_graph(read: Read, archive: Archive) -> Graph:
+    """The unpickled data.pkl, all of whose storages have their records."""
+    graph = unpickle(archive.path, read_pickle(read, archive))
     for storage in graph.storages:
         archive.locate(storage)
     return graph

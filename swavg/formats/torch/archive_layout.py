@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 import zlib
 from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +75,12 @@ class Placed:
             return b""
         return struct.pack("<4sI2Q" if self.wide else "<4s3I", b"PK\7\10", crc, size, size)
 
+    @property
+    def entry_size(self) -> int:
+        """Bytes of :meth:`entry`."""
+        wide = sum(value >= MAX32 for value in (self.member.size, self.member.size, self.header))
+        return CENTRAL.size + len(self.member.name.encode()) + (4 + 8 * wide if wide else 0)
+
     def entry(self, crc: int) -> bytes:
         """The member's entry in the central directory."""
         name, size, header = self.member.name.encode(), self.member.size, self.header
@@ -118,95 +123,81 @@ def _ending(count: int, offset: int, size: int) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class ArchiveLayout(FileLayout):
-    """A torch zip of ``members``; those without a body are filled by regions."""
+    """A torch zip; members without a body are filled by regions."""
 
-    members: tuple[Member, ...] = ()
-    alignment: int = ALIGNMENT
+    arrangement: tuple[Placed, ...] = ()
     check: Callable[[str], None] = lambda path: None
 
     checksum = True
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
-        for placed in arranged(self.members, self.alignment):
+        for placed in self.arrangement:
             yield placed.header, placed.local
             if placed.member.body:
                 yield placed.start, placed.member.body
 
     def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
-        starts, sizes = self._regions()
+        of_tensor = self.specs.sizes
+        regions = sorted(
+            (
+                *zip(self.offsets, map(of_tensor.__getitem__, self.tensors), strict=True),
+                *((kept.offset, kept.nbytes) for kept in self.kept),
+            )
+        )
         entries: list[bytes] = []
-        end = 0
-        for placed in arranged(self.members, self.alignment):
-            end = placed.end
+        at = 0
+        for placed in self.arrangement:
+            stop, first = placed.start + placed.member.size, at
+            while at < len(regions) and regions[at][0] < stop:
+                at += 1
 
-            def describe(placed: Placed = placed) -> bytes:
-                total = self._crc(placed, crc, starts, sizes)
+            def describe(placed: Placed = placed, first: int = first, last: int = at) -> bytes:
+                if placed.member.body is not None:
+                    total = zlib.crc32(placed.member.body)
+                else:
+                    parts = ((crc(start), size) for start, size in regions[first:last] if size)
+                    total = combined(parts)
                 entries.append(placed.entry(total))
                 return placed.descriptor(total)
 
-            yield placed.start + placed.member.size, describe
+            yield stop, describe
 
         def directory() -> bytes:
             data = b"".join(entries)
-            return data + _ending(len(entries), end, len(data))
+            return data + _ending(len(entries), self._end, len(data))
 
-        yield end, directory
+        yield self._end, directory
 
-    def _regions(self) -> tuple[Sequence[int], Mapping[int, int]]:
-        """Where all regions begin, ascending, and their sizes by that."""
-        of_tensor = self.specs.sizes
-        sizes = {
-            offset: of_tensor[number]
-            for number, offset in zip(self.tensors, self.offsets, strict=True)
-        }
-        sizes.update((kept.offset, kept.nbytes) for kept in self.kept)
-        return sorted(sizes), sizes
-
-    @staticmethod
-    def _crc(
-        placed: Placed, crc: Callable[[int], int], starts: Sequence[int], sizes: Mapping[int, int]
-    ) -> int:
-        if placed.member.body is not None:
-            return zlib.crc32(placed.member.body)
-        stop = placed.start + placed.member.size
-        at = bisect_left(starts, placed.start)
-        parts = []
-        while at < len(starts) and starts[at] < stop:
-            if sizes[starts[at]]:
-                parts.append((crc(starts[at]), sizes[starts[at]]))
-            at += 1
-        return combined(parts)
+    @property
+    def _end(self) -> int:
+        """Where the directory begins."""
+        return self.arrangement[-1].end if self.arrangement else 0
 
     def verify(self, path: str) -> None:
         self.check(path)
 
 
 def lay_out_archive(
-    members: Sequence[Member],
+    arrangement: tuple[Placed, ...],
     specs: Specs,
     places: Sequence[tuple[int, int]],
     *,
     name: str = "",
-    alignment: int = ALIGNMENT,
     kept: Sequence[Kept] = (),
     orders: Mapping[int, Shape] | None = None,
     check: Callable[[str], None],
 ) -> ArchiveLayout:
-    """An archive of ``members``; ``places`` are tensor and offset in the file, ascending."""
-    directory = count = end = 0
-    for placed in arranged(members, alignment):
-        directory += len(placed.entry(0))
-        end = placed.end
-        count += 1
+    """An archive so arranged; ``places`` are tensor and offset in the file, ascending."""
+    directory = sum(placed.entry_size for placed in arrangement)
+    end = arrangement[-1].end if arrangement else 0
     return ArchiveLayout(
         name,
-        end + directory + len(_ending(count, end, directory)),
+        end + directory + len(_ending(len(arrangement), end, directory)),
         specs,
         array("I", [number for number, _ in places]),
         array("q", [offset for _, offset in places]),
         tuple(kept),
         orders or {},
-        tuple(members),
-        alignment,
+        arrangement,
         check,
     )

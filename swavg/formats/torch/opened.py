@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from swavg.formats.checkpoint import Checkpoint, Extras, Scalar, Shared, TableBuilder
-from swavg.formats.torch.archive import Archive, Record, read_archive, read_graph
+from swavg.dtypes import DType
+from swavg.formats.checkpoint import (
+    Checkpoint,
+    Extras,
+    Scalar,
+    Shared,
+    TableBuilder,
+    TensorTable,
+)
+from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_pickle
 from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Element, Value, plain_values
 from swavg.formats.torch.legacy import legacy_head, legacy_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.plain import RECIPE
-from swavg.formats.torch.state import find_state
+from swavg.formats.torch.state import State, find_state
 from swavg.formats.torch.unpickler import Graph
 from swavg.formats.torch.views import placed
 from swavg.storage.sources import LocalFile, Pool
 
 
 @dataclass(frozen=True, eq=False)
-class ArchiveTemplate:
-    """The records of a zip, in the order of the file, in the folder ``root``; ``key`` is what was
-    asked for."""
+class TorchTemplate:
+    """What a writer needs to keep all else: the records of a zip (None: a legacy file, which has
+    none); ``key`` is what was asked for."""
 
     key: str | None
-    root: str
-    records: Sequence[Record]
-    alignment: int
+    archive: Archive | None
 
 
 @dataclass(frozen=True, eq=False)
-class LegacyTemplate:
-    """A file without a directory; ``key`` is what was asked for."""
+class _Contents:
+    """What a pickle says, placed in a file whose first storage lies at ``base``."""
 
-    key: str | None
+    base: int
+    table: TensorTable
+    state: State
+    values: Mapping[str | int, Value]
 
 
 def open_archive(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -41,14 +52,30 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
 
     Nothing of the file is run. InputError if it is damaged, unsafe, or not such a file.
     """
+    shared = Shared() if shared is None else shared
     file = LocalFile.find(path)
     with Pool() as pool:
         read = _reads(pool, file)
         archive = read_archive(read, path, file.size)
-        graph = read_graph(read, archive)
-        template = ArchiveTemplate(key, archive.root, _records(archive), archive.alignment)
+        base = min(archive.offsets)
+        # Checkpoints of one run have the same pickle, and the same records behind it.
+        identity = (
+            hashlib.sha256(read_pickle(read, archive)).digest(),
+            hash(archive.names),
+            array("q", [offset - base for offset in archive.offsets]).tobytes(),
+            archive.sizes.tobytes(),
+            key,
+        )
+        contents = shared.parsed.get(identity)
+        if not isinstance(contents, _Contents):
+            graph = read_graph(read, archive)
+            contents = _contents(path, graph, archive.locate, key, base, shared)
+            shared.parsed[identity] = contents
         recipe = _recipe(read, archive)
-        return _opened(path, "torch", file, graph, archive.locate, read, template, recipe, shared)
+        names = shared.parsed.setdefault(archive.names, archive.names)
+        assert isinstance(names, tuple)
+        template = TorchTemplate(key, replace(archive, names=names, index={}))
+        return _opened(path, "torch", file, contents, base, read, template, recipe)
 
 
 def open_legacy(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -58,40 +85,51 @@ def open_legacy(path: str, key: str | None = None, shared: Shared | None = None)
         read = _reads(pool, file)
         graph, end = legacy_head(read, path, file.size)
         locate = legacy_places(read, path, file.size, graph, end)
-        template = LegacyTemplate(key)
-        return _opened(path, "torch-legacy", file, graph, locate, read, template, None, shared)
+        contents = _contents(path, graph, locate, key, 0, shared)
+        template = TorchTemplate(key, None)
+        return _opened(path, "torch-legacy", file, contents, 0, read, template, None)
+
+
+def _contents(
+    path: str,
+    graph: Graph,
+    locate: Callable[[Storage], int],
+    key: str | None,
+    base: int,
+    shared: Shared | None,
+) -> _Contents:
+    state = find_state(path, graph.top, graph.opcodes, key)
+    builder = TableBuilder()
+    for name, dtype, shape, strides, offset, _ in placed(path, state.views, locate):
+        builder.add(name, (dtype, shape, strides), offset)
+    values = plain_values(path, graph.top, locate, state=state.node)
+    # The objects of the pickle have served.
+    state = replace(state, node=None, views={})
+    return _Contents(base, builder.build(shared), state, values)
 
 
 def _opened(
     path: str,
     format: str,
     file: LocalFile,
-    graph: Graph,
-    locate: Callable[[Storage], int],
+    contents: _Contents,
+    base: int,
     read: Read,
-    template: ArchiveTemplate | LegacyTemplate,
+    template: TorchTemplate,
     recipe: str | None,
-    shared: Shared | None,
 ) -> Checkpoint:
-    state = find_state(path, graph.top, graph.opcodes, template.key)
-    builder = TableBuilder()
-    for name, dtype, shape, strides, offset, _ in placed(path, state.views, locate):
-        builder.add(name, (dtype, shape, strides), offset)
+    shift, state = base - contents.base, contents.state
     extras = Extras(
-        scalars=dict(_resolved(plain_values(path, graph.top, locate, state=state.node), read)),
+        scalars=dict(_resolved(contents.values, read, shift)),
         recipe=recipe,
         root_key=state.root_key,
         others=state.other_entries,
         non_tensors=state.non_tensors,
+        records={} if template.archive is None else {0: template.archive},
         template=template,
     )
-    return Checkpoint(
-        path, format, (file,), builder.build(shared), notes=state.notes, extras=extras
-    )
-
-
-def _records(archive: Archive) -> tuple[Record, ...]:
-    return tuple(map(archive.__getitem__, range(len(archive))))
+    table = TensorTable(contents.table.columns, contents.table.base + shift)
+    return Checkpoint(path, format, (file,), table, notes=state.notes, extras=extras)
 
 
 def _reads(pool: Pool, file: LocalFile) -> Read:
@@ -107,22 +145,21 @@ def _recipe(read: Read, archive: Archive) -> str | None:
 
 
 def _resolved(
-    values: Mapping[str | int, Value], read: Read, prefix: str = ""
+    values: Mapping[str | int, Value], read: Read, shift: int, prefix: str = ""
 ) -> Iterator[tuple[str, Scalar]]:
     """The values by their dotted paths, with the numbers that lie in tensors of one element."""
     for name, value in values.items():
         path = f"{prefix}{name}"
         if isinstance(value, Element):
-            yield path, _number(read, value)
+            yield path, _number(read, value.dtype, value.offset + shift)
         elif isinstance(value, Mapping):
-            yield from _resolved(value, read, f"{path}.")
+            yield from _resolved(value, read, shift, f"{path}.")
         else:
             yield path, value
 
 
-def _number(read: Read, element: Element) -> float:
+def _number(read: Read, dtype: DType, offset: int) -> float:
     import numpy as np
 
-    data = bytes(read(element.offset, element.dtype.itemsize))
-    value = np.frombuffer(data, element.dtype.numpy())[0]
-    return float(value) if element.dtype.kind == "float" else int(value)
+    value = np.frombuffer(bytes(read(offset, dtype.itemsize)), dtype.numpy())[0]
+    return float(value) if dtype.kind == "float" else int(value)

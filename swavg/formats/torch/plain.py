@@ -68,9 +68,10 @@ def lay_out_plain(
         _member("version", b"3\n"),
         _member(RECIPE, recipe),
     )
-    placed = [each.start for each in arranged(members)][4 : 4 + len(written)]
-    places = list(zip(written, placed, strict=True))
-    return lay_out_archive(members, specs, places, name=name, check=check)
+    arrangement = tuple(arranged(members))
+    starts = [each.start for each in arrangement[4 : 4 + len(written)]]
+    places = list(zip(written, starts, strict=True))
+    return lay_out_archive(arrangement, specs, places, name=name, check=check)
 
 
 def _member(name: str, body: bytes) -> Member:

@@ -8,11 +8,9 @@ may ask for any amount of either.
 
 from __future__ import annotations
 
-import gc
 import pickle
 import struct
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from typing import NamedTuple
 
 from swavg.errors import InputError
@@ -21,6 +19,7 @@ from swavg.formats.torch.machine import INSIDE, LARGE, Machine
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.pattern import TensorPattern
 from swavg.formats.torch.rebuild import call, default, ordered
+from swavg.gc_pause import paused_gc
 
 # Of a pickle: its bytes, its opcodes, and the memory that its objects may take: that of some
 # 240,000 tensors, those of the optimizer counted.
@@ -59,7 +58,7 @@ def unpickle(
     error comes out of a file."""
     machine = Machine(data, max_memory)
     try:
-        with _no_garbage_collection():
+        with paused_gc():
             top, opcodes = _run(machine, max_opcodes)
     except (EOFError, struct.error):
         raise _truncated(path) from None
@@ -73,18 +72,6 @@ def unpickle(
         detail = str(error)[:200] or type(error).__name__
         raise InputError(path, f"its pickle cannot be read: {detail}") from None
     return Graph(top, machine.storages.values(), machine.at, opcodes)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    # It would look at all objects again and again, none of which is garbage yet.
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _truncated(path: str) -> TruncatedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,18 @@ from functools import partial
 from swavg.errors import InputError, OutputError
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
-from swavg.formats.torch.archive_layout import ArchiveLayout, Member, arranged, lay_out_archive
-from swavg.formats.torch.opened import ArchiveTemplate, LegacyTemplate, open_archive, open_legacy
+from swavg.formats.torch.archive import Archive, read_archive, read_pickle
+from swavg.formats.torch.archive_layout import (
+    ArchiveLayout,
+    Member,
+    Placed,
+    arranged,
+    lay_out_archive,
+)
+from swavg.formats.torch.opened import TorchTemplate, open_archive, open_legacy
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
 from swavg.formats.torch.template import CannotKeep, replacements, spliced
+from swavg.storage.sources import LocalFile, Pool
 
 # Padding is an extra field, whose length is a 16-bit number.
 _MAX_ALIGNMENT = 1 << 15
@@ -45,41 +54,38 @@ def plan_file(request: WriteRequest, numbers: Sequence[int], name: str = "") -> 
 
 
 def _like_template(request: WriteRequest) -> FileLayout:
-    match request.template.extras.template:
-        case ArchiveTemplate() as template:
-            return _archive_like(request, template)
-        case LegacyTemplate() as template:
-            return _legacy_like(request, template)
-    raise CannotKeep("the last input is no PyTorch file")
+    template = request.template.extras.template
+    if not isinstance(template, TorchTemplate):
+        raise CannotKeep("the last input is no PyTorch file")
+    if template.archive is None:
+        return _legacy_like(request, template)
+    return _archive_like(request, template.archive)
 
 
-def _archive_like(request: WriteRequest, template: ArchiveTemplate) -> ArchiveLayout:
+def _archive_like(request: WriteRequest, archive: Archive) -> ArchiveLayout:
     """All records of the template in their order, with other bytes in its averaged tensors."""
     replaced = replacements(request)
-    if template.alignment > _MAX_ALIGNMENT:
-        raise CannotKeep(f"its records are aligned to {template.alignment:,} bytes")
-    records = [record for record in template.records if record.name != RECIPE]
+    if archive.alignment > _MAX_ALIGNMENT:
+        raise CannotKeep(f"its records are aligned to {archive.alignment:,} bytes")
     recipe = request.recipe.encode()
-    members = (
-        *(Member(f"{template.root}/{record.name}", record.size) for record in records),
-        Member(f"{template.root}/{RECIPE}", len(recipe), recipe),
-    )
+    records = [record for record in archive if record.name != RECIPE]
+    members = [Member(f"{archive.root}/{record.name}", record.size) for record in records]
+    members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
+    arrangement = tuple(arranged(members, archive.alignment))
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
-    for record, placed in zip(records, arranged(members, template.alignment), strict=False):
+    for record, placed in zip(records, arrangement, strict=False):
         inside, between = spliced(record.offset, record.size, placed.start, replaced)
         places += inside
         kept += between
+    pickled = next(record for record in records if record.name == "data.pkl")
     return lay_out_archive(
-        members,
+        arrangement,
         request.specs,
         places,
-        alignment=template.alignment,
         kept=kept,
         orders={each.number: each.order for each in replaced if each.order is not None},
-        check=partial(
-            _check, open_archive, key=template.key, names=tuple(request.template.tensors)
-        ),
+        check=partial(_check_records, arrangement=arrangement, pickle_crc=pickled.crc),
     )
 
 
@@ -94,7 +100,7 @@ class LegacyLayout(FileLayout):
         _check(open_legacy, path, key=self.key, names=self.names)
 
 
-def _legacy_like(request: WriteRequest, template: LegacyTemplate) -> LegacyLayout:
+def _legacy_like(request: WriteRequest, template: TorchTemplate) -> LegacyLayout:
     """The template's file; the format has no place for a recipe."""
     replaced = replacements(request)
     places, kept = spliced(0, request.template.size, 0, replaced)
@@ -125,3 +131,18 @@ def _check(
         raise OutputError(path, f"the finished file does not open: {error.problem}") from error
     if tuple(found.tensors) != names:
         raise OutputError(path, "the finished file has other tensors than were planned")
+
+
+def _check_records(path: str, *, arrangement: Sequence[Placed], pickle_crc: int) -> None:
+    """OutputError unless the finished file has just these records, and the template's pickle."""
+    file = LocalFile.find(path)
+    with Pool() as pool:
+        try:
+            archive = read_archive(lambda at, size: pool.read(file, at, size), path, file.size)
+            crc = zlib.crc32(read_pickle(lambda at, size: pool.read(file, at, size), archive))
+        except InputError as error:
+            raise OutputError(path, f"the finished file does not open: {error.problem}") from error
+    planned = [(each.member.name, each.start, each.member.size) for each in arrangement]
+    found = [(f"{archive.root}/{each.name}", each.offset, each.size) for each in archive]
+    if found != planned or crc != pickle_crc:
+        raise OutputError(path, "the finished file has other records than were planned")

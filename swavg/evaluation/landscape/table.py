@@ -1,0 +1,166 @@
+"""The csv of a survey: written a row at a time, so that an interrupted one goes on from there.
+
+The first line is a comment with what the values depend on, as JSON; a table that was made otherwise
+is not continued. While it grows it lies beside its destination under a name that says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from swavg.errors import OutputError
+from swavg.storage.publish import destination, new_file
+
+PARTIAL = ".partial"
+"""Suffix of an unfinished table."""
+
+_HEAD = "# swavg "
+
+
+class Table:
+    """An unfinished csv, open and locked. ``rows`` are the texts of its whole rows, in order."""
+
+    def __init__(self, path: Path, fd: int, rows: list[str]) -> None:
+        self.path = path
+        self._fd = fd
+        self.rows = rows
+
+    def append(self, row: str) -> None:
+        """Add a row; it outlives this process when this returns."""
+        _write(self._fd, self.path, row + "\n")
+        self.rows.append(row)
+
+
+def partial_path(path: str | os.PathLike[str]) -> Path:
+    target = Path(destination(path))
+    return target.with_name(target.name + PARTIAL)
+
+
+def heading(cache_key: Mapping[str, object], columns: Sequence[str]) -> str:
+    """The lines above the rows."""
+    text = json.dumps(cache_key, ensure_ascii=True, separators=(", ", ": "))
+    return f"{_HEAD}{text}\n{','.join(columns)}\n"
+
+
+@contextlib.contextmanager
+def opened(
+    path: str | os.PathLike[str],
+    cache_key: Mapping[str, object],
+    columns: Sequence[str],
+    *,
+    anew: bool = False,
+    force: bool = False,
+) -> Iterator[Table]:
+    """The unfinished table for ``path``, with the rows that a finished or interrupted run with the
+    same ``cache_key`` left; without them if ``anew``.
+
+    Raises OutputError if it is being written, or if there is one that was made otherwise, which
+    ``force`` gives up.
+    """
+    partial = partial_path(path)
+    head = heading(cache_key, columns)
+    try:
+        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(partial, f"cannot be written: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                partial,
+                "is being written by another run",
+                hint="Wait for it, or give csv= another path.",
+            ) from None
+        with os.fdopen(os.dup(fd), "rb") as file:
+            found = file.read()
+        if anew or not found:
+            # What is finished need not be computed again.
+            rows = [] if anew else finished_rows(path, cache_key, columns) or []
+        else:
+            rows = _rows(partial, found, head, cache_key, force)
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        _write(fd, partial, head + "".join(f"{row}\n" for row in rows))
+        table = Table(partial, fd, rows)
+        try:
+            yield table
+        finally:
+            if not table.rows:
+                # Nothing to go on from.
+                discard(table)
+    finally:
+        os.close(fd)
+
+
+def finished_rows(
+    path: str | os.PathLike[str], cache_key: Mapping[str, object], columns: Sequence[str]
+) -> list[str] | None:
+    """The rows of a finished table made with this ``cache_key``; None if there is no such file."""
+    target = Path(destination(path))
+    try:
+        found = target.read_bytes()
+    except OSError:
+        return None
+    try:
+        return _rows(target, found, heading(cache_key, columns), cache_key, False)
+    except OutputError:
+        return None
+
+
+def publish(table: Table, path: str | os.PathLike[str], *, force: bool) -> None:
+    """Put the table, whole, under ``path``."""
+    with new_file(path, force=force) as sink:
+        sink.write(table.path.read_bytes())
+
+
+def discard(table: Table) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(table.path)
+
+
+def _write(fd: int, path: Path, text: str) -> None:
+    view = memoryview(text.encode())
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except OSError as error:
+            raise OutputError(path, f"cannot be written: {error.strerror}") from None
+
+
+def _rows(
+    path: Path, found: bytes, head: str, cache_key: Mapping[str, object], force: bool
+) -> list[str]:
+    """The whole rows of a table; a last line without its end was cut short, and is dropped."""
+    if found.startswith(head.encode()):
+        *rows, _ = found[len(head.encode()) :].decode(errors="replace").split("\n")
+        # A crash of the machine may leave zeros where the last rows were.
+        whole = next((i for i, row in enumerate(rows) if "\0" in row), len(rows))
+        return rows[:whole]
+    cut_short = b"\n" not in found and found.startswith(_HEAD.encode())
+    if force or cut_short or head.encode().startswith(found):
+        return []
+    raise OutputError(
+        path,
+        f"was left by a run that differs in {_difference(found, cache_key)}",
+        hint="Give the same options to go on with it, force=True to begin anew, or csv= another"
+        " path.",
+    )
+
+
+def _difference(found: bytes, cache_key: Mapping[str, object]) -> str:
+    line = found.partition(b"\n")[0].decode(errors="replace")
+    try:
+        before = json.loads(line.removeprefix(_HEAD)) if line.startswith(_HEAD) else None
+    except ValueError:
+        before = None
+    if not isinstance(before, dict):
+        return "everything: it is no table of swavg"
+    wanted = json.loads(json.dumps(cache_key))
+    names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
+    return ", ".join(f"'{name}'" for name in names) or "its columns"

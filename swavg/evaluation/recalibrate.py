@@ -1,0 +1,131 @@
+"""``swavg bn``: an averaged checkpoint with its batch-norm statistics recomputed, nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from swavg import __version__
+from swavg.engine.average import execute
+from swavg.engine.outputs import check
+from swavg.engine.recipe import recorded_in, short_names
+from swavg.engine.resources import Resources
+from swavg.evaluation.copy_with import copy_with, in_memory
+from swavg.evaluation.fresh_statistics import FreshStatistics, OnBatch, fresh_statistics
+from swavg.evaluation.statistics_shift import StatisticsShift, statistics_shift
+from swavg.formats import open_checkpoint
+from swavg.formats.checkpoint import Checkpoint
+from swavg.planning.targets import default_path
+
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """What :func:`recalibrate` did.
+
+    ``buffers`` are the tensors of the checkpoint that were replaced, of ``layers`` batch-norm
+    layers; ``batches`` and ``examples`` (None if a batch does not tell) are what they were
+    computed on. ``moved`` says how far they moved. ``written`` are bytes.
+    """
+
+    output: str
+    format: str
+    input: str
+    layers: int
+    buffers: tuple[str, ...]
+    batches: int
+    examples: int | None
+    moved: StatisticsShift
+    written: int
+    seconds: float
+    notes: tuple[str, ...]
+    recipe: Mapping[str, object]
+
+
+def recalibrate(
+    averaged: Path,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    output: Path | None = "",
+    limit: int | None = None,
+    device: str = "cpu",
+    key: str | None = None,
+    force: bool = False,
+    on_batch: OnBatch | None = None,
+    on_publish: Callable[[], object] = lambda: None,
+) -> Recalibration:
+    """Write ``averaged`` with the running statistics that its weights have on ``batches``.
+
+    The weights are put into ``model``, which is left with them, on ``device``, with the new
+    statistics. At most ``limit`` batches are taken, each as
+    :func:`swavg.training.batches.forward` understands it; means and variances are cumulative
+    averages over them (:func:`swavg.training.update_bn`). All but the statistics is copied as
+    bytes, and they keep their dtypes. ``output`` is a path, None for standard output, or empty for
+    the default: ``averaged`` with ``-bn`` behind its stem. ``key`` is the dotted path of the state
+    dict in a PyTorch file. ``on_batch`` is called after each batch with the number done and in
+    all (None: unknown), ``on_publish`` before the output gets its name: from then on there is no
+    way back. Raises a SwavgError; the destination is then as it was.
+    """
+    begun = time.monotonic()
+    checkpoint = open_checkpoint(averaged, key=key)
+    path = _checked_output(checkpoint, output, force)
+    found = fresh_statistics(model, checkpoint, batches, limit, device, on_batch)
+    values = _recipe(checkpoint, found)
+    fresh = in_memory(found.tensors, checkpoint)
+    plan = copy_with(checkpoint, fresh, path, values, force=force)
+    (report,) = execute(plan, Resources(threads=1), on_publish=on_publish)
+    return Recalibration(
+        report.output,
+        report.format,
+        checkpoint.path,
+        found.layers,
+        tuple(found.tensors),
+        found.batches,
+        found.examples,
+        statistics_shift(checkpoint, fresh),
+        report.written,
+        time.monotonic() - begun,
+        (*checkpoint.notes, *found.notes, *report.notes, *report.warnings),
+        values,
+    )
+
+
+def check_output(
+    averaged: Path, output: Path | None = "", *, key: str | None = None, force: bool = False
+) -> None:
+    """Raise what :func:`recalibrate` would for these arguments before the model runs: InputError,
+    or OutputError if the output exists, is the input, or has no room."""
+    _checked_output(open_checkpoint(averaged, key=key), output, force)
+
+
+def _checked_output(checkpoint: Checkpoint, output: Path | None, force: bool) -> str | None:
+    path = None if output is None else os.fspath(output) or default_output(checkpoint)
+    check(copy_with(checkpoint, in_memory({}, checkpoint), path, {}, force=force))
+    return path
+
+
+def default_output(checkpoint: Checkpoint) -> str:
+    """``run/averaged-bn.pt`` for ``run/averaged.pt``."""
+    path = checkpoint.path.rstrip("/") or checkpoint.path
+    suffix = default_path(checkpoint).removeprefix("averaged")
+    return f"{path.removesuffix(suffix)}-bn{suffix}"
+
+
+def _recipe(checkpoint: Checkpoint, found: FreshStatistics) -> dict[str, object]:
+    """The checkpoint's own recipe, with what was done to it."""
+    own = recorded_in(checkpoint) or {
+        "method": "copy",
+        "inputs": list(short_names([checkpoint.path])),
+        "weights": [1.0],
+        "options": {},
+        "version": __version__,
+    }
+    done = {"layers": found.layers, "batches": found.batches, "examples": found.examples}
+    return {**own, "batch_norm": done}
