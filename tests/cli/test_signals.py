@@ -22,17 +22,18 @@ def pair(tmp_path):
 
 LATE = """
 import os, signal, sys
-from swavg import publish
 from swavg.cli import main
-sync = publish._sync_folder
+from swavg.storage import pending, publish
+sync = publish.sync_folder
 def interrupted(folder):
     os.kill(os.getpid(), signal.{name})
     sync(folder)
-publish._sync_folder = interrupted
+publish.sync_folder = interrupted
 main(sys.argv[1:])
 """
-EARLY = LATE.replace("sync = publish._sync_folder", "sync = publish._keep_mode").replace(
-    "publish._sync_folder = interrupted", "publish._keep_mode = lambda *_: interrupted(None)"
+EARLY = LATE.replace("sync = publish.sync_folder", "sync = None").replace(
+    "publish.sync_folder = interrupted",
+    "pending.Renamed.keep_mode = lambda *_: interrupted(None)",
 )
 
 
