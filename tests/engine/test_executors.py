@@ -473,11 +473,12 @@ print(len(calls), workers())
 def test_where_threads_are_refused_fewer_or_none_do_it_all(tmp_path, monkeypatch, allowed, output):
     paths = large(tmp_path)
     swavg.execute(planned(paths, tmp_path / "expected.safetensors"), Resources(threads=1))
-    plan, start, started = planned(paths, tmp_path / output), threading.Thread.start, []
+    start, started = threading.Thread.start, []
     if output == "pipe":
         os.mkfifo(tmp_path / output)
-        plan = planned(paths, tmp_path / output)
-        reader = subprocess.Popen(["cat", tmp_path / output], stdout=subprocess.PIPE)
+        with open(tmp_path / "read", "wb") as file:
+            reader = subprocess.Popen(["cat", tmp_path / output], stdout=file)
+    plan = planned(paths, tmp_path / output)
 
     def refused(self):
         if len(started) == allowed:
@@ -487,8 +488,10 @@ def test_where_threads_are_refused_fewer_or_none_do_it_all(tmp_path, monkeypatch
 
     monkeypatch.setattr(threading.Thread, "start", refused)
     swavg.execute(plan, Resources(threads=3, processes=False))
-    made = reader.communicate()[0] if output == "pipe" else (tmp_path / output).read_bytes()
-    assert made == (tmp_path / "expected.safetensors").read_bytes()
+    if output == "pipe":
+        reader.wait()
+    made = tmp_path / ("read" if output == "pipe" else output)
+    assert made.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
     assert len(started) == allowed
 
 
