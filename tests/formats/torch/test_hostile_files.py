@@ -213,7 +213,7 @@ def test_a_file_without_a_state_dict_says_what_it_has(path: Path) -> None:
     sub = {"w": torch.ones(2)}
     saved(path, {"first": sub, "second": sub, "optimizer": {"m": torch.ones(1)}, "epoch": 1})
     assert refused(path) == "several state dicts could be meant: 'first', 'second'"
-    with pytest.raises(InputError, match="Choose one with --key first, or all with --key ''"):
+    with pytest.raises(InputError, match="Choose one with key=first, or all with key=''"):
         opened(path)
     assert_same(opened(path, key="second"), sub)
     assert list(opened(path, key="").tensors) == ["first.w", "second.w", "optimizer.m"]
