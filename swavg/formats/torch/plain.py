@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 from swavg.dtypes import DType
 from swavg.errors import RequestError
@@ -32,13 +31,12 @@ def lay_out_plain(
     ties: Sequence[Sequence[str]],
     recipe: bytes,
     name: str,
-    check: Callable[..., None],
+    check: Callable[[str], None],
 ) -> ArchiveLayout:
     """A file that ``torch.load(weights_only=True)`` gives back as an OrderedDict of the tensors.
 
     The names of one group of ``ties`` share a storage, with the bytes of the first of them; a
-    name without a tensor of its own follows that one. ``check`` of the finished file is given its
-    path, and their ``names``. RequestError for dtypes unknown to torch.
+    name without a tensor of its own follows that one. RequestError for dtypes unknown to torch.
     """
     group_of = {tied: group for group in ties for tied in group}
     present = {specs.names[number] for number in numbers}
@@ -73,7 +71,6 @@ def lay_out_plain(
     arrangement = tuple(arranged(members))
     starts = [each.start for each in arrangement[4 : 4 + len(written)]]
     places = list(zip(written, starts, strict=True))
-    check = partial(check, names=tuple(entry[0] for entry in entries))
     return lay_out_archive(arrangement, specs, places, name=name, check=check)
 
 

@@ -220,7 +220,7 @@ def test_a_file_without_a_state_dict_says_what_it_has(path: Path) -> None:
     assert refused(path, key="third") == "has no 'third'"
     with pytest.raises(InputError, match="There are: 'first', 'second', 'optimizer', 'epoch'"):
         opened(path, key="third")
-    assert refused(path, key="first.w") == "--key names a tensor, not a state dict"
+    assert refused(path, key="first.w") == "key= names a tensor, not a state dict"
     assert refused(path, key="epoch") == "no tensors under 'epoch'"
     for nothing in ({"epoch": 3}, {"optimizer": {"state": {0: torch.ones(1)}}}, {}):
         saved(path, nothing)
