@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from swavg.dtypes import DType
+from swavg.engine.resources import INTEGERS
 from swavg.formats.checkpoint import Tensor
 from swavg.planning.plan import Operation, Plan, Span, Task
 from swavg.storage.sources import Pool, Source
@@ -141,8 +142,8 @@ class Batches:
         if operation.op in ("copy", "bytes"):
             return max(8, self.nbytes * 8 // operation.dtype.bits // 8 * 8)
         if operation.op == "integer":
-            held = self.elements // (4 * max(1, len(operation.members)))
-            return max(1024, held // 8 * 8)
+            held = INTEGERS * self.elements // max(2, len(operation.members))
+            return max(1024, held * 8 // operation.dtype.bits // 8 * 8)
         return max(1, self.elements // manner.parts)
 
     def _manner(self, entry: int) -> tuple[Manner, bool]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Sinks = Sequence[Sequence[Sink]]
 """By row and file."""
 
+_COMBINED = 1 << 15
+"""Elements of all inputs whose mean is taken at once."""
 _REPAIRED = 1 << 14
 """Elements that are repaired at once: it takes many arrays in float64."""
 
@@ -265,12 +267,17 @@ class Tools:
         from swavg.engine.kernels.integers import combine
 
         arrays = [np.frombuffer(raw, operation.dtype.numpy()) for raw in raws]
+        target = np.frombuffer(out, operation.dtype.numpy())
         term = operation.terms[0]
-        try:
-            made = combine(rule, arrays, term.weights, term.uniform)
-        except OverflowError as error:
-            raise NumericsError(f"'{name}': the mean {error}.") from None
-        out[:] = np.ascontiguousarray(made).view(np.uint8).data
+        # The mean takes many bytes per element on the way.
+        step = max(1, _COMBINED // len(arrays))
+        for part in (slice(start, start + step) for start in range(0, batch.count, step)):
+            try:
+                target[part] = combine(
+                    rule, [array[part] for array in arrays], term.weights, term.uniform
+                )
+            except OverflowError as error:
+                raise NumericsError(f"'{name}': the mean {error}.") from None
         result.differing |= {(term.row, entry) for term in operation.terms}
 
 

@@ -10,18 +10,22 @@ from swavg.errors import RequestError
 from swavg.planning.plan import Plan
 
 DEFAULT_MEMORY = 32 << 20
-"""Bytes for buffers: with interpreters and NumPy the processes together stay under 96 MiB."""
+"""Bytes for blocks: with interpreters and NumPy the processes together stay under 96 MiB."""
 _MORE_MEMORY = 4 << 20
 """Bytes for each worker that is asked for beyond the default number."""
 _MOST_WORKERS = 8
-_PROCESS = 2 << 20
-"""Bytes that a forked process has for itself, buffers excepted."""
+_PROCESS = 3 << 20
+"""Bytes that a forked process has for itself: pages that it no longer shares."""
+_CONSTANT = 1 << 19
+"""Bytes of a worker's buffers whose size is always the same."""
 
 _BLOCK = 1 << 18
 _GATHERED_BLOCK = 1 << 19
 _ENOUGH = 1 << 16
 """Elements of a block from which on smaller ones cost time."""
 _SMALLEST = 1 << 12
+INTEGERS = 2
+"""Bytes per element of a block for the integers that are held of all inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Resources:
     threads: int | None = None
     """How many workers; None: the processors of this process, at most 8."""
     memory: int | None = None
-    """Bytes for buffers; None: 32 MiB."""
+    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers."""
     processes: bool | None = None
     """Workers are forked processes; None: where a fork is safe and pays, else threads."""
     check_crc: bool = False
@@ -58,17 +62,22 @@ def processors() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes per element of what a worker holds, at most: of an input, of a sum, of the output; for
-    how many rows; and whether inputs are gathered from where they lie apart."""
+    """What decides how many bytes a worker holds for each element of a block."""
 
     input_size: int = 1
+    """Bytes of an input's element, at most."""
     sum_size: int = 4
     output_size: int = 1
     rows: int = 1
+    """Sums that are made of one read, at most."""
     gathers: bool = False
+    """Some inputs lie apart."""
+    integers: bool = False
+    """Of some tensors the elements of all inputs are held at once."""
+    device: str = "cpu"
 
     @classmethod
-    def of(cls, plan: Plan) -> Needs:
+    def of(cls, plan: Plan, device: str = "cpu") -> Needs:
         """What the entries of a plan need."""
         input_size, sum_size, output_size, rows = 1, 4, 1, 1
         entries = plan.entries
@@ -83,13 +92,17 @@ class Needs:
         gathers = any(order is not None for _, order in entries.forms) or any(
             strides is not None for table in entries.tables for _, _, strides in table.columns.forms
         )
-        return cls(input_size, sum_size, output_size, rows, gathers)
+        integers = any(operation.op == "integer" for operation in entries.operations)
+        return cls(input_size, sum_size, output_size, rows, gathers, integers, device)
 
     def per_element(self) -> int:
         """Bytes of a worker's buffers for each element of a block."""
-        kernel = self.input_size + (1 + self.rows + (self.rows > 1)) * self.sum_size
-        gathered = 5 * self.input_size if self.gathers else self.input_size
-        return kernel + gathered + self.rows * self.output_size
+        sums = (1 + self.rows + (self.rows > 1)) * self.sum_size
+        # The torch kernel reads one input while another is copied; its sums are on the device.
+        kernel = self.input_size + sums if self.device == "cpu" else 2 * self.input_size + 8
+        gathered = 4 * self.input_size if self.gathers else 0
+        held = INTEGERS if self.integers else 0
+        return kernel + gathered + held + (self.rows + 2) * self.output_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +115,19 @@ class Sizes:
 
     @property
     def memory(self) -> int:
-        """Bytes of all buffers."""
+        """Bytes of all buffers whose size depends on that of blocks."""
         return self.workers * self.elements * self.needs.per_element()
 
 
 def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     """The best sizes within the memory; RequestError if it cannot do."""
-    needs, wanted = Needs.of(plan), resources.workers
+    needs, wanted = Needs.of(plan, resources.device), resources.workers
     limit = resources.memory
     if limit is None:
-        limit = DEFAULT_MEMORY + _MORE_MEMORY * max(0, wanted - _MOST_WORKERS)
+        more = _MORE_MEMORY - _PROCESS if forked else _MORE_MEMORY
+        limit = DEFAULT_MEMORY + more * max(0, wanted - _MOST_WORKERS)
     for candidate in _candidates(wanted, needs):
-        own = _PROCESS * candidate.workers if forked and candidate.workers > 1 else 0
-        if candidate.memory + own <= limit:
+        if candidate.memory + _CONSTANT * (candidate.workers - 1) <= limit:
             return candidate
     raise RequestError(
         f"{limit:,} bytes is too little: at least {candidate.memory:,} are needed.",

@@ -24,8 +24,8 @@ _SPARSE = 4
 """A stretch is read whole if it is at most this many times as long as what is wanted of it."""
 _SHORT = 512
 """Bytes below which a stretch is read whole however little of it is wanted."""
-_MOST = 1 << 24
-"""Bytes that are held at once besides the result."""
+_LEAST = 1 << 16
+"""Bytes that may be held besides the result, however small that is."""
 
 
 def row_major_strides(shape: Shape) -> Shape:
@@ -68,23 +68,33 @@ def element(dtype: DType) -> np.dtype[np.generic]:
 def gather(
     pool: Pool, sources: Sequence[Source], tensor: Tensor, start: int, stop: int, out: memoryview
 ) -> None:
-    """Fill ``out`` with the row-major elements ``[start, stop)``. InputError if a read fails."""
+    """Fill ``out`` with the row-major elements ``[start, stop)``. InputError if a read fails.
+
+    At most four times the memory of ``out`` is taken.
+    """
     if start >= stop:
         return
+    most = max(_LEAST, _SPARSE * len(out))
     target = np.frombuffer(out, element(tensor.spec.dtype))
     done = 0
     for region in regions(tensor.grid, start, stop):
         count = math.prod(size for _, size in region)
         part = target[done : done + count].reshape([size for _, size in region])
         for box in tensor.boxes:
-            _fill(pool, sources[box.source], box, region, part)
+            _fill(pool, sources[box.source], box, region, part, most)
         done += count
 
 
 def _fill(
-    pool: Pool, source: Source, box: Box, region: Sequence[tuple[int, int]], out: Array
+    pool: Pool,
+    source: Source,
+    box: Box,
+    region: Sequence[tuple[int, int]],
+    out: Array,
+    most: int,
 ) -> None:
-    """Read what a region (which ``out`` holds) has in common with a box."""
+    """Read what a region (which ``out`` holds) has in common with a box, with at most ``most``
+    bytes besides."""
     offset, cuts = box.offset, []
     strides = row_major_strides(box.shape) if box.strides is None else box.strides
     for (first, count), begin, extent, stride in zip(
@@ -95,10 +105,10 @@ def _fill(
             return
         offset += (low - begin) * stride * out.itemsize
         cuts.append(slice(low - first, high - first))
-    _read(pool, source, offset, strides, out[tuple(cuts)])
+    _read(pool, source, offset, strides, out[tuple(cuts)], most)
 
 
-def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array) -> None:
+def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array, most: int) -> None:
     """Fill ``out`` with the elements that lie at ``strides`` from the byte ``offset`` on."""
     itemsize, shape = out.itemsize, out.shape
     # From the slowest to the fastest as they are stored.
@@ -118,11 +128,11 @@ def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array) -
         pool.read_into(source, offset, out.reshape(-1).view(np.uint8).data)
         return
     sizes = [shape[axis] for axis in outer]
-    if math.prod(sizes) * length * itemsize > _MOST and (widest := max(shape)) > 1:
+    if math.prod(sizes) * length * itemsize > most and (widest := max(shape)) > 1:
         axis, half = shape.index(widest), widest // 2
         low, high = np.split(out, [half], axis)
-        _read(pool, source, offset, strides, low)
-        _read(pool, source, offset + half * strides[axis] * itemsize, strides, high)
+        _read(pool, source, offset, strides, low, most)
+        _read(pool, source, offset + half * strides[axis] * itemsize, strides, high, most)
         return
     held = np.empty((*sizes, length), out.dtype)
     data, step = held.reshape(-1).view(np.uint8).data, length * itemsize

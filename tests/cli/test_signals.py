@@ -20,21 +20,23 @@ def pair(tmp_path):
     return tmp_path
 
 
-LATE = """
+INTERRUPTED = """
 import os, signal, sys
 from swavg.cli import main
-from swavg.storage import pending, publish
-sync = publish.sync_folder
-def interrupted(folder):
-    os.kill(os.getpid(), signal.{name})
-    sync(folder)
-publish.sync_folder = interrupted
+from swavg.storage import {module}
+call = {module}.{name}
+def interrupted(*args, **more):
+    os.kill(os.getpid(), signal.{signal})
+    return call(*args, **more)
+{module}.{name} = interrupted
 main(sys.argv[1:])
 """
-EARLY = LATE.replace("sync = publish.sync_folder", "sync = None").replace(
-    "publish.sync_folder = interrupted",
-    "pending.Renamed.keep_mode = lambda *_: interrupted(None)",
-)
+
+
+def interrupted(module, name, number):
+    """The command line, which gets a signal when it comes to a certain function."""
+    code = INTERRUPTED.format(module=module, name=name, signal=number)
+    return [sys.executable, "-c", code, "average", "a.safetensors", "b.safetensors"]
 
 
 def expected(folder):
@@ -44,23 +46,19 @@ def expected(folder):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_after_the_rename_comes_too_late(pair, name):
-    command = [sys.executable, "-c", LATE.format(name=name), "average"]
+    command = interrupted("publish", "sync_folder", name)
     done = subprocess.run(
-        [*command, "a.safetensors", "b.safetensors", "-o", "c.safetensors"],
-        cwd=pair,
-        capture_output=True,
-        text=True,
+        [*command, "-o", "c.safetensors"], cwd=pair, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, "c.safetensors\n")
     assert torch.equal(load(pair / "c.safetensors")["body.bias"], expected(pair))
 
 
 def test_a_signal_before_the_rename_leaves_nothing(pair):
+    command = interrupted("pending", "sync_folder", "SIGINT")
     done = subprocess.run(
-        [sys.executable, "-c", EARLY.format(name="SIGINT"), "average", "a.safetensors",
-         "b.safetensors", "-o", "c.safetensors"],
-        cwd=pair, capture_output=True, text=True,
-    )  # fmt: skip
+        [*command, "-o", "c", "--max-shard-size", "1MB"], cwd=pair, capture_output=True, text=True
+    )
     assert done.returncode == 130
     assert sorted(os.listdir(pair)) == ["a.safetensors", "b.safetensors"]
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
@@ -86,3 +84,48 @@ def test_an_interrupt_has_its_code_and_leaves_nothing(tmp_path, number, code):
     assert process.returncode == code
     assert "interrupted" in said
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(text) for text in file.read().split()]
+
+
+def ended(pid):
+    """Whether a process has ended, waited for or not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_a_killed_run_ends_its_workers_and_the_next_one_clears_up(tmp_path):
+    big = {f"x{i}": torch.zeros(2_000_000) for i in range(12)}
+    paths = [save(tmp_path / "in" / f"{i}.safetensors", big) for i in range(4)]
+    (tmp_path / "out").mkdir()
+    command = [
+        *SWAVG,
+        "average",
+        *paths,
+        "-o",
+        tmp_path / "out" / "c.safetensors",
+        "--threads",
+        "2",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (workers := children(process.pid)):
+        time.sleep(0.002)
+        assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=60)
+    for _ in range(2000):
+        if all(map(ended, workers)):
+            break
+        time.sleep(0.01)
+    assert all(map(ended, workers))
+    (left,) = os.listdir(tmp_path / "out")
+    assert left.startswith(".c.safetensors.")
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{left}, which an earlier run had left" in again.stderr.replace("\n", " ")
+    assert os.listdir(tmp_path / "out") == ["c.safetensors"]

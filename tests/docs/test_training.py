@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
+pytestmark = [pytest.mark.slow, pytest.mark.torch]
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 LOOPS = ("Plain PyTorch", "Lightning", "Transformers")
 

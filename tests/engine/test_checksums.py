@@ -49,7 +49,8 @@ def records(path):
 
 
 @pytest.mark.parametrize(
-    "resources", [{"threads": 1}, {"threads": 3, "processes": False}, {"threads": 2, "processes": True}]
+    "resources",
+    [{"threads": 1}, {"threads": 3, "processes": False}, {"threads": 2, "processes": True}],
 )  # fmt: skip
 def test_whole_files_are_as_they_say(pair, tmp_path, resources):
     count = sum(1 for path in pair for _ in zipfile.ZipFile(path).infolist())

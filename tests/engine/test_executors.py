@@ -146,7 +146,7 @@ def test_refused_numbers_are_refused_in_the_same_words(tmp_path, value):
     assert alone == threaded == forked
     assert alone[0] == 6
     assert "1.safetensors: 'x' at [301234] is " in alone[1]
-    assert "--allow-nonfinite" in alone[1]
+    assert "allow_nonfinite=True" in alone[1]
     assert make.debris(tmp_path) == []
 
 
@@ -468,20 +468,31 @@ print(len(calls), workers())
     assert (tmp_path / "out.safetensors").exists()
 
 
-def test_a_thread_that_cannot_be_started_is_a_worker_error(tmp_path, monkeypatch):
-    plan = planned(large(tmp_path), tmp_path / "out.safetensors")
+@pytest.mark.parametrize("allowed", [0, 1])
+@pytest.mark.parametrize("output", ["out.safetensors", "pipe"])
+def test_where_threads_are_refused_fewer_or_none_do_it_all(tmp_path, monkeypatch, allowed, output):
+    paths = large(tmp_path)
+    swavg.execute(planned(paths, tmp_path / "expected.safetensors"), Resources(threads=1))
     start, started = threading.Thread.start, []
+    if output == "pipe":
+        os.mkfifo(tmp_path / output)
+        with open(tmp_path / "read", "wb") as file:
+            reader = subprocess.Popen(["cat", tmp_path / output], stdout=file)
+    plan = planned(paths, tmp_path / output)
 
     def refused(self):
-        if started:
+        if len(started) == allowed:
             raise RuntimeError("can't start new thread")
         started.append(self)
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", refused)
-    with pytest.raises(errors.WorkerError, match="No thread can be started"):
-        swavg.execute(plan, Resources(threads=2))
-    assert make.debris(tmp_path) == []
+    swavg.execute(plan, Resources(threads=3, processes=False))
+    if output == "pipe":
+        reader.wait()
+    made = tmp_path / ("read" if output == "pipe" else output)
+    assert made.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+    assert len(started) == allowed
 
 
 def test_a_process_with_threads_or_torch_does_not_fork():

@@ -1,14 +1,20 @@
 """How many workers there are and how large their blocks: within the memory, or refused."""
 
+import tracemalloc
+
 import pytest
 import torch
 from checkpoints import planned, save, series
 
 import swavg
 from swavg import Policy, Resources, Row
+from swavg.engine.average import tools_of
+from swavg.engine.compute import run_task
 from swavg.engine.resources import DEFAULT_MEMORY, Needs, processors, sizes
 
 MIB = 1 << 20
+CONSTANT = 2 * MIB
+"""What a worker takes whatever its blocks: places of the sample, parts of what is converted."""
 
 
 @pytest.fixture
@@ -78,3 +84,55 @@ def test_what_lies_apart_is_gathered(tmp_path):
         torch.save({"w": weight.t().contiguous().t() if turned else weight}, tmp_path / f"{index}")
     plan = planned([tmp_path / "0", tmp_path / "1"], tmp_path / "out.pt")
     assert Needs.of(plan).gathers
+
+
+@pytest.mark.parametrize(
+    ("dtype", "policy", "rows", "device"),
+    [
+        (torch.bfloat16, Policy(), 1, "cpu"),
+        (torch.float32, Policy(), 3, "cpu"),
+        (torch.float32, Policy(dtype="bfloat16"), 1, "cpu"),
+        (torch.float8_e4m3fn, Policy(), 2, "cpu"),
+        (torch.int64, Policy(integers="mean"), 1, "cpu"),
+        (torch.int8, Policy(integers="max"), 1, "cpu"),
+        (torch.float32, Policy(), 3, "torch"),
+    ],
+)
+@pytest.mark.parametrize("lies", ["packed", "turned"])
+def test_a_worker_takes_no_more_than_is_counted(tmp_path, dtype, policy, rows, device, lies):
+    """The buffers, and all that is allocated on the way."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = []
+    for index in range(3):
+        tensor = torch.randint(-50, 50, (1200, 1300), generator=generator).to(dtype)
+        # Turned in one only: what is written in another order is read as it lies.
+        tensor = tensor.t().contiguous().t() if lies == "turned" and index == 1 else tensor
+        inputs.append(tmp_path / f"{index}.pt")
+        torch.save({"w": tensor}, inputs[-1])
+    made = [Row(weights, (0, 1, 2)) for weights in [(0.5, 0.25, 0.25), (0.2,) * 3, (1 / 3,) * 3]]
+    outputs = [tmp_path / f"out{row}.pt" for row in range(rows)]
+    plan = swavg.prepare(inputs, made[:rows], outputs, policy)
+    resources = Resources(threads=1, memory=8 * MIB, device=device)
+    counted = sizes(plan, resources, forked=False)
+    make = tools_of(plan, counted, resources)
+    sinks = [[Discards() for _ in output.files] for output in plan.outputs]
+    with make() as warm:
+        run_task(plan, 0, warm, sinks)
+    tracemalloc.start()
+    try:
+        with make() as tools:
+            for number in plan.tasks():
+                run_task(plan, number, tools, sinks)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken <= counted.memory + CONSTANT
+
+
+class Discards:
+    """A sink that takes anything."""
+
+    forks, fds = True, ()
+
+    def pwrite(self, offset, data):
+        pass

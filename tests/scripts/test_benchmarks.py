@@ -13,7 +13,8 @@ BENCHMARKS = {
         "recipe",
         3,
     ),
-    "benchmark-targets --shrink 10000 --repeat 1": ("two tiny files", 18),
+    "benchmark-targets --shrink 10000 --repeat 1 --only bf16 pt four peak plan many transposed tiny"
+    " lines": ("two tiny files", 14),
     "benchmark-ema --model many --repeat 1": ("swavg", 3),
     "numerics --quick": ("bfloat16", 20),
     "batch-norm --quick --seeds 1": ("0.02", 3),
