@@ -16,7 +16,7 @@ _MORE_MEMORY = 4 << 20
 _MOST_WORKERS = 8
 _PROCESS = 3 << 20
 """Bytes that a forked process has for itself: pages that it no longer shares."""
-_WORKER = 1 << 20
+_WORKER = 3 << 19
 """Of these the bytes that come off the buffers, for each of the first workers."""
 _CONSTANT = 1 << 19
 """Bytes of a worker's buffers whose size is always the same."""

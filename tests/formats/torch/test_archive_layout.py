@@ -81,7 +81,9 @@ def test_a_member_of_many_regions_has_the_crc_of_all(tmp_path: Path) -> None:
     members = [Member("a/x", 24), Member("a/e", 0), Member("a/y", 2, b"yy")]
     start = next(arranged(members)).start
     places = [(0, start), (1, start + 8), (2, start + 12)]
-    layout = lay_out_archive(tuple(arranged(members)), specs_of(a=2, b=1, c=3), places, check=lambda path: None)
+    layout = lay_out_archive(
+        tuple(arranged(members)), specs_of(a=2, b=1, c=3), places, check=lambda path: None
+    )
     parts = {start: body[:8], start + 8: body[8:12], start + 12: body[12:]}
     made = bytearray(layout.size)
     for offset, data in [*layout.fixed(), *parts.items()]:
