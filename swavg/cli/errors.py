@@ -110,10 +110,9 @@ def with_options(text: str, params: Sequence[click.Parameter]) -> str:
                     return _longest(each.opts)
             elif each.is_flag:
                 return _longest((each.secondary_opts if value == "False" else []) or each.opts)
-        # Quotes stay where a shell would read the text as more than a word.
-        plain = value is not None and re.fullmatch(r"'[\w.+-]+'", value)
-        shown = value[1:-1] if value is not None and plain else value
-        return _longest(named[0].opts) + (f" {shown}" if shown is not None else "")
+        if value is not None and isinstance(named[0].type, click.Choice):
+            value = value.strip("'")
+        return _longest(named[0].opts) + (f" {value}" if value is not None else "")
 
     return _ARGUMENT.sub(option, text)
 

@@ -201,7 +201,7 @@ def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], To
         positions = positions_of(plan)
     # Loaded here, so that forked processes share it.
     if resources.device == "cpu":
-        import swavg.engine.kernels.cpu  # noqa: F401
+        import swavg.engine.kernels.repair  # noqa: F401
     for operation in plan.entries.operations:
         if operation.op in ("average", "integer"):
             operation.dtype.part.numpy()

@@ -90,6 +90,7 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
     return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)
 
 
+_HUGE = re.compile(rb"[0-9]{400}")
 _METADATA = b'{"__metadata__":'
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BEHIND = re.compile(r"[ \t\n\r]*(?:,[ \t\n\r]*(?=\")|(?=\}))")
@@ -118,6 +119,8 @@ def _check_size(path: str, header: bytearray) -> None:
         header.count(b"{") > ENTRY_LIMIT + 2
         or header.count(b"[") > 2 * ENTRY_LIMIT
         or header.count(b",") > 6 * ENTRY_LIMIT
+        or header.count(b":") > 9 * ENTRY_LIMIT // 2
+        or header.count(b'"') > 12 * ENTRY_LIMIT
         or len(header) * _width(header) > 2 * HEADER_LIMIT
     ):
         raise InputError(
@@ -144,6 +147,9 @@ def _decoder(path: str) -> json.JSONDecoder:
 
 
 def _parsed(path: str, header: bytearray) -> dict[str, object]:
+    # To read and to show them takes time that is the square of their length.
+    if _HUGE.search(header):
+        raise InputError(path, "its header has a number of hundreds of digits")
     text = _decoded(path, header)
     with _as_json(path):
         entries: dict[str, object] = _decoder(path).decode(text)
