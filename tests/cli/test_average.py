@@ -60,6 +60,7 @@ def test_negative_weights_and_zero_are_numbers_and_not_options(pair):
     assert torch.equal(load(pair / "c.safetensors")["body.bias"], mean(pair, 1, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["-w0.25 0.75", "-w=0.25,0.75", "--weights '0.25 0.75'"])
 def test_weights_may_be_written_in_other_ways(pair, written):
     done = shell(f"swavg average a.safetensors b.safetensors {written} -n --json", pair)
@@ -331,6 +332,7 @@ def test_a_device_without_torch_says_what_to_install(pair):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("output", "said"),
     [
@@ -364,6 +366,7 @@ def folder(path, value):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "sub", "deep/er"])
 def test_no_output_lies_in_a_folder_that_is_an_input(tmp_path, name):
     folder(tmp_path / "one", 1.0)
@@ -390,6 +393,7 @@ def test_shards_without_an_index_and_distributed_checkpoints_are_called_so(tmp_p
     assert "dcp_to_torch_save" in done.stderr
 
 
+@pytest.mark.slow
 def test_shards_need_a_folder_and_take_the_default_name_for_one(pair):
     done = shell("swavg average a.safetensors b.safetensors --max-shard-size 100", pair)
     assert (done.returncode, done.stdout) == (0, "averaged\n")

@@ -83,6 +83,7 @@ def test_wrong_calls_say_what_is_wrong(tmp_path, args, code, said):
     assert said in done.stderr
 
 
+@pytest.mark.slow
 def test_equal_files_larger_than_the_promise_are_compared_within_it(tmp_path):
     paths = [sparse(tmp_path / f"{name}.safetensors", [64 * MIB]) for name in "ab"]
     assert peak("diff", *paths, "--values") <= PROMISE

@@ -9,6 +9,8 @@ import torch
 from checkpoints import load, save, state
 from command_line import SWAVG, shell
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pair(tmp_path):

@@ -136,6 +136,7 @@ def outcomes(policy, *paths):
     return [json.loads(line) for line in library(REPORTED, json.dumps(policy), *paths)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_refused_numbers_are_refused_in_the_same_words(tmp_path, value):
     def spoil(values):
@@ -313,6 +314,7 @@ print(workers())
     assert sorted(os.listdir(tmp_path)) == ["0.safetensors", "1.safetensors", "2.safetensors"]
 
 
+@pytest.mark.slow
 def test_the_command_that_loses_a_worker_says_so(working, tmp_path):
     first, second = children(working.pid)
     os.kill(first, signal.SIGKILL)
@@ -378,6 +380,7 @@ except ChildProcessError:
     assert left == "none"
 
 
+@pytest.mark.slow
 def test_few_open_files_suffice(tmp_path):
     names = [f"model-{i:05d}-of-00100.safetensors" for i in range(1, 101)]
     paths = [
@@ -399,6 +402,7 @@ swavg.execute(planned(sys.argv[1:-1], sys.argv[-1]), Resources(threads=3, proces
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 100
 
 
+@pytest.mark.slow
 def test_standard_output_has_the_bytes_of_a_file(tmp_path):
     paths = large(tmp_path, elements=WORTH_IT)
     out, _ = command("average", *paths, "-o", "-").communicate(timeout=60)
@@ -408,6 +412,7 @@ def test_standard_output_has_the_bytes_of_a_file(tmp_path):
     assert out == (tmp_path / "out.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_standard_streams_may_be_closed(tmp_path):
     paths = large(tmp_path, elements=WORTH_IT)
     shell = 'exec "$@" 0<&- 2>&-'
@@ -435,6 +440,7 @@ def test_a_signal_to_the_whole_group_is_one_interruption(working, tmp_path, numb
     assert make.debris(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_main_process_that_is_killed(working):
     pids = children(working.pid)
     assert len(pids) == 2
@@ -535,6 +541,7 @@ def count(paths, **resources):
 """
 
 
+@pytest.mark.slow
 def test_processes_are_for_work_that_is_worth_them(tmp_path):
     small, worth = large(tmp_path / "small", 2), large(tmp_path / "worth", 3, WORTH_IT)
     found = library(

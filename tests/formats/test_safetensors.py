@@ -286,6 +286,7 @@ def test_torch_tensors_are_written_as_the_library_writes_them(
     assert laid_out(tmp_path / "a", path.read_bytes(), metadata) == path.read_bytes()
 
 
+@pytest.mark.slow
 @relaxed
 @given(st.lists(st.tuples(st.text(max_size=4), st.sampled_from(["F", "I"])), max_size=8))
 def test_names_in_any_order_are_written_as_the_library_writes_them(
@@ -365,6 +366,7 @@ def test_a_tensor_cannot_take_the_place_of_the_metadata() -> None:
         plan_specs(specs, [0], {})
 
 
+@pytest.mark.slow
 def test_a_header_beyond_the_limit_is_refused_and_shards_are_offered() -> None:
     specs = specs_of(("x", BY_NAME["float32"], (2,)))
     with pytest.raises(RequestError, match="safetensors allows 100,000,000") as caught:

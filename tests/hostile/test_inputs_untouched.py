@@ -217,6 +217,7 @@ swavg.average(inputs, output=output)
 """
 
 
+@pytest.mark.slow
 def test_twenty_inputs_of_a_hundred_shards_need_few_open_files(tmp_path: Path) -> None:
     count, shards = 20, [f"model-{i:05d}-of-00100.safetensors" for i in range(1, 101)]
     values = np.random.default_rng(0).standard_normal((count, len(shards), 6)).astype(np.float32)

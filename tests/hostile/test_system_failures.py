@@ -170,6 +170,7 @@ def test_other_errors_of_the_system_are_bugs(inputs, monkeypatch):
     assert os.listdir(inputs / "out") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mebibytes", [90, 120, 150])
 def test_a_limit_of_memory_leaves_nothing(inputs, mebibytes):
     """NumPy's library ends a process that is short of memory: before there is any file."""

@@ -197,6 +197,7 @@ def test_pytorch_files_of_many_tensors_stay_within_the_promise(tmp_path):
     assert peak("average", *paths, "-o", tmp_path / "out.pt", "--threads", "8", "-q") <= PROMISE
 
 
+@pytest.mark.slow
 def test_streaming_to_a_pipe_takes_no_more(tmp_path):
     paths = [sparse(tmp_path / f"{i}.safetensors", [64 * MIB]) for i in range(2)]
     assert peak("average", *paths, "-o", "-", "-q") <= PROMISE

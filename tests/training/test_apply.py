@@ -82,6 +82,7 @@ def test_the_bits_are_those_of_average_and_load_state_dict(dtype, weights, tmp_p
     assert model.cache.tolist() == [9.0] * 3
 
 
+@pytest.mark.slow
 def test_other_formats_and_wrapped_names_give_the_same_bits(tmp_path):
     expected = averaged(saved(tmp_path))
     (tmp_path / "pt").mkdir()

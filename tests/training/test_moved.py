@@ -280,6 +280,7 @@ def test_a_copy_made_while_applied_is_a_model_of_its_own():
     ema.update()
 
 
+@pytest.mark.slow
 def test_an_average_that_is_let_go_holds_nothing():
     model = network()
     ema, _ = followed(model)

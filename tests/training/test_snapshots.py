@@ -193,6 +193,7 @@ def test_nothing_is_deleted_before_the_new_one_is_there(tmp_path, monkeypatch):
     assert steps(tmp_path) == [3, 4]
 
 
+@pytest.mark.slow
 def test_the_command_line_reads_the_folder(tmp_path):
     folder = tmp_path / "run"
     snapshots = Snapshots(folder, every=100, keep=3, best=1, metric="val_loss")
