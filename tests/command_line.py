@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -61,3 +63,16 @@ def shell(command, cwd, **more):
     return subprocess.run(
         ["bash", "-c", command], cwd=cwd, capture_output=True, text=True, timeout=60, **more
     )
+
+
+def line(text):
+    """Run a line as a page shows it, which must end well: in this process unless the shell has
+    something to do. The standard output."""
+    bare = re.sub(r"'[^']*'", "", text.partition(" #")[0])
+    if bare.startswith("swavg ") and not re.search(r"[|<>&;$*]", bare):
+        found = swavg(*shlex.split(text, comments=True)[1:])
+    else:
+        missing = "command -v zstd >/dev/null || zstd() { cat; }"
+        found = shell(f"{missing}; set -eo pipefail; {text}", ".")
+    assert found.returncode == 0, f"{text}\n{found.stderr}"
+    return found.stdout

@@ -110,6 +110,8 @@ def with_options(text: str, params: Sequence[click.Parameter]) -> str:
                     return _longest(each.opts)
             elif each.is_flag:
                 return _longest((each.secondary_opts if value == "False" else []) or each.opts)
+        if value is not None and isinstance(named[0].type, click.Choice):
+            value = value.strip("'")
         return _longest(named[0].opts) + (f" {value}" if value is not None else "")
 
     return _ARGUMENT.sub(option, text)

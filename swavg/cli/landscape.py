@@ -87,7 +87,7 @@ def landscape(
         messages.notes(options.notes(model))
     with tables.opened(
         outputs.csv,
-        survey.asked,
+        survey.cache_key,
         survey.columns,
         anew=options.anew,
         force=options.force,

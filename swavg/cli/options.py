@@ -115,6 +115,7 @@ def _as_click(option: Option, heading: str, hint: Any, default: Any) -> Decorato
         help=option.help,
         metavar=option.metavar,
         envvar=option.environment,
+        show_envvar=option.environment is not None,
         show_default=isinstance(default, (str, int)) and not isinstance(default, bool)
         and "[default:" not in option.help,
         **kind,

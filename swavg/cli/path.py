@@ -73,7 +73,7 @@ def path(
         messages.notes(options.notes(model))
     with tables.opened(
         outputs.csv,
-        survey.asked,
+        survey.cache_key,
         survey.columns,
         anew=options.anew,
         force=options.force,

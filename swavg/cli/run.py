@@ -89,8 +89,9 @@ _RUN = (
     Option("distances", "--no-geometry", "Do not look how far each input lies from the average."),
     Option("device", "--device", "Where to compute. The bytes are the same.", "cpu|cuda|cuda:N",
            environment="SWAVG_DEVICE"),
-    Option("threads", "--threads", "Workers. [default: the processors of this process]", "N",
-           COUNT, "SWAVG_THREADS"),
+    Option("threads", "--threads",
+           "Workers. [default: the processors of this process, at most 8]", "N", COUNT,
+           "SWAVG_THREADS"),
     Option("memory", "--memory", "Bound on buffers. [default: 32MiB]", "SIZE", Size(),
            "SWAVG_MEMORY"),
     Option("check_crc", "--check-crc",
@@ -187,7 +188,8 @@ def execute_and_report(
 def _show_plan(plan: Plan, resources: Resources, display: Display, notes: Sequence[str]) -> None:
     from swavg.console import messages
     from swavg.console import report as console
-    from swavg.engine.average import check, dry_run
+    from swavg.engine.average import dry_run
+    from swavg.engine.outputs import check
 
     check(plan)
     reports = dry_run(plan, resources)

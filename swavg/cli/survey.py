@@ -168,7 +168,7 @@ class SurveyOptions:
                 ):
                     return run(survey, table, score, on_point)
             except KeyboardInterrupt as stopped:
-                done, total = len(table.rows), len(survey.stops)
+                done, total = len(table.rows), len(survey.points)
                 console.interrupted(done, total, str(table.path))
                 return exit_code(stopped)
 

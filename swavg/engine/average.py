@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from swavg import weights as schedules
-from swavg.engine.compute import Sinks, Tools
+from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
+from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.report import Progress, Report, Tally, read_and_written, report
 from swavg.engine.resources import Resources, Sizes, sizes
-from swavg.errors import OutputError, RequestError
+from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
-from swavg.formats.folder import weights_stem
 from swavg.gc_pause import paused_gc
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
 from swavg.planning.match import SideBySide
-from swavg.planning.plan import Output, Plan
+from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
-from swavg.planning.row import Row
+from swavg.planning.row import Path, Row
 from swavg.planning.targets import choose_target, default_path
-from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
-from swavg.storage.publish import (
-    Destination,
-    Pending,
-    check_destinations,
-    is_stream,
-    publishing,
-)
-from swavg.storage.sinks import STDOUT, Sink
-from swavg.storage.sources import LocalFile, Pool
-from swavg.storage.streams import open_stream
+from swavg.storage.publish import is_stream
 
-Path = str | os.PathLike[str]
 OnProgress = Callable[[Progress], None]
 
 _WORTH_A_FORK = 32 << 20
@@ -127,32 +115,6 @@ def prepare(
     )
 
 
-def check(plan: Plan) -> None:
-    """Raise OutputError if the outputs could not be published: one exists and may not be replaced,
-    is an input, or the disk has no room."""
-    inputs = [(checkpoint.path, checkpoint.sources) for checkpoint in plan.checkpoints]
-    for output in plan.outputs:
-        path = output.target.path
-        if path is None:
-            if len(plan.outputs) > 1:
-                raise OutputError(STDOUT, "can only be a single output")
-            check_stdout_not_input(inputs)
-            return
-        check_not_input(path, inputs)
-    destinations = _destinations(plan)
-    check_destinations(destinations, [output.size for output in plan.outputs], inside=plan.folder)
-    for output in plan.outputs:
-        _check_replaced(output)
-
-
-def _check_replaced(output: Output) -> None:
-    """OutputError if a folder would be replaced that holds more than an older checkpoint."""
-    path = output.target.path
-    if output.target.folder and path is not None and os.path.isdir(path):
-        written = {file.layout.name for file in output.files}
-        check_only_ours(path, written | {*output.small, *output.side_files}, weights_stem)
-
-
 def execute(
     plan: Plan,
     resources: Resources | None = None,
@@ -170,7 +132,7 @@ def execute(
     tally, executor, chosen = start(plan, resources)
     tell = partial(_tell, tally, begun, on_progress)
     tell()
-    with _publishing(plan, tally, on_publish) as sinks:
+    with publishing(plan, tally, on_publish) as sinks:
         write_fixed(plan, sinks)
         make = tools_of(plan, chosen, resources)
         for result in executor(plan, plan.tasks(), sinks, make):
@@ -239,7 +201,7 @@ def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], To
         positions = positions_of(plan)
     # Loaded here, so that forked processes share it.
     if resources.device == "cpu":
-        import swavg.engine.kernels.cpu  # noqa: F401
+        import swavg.engine.kernels.repair  # noqa: F401
     for operation in plan.entries.operations:
         if operation.op in ("average", "integer"):
             operation.dtype.part.numpy()
@@ -253,85 +215,6 @@ def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], To
 def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:
     if on_progress is not None:
         on_progress(Progress(tally.read, tally.total, time.monotonic() - begun))
-
-
-@contextmanager
-def _publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> Iterator[Sinks]:
-    """The sinks of all outputs, which get their names when the block ends well: once all are
-    synced and verified."""
-    path = plan.outputs[0].target.path
-    if path is None or is_stream(path):
-        (file,) = plan.outputs[0].files
-        regions = file.offsets if file.layout.checksum else ()
-        with open_stream(path, file.layout, regions) as stream:
-            yield [[stream]]
-        return
-    destinations = _destinations(plan)
-    with publishing(destinations, inside=plan.folder, on_publish=on_publish) as pendings:
-        yield [
-            _create(output, pending) for output, pending in zip(plan.outputs, pendings, strict=True)
-        ]
-        for output, pending in zip(plan.outputs, pendings, strict=True):
-            _write_others(output, pending)
-            pending.sync()
-            _verify(output, pending)
-            # The run may have taken an hour, in which someone put something there.
-            _check_replaced(output)
-    for pending in pendings:
-        tally.notes += pending.notes
-        tally.warnings += pending.warnings
-
-
-def _destinations(plan: Plan) -> list[Destination]:
-    return [
-        Destination(os.fspath(output.target.path or ""), output.target.folder, output.target.force)
-        for output in plan.outputs
-    ]
-
-
-def _create(output: Output, pending: Pending) -> list[Sink]:
-    return [pending.create(file.layout.name, file.layout.size) for file in output.files]
-
-
-def _write_others(output: Output, pending: Pending) -> None:
-    """The small files of a folder, and those that go along."""
-    for name, data in output.small.items():
-        pending.create(name, len(data)).pwrite(0, data)
-    with Pool() as pool:
-        for name, path in output.side_files.items():
-            source = LocalFile.find(path)
-            sink = pending.create(name, source.size)
-            for offset in range(0, source.size, 1 << 20):
-                size = min(1 << 20, source.size - offset)
-                sink.pwrite(offset, pool.read(source, offset, size))
-
-
-def _verify(output: Output, pending: Pending) -> None:
-    for file in output.files:
-        path = os.path.join(pending.path, file.layout.name) if file.layout.name else pending.path
-        try:
-            file.layout.verify(path)
-        except OutputError as error:
-            # Its temporary name means nothing to anyone.
-            raise OutputError(output.target.path or "", error.problem) from None
-
-
-def write_fixed(plan: Plan, sinks: Sinks) -> None:
-    """Write what does not depend on the data. A stream does so itself, in its turn."""
-    for output, row in zip(plan.outputs, sinks, strict=True):
-        for file, sink in zip(output.files, row, strict=True):
-            if sink.forks:
-                for offset, data in file.layout.fixed():
-                    sink.pwrite(offset, data)
-
-
-def write_deferred(plan: Plan, tally: Tally, sinks: Sinks) -> None:
-    """Write what follows from the checksums of regions. A stream does so itself, in its turn."""
-    for row, output in enumerate(plan.outputs):
-        for number, (file, sink) in enumerate(zip(output.files, sinks[row], strict=True)):
-            if sink.forks:
-                for offset, make in file.layout.deferred(partial(tally.crc, row, number)):
-                    sink.pwrite(offset, make())
 
 
 def paths_of(inputs: Sequence[Path]) -> list[str]:

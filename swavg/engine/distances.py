@@ -48,8 +48,7 @@ def positions_of(plan: Plan) -> array[int]:
     those that are not averaged."""
     entries = plan.entries
     averaged = [
-        operation.op == "average" and len(operation.members) > 1
-        for operation in entries.operations
+        operation.op == "average" and len(operation.members) > 1 for operation in entries.operations
     ]
     sizes = [math.prod(shape) for shape, _ in entries.forms]
     found = array("q", [-1]) * len(entries)

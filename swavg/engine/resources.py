@@ -16,6 +16,8 @@ _MORE_MEMORY = 4 << 20
 _MOST_WORKERS = 8
 _PROCESS = 3 << 20
 """Bytes that a forked process has for itself: pages that it no longer shares."""
+_WORKER = 3 << 19
+"""Of these the bytes that come off the buffers, for each of the first workers."""
 _CONSTANT = 1 << 19
 """Bytes of a worker's buffers whose size is always the same."""
 
@@ -126,6 +128,7 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     if limit is None:
         more = _MORE_MEMORY - _PROCESS if forked else _MORE_MEMORY
         limit = DEFAULT_MEMORY + more * max(0, wanted - _MOST_WORKERS)
+        limit -= _WORKER * min(wanted, _MOST_WORKERS) if forked else 0
     for candidate in _candidates(wanted, needs):
         if candidate.memory + _CONSTANT * (candidate.workers - 1) <= limit:
             return candidate

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from swavg import __version__
-from swavg.engine.average import check, execute
+from swavg.engine.average import execute
+from swavg.engine.outputs import check
 from swavg.engine.recipe import recorded_in, short_names
 from swavg.engine.resources import Resources
 from swavg.evaluation.copy_with import copy_with, in_memory

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from swavg.analysis.chunks import Array
 from swavg.formats.checkpoint import Checkpoint
 
 Quantiles = tuple[float, float, float]
@@ -26,7 +26,8 @@ class StatisticsShift:
 
 def statistics_shift(before: Checkpoint, after: Checkpoint) -> StatisticsShift:
     """The difference that the statistics ``after`` make to those of the same names ``before``."""
-    ratios, shifts = [], []
+    ratios: list[Array] = []
+    shifts: list[Array] = []
     for name in after.tensors:
         if not name.endswith("running_var"):
             continue
@@ -40,12 +41,12 @@ def statistics_shift(before: Checkpoint, after: Checkpoint) -> StatisticsShift:
     return StatisticsShift(sum(map(len, ratios)), _quantiles(ratios), _quantiles(shifts))
 
 
-def _wide(checkpoint: Checkpoint, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    found: np.ndarray[Any, np.dtype[np.float64]] = checkpoint.read(name).astype(np.float64)
+def _wide(checkpoint: Checkpoint, name: str) -> Array:
+    found: Array = checkpoint.read(name).astype(np.float64)
     return found
 
 
-def _quantiles(parts: list[Any]) -> Quantiles | None:
+def _quantiles(parts: list[Array]) -> Quantiles | None:
     values = np.concatenate(parts) if parts else np.empty(0)
     values = values[np.isfinite(values)]
     if not values.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def check_destinations(
 ) -> None:
     """:func:`check_destination` of outputs that appear together, of ``sizes`` bytes; ``inside``
     is as for ``publishing``."""
-    if inside is not None and not os.path.lexists(destination(inside)):
+    if inside is not None and not os.path.isdir(destination(inside)):
         _check_new_folder(destination(inside), sum(sizes), inside)
         return
     for output, size in zip(destinations, sizes, strict=True):
@@ -120,8 +121,24 @@ def check_destinations(
 
 
 def _check_new_folder(target: str, size: int, shown: str) -> None:
-    folder = parent(target)
-    while not os.path.lexists(folder):
-        folder = parent(folder)
-    _check_folder(folder, shown)
-    check_room(folder, size, shown=shown)
+    """Raise OutputError where the folder could not be made, with those above it."""
+    try:
+        wanted = place = os.path.abspath(target)
+    except OSError:
+        raise OutputError(shown, "cannot be made: the current folder is gone") from None
+    try:
+        while True:
+            try:
+                mode = os.stat(place).st_mode
+                break
+            except FileNotFoundError:
+                place = os.path.dirname(place)
+        if not stat.S_ISDIR(mode):
+            code = errno.EEXIST if place == wanted else errno.ENOTDIR
+        else:
+            code = 0 if os.access(place, os.W_OK | os.X_OK) else errno.EACCES
+    except OSError as error:
+        code = error.errno or errno.EIO
+    if code:
+        raise OutputError(shown, f"cannot be made: {os.strerror(code)}")
+    check_room(place, size, shown=shown)

@@ -40,6 +40,9 @@ def apply_swa(
     ``allow_nonfinite`` is set (or all checkpoints have the same Inf there). That shows only while
     the files are read: the model then holds the average in part, as after an InputError.
 
+    What is no plain weight is refused with MismatchError (codes whose scales are another tensor),
+    and what may make the average useless is told as a warning (pruning masks that differ).
+
     Beside the model this takes some megabytes; for a tensor that is sharded along another
     dimension than its first, the whole of that tensor. In a distributed run every rank calls this
     and reads what it holds itself.

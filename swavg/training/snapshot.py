@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ def save_snapshot(
     *,
     step: int | None = None,
     epoch: int | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    recipe: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, object] | None = None,
+    recipe: Mapping[str, object] | None = None,
     metadata: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> Path:
@@ -68,22 +68,21 @@ def save_snapshot(
     return target
 
 
-def _tensors(model: nn.Module | Mapping[str, Any]) -> dict[str, Tensor]:
+def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors to write, by plain name."""
-    entries: dict[Any, Any]
+    entries: Iterable[tuple[object, object]]
     if isinstance(model, nn.Module):
         names = plain_names(model)
-        entries = {
-            names.get(name, name): value for name, value in unwrap(model).state_dict().items()
-        }
+        state = unwrap(model).state_dict()
+        entries = ((names.get(name, name), value) for name, value in state.items())
     elif isinstance(model, Mapping):
-        entries = dict(model)
+        entries = model.items()
     else:
         raise RequestError(
             f"A snapshot is of a module or a state dict, not of {type(model).__name__}."
         )
     found: dict[str, Tensor] = {}
-    for name, value in entries.items():
+    for name, value in entries:
         if isinstance(value, Tensor):
             found[checked_text("A tensor's name", name)] = value
         elif not isinstance(name, str) or name.rpartition(".")[2] != _EXTRA_STATE:

@@ -18,8 +18,8 @@ _OURS = ("step", "epoch", "metrics", "format", "swavg")
 def header_strings(
     step: int | None,
     epoch: int | None,
-    metrics: Mapping[str, Any] | None,
-    recipe: Mapping[str, Any] | None,
+    metrics: Mapping[str, object] | None,
+    recipe: Mapping[str, object] | None,
     metadata: Mapping[str, str] | None,
 ) -> dict[str, str]:
     """The strings of the header. Metrics of an average stand in its recipe, so that they do not
@@ -49,7 +49,7 @@ def header_strings(
     return found
 
 
-def _mapping(name: str, value: Any) -> Mapping[Any, Any]:
+def _mapping(name: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise RequestError(f"{name} is {type(value).__name__}; it must be a mapping.")
     return value
@@ -78,7 +78,7 @@ def _number(name: str, value: Any) -> float | str:
     return found if math.isfinite(found) else str(found)
 
 
-def checked_text(what: str, value: Any) -> str:
+def checked_text(what: str, value: object) -> str:
     """``value``; RequestError unless it is text that UTF-8 can hold."""
     if not isinstance(value, str):
         raise RequestError(f"{what} is {value!r}; only strings can be recorded.")

@@ -85,7 +85,7 @@ def test_an_argument_is_named_as_the_caller_names_it():
     [
         ("Use force=True to replace it.", "Use --force to replace it."),
         ("Use strict=False, or exclude= it.", "Use --lenient, or --exclude it."),
-        ("Leave geometry=False out.", "Leave --no-geometry out."),
+        ("Leave distances=False out.", "Leave --no-geometry out."),
         ("from_step=3 is behind to_step=1.", "--from-step 3 is behind --to-step 1."),
         ("Give mode='min' or mode='max'.", "Give --mode min or --mode max."),
         ("metrics_file= names a file", "--metrics names a file"),

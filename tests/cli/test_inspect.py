@@ -25,7 +25,7 @@ def test_the_json_of_a_training_checkpoint_is_strict(tmp_path):
         raise AssertionError(constant)
 
     found = json.loads(done.stdout, parse_constant=refuse)
-    assert found["pickled"]["scalars"] == {"epoch": 7, "best": "-inf"}
+    assert found["pickled"]["scalars"] == {"epoch": 7, "best": None}
     assert found["tensors"][0]["shape"] == [7, 5]
 
 

@@ -148,14 +148,14 @@ def test_nan_is_refused_with_the_tensor_the_place_and_the_input(tmp_path):
 def test_an_overflow_of_the_output_dtype_offers_a_wider_one(tmp_path):
     paths = [save(tmp_path / f"{i}.safetensors", {"x": torch.tensor([1.0, 7e4])}) for i in range(2)]
     out = tmp_path / "out.safetensors"
-    with pytest.raises(swavg.NumericsError, match=r"overflows float16.*--dtype float32"):
+    with pytest.raises(swavg.NumericsError, match=r"overflows float16.*dtype=float32"):
         swavg.average(paths, output=out, policy=Policy(dtype="float16"))
     assert not out.exists()
 
 
 def test_a_float32_overflow_is_found_too(tmp_path):
     paths = [save(tmp_path / f"{i}.st", {"x": torch.tensor([3e38])}) for i in range(2)]
-    with pytest.raises(swavg.NumericsError, match=r"6e\+38 overflows float32.*--dtype float64"):
+    with pytest.raises(swavg.NumericsError, match=r"6e\+38 overflows float32.*dtype=float64"):
         swavg.average(paths, [1, 1], output=tmp_path / "out.safetensors", sum_to="raw")
 
 

@@ -20,7 +20,6 @@ import swavg
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.folder import FolderTemplate
 
 INDEX = "model.safetensors.index.json"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -49,8 +48,7 @@ def opened(path: str | Path) -> Checkpoint:
 
 def shards_of(checkpoint: Checkpoint) -> Mapping[str, tuple[str, ...]]:
     """The file names of the shards, with the names of their tensors."""
-    assert isinstance(checkpoint.extras.template, FolderTemplate)
-    return checkpoint.extras.template.shards
+    return checkpoint.extras.shards
 
 
 def assert_holds(path: str | Path, expected: Arrays) -> None:

@@ -13,10 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import swavg
-from swavg import Policy, methods
-from swavg.averaging import prepare_many
-from swavg.job import Wanted, run_together
-from swavg.recipe import recipe_of
+from swavg import Policy, Row, methods
+from swavg.engine.recipe import recipe_of
 from swavg.series import discover
 
 RELAXED = settings(
@@ -321,10 +319,11 @@ def test_unlike_outputs_are_published_together_or_not_at_all(tmp_path):
     bad = {"w": torch.tensor([float("nan")]), "x": torch.ones(1)}
     paths = [save(tmp_path / "1.safetensors", bad)]
     paths += [save(tmp_path / f"{i}.safetensors", {"w": torch.ones(1)}) for i in (2, 3)]
-    rows = [Wanted(tmp_path / "a.st", (0.5, 0.5), (1, 2)),
-            Wanted(tmp_path / "b.st", (1 / 3,) * 3, (0, 1, 2))]  # fmt: skip
+    rows = [Row((0.5, 0.5), (1, 2)), Row((1 / 3,) * 3, (0, 1, 2))]
+    outputs = [tmp_path / "a.st", tmp_path / "b.st"]
+    plan = swavg.prepare(paths, rows, outputs, Policy(strict=False))
     with pytest.raises(swavg.NumericsError, match="is NaN"):
-        run_together(prepare_many(paths, rows, policy=Policy(strict=False)))
+        swavg.execute(plan)
     assert not list(tmp_path.glob("*.st"))
 
 

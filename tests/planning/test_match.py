@@ -52,7 +52,7 @@ def test_names_are_those_of_the_last_in_its_order_then_those_of_earlier_ones(tmp
 
 def test_checkpoints_of_one_run_are_matched_once(tmp_path):
     match = side_by_side(tmp_path, {"a": X}, {"a": Y}, {"a": X, "b": Y}, {"a": Y})
-    assert (len(match.tables), match.table_of) == (2, [0, 0, 1, 0])
+    assert (len(match.tables), match.table_of) == (2, (0, 0, 1, 0))
 
 
 def test_names_that_differ_only_by_a_wrapper_stay_apart(tmp_path):

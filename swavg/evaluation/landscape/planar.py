@@ -1,10 +1,9 @@
-"""The survey of a plane: its stops, and the surface that they give."""
+"""The survey of a plane: its points, and the surface that they give."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,14 @@ from swavg.evaluation.landscape.grid import Grid, make_grid
 from swavg.evaluation.landscape.plane import Plane, Position, plane_of
 from swavg.evaluation.landscape.products import Names, OnRead, offset_products
 from swavg.evaluation.landscape.surface import Place, Surface
-from swavg.evaluation.landscape.survey import VALUES, Stop, Survey, Value, number_text, one_line
+from swavg.evaluation.landscape.survey import (
+    VALUES,
+    GridPoint,
+    Survey,
+    Value,
+    number_text,
+    one_line,
+)
 from swavg.formats.checkpoint import Checkpoint
 
 COLUMNS = ("kind", "name", "x", "y", "off", *VALUES)
@@ -73,8 +79,8 @@ def lay_out(
     return Layout(plane, grid, tuple(places), tuple(corners), tuple(marks))
 
 
-def survey_of(layout: Layout, asked: Mapping[str, Any]) -> Survey:
-    """The places first, then the grid row by row. ``asked`` says what scores depend on."""
+def survey_of(layout: Layout, cache_key: Mapping[str, object]) -> Survey:
+    """The places first, then the grid row by row. ``cache_key`` says what scores depend on."""
     everything = (*layout.corners, *layout.marks)
     shown = short_names([each.path for each in everything])
     plane = layout.plane
@@ -87,28 +93,28 @@ def survey_of(layout: Layout, asked: Mapping[str, Any]) -> Survey:
         ],
         "plane": [plane.side, plane.foot, plane.height],
         "grid": [len(layout.grid.xs), len(layout.grid.ys)],
-        **asked,
+        **cache_key,
     }
-    stops = []
+    points = []
     corner = mark = 0
     for place in layout.places:
         cells = (place.kind, place.name, *_coordinates(place.position))
         if place.kind == "corner":
             alone = tuple(float(index == corner) for index in range(3))
-            stops.append(Stop(cells, alone))
+            points.append(GridPoint(cells, alone))
             corner += 1
         elif place.kind == "average":
-            stops.append(Stop(cells, (1 / 3, 1 / 3, 1 / 3)))
+            points.append(GridPoint(cells, (1 / 3, 1 / 3, 1 / 3)))
         elif place.kind == "mark":
-            stops.append(Stop(cells, own=mark))
+            points.append(GridPoint(cells, own=mark))
             mark += 1
         else:
-            stops.append(Stop(cells))
-    stops += [
-        Stop(("grid", "", number_text(x), number_text(y), ""), plane.coefficients(x, y))
+            points.append(GridPoint(cells))
+    points += [
+        GridPoint(("grid", "", number_text(x), number_text(y), ""), plane.coefficients(x, y))
         for x, y in layout.grid
     ]
-    return Survey(whole, COLUMNS, tuple(stops))
+    return Survey(whole, COLUMNS, tuple(points))
 
 
 def _coordinates(position: Position) -> tuple[str, str, str]:

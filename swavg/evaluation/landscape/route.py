@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from swavg import __version__
 from swavg.engine.recipe import short_names
 from swavg.errors import RequestError
 from swavg.evaluation.landscape.grid import spaced
 from swavg.evaluation.landscape.products import Names, OnRead, offset_products
-from swavg.evaluation.landscape.survey import VALUES, Stop, Survey, number_text, one_line
+from swavg.evaluation.landscape.survey import VALUES, GridPoint, Survey, number_text, one_line
 from swavg.formats.checkpoint import Checkpoint
 
 COLUMNS = ("t", "name", "distance", *VALUES)
@@ -105,7 +104,9 @@ def route(
     return Route(tuple(shown), tuple(lengths), tuple(sorted([*fixed, *between])))
 
 
-def survey_of(found: Route, checkpoints: Sequence[Checkpoint], asked: Mapping[str, Any]) -> Survey:
+def survey_of(
+    found: Route, checkpoints: Sequence[Checkpoint], cache_key: Mapping[str, object]
+) -> Survey:
     """The points along the line; before them, of more than two, the mean of all."""
     whole = {
         "survey": "path",
@@ -115,17 +116,17 @@ def survey_of(found: Route, checkpoints: Sequence[Checkpoint], asked: Mapping[st
             for name, each in zip(found.names, checkpoints, strict=True)
         ],
         "lengths": list(found.lengths),
-        **asked,
+        **cache_key,
     }
     count = len(found.names)
-    stops = []
+    points = []
     if count > 2:
-        stops.append(Stop(("", MEAN, ""), (1 / count,) * count))
-    stops += [
-        Stop(
+        points.append(GridPoint(("", MEAN, ""), (1 / count,) * count))
+    points += [
+        GridPoint(
             (number_text(t), found.name(t), number_text(found.distance(t))),
             found.coefficients(t),
         )
         for t in found.ts
     ]
-    return Survey(whole, COLUMNS, tuple(stops))
+    return Survey(whole, COLUMNS, tuple(points))

@@ -1,4 +1,4 @@
-"""Scores of the stops of a survey: weights streamed into a model, and the model over the data."""
+"""Scores of the points of a survey: weights streamed into a model, and the model over the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from swavg.evaluation.landscape.survey import Scorer, Stop, Value
+from swavg.evaluation.landscape.survey import GridPoint, Scorer, Value
 from swavg.formats.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def scoring(
 ) -> Iterator[Scorer]:
     """A scorer of sums of ``checkpoints``, and of ``others`` by themselves, in the block.
 
-    The model holds the weights of the stop that was scored last. Raises MismatchError if a tensor
+    The model holds the weights of the point that was scored last. Raises MismatchError if a tensor
     of the model is missing in a file or has another shape there.
     """
     from swavg.training.model_plan import ModelPlan
@@ -33,13 +33,13 @@ def scoring(
             files.enter_context(ModelPlan(model, [each], allow_nonfinite=True)) for each in others
         ]
 
-        def score(stop: Stop) -> Value:
-            if stop.own is not None:
-                alone[stop.own].apply([1.0])
+        def score(point: GridPoint) -> Value:
+            if point.own is not None:
+                alone[point.own].apply([1.0])
             else:
-                assert stop.coefficients is not None
+                assert point.coefficients is not None
                 # They sum to 1 but for their rounding, which must not be an error.
-                sums.apply(stop.coefficients)
+                sums.apply(point.coefficients)
             found = evaluator.score()
             return Value(found.loss, found.error, found.examples)
 

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from swavg.errors import OutputError
 from swavg.evaluation.landscape import table as tables
@@ -21,7 +21,7 @@ VALUES = ("loss", "error", "examples")
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class GridPoint:
     """A row of a survey: its first ``cells``, and the weights to be scored: a sum of the survey's
     checkpoints with these ``coefficients``, or the checkpoint ``own``; neither if only the place
     matters."""
@@ -37,7 +37,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What was found at a stop; None for what was not computed. ``error`` is a share of 1."""
+    """What was found at a point; None for what was not computed. ``error`` is a share of 1."""
 
     loss: float | None
     error: float | None
@@ -45,51 +45,51 @@ class Value:
 
 
 class Scorer(Protocol):
-    """Puts the weights of a stop into the model; its loss, error rate and count of examples."""
+    """Puts the weights of a point into the model; its loss, error rate and count of examples."""
 
-    def __call__(self, stop: Stop, /) -> Value: ...
+    def __call__(self, point: GridPoint, /) -> Value: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What is to be computed: ``asked`` says in plain values what the rows depend on."""
+    """What is to be computed: ``cache_key`` says in plain values what the rows depend on."""
 
-    asked: Mapping[str, Any]
+    cache_key: Mapping[str, object]
     columns: tuple[str, ...]
-    stops: tuple[Stop, ...]
+    points: tuple[GridPoint, ...]
 
     @property
     def evaluations(self) -> int:
-        return sum(stop.scored for stop in self.stops)
+        return sum(point.scored for point in self.points)
 
 
 def made_already(survey: Survey, path: str | os.PathLike[str]) -> bool:
     """Whether a whole table of this survey lies at ``path``."""
-    rows = tables.finished_rows(path, survey.asked, survey.columns)
-    return rows is not None and len(rows) == len(survey.stops)
+    rows = tables.finished_rows(path, survey.cache_key, survey.columns)
+    return rows is not None and len(rows) == len(survey.points)
 
 
 def run(
     survey: Survey, table: tables.Table, score: Scorer, on_point: OnPoint | None = None
 ) -> list[Value]:
-    """The values of all stops: those in ``table``, and the others, which are added to it."""
-    stops = survey.stops
-    if len(table.rows) > len(stops):
-        raise _foreign(table, len(stops) + 1)
+    """The values of all points: those in ``table``, and the others, which are added to it."""
+    points = survey.points
+    if len(table.rows) > len(points):
+        raise _foreign(table, len(points) + 1)
     found = []
-    for number, (stop, row) in enumerate(zip(stops, table.rows, strict=False), 1):
-        value = _parsed(stop, row)
+    for number, (point, row) in enumerate(zip(points, table.rows, strict=False), 1):
+        value = _parsed(point, row)
         if value is None:
             raise _foreign(table, number)
         found.append(value)
     if on_point is not None:
-        on_point(len(found), len(stops))
-    for stop in stops[len(found) :]:
-        value = score(stop) if stop.scored else Value(None, None, None)
-        table.append(joined((*stop.cells, *map(number_text, _cells(value)))))
+        on_point(len(found), len(points))
+    for point in points[len(found) :]:
+        value = score(point) if point.scored else Value(None, None, None)
+        table.append(joined((*point.cells, *map(number_text, _cells(value)))))
         found.append(value)
         if on_point is not None:
-            on_point(len(found), len(stops))
+            on_point(len(found), len(points))
     return found
 
 
@@ -97,9 +97,9 @@ def _cells(value: Value) -> tuple[float | int | None, ...]:
     return value.loss, value.error, value.examples
 
 
-def _parsed(stop: Stop, row: str) -> Value | None:
+def _parsed(point: GridPoint, row: str) -> Value | None:
     cells = next(csv.reader([row]), [])
-    if len(cells) != len(stop.cells) + len(VALUES) or tuple(cells[: -len(VALUES)]) != stop.cells:
+    if len(cells) != len(point.cells) + len(VALUES) or tuple(cells[: -len(VALUES)]) != point.cells:
         return None
     try:
         loss, error = (None if cell == "" else float(cell) for cell in cells[-3:-1])

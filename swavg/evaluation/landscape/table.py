@@ -1,7 +1,7 @@
 """The csv of a survey: written a row at a time, so that an interrupted one goes on from there.
 
-The first line is a comment with what was asked, as JSON; a table that was made otherwise is not
-continued. While it grows it lies beside its destination under a name that says so.
+The first line is a comment with what the values depend on, as JSON; a table that was made otherwise
+is not continued. While it grows it lies beside its destination under a name that says so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from swavg.errors import OutputError
 from swavg.storage.publish import destination, new_file
@@ -42,29 +41,29 @@ def partial_path(path: str | os.PathLike[str]) -> Path:
     return target.with_name(target.name + PARTIAL)
 
 
-def heading(asked: Mapping[str, Any], columns: Sequence[str]) -> str:
+def heading(cache_key: Mapping[str, object], columns: Sequence[str]) -> str:
     """The lines above the rows."""
-    text = json.dumps(asked, ensure_ascii=True, separators=(", ", ": "))
+    text = json.dumps(cache_key, ensure_ascii=True, separators=(", ", ": "))
     return f"{_HEAD}{text}\n{','.join(columns)}\n"
 
 
 @contextlib.contextmanager
 def opened(
     path: str | os.PathLike[str],
-    asked: Mapping[str, Any],
+    cache_key: Mapping[str, object],
     columns: Sequence[str],
     *,
     anew: bool = False,
     force: bool = False,
 ) -> Iterator[Table]:
     """The unfinished table for ``path``, with the rows that a finished or interrupted run with the
-    same ``asked`` left; without them if ``anew``.
+    same ``cache_key`` left; without them if ``anew``.
 
     Raises OutputError if it is being written, or if there is one that was made otherwise, which
     ``force`` gives up.
     """
     partial = partial_path(path)
-    head = heading(asked, columns)
+    head = heading(cache_key, columns)
     try:
         fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -82,9 +81,9 @@ def opened(
             found = file.read()
         if anew or not found:
             # What is finished need not be computed again.
-            rows = [] if anew else finished_rows(path, asked, columns) or []
+            rows = [] if anew else finished_rows(path, cache_key, columns) or []
         else:
-            rows = _rows(partial, found, head, asked, force)
+            rows = _rows(partial, found, head, cache_key, force)
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
         _write(fd, partial, head + "".join(f"{row}\n" for row in rows))
@@ -100,16 +99,16 @@ def opened(
 
 
 def finished_rows(
-    path: str | os.PathLike[str], asked: Mapping[str, Any], columns: Sequence[str]
+    path: str | os.PathLike[str], cache_key: Mapping[str, object], columns: Sequence[str]
 ) -> list[str] | None:
-    """The rows of a finished table made as ``asked``; None if there is no such file."""
+    """The rows of a finished table made with this ``cache_key``; None if there is no such file."""
     target = Path(destination(path))
     try:
         found = target.read_bytes()
     except OSError:
         return None
     try:
-        return _rows(target, found, heading(asked, columns), asked, False)
+        return _rows(target, found, heading(cache_key, columns), cache_key, False)
     except OutputError:
         return None
 
@@ -134,7 +133,9 @@ def _write(fd: int, path: Path, text: str) -> None:
             raise OutputError(path, f"cannot be written: {error.strerror}") from None
 
 
-def _rows(path: Path, found: bytes, head: str, asked: Mapping[str, Any], force: bool) -> list[str]:
+def _rows(
+    path: Path, found: bytes, head: str, cache_key: Mapping[str, object], force: bool
+) -> list[str]:
     """The whole rows of a table; a last line without its end was cut short, and is dropped."""
     if found.startswith(head.encode()):
         *rows, _ = found[len(head.encode()) :].decode(errors="replace").split("\n")
@@ -146,13 +147,13 @@ def _rows(path: Path, found: bytes, head: str, asked: Mapping[str, Any], force: 
         return []
     raise OutputError(
         path,
-        f"was left by a run that differs in {_difference(found, asked)}",
+        f"was left by a run that differs in {_difference(found, cache_key)}",
         hint="Give the same options to go on with it, force=True to begin anew, or csv= another"
         " path.",
     )
 
 
-def _difference(found: bytes, asked: Mapping[str, Any]) -> str:
+def _difference(found: bytes, cache_key: Mapping[str, object]) -> str:
     line = found.partition(b"\n")[0].decode(errors="replace")
     try:
         before = json.loads(line.removeprefix(_HEAD)) if line.startswith(_HEAD) else None
@@ -160,6 +161,6 @@ def _difference(found: bytes, asked: Mapping[str, Any]) -> str:
         before = None
     if not isinstance(before, dict):
         return "everything: it is no table of swavg"
-    wanted = json.loads(json.dumps(asked))
+    wanted = json.loads(json.dumps(cache_key))
     names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
     return ", ".join(f"'{name}'" for name in names) or "its columns"

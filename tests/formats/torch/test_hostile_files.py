@@ -213,14 +213,14 @@ def test_a_file_without_a_state_dict_says_what_it_has(path: Path) -> None:
     sub = {"w": torch.ones(2)}
     saved(path, {"first": sub, "second": sub, "optimizer": {"m": torch.ones(1)}, "epoch": 1})
     assert refused(path) == "several state dicts could be meant: 'first', 'second'"
-    with pytest.raises(InputError, match="Choose one with --key first, or all with --key ''"):
+    with pytest.raises(InputError, match="Choose one with key=first, or all with key=''"):
         opened(path)
     assert_same(opened(path, key="second"), sub)
     assert list(opened(path, key="").tensors) == ["first.w", "second.w", "optimizer.m"]
     assert refused(path, key="third") == "has no 'third'"
     with pytest.raises(InputError, match="There are: 'first', 'second', 'optimizer', 'epoch'"):
         opened(path, key="third")
-    assert refused(path, key="first.w") == "--key names a tensor, not a state dict"
+    assert refused(path, key="first.w") == "key= names a tensor, not a state dict"
     assert refused(path, key="epoch") == "no tensors under 'epoch'"
     for nothing in ({"epoch": 3}, {"optimizer": {"state": {0: torch.ones(1)}}}, {}):
         saved(path, nothing)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-PAGE = Path(__file__).parent.parent / "docs" / "training.md"
+pytestmark = [pytest.mark.slow, pytest.mark.torch]
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 LOOPS = ("Plain PyTorch", "Lightning", "Transformers")
 
 

@@ -1,0 +1,118 @@
+"""The tiny checkpoints that pages and examples speak of, and what they take as given."""
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+import swavg
+
+STEPS = (500, 600, 700, 800, 900, 1000)
+TRAIN = '''
+import torch
+from torch import nn
+from torch.nn import functional
+
+torch.set_num_threads(1)
+
+
+class Net(nn.Module):
+    """What the page's checkpoints are of."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(functional.relu(self.norm(self.body(x))))
+
+
+def build():
+    return Net()
+
+
+def batches(count=2):
+    torch.manual_seed(0)
+    return [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(count)]
+
+
+build_model, build_loader, test_loader, test, loader = build, batches, batches, batches, batches
+test_batches = train_batches = batches
+'''
+
+
+def tensors(seed):
+    random = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return random.standard_normal(shape).astype(np.float32)
+
+    return {
+        "body.weight": normal(8, 4),
+        "body.bias": normal(8),
+        "norm.weight": normal(8),
+        "norm.bias": normal(8),
+        "norm.running_mean": normal(8),
+        "norm.running_var": normal(8) ** 2 + 1,
+        "norm.num_batches_tracked": np.array(seed),
+        "head.weight": normal(3, 8),
+        "head.bias": normal(3),
+    }
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """A folder of all that the pages speak of."""
+    from safetensors.numpy import save_file
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    (folder / "ckpts").mkdir()
+    (folder / "run").mkdir()
+    for seed, name in enumerate(("a", "b", "c", "averaged", "avg"), 1):
+        file = folder / f"{name}.safetensors"
+        save_file(tensors(seed), file)
+        swavg.average([file], output=folder / f"{name}.pt")
+        shutil.copyfile(file, folder / name)
+    for seed, step in enumerate(STEPS, 6):
+        file = folder / f"step-{step}.safetensors"
+        save_file(tensors(seed), file)
+        swavg.average([file], output=folder / "ckpts" / f"step-{step}.pt")
+        if step in (800, 900):
+            swavg.average([file], output=f"{folder}/run/checkpoint-{step}/")
+        else:
+            shutil.copyfile(file, folder / "run" / f"step-{step}-val_loss=0.{step}.safetensors")
+    for name in ("train", "model", "data"):
+        (folder / f"{name}.py").write_text(TRAIN)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, whose train.py is imported anew."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in ("train", "model", "data"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def given():
+    """Names that Python takes as given."""
+    import torch
+
+    script = {}
+    exec(TRAIN, script)
+    model = script["build"]()
+    pairs = script["batches"]()
+
+    def train(batch):
+        torch.nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
+
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    return {
+        "model": model, "evaluate": lambda model: None, "train": train, "torch": torch,
+        "batches": 530 * pairs, "loader": pairs, "step": 1000, "sgd": sgd, "optimizer": sgd,
+        "loss": lambda model, batch: model(batch[0]).sum(),
+    }  # fmt: skip
