@@ -118,6 +118,21 @@ def test_integers_follow_the_policy_and_are_reported_where_they_differ(tmp_path)
     assert not (tmp_path / "e.st").exists()
 
 
+def test_integers_that_are_no_counters_are_warned_of(tmp_path):
+    paths = [
+        save(tmp_path / f"{i}.safetensors",
+             {"x": torch.ones(2), "count": torch.tensor(i), "ids": torch.tensor([i, 7])})
+        for i in (4, 9)
+    ]  # fmt: skip
+    report = swavg.average(paths, output=tmp_path / "out.st", distances=False)
+    assert report.warnings == (
+        "integers that differ were not averaged but taken from the last input: ids",
+    )
+    policy = Policy(integers="max")
+    report = swavg.average(paths, output=tmp_path / "max.st", policy=policy, distances=False)
+    assert report.warnings == ()
+
+
 def test_identical_integers_and_bools_are_copied_whatever_the_policy(tmp_path):
     tensors = {"x": torch.ones(2), "n": torch.tensor([2**62]), "b": torch.tensor([True, False])}
     paths = [save(tmp_path / f"{i}.safetensors", tensors) for i in range(2)]

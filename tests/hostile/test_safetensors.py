@@ -152,7 +152,7 @@ BROKEN: dict[str, tuple[bytes | dict[str, Any], bytes, str]] = {
     "a trailing comma": (b'{"__metadata__":{},}', b"", "is not valid JSON"),
     "single quotes": (b"{'a':1}", b"", "is not valid JSON"),
     "a raw control character": (b'{"__metadata__":{"a":"\n"}}', b"", "is not valid JSON"),
-    "a number without end": (b'{"a":' + b"9" * 5000 + b"}", b"", "a number of hundreds of digits"),
+    "a number without end": (b'{"a":' + b"9" * 5000 + b"}", b"", "hundreds of digits"),
     "NaN": (b'{"a":NaN}', b"", "'a' is not described by"),
     "bytes that are no UTF-8": (b'{"__metadata__":{"a":"\xff"}}', b"", "is not valid JSON"),
     "an encoded surrogate": (b'{"__metadata__":{"a":"\xed\xa0\x80"}}', b"", "is not valid JSON"),
