@@ -27,6 +27,7 @@ with warnings.catch_warnings():
 from swavg.integrations.lightning import EMACallback, SnapshotCallback, SWACallback
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::UserWarning:lightning.*"),
     pytest.mark.filterwarnings("ignore::FutureWarning:lightning.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.*"),

@@ -32,6 +32,7 @@ with warnings.catch_warnings():
 from swavg.integrations.transformers import EMACallback, SnapshotCallback, SWACallback
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::UserWarning:torch.utils.data.*"),
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
 ]

@@ -235,6 +235,7 @@ def test_tied_tensors_count_once_in_the_total(tmp_path):
     assert found.total.elements == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", [("BF16", "BF16"), ("F32", "F16"), ("F64", "F64")])
 def test_files_larger_than_the_promise_are_compared_within_it(tmp_path, codes):
     paths = []

@@ -243,6 +243,7 @@ def peak(path):
     return int(done.stdout) * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F64"])
 def test_figures_of_a_tensor_larger_than_the_promise_stay_within_it(tmp_path, dtype):
     itemsize = BY_SAFETENSORS[dtype].itemsize
@@ -250,6 +251,7 @@ def test_figures_of_a_tensor_larger_than_the_promise_stay_within_it(tmp_path, dt
     assert peak(path) <= PROMISE
 
 
+@pytest.mark.slow
 def test_figures_of_a_large_transposed_tensor_stay_within_the_promise(tmp_path):
     torch.save({"w": torch.ones(4096, 8192).t()}, tmp_path / "a.pt")
     assert peak(tmp_path / "a.pt") <= PROMISE

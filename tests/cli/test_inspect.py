@@ -126,6 +126,7 @@ def test_wrong_calls_say_what_is_wrong(tmp_path, args, code, said):
     assert said in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F64"])
 def test_figures_of_a_tensor_larger_than_the_promise_stay_within_it(tmp_path, dtype):
     itemsize = BY_SAFETENSORS[dtype].itemsize
@@ -133,6 +134,7 @@ def test_figures_of_a_tensor_larger_than_the_promise_stay_within_it(tmp_path, dt
     assert peak("inspect", path, "--stats") <= PROMISE
 
 
+@pytest.mark.slow
 def test_figures_of_a_large_transposed_tensor_stay_within_the_promise(tmp_path):
     torch.save({"w": torch.ones(4096, 8192).t()}, tmp_path / "a.pt")
     assert peak("inspect", tmp_path / "a.pt", "--stats") <= PROMISE

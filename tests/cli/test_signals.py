@@ -11,6 +11,8 @@ import torch
 from checkpoints import load, save, state
 from command_line import SWAVG
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pair(tmp_path):

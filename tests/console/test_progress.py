@@ -13,6 +13,7 @@ from terminal import on_a_terminal
 from swavg.console.progress import progress_bar
 
 
+@pytest.mark.slow
 def test_progress_shows_on_a_terminal_only(tmp_path):
     big = {f"x{i}": torch.zeros(3_000_000) for i in range(6)}
     paths = [save(tmp_path / f"{i}.safetensors", big) for i in range(4)]

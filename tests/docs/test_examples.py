@@ -14,6 +14,8 @@ from pages import ROOT
 
 import swavg
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def everything(checkpoints, tmp_path_factory):

@@ -6,6 +6,8 @@ import command_line
 import pytest
 from pages import PAGES, blocks
 
+pytestmark = pytest.mark.slow
+
 WITH = {
     "README.md": "a b ckpts run step-900 step-1000",
     "series.md": "run",

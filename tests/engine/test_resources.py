@@ -86,6 +86,7 @@ def test_what_lies_apart_is_gathered(tmp_path):
     assert Needs.of(plan).gathers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "policy", "rows", "device"),
     [

@@ -24,6 +24,8 @@ from torch import nn
 from swavg.cli import main
 from swavg.evaluation.landscape import drawing
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["bowls"]
 
 HEAD = ("kind", "name", "x", "y", "off", "loss", "error", "examples")

@@ -24,6 +24,8 @@ from swavg.evaluation.landscape.smooth import panel_levels, smoothed
 from swavg.evaluation.landscape.surface import Place, Surface
 from swavg.evaluation.landscape.survey import Value
 
+pytestmark = pytest.mark.slow
+
 PLANE = Plane(4.0, 1.0, 3.0)
 TRAIL = [Position(-1.0, 1.0), Position(0.5, 0.2), Position(2.0, 2.5)]
 

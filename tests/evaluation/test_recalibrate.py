@@ -23,6 +23,8 @@ from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, MismatchError, NumericsError, OutputError, RequestError
 from swavg.evaluation.recalibrate import recalibrate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

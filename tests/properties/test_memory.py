@@ -116,6 +116,7 @@ def peak(*args):
     return watched(*args)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "itemsize"), [("BF16", 2), ("F32", 4), ("F16", 2)])
 def test_one_tensor_larger_than_the_promise_is_averaged_within_it(tmp_path, dtype, itemsize):
     paths = [

@@ -172,6 +172,7 @@ def test_rows_made_together_equal_rows_made_alone(tmp_path_factory, rows, policy
         assert path.read_bytes() == alone.read_bytes()
 
 
+@pytest.mark.slow
 def test_processes_give_the_bytes_and_findings_of_threads_for_every_dtype(tmp_path):
     done = subprocess.run(
         [sys.executable, Path(__file__).parent / "forking.py", tmp_path],

@@ -119,6 +119,7 @@ def in_a_process(plan, folder, index, count, order):
     return pickle.loads((folder / f"results-{index}").read_bytes())
 
 
+@pytest.mark.slow
 def test_fresh_processes_do_parts_in_any_order(plan, tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()

@@ -16,7 +16,7 @@ import torch
 import swavg
 from swavg import Policy
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 FETCHED = Path(
     os.environ.get("SWAVG_REAL_CHECKPOINTS") or Path(__file__).parent.parent / ".real-checkpoints"

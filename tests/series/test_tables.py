@@ -41,6 +41,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "expected"), FILES, ids=range(len(FILES)))
 def test_a_file_of_metrics_is_read_or_refused_in_seconds(tmp_path, text, expected):
     run = tmp_path / "run"

@@ -369,6 +369,7 @@ def test_a_file_that_changes_is_noticed(tmp_path):
         plan.apply((1 / 3,) * 3)
 
 
+@pytest.mark.slow
 def test_no_second_copy_of_the_model_is_held(tmp_path):
     script = """
 import resource, sys, torch
@@ -412,6 +413,7 @@ for name, placement in (("rows", None), ("columns", Shard(1))):
 """
 
 
+@pytest.mark.slow
 def test_sharded_models_get_their_shards(tmp_path):
     ranks(_SHARDED, tmp_path)
     paths = [str(tmp_path / f"step-{seed}.safetensors") for seed in (1, 2, 3)]

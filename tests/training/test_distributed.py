@@ -11,6 +11,8 @@ from training_models import Words, assert_same, averaged_training, one_thread
 from swavg.engine.recipe import recipe_of
 from swavg.training.ema import EMA
 
+pytestmark = pytest.mark.slow
+
 HERE = str(Path(__file__).parent.parent)
 
 CODE = f"""

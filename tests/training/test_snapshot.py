@@ -356,6 +356,7 @@ except OutputError as error:
 """
 
 
+@pytest.mark.slow
 def test_rank_0_writes_a_ddp_and_an_fsdp_model_and_all_learn_of_a_failure(tmp_path):
     outputs = ranks(_RANKS, tmp_path)
     whole = torch.load(tmp_path / "whole.pt")

@@ -233,6 +233,7 @@ print(*[path.name for path in snapshots.paths])
 """
 
 
+@pytest.mark.slow
 def test_rank_0_writes_and_deletes(tmp_path):
     expected = "step-4.safetensors step-8.safetensors\n"
     assert ranks(_RANKS, tmp_path) == [expected, expected]

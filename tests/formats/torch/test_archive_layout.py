@@ -9,6 +9,8 @@ import zipfile
 from array import array
 from pathlib import Path
 
+import pytest
+
 from swavg.dtypes import BY_NAME
 from swavg.formats import open_checkpoint
 from swavg.formats.layout import Specs
@@ -35,6 +37,7 @@ def write_sparse(path: Path, layout: ArchiveLayout) -> None:
     assert path.stat().st_size == layout.size
 
 
+@pytest.mark.slow
 def test_records_beyond_four_gibibytes_are_where_torch_computes_them(tmp_path: Path) -> None:
     big, small = (1 << 30) + 5, 3
     specs = specs_of(big=big, small=small, empty=0, last=small)
@@ -67,6 +70,7 @@ def test_records_beyond_four_gibibytes_are_where_torch_computes_them(tmp_path: P
     assert done.stdout == f"[{big}, 3, 0, 3]\n", done.stderr
 
 
+@pytest.mark.slow
 def test_more_records_than_sixteen_bits_count(tmp_path: Path) -> None:
     members = [Member(f"a/{index}", 0, b"") for index in range(70_000)]
     layout = lay_out_archive(tuple(arranged(members)), specs_of(), [], check=lambda path: None)

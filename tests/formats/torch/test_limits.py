@@ -65,6 +65,7 @@ def test_numbers_of_too_many_bits_are_no_keys() -> None:
         unpickle("f.pt", keyed(number(1 << 300)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "problem"),
     [

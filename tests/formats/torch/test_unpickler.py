@@ -140,6 +140,7 @@ def test_declared_lengths_beyond_the_data_cost_nothing() -> None:
     assert peak < 1 << 20
 
 
+@pytest.mark.slow
 def test_opcodes_and_memory_are_counted() -> None:
     def problem(data: bytes) -> str:
         with pytest.raises(InputError) as caught:

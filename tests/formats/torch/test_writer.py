@@ -292,6 +292,7 @@ def test_a_dtype_that_torch_lacks_is_refused(tmp_path: Path) -> None:
         planned([tmp_path / "a.safetensors"], tmp_path / "out.pt")
 
 
+@pytest.mark.slow
 def test_torch_finds_every_storage_where_it_computes_it(tmp_path: Path) -> None:
     # Three kinds of records: with and without a descriptor, and of odd sizes.
     state = {"w": torch.ones(3), "e": torch.ones(0), "v": torch.ones(9, dtype=torch.int8)}
