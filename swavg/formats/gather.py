@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _SPARSE = 4
 """A stretch is read whole if it is at most this many times as long as what is wanted of it."""
-_SHORT = 512
-"""Bytes below which a stretch is read whole however little of it is wanted."""
+_SHORT = 1 << 14
+"""Bytes below which a stretch is read whole however little of it is wanted: a read takes as long as
+moving that many."""
 _LEAST = 1 << 16
 """Bytes that may be held besides the result, however small that is."""
 
