@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch  # noqa: F401
 from kernel_chunks import FLOATS, bytes_of, cpu_kernel, random_chunk, reader, run, uniform, weighted
 
 from swavg.dtypes import BY_NAME
