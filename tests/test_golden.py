@@ -9,10 +9,16 @@ import pytest
 from golden.cases import CASES, GROUPS, read
 from golden.running import EXPECTED, pretty, run
 
-ALL = [
-    pytest.param(case, id=case.id, marks=[getattr(pytest.mark, mark) for mark in case.marks])
-    for case in CASES.values()
-]
+SLOW = ("dtypes", "frameworks", "large", "numerics", "torch", "training")
+"""Groups of many cases, for which a contributor's run has no time."""
+
+
+def marks_of(case):
+    marks = [getattr(pytest.mark, mark) for mark in case.marks]
+    return [pytest.mark.slow, *marks] if case.group in SLOW else marks
+
+
+ALL = [pytest.param(case, id=case.id, marks=marks_of(case)) for case in CASES.values()]
 
 
 def test_each_case_has_an_expectation_and_there_are_no_others():

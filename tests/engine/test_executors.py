@@ -299,7 +299,9 @@ def tick(progress):
     for pid in workers()[:1]:
         os.kill(pid, signal.SIGKILL)
 try:
-    swavg.execute(planned(sys.argv[1:-1], sys.argv[-1]), FORKED, tick)
+    # So many tasks that no worker is done when it is killed.
+    plan = replace(planned(sys.argv[1:-1], sys.argv[-1]), cut=1 << 10)
+    swavg.execute(plan, FORKED, tick)
 except swavg.SwavgError as error:
     print(error.exit_code)
     print(error)

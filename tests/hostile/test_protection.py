@@ -68,7 +68,7 @@ def test_standard_output_onto_an_input_is_refused(tmp_path: Path) -> None:
             [sys.executable, "-m", "swavg", "average", one, two, "-o", "-"],
             stdout=stdout,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
     assert done.returncode == 5
     assert b"is the input" in done.stderr

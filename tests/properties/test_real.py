@@ -19,7 +19,7 @@ from swavg import Policy
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 FETCHED = Path(
-    os.environ.get("SWAVG_REAL_CHECKPOINTS") or Path(__file__).parent.parent / ".real-checkpoints"
+    os.environ.get("SWAVG_REAL_CHECKPOINTS") or Path(__file__).parents[2] / ".real-checkpoints"
 )
 
 

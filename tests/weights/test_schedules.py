@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swavg import weights
@@ -221,8 +221,12 @@ def runs(draw):
     return Run(values, steps, decay, draw(st.integers(1, len(values) - 1)))
 
 
+QUICK = settings(max_examples=30, deadline=None)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 @given(run=runs())
+@QUICK
 def test_every_schedule_equals_its_running_form(schedule, run):
     expected = schedule.running(run)
     assert math.isclose(schedule.average(run), expected, rel_tol=1e-9, abs_tol=1e-8)
@@ -230,6 +234,7 @@ def test_every_schedule_equals_its_running_form(schedule, run):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
 @given(run=runs(), value=st.floats(-10, 10))
+@QUICK
 def test_equal_checkpoints_give_themselves(schedule, run, value):
     same = Run([value] * len(run.values), run.steps, run.decay, run.held)
     assert math.isclose(schedule.average(same), value, rel_tol=1e-9, abs_tol=1e-9)
