@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch  # noqa: F401
 
 from swavg.errors import RequestError
 from swavg.evaluation import loading
