@@ -125,7 +125,8 @@ def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array, m
     ):
         split += 1
     outer = axes[:split]
-    if not outer and out.flags.c_contiguous and length == out.size and axes == sorted(axes):
+    packed = zip(shape, strides, row_major_strides(shape), strict=True)
+    if out.flags.c_contiguous and all(n == 1 or own == step for n, own, step in packed):
         pool.read_into(source, offset, out.reshape(-1).view(np.uint8).data)
         return
     sizes = [shape[axis] for axis in outer]

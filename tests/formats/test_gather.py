@@ -82,6 +82,25 @@ def test_any_range_of_any_view_is_read_as_numpy_has_it(pair: Any, data: Any) -> 
     np.testing.assert_array_equal(found, array.reshape(-1)[start:stop])
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        # As long as its elements are many, and yet not packed: a column that is broadcast ...
+        ((2, 2), (3, 0)),
+        # ... and rows that overlap.
+        ((3, 3), (2, 2)),
+        ((2, 3, 2), (8, 1, 1)),
+    ],
+)
+def test_a_view_as_long_as_a_packed_one_is_read_by_its_strides(
+    shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    base = np.arange(16, dtype=np.float32)
+    array = np.lib.stride_tricks.as_strided(base, shape, [4 * step for step in strides])
+    found = read(Counting(base.tobytes()), view(array, base), 0, array.size)
+    np.testing.assert_array_equal(found, array.reshape(-1))
+
+
 @st.composite
 def tilings(draw: Any) -> tuple[tuple[int, ...], list[tuple[tuple[int, ...], tuple[int, ...]]]]:
     """A shape, and the start and shape of boxes that tile it."""
