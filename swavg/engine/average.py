@@ -22,7 +22,7 @@ from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
 from swavg.planning.match import SideBySide
-from swavg.planning.plan import Plan
+from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
 from swavg.planning.targets import choose_target, default_path
@@ -112,6 +112,7 @@ def prepare(
         tuple(warnings),
         distances,
         None if folder is None else os.fsdecode(folder),
+        GATHERED_CUT if entries.gathered else CUT,
     )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from swavg.dtypes import DType
 from swavg.engine.resources import INTEGERS
-from swavg.formats.checkpoint import Tensor
+from swavg.formats.checkpoint import Checkpoint, Tensor
 from swavg.planning.plan import Operation, Plan, Span, Task
 from swavg.storage.sources import Pool, Source
 
@@ -55,13 +55,14 @@ class Batch:
     """Elements to be made in one manner, ``spans`` end to end: ``count`` in all.
 
     ``tensors`` are the members' where they do not lie in row-major order in one place; then there
-    is one span.
+    is one span, of ``whole``, which the task makes.
     """
 
     manner: Manner
     spans: Sequence[Span]
     count: int
     tensors: tuple[Tensor, ...] | None = None
+    whole: Span | None = None
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +78,7 @@ class Batch:
             if low < high:
                 spans.append(Span(span.entry, span.start + low, span.start + high))
             at += size
-        return Batch(self.manner, spans, stop - start, self.tensors)
+        return Batch(self.manner, spans, stop - start, self.tensors, self.whole)
 
     def blocks(self, most: int) -> Iterator[tuple[int, Batch]]:
         """Parts of at most ``most`` elements, each with where it starts."""
@@ -135,7 +136,8 @@ class Batches:
         entry = self.plan.entries.make(self.plan.checkpoints, span.entry)
         for start in range(span.start, span.stop, most):
             stop = min(start + most, span.stop)
-            yield Batch(manner, [Span(span.entry, start, stop)], stop - start, entry.tensors)
+            part = [Span(span.entry, start, stop)]
+            yield Batch(manner, part, stop - start, entry.tensors, span)
 
     def _most(self, manner: Manner) -> int:
         operation = manner.operation
@@ -154,52 +156,74 @@ class Batches:
             made = entries.make(self.plan.checkpoints, entry)
             inputs = tuple(tensor.spec.dtype for tensor in made.tensors)
             manner = self._manners.setdefault((key[0], inputs), Manner(made.operation, inputs))
-            apart = any(
-                tensor.single is None or tensor.single.strides is not None
-                for tensor in made.tensors
-            )
+            apart = any(tensor.packed is None for tensor in made.tensors)
             self._known[key] = manner, apart
         return self._known[key]
+
+
+class Inputs:
+    """What a worker reads inputs with: open files, and ``stretch`` bytes for pieces that are read
+    at once.
+
+    Elements of inputs that lie apart are gathered for more of the task than a batch, as far as
+    ``room`` bytes go, so that reads are long.
+    """
+
+    def __init__(self, plan: Plan, stretch: int, room: int) -> None:
+        self.plan = plan
+        self.pool = Pool()
+        self.stretch = memoryview(bytearray(stretch))
+        self._room = memoryview(bytearray(room))
+        self._held: dict[int, tuple[Span, memoryview]] = {}
+
+    def gathered(self, batch: Batch, index: int) -> memoryview | None:
+        """The packed elements of member ``index`` for a batch; None where there is no room."""
+        assert batch.tensors is not None
+        assert batch.whole is not None
+        tensor, (span,) = batch.tensors[index], batch.spans
+        dtype = tensor.spec.dtype
+        held, elements = self._held.get(index, (Span(-1, 0, 0), memoryview(b"")))
+        if span.entry != held.entry or not held.start <= span.start <= span.stop <= held.stop:
+            apart = [at for at, each in enumerate(batch.tensors) if each.packed is None]
+            room = len(self._room) // len(apart)
+            # Eight elements fill whole bytes, whatever their size.
+            stop = min(batch.whole.stop, span.start + room // dtype.bits * 8)
+            if stop < span.stop:
+                return None
+            begin = apart.index(index) * room
+            held = Span(span.entry, span.start, stop)
+            elements = self._room[begin : begin + dtype.nbytes(stop - span.start)]
+            checkpoint = self.plan.checkpoints[batch.manner.operation.members[index]]
+            checkpoint.read_into(tensor, held.start, stop, elements, self.pool)
+            self._held[index] = held, elements
+        start = dtype.nbytes(span.start - held.start)
+        return elements[start : start + dtype.nbytes(batch.count)]
 
 
 class BatchReader:
     """Reads a batch of the members' elements: ``reader(i, buffer)`` fills it with member ``i``'s.
 
-    ``stretch`` is a buffer for pieces that are read at once. ``reads`` takes the checksums of what
-    is read as it lies in the file.
+    ``reads`` takes the checksums of what is read as it lies in the file.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        pool: Pool,
-        batch: Batch,
-        stretch: memoryview,
-        reads: list[BytesRead] | None = None,
-    ) -> None:
-        self._plan = plan
-        self._pool = pool
+    def __init__(self, inputs: Inputs, batch: Batch, reads: list[BytesRead] | None = None) -> None:
+        self._inputs = inputs
+        self._plan = inputs.plan
+        self._pool = inputs.pool
         self._batch = batch
-        self._stretch = stretch
         self._reads = reads
         self._pieces: dict[int, list[Piece]] = {}
 
     def of(self, batch: Batch) -> BatchReader:
         """What reads another batch: a part of this one."""
-        return BatchReader(self._plan, self._pool, batch, self._stretch)
+        return BatchReader(self._inputs, batch)
 
     def __call__(self, index: int, out: memoryview) -> None:
         batch, plan = self._batch, self._plan
         member = batch.manner.operation.members[index]
         checkpoint = plan.checkpoints[member]
         if batch.tensors is not None:
-            (span,) = batch.spans
-            tensor = batch.tensors[index]
-            checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
-            box = tensor.single
-            if box is not None and box.strides is None:
-                offset = box.offset + span.start * tensor.spec.dtype.bits // 8
-                self._add_checksums(member, 0, [Piece(box.source, offset, len(out))], out)
+            self._read_apart(checkpoint, member, index, out)
             return
         place = plan.entries.table_of[member]
         pieces = self._pieces.get(place)
@@ -213,6 +237,19 @@ class BatchReader:
                 self._pool.read_into(checkpoint.sources[piece.source], base + piece.offset, part)
                 done += piece.nbytes
         self._add_checksums(member, base, pieces, out)
+
+    def _read_apart(self, checkpoint: Checkpoint, member: int, index: int, out: memoryview) -> None:
+        assert self._batch.tensors is not None
+        (span,), tensor = self._batch.spans, self._batch.tensors[index]
+        box = tensor.packed
+        if box is not None:
+            checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
+            offset = box.offset + span.start * tensor.spec.dtype.bits // 8
+            self._add_checksums(member, 0, [Piece(box.source, offset, len(out))], out)
+        elif (held := self._inputs.gathered(self._batch, index)) is not None:
+            out[:] = held
+        else:
+            checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
 
     def _add_checksums(
         self, member: int, base: int, pieces: Sequence[Piece], out: memoryview
@@ -231,11 +268,11 @@ class BatchReader:
         first, last = pieces[0], pieces[-1]
         size = last.offset + last.nbytes - first.offset
         near = first.source == last.source and 0 < size <= min(
-            len(self._stretch), _SPARSE * len(out)
+            len(self._inputs.stretch), _SPARSE * len(out)
         )
         if not near or any(a.offset + a.nbytes > b.offset for a, b in pairwise(pieces)):
             return False
-        stretch = self._stretch[:size]
+        stretch = self._inputs.stretch[:size]
         self._pool.read_into(sources[first.source], base + first.offset, stretch)
         done = 0
         for piece in pieces:

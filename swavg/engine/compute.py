@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, position_of
+from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, Inputs, position_of
 from swavg.engine.resources import Sizes
 from swavg.errors import MismatchError, NumericsError
 from swavg.planning.plan import Plan
 from swavg.storage.sinks import Sink
-from swavg.storage.sources import Pool
 
 if TYPE_CHECKING:
     from swavg.engine.distances import Sampler, Sums
@@ -110,9 +109,8 @@ class Tools:
         self.batches = Batches(plan, sizes.elements, nbytes)
         self._sampler = None if positions is None else _sampler(plan, positions)
         self._check_crc = check_crc
-        self._pool = Pool()
         self._outs = [memoryview(bytearray(nbytes)) for _ in range(needs.rows)]
-        self._stretch = memoryview(bytearray(2 * nbytes))
+        self._inputs = Inputs(plan, 2 * nbytes, sizes.room)
         self._kernel: Kernel
         self._arithmetics: dict[int, Arithmetic] = {}
         if device == "cpu":
@@ -133,20 +131,21 @@ class Tools:
         self.plan = plan
         self.batches = Batches(plan, self.batches.elements, self.batches.nbytes)
         self._arithmetics.clear()
+        self._inputs.plan = plan
 
     def __enter__(self) -> Tools:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._kernel.close()
-        self._pool.close()
+        self._inputs.pool.close()
 
     def compute(self, batch: Batch, result: TaskResult) -> Sequence[memoryview]:
         """The bytes of a batch, for each of its operation's terms: in buffers of this worker."""
         operation = batch.manner.operation
         outs = [out[: batch.nbytes] for out in self._outs[: len(operation.terms)]]
         reads = result.reads if self._check_crc else None
-        read = BatchReader(self.plan, self._pool, batch, self._stretch, reads)
+        read = BatchReader(self._inputs, batch, reads)
         result.read += sum(dtype.nbytes(batch.count) for dtype in batch.manner.inputs)
         if operation.op == "average":
             self._average(batch, read, outs, result)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from swavg.errors import RequestError
+from swavg.formats.checkpoint import GATHERING
 from swavg.planning.plan import Plan
 
 DEFAULT_MEMORY = 32 << 20
@@ -22,7 +23,6 @@ _CONSTANT = 1 << 19
 """Bytes of a worker's buffers whose size is always the same."""
 
 _BLOCK = 1 << 18
-_GATHERED_BLOCK = 1 << 19
 _ENOUGH = 1 << 16
 """Elements of a block from which on smaller ones cost time."""
 _SMALLEST = 1 << 12
@@ -91,20 +91,16 @@ class Needs:
             rows = max(rows, len(operation.terms))
             if operation.op == "average" and operation.accumulate == "float64":
                 sum_size = 8
-        gathers = any(order is not None for _, order in entries.forms) or any(
-            strides is not None for table in entries.tables for _, _, strides in table.columns.forms
-        )
         integers = any(operation.op == "integer" for operation in entries.operations)
-        return cls(input_size, sum_size, output_size, rows, gathers, integers, device)
+        return cls(input_size, sum_size, output_size, rows, entries.gathered, integers, device)
 
     def per_element(self) -> int:
         """Bytes of a worker's buffers for each element of a block."""
         sums = (1 + self.rows + (self.rows > 1)) * self.sum_size
         # The torch kernel reads one input while another is copied; its sums are on the device.
         kernel = self.input_size + sums if self.device == "cpu" else 2 * self.input_size + 8
-        gathered = 4 * self.input_size if self.gathers else 0
         held = INTEGERS if self.integers else 0
-        return kernel + gathered + held + (self.rows + 2) * self.output_size
+        return kernel + held + (self.rows + 2) * self.output_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +110,14 @@ class Sizes:
     workers: int
     elements: int
     needs: Needs
+    room: int = 0
+    """Bytes that each holds of inputs that lie apart; reading them takes :data:`GATHERING`."""
 
     @property
     def memory(self) -> int:
-        """Bytes of all buffers whose size depends on that of blocks."""
-        return self.workers * self.elements * self.needs.per_element()
+        """Bytes of all buffers whose size is not always the same."""
+        gathering = self.room + min(4 * self.room, GATHERING)
+        return self.workers * (self.elements * self.needs.per_element() + gathering)
 
 
 def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
@@ -129,7 +128,9 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
         more = _MORE_MEMORY - _PROCESS if forked else _MORE_MEMORY
         limit = DEFAULT_MEMORY + more * max(0, wanted - _MOST_WORKERS)
         limit -= _WORKER * min(wanted, _MOST_WORKERS) if forked else 0
-    for candidate in _candidates(wanted, needs):
+    share = limit // (2 * wanted)
+    room = min(plan.cut, max(share - GATHERING, share // 5)) if needs.gathers else 0
+    for candidate in _candidates(wanted, needs, room):
         if candidate.memory + _CONSTANT * (candidate.workers - 1) <= limit:
             return candidate
     raise RequestError(
@@ -138,15 +139,14 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     )
 
 
-def _candidates(workers: int, needs: Needs) -> Iterator[Sizes]:
+def _candidates(workers: int, needs: Needs, room: int) -> Iterator[Sizes]:
     """Sizes, best first: smaller blocks, then fewer workers, then blocks that cost time."""
-    elements = _GATHERED_BLOCK if needs.gathers else _BLOCK
     for count in range(workers, 0, -1):
-        block = elements
+        block = _BLOCK
         while block >= _ENOUGH:
-            yield Sizes(count, block, needs)
+            yield Sizes(count, block, needs, room)
             block //= 2
     block = _ENOUGH // 2
     while block >= _SMALLEST:
-        yield Sizes(1, block, needs)
+        yield Sizes(1, block, needs, room)
         block //= 2

@@ -80,6 +80,14 @@ class Tensor:
         """The box of a tensor that lies in one place."""
         return self.boxes[0] if len(self.boxes) == 1 else None
 
+    @property
+    def packed(self) -> Box | None:
+        """The box of a tensor that lies in one place in row-major order."""
+        return self.boxes[0] if len(self.boxes) == 1 and self.boxes[0].strides is None else None
+
+
+GATHERING = 1 << 20
+"""Bytes that reading a tensor which does not lie packed may take besides the result."""
 
 Form = tuple[DType, Shape, Shape | None]
 """Dtype, shape and strides (None: row-major): what many tensors have in common."""
@@ -338,8 +346,8 @@ class Checkpoint:
 
         Elements narrower than a byte begin and end at whole bytes. Raises InputError.
         """
-        box = tensor.single
-        if box is None or box.strides is not None:
+        box = tensor.packed
+        if box is None:
             from swavg.formats.gather import gather
 
             gather(pool, self.sources, tensor, start, stop, out)

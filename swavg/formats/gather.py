@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import Box, Checkpoint, Shape, Tensor
+from swavg.formats.checkpoint import GATHERING, Box, Checkpoint, Shape, Tensor
 from swavg.storage.sources import Pool, Source
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ def gather(
 ) -> None:
     """Fill ``out`` with the row-major elements ``[start, stop)``. InputError if a read fails.
 
-    At most four times the memory of ``out`` is taken.
+    Four times the memory of ``out`` is taken besides, at most :data:`GATHERING`.
     """
     if start >= stop:
         return
-    most = max(_LEAST, _SPARSE * len(out))
+    most = max(_LEAST, min(_SPARSE * len(out), GATHERING))
     target = np.frombuffer(out, element(tensor.spec.dtype))
     done = 0
     for region in regions(tensor.grid, start, stop):

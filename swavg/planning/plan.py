@@ -25,6 +25,8 @@ from swavg.planning.targets import Target
 
 CUT = 2 << 20
 """Bytes of the output that a task covers."""
+GATHERED_CUT = 4 << 20
+"""The same where some inputs do not lie in row-major order: more is read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,15 @@ class Entries:
 
     def __len__(self) -> int:
         return len(self.form)
+
+    @property
+    def gathered(self) -> bool:
+        """Whether some tensors may not lie in row-major order."""
+        return any(order is not None for _, order in self.forms) or any(
+            table.columns.others
+            or any(strides is not None for _, _, strides in table.columns.forms)
+            for table in self.tables
+        )
 
     def key(self, number: int) -> tuple[int, ...]:
         """What decides how an entry is made, but for where its tensors lie: equal for entries of
