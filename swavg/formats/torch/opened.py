@@ -19,7 +19,7 @@ from swavg.formats.checkpoint import (
 from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_pickle
 from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Element, Value, plain_values
-from swavg.formats.torch.legacy import legacy_head, legacy_places
+from swavg.formats.torch.legacy import read_legacy
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.plain import RECIPE
 from swavg.formats.torch.state import State, find_state
@@ -83,8 +83,7 @@ def open_legacy(path: str, key: str | None = None, shared: Shared | None = None)
     file = LocalFile.find(path)
     with Pool() as pool:
         read = _reads(pool, file)
-        graph, end = legacy_head(read, path, file.size)
-        locate = legacy_places(read, path, file.size, graph, end)
+        graph, locate = read_legacy(read, path, file.size)
         contents = _contents(path, graph, locate, key, 0, shared)
         template = TorchTemplate(key, None)
         return _opened(path, "torch-legacy", file, contents, 0, read, template, None)

@@ -93,16 +93,12 @@ def _strided(
     return View(storage, dtype, offset, size, stride)
 
 
-def _parameter(data: object, *_: object) -> object:
-    return data
+def _first(value: object = (), *_: object) -> object:
+    return value
 
 
 def _from_type(function: object, kind: object, args: object, *_: object) -> object:
     return call(function, args)
-
-
-def _size(sizes: object = ()) -> object:
-    return sizes
 
 
 def _refused(what: str) -> Builder:
@@ -113,8 +109,8 @@ BUILDERS: dict[tuple[str, str], Builder] = {
     ("torch._utils", "_rebuild_tensor"): tensor,
     ("torch._utils", "_rebuild_tensor_v2"): tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
     ("torch._tensor", "_rebuild_from_type"): _from_type,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     ("torch.tensor", "_rebuild_from_type"): _from_type,
@@ -131,7 +127,7 @@ BUILDERS: dict[tuple[str, str], Builder] = {
     ),
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _refused("a device's own tensor"),
     ("torch._utils", "_rebuild_xla_tensor"): _refused("a tensor whose bytes are in the pickle"),
-    ("torch", "Size"): _size,
+    ("torch", "Size"): _first,
     ("collections", "OrderedDict"): ordered,
     ("collections", "defaultdict"): default,
 }
