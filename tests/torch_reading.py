@@ -36,7 +36,7 @@ class Opened(NamedTuple):
     path: str
     tensors: dict[str, Placed]
     state: State
-    values: Mapping[str | int, Value]
+    values: Mapping[str, Value]
 
 
 @contextmanager
