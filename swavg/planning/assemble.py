@@ -165,19 +165,21 @@ class Assembly:
     def _file(
         self, number: int, template: int, layout: FileLayout, entry_of: Sequence[int]
     ) -> File:
+        sizes = layout.specs.sizes
+        # By size, too: a task begins in the last region at its offset, which must not be empty.
         regions = [
-            (offset, entry_of[tensor], tensor)
+            (offset, sizes[tensor], entry_of[tensor], tensor)
             for offset, tensor in zip(layout.offsets, layout.tensors, strict=True)
         ]
         for kept in layout.kept:
             entry = self._bytes(number, template, kept.start, kept.nbytes)
-            regions.append((kept.offset, entry, -1))
+            regions.append((kept.offset, kept.nbytes, entry, -1))
         regions.sort()
         return File(
             layout,
-            array("q", [offset for offset, _, _ in regions]),
-            array("I", [entry for _, entry, _ in regions]),
-            array("q", [tensor for _, _, tensor in regions]),
+            array("q", [offset for offset, _, _, _ in regions]),
+            array("I", [entry for _, _, entry, _ in regions]),
+            array("q", [tensor for _, _, _, tensor in regions]),
         )
 
     def _bytes(self, number: int, template: int, start: int, nbytes: int) -> int:

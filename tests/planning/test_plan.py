@@ -56,6 +56,17 @@ def test_every_element_belongs_to_one_task(tmp_path, shapes, cut):
         assert (parts[-1][1] if parts else 0) == total
 
 
+def test_an_empty_tensor_where_a_task_begins_hides_no_other(tmp_path):
+    # Written by name: the empty one comes second in the input and first in the output.
+    torch.save({"z": torch.ones(50), "a": torch.ones(0)}, tmp_path / "in.pt")
+    plan = planned([tmp_path / "in.pt"], tmp_path / "out.safetensors")
+    offset = plan.outputs[0].files[0].offsets[0]
+    for cut in (offset, offset // 2, 8):
+        made = spans(replace(plan, cut=cut))
+        assert sum(span.stop - span.start for span in made) == 50, cut
+    assert len(made) == 25
+
+
 @given(cut=st.integers(1, 400), shapes=st.lists(st.sampled_from(CODES), min_size=1, max_size=5))
 @RELAXED
 def test_a_task_makes_about_as_many_bytes_as_the_cut(tmp_path, cut, shapes):
