@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from swavg.formats.torch import LEGACY
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Value, plain_values
-from swavg.formats.torch.legacy import legacy_head, legacy_places, looks_like_torch_legacy
+from swavg.formats.torch.legacy import read_legacy
 from swavg.formats.torch.state import State, find_state
 from swavg.formats.torch.views import Placed, placed
 from swavg.storage.sources import LocalFile, Pool
@@ -35,7 +36,7 @@ class Opened(NamedTuple):
     path: str
     tensors: dict[str, Placed]
     state: State
-    values: Mapping[str | int, Value]
+    values: Mapping[str, Value]
 
 
 @contextmanager
@@ -50,10 +51,9 @@ def opened(path: str | Path, key: str | None = None, *, legacy: bool | None = No
     """The torch file at ``path``, all that can be read of it."""
     with reading(path) as (read, file):
         if legacy is None:
-            legacy = looks_like_torch_legacy(bytes(read(0, min(64, file.size))))
+            legacy = LEGACY.recognises(bytes(read(0, min(64, file.size))))
         if legacy:
-            graph, end = legacy_head(read, file.name, file.size)
-            locate = legacy_places(read, file.name, file.size, graph, end)
+            graph, locate = read_legacy(read, file.name, file.size)
         else:
             archive = read_archive(read, file.name, file.size)
             graph = read_graph(read, archive)

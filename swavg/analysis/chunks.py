@@ -19,7 +19,7 @@ import numpy.typing as npt
 from swavg.dtypes import DType
 from swavg.engine.kernels.floats import widen
 from swavg.formats.checkpoint import Checkpoint, Tensor
-from swavg.formats.subbyte import unpack_codes
+from swavg.formats.gather import unpack_codes
 from swavg.storage.sources import Pool
 
 Array = npt.NDArray[np.float64]

@@ -26,7 +26,7 @@ from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
 from swavg.planning.targets import choose_target, default_path
-from swavg.storage.publish import is_stream
+from swavg.storage.destination import is_stream
 
 OnProgress = Callable[[Progress], None]
 

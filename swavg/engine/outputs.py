@@ -13,8 +13,9 @@ from swavg.errors import OutputError
 from swavg.formats.folder import weights_stem
 from swavg.planning.plan import Output, Plan
 from swavg.storage import publish
+from swavg.storage.destination import Destination, check_destinations, is_stream
+from swavg.storage.pending import Pending
 from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
-from swavg.storage.publish import Destination, Pending, check_destinations, is_stream
 from swavg.storage.sinks import STDOUT, Sink
 from swavg.storage.sources import LocalFile, Pool
 from swavg.storage.streams import open_stream

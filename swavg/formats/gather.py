@@ -150,6 +150,15 @@ def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array, m
     )
 
 
+def unpack_codes(packed: npt.NDArray[np.uint8], dtype: DType) -> npt.NDArray[np.uint8]:
+    """One code per byte from packed elements of 4 or 6 bits, the first in the lowest bits."""
+    if dtype.bits == 4:
+        return np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)
+    low, middle, high = packed.reshape(-1, 3).T
+    codes = [low, low >> 6 | middle << 2, middle >> 4 | high << 4, high >> 2]
+    return np.bitwise_and(np.stack(codes, axis=1).reshape(-1), 63, dtype=np.uint8)
+
+
 def read_rows(checkpoint: Checkpoint, tensor: Tensor, index: Index) -> Array:
     """``tensor[index]``: a slice along the first dimension reads only its own bytes.
 
@@ -190,8 +199,6 @@ def _elements(checkpoint: Checkpoint, tensor: Tensor, start: int, stop: int) -> 
     with Pool() as pool:
         checkpoint.read_into(tensor, head, head if stop <= start else tail, memoryview(raw), pool)
     if dtype.bits % 8:
-        from swavg.formats.subbyte import unpack_codes
-
         codes = unpack_codes(np.frombuffer(raw, np.uint8), dtype)
         return codes[start - head :][: max(0, stop - start)].view(dtype.numpy())
     return np.frombuffer(raw, dtype.numpy())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from swavg.errors import RequestError
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.table import FORMATS
-from swavg.storage.publish import is_stream
+from swavg.storage.destination import is_stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,33 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from swavg.errors import OutputError, SwavgError
-from swavg.storage.destination import (
-    Destination,
-    check_destination,
-    check_destinations,
-    destination,
-    is_stream,
-    parent,
-)
-from swavg.storage.filesystems import check_room, exchange, sync_folder
+from swavg.storage.destination import Destination, destination, is_stream, parent
+from swavg.storage.filesystems import exchange, sync_folder
 from swavg.storage.pending import Pending, Renamed
 from swavg.storage.sinks import Buffer, write_error
 from swavg.storage.streams import Pipe, open_pipe
-from swavg.storage.temporary import TEMPORARY, Temporary, remove
-
-__all__ = [
-    "TEMPORARY",
-    "Destination",
-    "NewFile",
-    "Pending",
-    "check_destination",
-    "check_destinations",
-    "check_room",
-    "destination",
-    "is_stream",
-    "new_file",
-    "publishing",
-]
+from swavg.storage.temporary import Temporary, remove
 
 
 @contextmanager
@@ -166,7 +145,7 @@ def _check_replaceable(pending: Sequence[Renamed]) -> None:
     """Raise OutputError for what could not be put back if a later rename failed."""
     for one in pending:
         forced = one.output.force and os.path.lexists(one.target)
-        if forced and not _can_keep_old(one.target, one.output.folder):
+        if forced and not _can_keep_old(one):
             raise OutputError(
                 one.output.path,
                 "cannot be replaced together with others: its file system can neither exchange"
@@ -175,27 +154,23 @@ def _check_replaceable(pending: Sequence[Renamed]) -> None:
             )
 
 
-def _can_keep_old(target: str, folder: bool) -> bool:
-    first, second = Temporary(target), Temporary(target)
+def _can_keep_old(pending: Renamed) -> bool:
+    probe = Temporary(pending.target)
     try:
-        for probe in (first, second):
-            probe.create(folder=folder, shown=target)
-        return exchange(first.path, second.path) or (not folder and _can_link(first, second))
+        probe.create(folder=pending.output.folder, shown=pending.target)
+        if exchange(pending.path, probe.path):
+            return exchange(pending.path, probe.path)
+        if pending.output.folder:
+            return False
+        remove(probe.path)
+        with suppress(OSError):
+            os.link(pending.path, probe.path)
+        return os.path.lexists(probe.path)
     except OSError as error:
-        raise write_error(target, error) from None
+        raise write_error(pending.target, error) from None
     finally:
-        for probe in (first, second):
-            remove(probe.path)
-            probe.close()
-
-
-def _can_link(first: Temporary, second: Temporary) -> bool:
-    remove(second.path)
-    try:
-        os.link(first.path, second.path)
-    except OSError:
-        return False
-    return True
+        remove(probe.path)
+        probe.close()
 
 
 class NewFile:

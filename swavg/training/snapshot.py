@@ -18,7 +18,8 @@ from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Specs
 from swavg.formats.safetensors import plan_specs
 from swavg.planning.match import by_canonical_name
-from swavg.storage.publish import check_destination, is_stream, new_file
+from swavg.storage.destination import check_destination, is_stream
+from swavg.storage.publish import new_file
 from swavg.training.snapshot_metadata import checked_text, header_strings
 from swavg.training.wrapped import check_shape, is_sharded, plain_names, rank, unwrap
 

@@ -19,7 +19,7 @@ from swavg.errors import InputError, OutputError, OutputExistsError, RequestErro
 from swavg.formats import open_checkpoint
 from swavg.series import guess_mode
 from swavg.series.inside import read_inside
-from swavg.storage.publish import TEMPORARY
+from swavg.storage.temporary import TEMPORARY
 from swavg.training.snapshot import save_snapshot
 from swavg.training.snapshot_metadata import checked_count
 from swavg.training.wrapped import rank

@@ -22,7 +22,8 @@ from make import debris
 
 from swavg.errors import OutputError, OutputExistsError
 from swavg.storage import pending, temporary
-from swavg.storage.publish import Destination, check_destination, new_file, publishing
+from swavg.storage.destination import Destination, check_destination
+from swavg.storage.publish import new_file, publishing
 
 
 @pytest.fixture
@@ -417,7 +418,8 @@ def test_a_relative_path_is_written_beside_the_others(
 _LIMITED = """
 import os, resource, signal, sys
 from swavg.errors import OutputError
-from swavg.storage.publish import Destination, new_file, publishing
+from swavg.storage.destination import Destination
+from swavg.storage.publish import new_file, publishing
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 path, kind, size = sys.argv[1:]
@@ -822,7 +824,8 @@ def test_a_folder_that_exists_gets_its_outputs_together(tmp_path: Path) -> None:
 
 _UNFINISHED = """
 import sys
-from swavg.storage.publish import Destination, publishing
+from swavg.storage.destination import Destination
+from swavg.storage.publish import publishing
 with publishing([Destination(sys.argv[1], folder=sys.argv[2] == "folder", force=True)]) as (one,):
     one.create("a" if one.output.folder else "", 1000).pwrite(0, b"half")
     print(one.path, flush=True)

@@ -11,8 +11,9 @@ from swavg.evaluation.landscape import drawing
 from swavg.evaluation.landscape.survey import Survey, made_already
 from swavg.evaluation.landscape.table import Table, discard, publish
 from swavg.formats.checkpoint import Checkpoint
+from swavg.storage.destination import check_destination, destination, is_stream
 from swavg.storage.protect import check_not_input
-from swavg.storage.publish import check_destination, destination, is_stream, new_file
+from swavg.storage.publish import new_file
 
 # What a figure or a csv may need; the disk is full long before, or it is not.
 _ROOM = 1 << 20

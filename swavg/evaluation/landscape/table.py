@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from swavg.errors import OutputError
-from swavg.storage.publish import destination, new_file
+from swavg.storage.destination import destination
+from swavg.storage.publish import new_file
 
 PARTIAL = ".partial"
 """Suffix of an unfinished table."""

@@ -75,12 +75,6 @@ class Placed:
             return b""
         return struct.pack("<4sI2Q" if self.wide else "<4s3I", b"PK\7\10", crc, size, size)
 
-    @property
-    def entry_size(self) -> int:
-        """Bytes of :meth:`entry`."""
-        wide = sum(value >= MAX32 for value in (self.member.size, self.member.size, self.header))
-        return CENTRAL.size + len(self.member.name.encode()) + (4 + 8 * wide if wide else 0)
-
     def entry(self, crc: int) -> bytes:
         """The member's entry in the central directory."""
         name, size, header = self.member.name.encode(), self.member.size, self.header
@@ -122,11 +116,20 @@ def _ending(count: int, offset: int, size: int) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class ArchiveLayout(FileLayout):
+class CheckedLayout(FileLayout):
+    """A file that ``check`` opens when it is finished."""
+
+    check: Callable[[str], None] = lambda path: None
+
+    def verify(self, path: str) -> None:
+        self.check(path)
+
+
+@dataclass(frozen=True, eq=False)
+class ArchiveLayout(CheckedLayout):
     """A torch zip; members without a body are filled by regions."""
 
     arrangement: tuple[Placed, ...] = ()
-    check: Callable[[str], None] = lambda path: None
 
     checksum = True
 
@@ -171,10 +174,7 @@ class ArchiveLayout(FileLayout):
     @property
     def _end(self) -> int:
         """Where the directory begins."""
-        return self.arrangement[-1].end if self.arrangement else 0
-
-    def verify(self, path: str) -> None:
-        self.check(path)
+        return self.arrangement[-1].end
 
 
 def lay_out_archive(
@@ -188,8 +188,8 @@ def lay_out_archive(
     check: Callable[[str], None],
 ) -> ArchiveLayout:
     """An archive so arranged; ``places`` are tensor and offset in the file, ascending."""
-    directory = sum(placed.entry_size for placed in arrangement)
-    end = arrangement[-1].end if arrangement else 0
+    directory = sum(len(placed.entry(0)) for placed in arrangement)
+    end = arrangement[-1].end
     return ArchiveLayout(
         name,
         end + directory + len(_ending(len(arrangement), end, directory)),
@@ -198,6 +198,6 @@ def lay_out_archive(
         array("q", [offset for _, offset in places]),
         tuple(kept),
         orders or {},
-        arrangement,
         check,
+        arrangement,
     )

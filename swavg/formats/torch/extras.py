@@ -26,44 +26,42 @@ class Element(NamedTuple):
     offset: int
 
 
-Value = int | float | str | Element | Mapping[str | int, "Value"]
+Value = int | float | str | Element
 
 
 def plain_values(
     path: str, top: object, locate: Callable[[Storage], int], *, state: object = None
-) -> Mapping[str | int, Value]:
-    """The numbers and short texts in ``top`` and in the dictionaries in it, under their own keys.
+) -> dict[str, Value]:
+    """The numbers and short texts in ``top`` and in the dictionaries in it, by dotted path.
 
     Of a list only the last item is kept, under -1: logs grow at their end. Tensors of one element
     are placed, not read, unless they have the dotted name of a parameter. ``state`` (the state
     dict, unless that is ``top``) is left out, as are modules and optimizers; what is outermost
     comes first if there is too much.
     """
-    result: dict[str | int, Value] = {}
-    pending = deque([(result, _entries(top), 1)])
-    nested: list[tuple[dict[str | int, Value], str | int]] = []
+    result: dict[str, Value] = {}
+    pending = deque([("", _entries(top), 1)])
     values, entries = _MAX_VALUES, _MAX_ENTRIES
-    while pending:
-        target, source, nesting = pending.popleft()
+    while pending and values > 0:
+        prefix, source, nesting = pending.popleft()
         for name, node in islice(source.items(), entries):
             entries -= 1
             if not (type(name) is int or (isinstance(name, str) and len(name) <= _MAX_NAME)):
                 continue
             value: Value | None = None
+            inner: Mapping[object, object] = {}
             if isinstance(node, View):
                 value = _element(path, name, node, locate)
             elif _is_plain(node):
                 value = node
-            elif nesting < _MAX_NESTING and node is not state and (inner := _entries(node)):
-                value = {}
-                pending.append((value, inner, nesting + 1))
-                nested.append((target, name))
-            if value is not None and values > 0:
-                target[name] = value
+            elif nesting < _MAX_NESTING and node is not state:
+                inner = _entries(node)
+            if (value is not None or inner) and values > 0:
                 values -= 1
-    for target, name in reversed(nested):
-        if not target.get(name):
-            target.pop(name, None)
+                if value is not None:
+                    result[f"{prefix}{name}"] = value
+                else:
+                    pending.append((f"{prefix}{name}.", inner, nesting + 1))
     return result
 
 

@@ -23,31 +23,15 @@ from swavg.formats.torch.unpickler import (
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_MAGIC_OPCODE = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little")
 # How much of a pickle is read at first: its length is not known.
 _WINDOW = 1 << 16
 # Opcodes of the pickles of a number or a few facts.
 _FEW = 1 << 13
 
 
-def looks_like_torch_legacy(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` (64 bytes do) is a legacy torch checkpoint."""
-    return head.startswith(b"\x80") and _MAGIC_OPCODE in head[:32]
-
-
-def looks_like_torch_tar(head: bytes) -> bool:
-    """Whether ``head`` (at least 262 bytes) starts a tar archive: torch 0.1 wrote such files."""
-    return head[257:262] == b"ustar"
-
-
-def legacy_head(read: Read, path: str, size: int) -> tuple[Graph, int]:
-    """The object of the file of ``size`` bytes, and where its pickle ends."""
-    if looks_like_torch_tar(bytes(read(0, min(size, 512)))):
-        raise InputError(
-            path,
-            "a tar archive, as torch 0.1 wrote it",
-            hint="Load it with an old torch and save it again with torch.save.",
-        )
+def read_legacy(read: Read, path: str, size: int) -> tuple[Graph, Callable[[Storage], int]]:
+    """The object of the file of ``size`` bytes, and what gives the file offset of a storage's first
+    element. InputError unless the storages fill the rest of the file."""
     magic, at = _pickle(read, path, 0, size, _FEW)
     if magic.top != _MAGIC:
         raise InputError(path, "not a torch checkpoint: it starts with another pickle")
@@ -57,24 +41,22 @@ def legacy_head(read: Read, path: str, size: int) -> tuple[Graph, int]:
     system, at = _pickle(read, path, at, size, _FEW)
     if isinstance(system.top, dict) and system.top.get("little_endian") is False:
         raise InputError(path, "written on a big-endian machine, which swavg does not read")
-    return _pickle(read, path, at, size)
-
-
-def legacy_places(
-    read: Read, path: str, size: int, graph: Graph, at: int
-) -> Callable[[Storage], int]:
-    """Gives the file offset of a storage's first element; their list is a pickle at ``at``.
-
-    InputError unless the storages of ``graph`` fill the rest of the file.
-    """
+    graph, at = _pickle(read, path, at, size)
     keys, at = _pickle(read, path, at, size, MAX_OPCODES // 4)
+    return graph, _places(read, path, size, graph, keys.top, at)
+
+
+def _places(
+    read: Read, path: str, size: int, graph: Graph, keys: object, at: int
+) -> Callable[[Storage], int]:
+    """Where the storages of these ``keys`` lie, the first of them at ``at``."""
     storages: dict[str, Storage] = {}
     for storage in graph.storages:
         if storages.setdefault(storage.key, storage) is not storage:
             raise InputError(path, f"corrupt: two accounts of its storage '{storage.key[:40]}'")
-    if not isinstance(keys.top, list):
+    if not isinstance(keys, list):
         raise InputError(path, "corrupt: its list of storages is none")
-    places = dict(_ahead(path, size, keys.top, storages, at))
+    places = dict(_ahead(path, size, keys, storages, at))
     counts = read_places(read, ((start - 8, 8) for start in places.values()))
     for (key, start), (block, place) in zip(places.items(), counts, strict=True):
         storage = storages[key]

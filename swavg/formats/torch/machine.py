@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import NoReturn
 
 from swavg.dtypes import BY_NAME, BY_TORCH_STORAGE, DType
@@ -54,10 +55,18 @@ class Machine:
         self.at += count
         return data
 
-    def skip(self, count: int) -> None:
-        if count > len(self.data) - self.at:
+    def number(self, nbytes: int, *, signed: bool = False) -> int:
+        """The next ``nbytes`` bytes as a number."""
+        return int.from_bytes(self.read(nbytes), "little", signed=signed)
+
+    def value(self, size: int, decode: Callable[[bytes], object]) -> object:
+        """What the next ``size`` bytes are; what stands for it if they are many."""
+        if size <= LARGE:
+            return decode(self.read(size))
+        if size > len(self.data) - self.at:
             raise EOFError
-        self.at += count
+        self.at += size
+        return self.large()
 
     def line(self) -> bytes:
         """The bytes up to the next end of line."""
@@ -84,6 +93,17 @@ class Machine:
         """What was pushed since the last mark."""
         items, self.stack = self.stack, self.marks.pop()
         return items
+
+    def pop(self, count: int) -> list[object]:
+        """What was pushed last, in the order of pushing."""
+        if count > len(self.stack):
+            raise IndexError
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
 
     def put(self, index: int, value: object) -> None:
         if 0 <= index < len(self.memo):
@@ -125,8 +145,9 @@ class Machine:
                 if isinstance(arg, (dict, list, tuple)):
                     self.spend(100 * len(arg))
 
-    def fill(self, target: object, flat: list[object]) -> None:
-        """Set items of ``target``: keys and values in turn."""
+    def fill(self, flat: list[object]) -> None:
+        """Set items of what is on top: keys and values in turn."""
+        target = self.stack[-1]
         if isinstance(target, Opaque):
             target.pairs = target.pairs if target.pairs is not None else {}
             target = target.pairs
@@ -142,8 +163,9 @@ class Machine:
                     self.spend(200 + 64 * key.cost)
             target[key] = value
 
-    def extend(self, target: object, values: list[object]) -> None:
-        """Append to ``target``, a list or the stand-in of one."""
+    def extend(self, values: list[object]) -> None:
+        """Append to what is on top, a list or the stand-in of one."""
+        target = self.stack[-1]
         self.spend(16 * len(values))
         if isinstance(target, Opaque):
             target.items = target.items if target.items is not None else []

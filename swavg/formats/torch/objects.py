@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from swavg.dtypes import DType
 
@@ -19,78 +20,57 @@ _OWN_HASH = 1 << 20
 Builder = Callable[..., object]
 
 
+@dataclass(eq=False, slots=True)
 class Global:
     """The name of a class or function. ``build`` makes the value of a call; None: a stand-in."""
 
-    __slots__ = ("build", "module", "name")
-
-    def __init__(self, module: str, name: str, build: Builder | None = None) -> None:
-        self.module = module
-        self.name = name
-        self.build = build
+    module: str
+    name: str
+    build: Builder | None = None
 
 
+@dataclass(eq=False, slots=True)
 class Opaque:
     """What a call of anything unknown would have made: the called, arguments, state, contents."""
 
-    __slots__ = ("args", "items", "of", "pairs", "state")
-
-    def __init__(self, of: Global | Opaque, args: object = ()) -> None:
-        self.of = of
-        self.args = args
-        self.state: object = None
-        self.items: list[object] | None = None
-        self.pairs: dict[object, object] | None = None
+    of: Global | Opaque
+    args: object = ()
+    state: object = None
+    items: list[object] | None = None
+    pairs: dict[object, object] | None = None
 
 
+@dataclass(eq=False, slots=True)
 class Storage:
     """A storage by ``key``: ``numel`` elements of ``dtype`` (None: not averaged) of ``itemsize``
     bytes (None: unknown). A view of ``root_numel`` elements starts ``start`` elements in."""
 
-    __slots__ = ("dtype", "itemsize", "key", "kind", "numel", "root_numel", "start")
-
-    def __init__(
-        self,
-        key: str,
-        kind: str,
-        dtype: DType | None,
-        itemsize: int | None,
-        numel: int,
-        root_numel: int,
-        start: int = 0,
-    ) -> None:
-        self.key = key
-        self.kind = kind
-        self.dtype = dtype
-        self.itemsize = itemsize
-        self.numel = numel
-        self.root_numel = root_numel
-        self.start = start
+    key: str
+    kind: str
+    dtype: DType | None
+    itemsize: int | None
+    numel: int
+    root_numel: int
+    start: int = 0
 
 
+@dataclass(eq=False, slots=True)
 class View:
     """A strided tensor: ``offset`` and ``stride`` count elements of ``dtype`` in the storage.
     The numbers are the pickle's, not yet checked."""
 
-    __slots__ = ("dtype", "offset", "size", "storage", "stride")
-
-    def __init__(
-        self, storage: Storage, dtype: DType, offset: object, size: object, stride: object
-    ) -> None:
-        self.storage = storage
-        self.dtype = dtype
-        self.offset = offset
-        self.size = size
-        self.stride = stride
+    storage: Storage
+    dtype: DType
+    offset: object
+    size: object
+    stride: object
 
 
+@dataclass(eq=False, slots=True)
 class Refused:
     """A tensor that cannot be averaged; ``what`` reads after "is"."""
 
-    __slots__ = ("what",)
-
-    def __init__(self, what: str) -> None:
-        self.what = what
+    what: str
 
 
 class Key:
@@ -166,11 +146,8 @@ def mapping(node: object) -> dict[object, object] | None:
     return node.pairs if isinstance(node, Opaque) and module_state(node) is None else None
 
 
-class Hidden:
-    """What a module holds without it being part of its state dict."""
-
-
-HIDDEN = Hidden()
+HIDDEN = object()
+"""What a module holds without it being part of its state dict."""
 
 
 def entries(node: object) -> Iterable[tuple[object, object]]:

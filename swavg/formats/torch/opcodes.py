@@ -7,23 +7,14 @@ from __future__ import annotations
 
 import codecs
 import pickle
-import struct
 from collections.abc import Callable
 
-from swavg.formats.torch.machine import LARGE, Machine
+from swavg.formats.torch.machine import Machine
 from swavg.formats.torch.objects import Global, Opaque, Refused, Storage, View
 from swavg.formats.torch.rebuild import call
 
 COST = 200
 _MAX_DIGITS = 4000
-
-
-def _value(m: Machine, size: int, decode: Callable[[bytes], object]) -> None:
-    if size > LARGE:
-        m.skip(size)
-        m.stack.append(m.large())
-    else:
-        m.stack.append(decode(m.read(size)))
 
 
 def _text(raw: bytes) -> str:
@@ -35,93 +26,68 @@ def _old_text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _length(format: str) -> Callable[[Machine], int]:
-    packed = struct.Struct(format)
-
-    def read(m: Machine) -> int:
-        size: int = packed.unpack(m.read(packed.size))[0]
-        if size < 0:
-            raise pickle.UnpicklingError("a value of negative length")
-        return size
-
-    return read
+def _size(m: Machine) -> int:
+    """A length that is written as a signed number."""
+    if (size := m.number(4, signed=True)) < 0:
+        raise pickle.UnpicklingError("a value of negative length")
+    return size
 
 
-_size1, _size4, _size8 = _length("<B"), _length("<I"), _length("<Q")
-_signed4 = _length("<i")
-
-
-def _string(m: Machine) -> None:
-    raw = m.line()
+def _quoted(raw: bytes) -> str:
     if len(raw) < 2 or raw[0] != raw[-1] or raw[:1] not in (b'"', b"'"):
         raise pickle.UnpicklingError("the STRING opcode argument must be quoted")
-    m.stack.append(_old_text(bytes(codecs.escape_decode(raw[1:-1])[0])))
+    return _old_text(bytes(codecs.escape_decode(raw[1:-1])[0]))
 
 
-def _number(m: Machine) -> None:
-    raw = m.line()
+def _int(raw: bytes) -> int:
     if len(raw) > _MAX_DIGITS:
         raise pickle.UnpicklingError("a number of too many digits")
-    if raw in (b"00", b"01"):
-        m.stack.append(raw == b"01")
-    else:
-        m.stack.append(int(raw.rstrip(b"L"), 0))
+    return raw == b"01" if raw in (b"00", b"01") else int(raw.rstrip(b"L"), 0)
 
 
-def _long(m: Machine, size: int) -> None:
-    m.stack.append(int.from_bytes(m.read(size), "little", signed=True))
-
-
-def _index(m: Machine) -> int:
-    raw = m.line()
+def _index(raw: bytes) -> int:
     if len(raw) > 20:
         raise pickle.UnpicklingError("a memo index of too many digits")
     return int(raw)
 
 
-def _global(m: Machine) -> None:
+def _global(m: Machine) -> Global:
     module, name = m.line(), m.line()
-    m.stack.append(m.named(module.decode(), name.decode()))
+    return m.named(module.decode(), name.decode())
 
 
 def _stack_global(m: Machine) -> None:
-    name, module = m.stack.pop(), m.stack.pop()
+    module, name = m.pop(2)
     if not isinstance(name, str) or not isinstance(module, str):
         raise pickle.UnpicklingError("STACK_GLOBAL requires str")
-    m.stack.append(m.named(module, name))
+    m.push(m.named(module, name))
 
 
 def _extension(m: Machine, code: int) -> None:
     # The registry of this process is none of the file's business.
-    m.stack.append(m.named("copyreg", f"extension {code}"))
+    m.push(m.named("copyreg", f"extension {code}"))
 
 
-def _call(m: Machine, function: object, args: tuple[object, ...]) -> None:
+def _call(m: Machine, function: object, args: list[object]) -> None:
     m.spend(8 * len(args))
-    m.charge_copy(args)
-    m.stack.append(call(function, args))
-
-
-def _inst(m: Machine) -> None:
-    _global(m)
-    kind = m.stack.pop()
-    _call(m, kind, tuple(m.pop_mark()))
+    m.charge_copy(tuple(args))
+    m.push(call(function, tuple(args)))
 
 
 def _obj(m: Machine) -> None:
     kind, *args = m.pop_mark()
-    _call(m, kind, tuple(args))
+    _call(m, kind, args)
 
 
 def _newobj_ex(m: Machine) -> None:
-    keywords, args, kind = m.stack.pop(), m.stack.pop(), m.stack.pop()
+    kind, args, keywords = m.pop(3)
     if not isinstance(kind, (Global, Opaque)):
         raise pickle.UnpicklingError("makes an object of something that is no class")
-    m.stack.append(Opaque(kind, (args, keywords)))
+    m.push(Opaque(kind, (args, keywords)))
 
 
 def _build(m: Machine) -> None:
-    state = m.stack.pop()
+    (state,) = m.pop(1)
     target = m.stack[-1]
     if isinstance(target, Opaque):
         target.state = state
@@ -129,45 +95,10 @@ def _build(m: Machine) -> None:
         raise pickle.UnpicklingError("sets the state of something that has none")
 
 
-def _append(m: Machine) -> None:
-    value = m.stack.pop()
-    m.extend(m.stack[-1], [value])
-
-
-def _appends(m: Machine) -> None:
-    values = m.pop_mark()
-    m.extend(m.stack[-1], values)
-
-
-def _setitem(m: Machine) -> None:
-    value, key = m.stack.pop(), m.stack.pop()
-    m.fill(m.stack[-1], [key, value])
-
-
-def _setitems(m: Machine) -> None:
-    flat = m.pop_mark()
-    m.fill(m.stack[-1], flat)
-
-
-def _list(m: Machine) -> None:
-    values = m.pop_mark()
-    m.stack.append(values)
-
-
 def _dict(m: Machine) -> None:
     flat = m.pop_mark()
-    m.stack.append({})
-    m.fill(m.stack[-1], flat)
-
-
-# Sets stay lists: nothing has to be hashed to find tensors.
-def _set(m: Machine) -> None:
-    m.stack.append(Opaque(m.named("builtins", "set")))
-
-
-def _frozenset(m: Machine) -> None:
-    values = m.pop_mark()
-    m.stack.append(Opaque(m.named("builtins", "frozenset"), (values,)))
+    m.push({})
+    m.fill(flat)
 
 
 def _pop(m: Machine) -> None:
@@ -178,12 +109,12 @@ def _pop(m: Machine) -> None:
 
 
 def _proto(m: Machine) -> None:
-    if (protocol := m.read(1)[0]) > pickle.HIGHEST_PROTOCOL:
+    if (protocol := m.number(1)) > pickle.HIGHEST_PROTOCOL:
         raise pickle.UnpicklingError(f"unsupported pickle protocol: {protocol}")
 
 
 def _frame(m: Machine) -> None:
-    if _size8(m) > len(m.data) - m.at:
+    if m.number(8) > len(m.data) - m.at:
         raise EOFError
 
 
@@ -194,44 +125,45 @@ def _buffer(m: Machine) -> None:
 HANDLERS: dict[int, Callable[[Machine], object]] = {
     ord("0"): _pop,
     ord("1"): lambda m: m.pop_mark(),
-    ord("2"): lambda m: m.stack.append(m.stack[-1]),
-    ord("F"): lambda m: m.stack.append(float(m.line())),
-    ord("I"): _number,
-    ord("L"): _number,
-    ord("P"): lambda m: m.stack.append(m.persistent(m.line().decode("ascii"))),
-    ord("S"): _string,
-    ord("T"): lambda m: _value(m, _signed4(m), _old_text),
-    ord("U"): lambda m: _value(m, _size1(m), _old_text),
-    ord("V"): lambda m: m.stack.append(str(m.line(), "raw-unicode-escape")),
-    0x8D: lambda m: _value(m, _size8(m), _text),
-    ord("B"): lambda m: _value(m, _size4(m), bytes),
-    ord("C"): lambda m: _value(m, _size1(m), bytes),
-    0x8E: lambda m: _value(m, _size8(m), bytes),
-    0x96: lambda m: _value(m, _size8(m), bytes),
-    0x8A: lambda m: _long(m, _size1(m)),
-    0x8B: lambda m: _long(m, _signed4(m)),
-    ord("a"): _append,
-    ord("e"): _appends,
-    0x90: _appends,
-    ord("s"): _setitem,
-    ord("u"): _setitems,
-    ord("]"): lambda m: m.stack.append([]),
-    ord("}"): lambda m: m.stack.append({}),
-    0x8F: _set,
-    0x91: _frozenset,
-    ord("l"): _list,
+    ord("2"): lambda m: m.push(m.stack[-1]),
+    ord("F"): lambda m: m.push(float(m.line())),
+    ord("I"): lambda m: m.push(_int(m.line())),
+    ord("L"): lambda m: m.push(_int(m.line())),
+    ord("P"): lambda m: m.push(m.persistent(m.line().decode("ascii"))),
+    ord("S"): lambda m: m.push(_quoted(m.line())),
+    ord("T"): lambda m: m.push(m.value(_size(m), _old_text)),
+    ord("U"): lambda m: m.push(m.value(m.number(1), _old_text)),
+    ord("V"): lambda m: m.push(str(m.line(), "raw-unicode-escape")),
+    0x8D: lambda m: m.push(m.value(m.number(8), _text)),
+    ord("B"): lambda m: m.push(m.value(m.number(4), bytes)),
+    ord("C"): lambda m: m.push(m.value(m.number(1), bytes)),
+    0x8E: lambda m: m.push(m.value(m.number(8), bytes)),
+    0x96: lambda m: m.push(m.value(m.number(8), bytes)),
+    0x8A: lambda m: m.push(m.number(m.number(1), signed=True)),
+    0x8B: lambda m: m.push(m.number(_size(m), signed=True)),
+    ord("a"): lambda m: m.extend(m.pop(1)),
+    ord("e"): lambda m: m.extend(m.pop_mark()),
+    0x90: lambda m: m.extend(m.pop_mark()),
+    ord("s"): lambda m: m.fill(m.pop(2)),
+    ord("u"): lambda m: m.fill(m.pop_mark()),
+    ord("]"): lambda m: m.push([]),
+    ord("}"): lambda m: m.push({}),
+    # Sets stay lists: nothing has to be hashed to find tensors.
+    0x8F: lambda m: m.push(Opaque(m.named("builtins", "set"))),
+    0x91: lambda m: m.push(Opaque(m.named("builtins", "frozenset"), (m.pop_mark(),))),
+    ord("l"): lambda m: m.push(m.pop_mark()),
     ord("d"): _dict,
     ord("b"): _build,
-    ord("c"): _global,
+    ord("c"): lambda m: m.push(_global(m)),
     0x93: _stack_global,
-    ord("i"): _inst,
+    ord("i"): lambda m: _call(m, _global(m), m.pop_mark()),
     ord("o"): _obj,
     0x92: _newobj_ex,
-    0x82: lambda m: _extension(m, _size1(m)),
-    0x83: lambda m: _extension(m, int.from_bytes(m.read(2), "little")),
-    0x84: lambda m: _extension(m, _signed4(m)),
-    ord("p"): lambda m: m.put(_index(m), m.stack[-1]),
-    ord("g"): lambda m: m.stack.append(m.get(_index(m))),
+    0x82: lambda m: _extension(m, m.number(1)),
+    0x83: lambda m: _extension(m, m.number(2)),
+    0x84: lambda m: _extension(m, _size(m)),
+    ord("p"): lambda m: m.put(_index(m.line()), m.stack[-1]),
+    ord("g"): lambda m: m.push(m.get(_index(m.line()))),
     0x80: _proto,
     0x95: _frame,
     0x97: _buffer,

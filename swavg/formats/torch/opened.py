@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
-from swavg.dtypes import DType
 from swavg.formats.checkpoint import (
     Checkpoint,
     Extras,
-    Scalar,
     Shared,
     TableBuilder,
     TensorTable,
@@ -19,7 +18,7 @@ from swavg.formats.checkpoint import (
 from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_pickle
 from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Element, Value, plain_values
-from swavg.formats.torch.legacy import legacy_head, legacy_places
+from swavg.formats.torch.legacy import read_legacy
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.plain import RECIPE
 from swavg.formats.torch.state import State, find_state
@@ -44,7 +43,7 @@ class _Contents:
     base: int
     table: TensorTable
     state: State
-    values: Mapping[str | int, Value]
+    values: Mapping[str, Value]
 
 
 def open_archive(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -55,7 +54,7 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
     shared = Shared() if shared is None else shared
     file = LocalFile.find(path)
     with Pool() as pool:
-        read = _reads(pool, file)
+        read = partial(pool.read, file)
         archive = read_archive(read, path, file.size)
         base = min(archive.offsets)
         # Checkpoints of one run have the same pickle, and the same records behind it.
@@ -82,9 +81,8 @@ def open_legacy(path: str, key: str | None = None, shared: Shared | None = None)
     """Open the legacy torch file at ``path``, as :func:`open_archive`."""
     file = LocalFile.find(path)
     with Pool() as pool:
-        read = _reads(pool, file)
-        graph, end = legacy_head(read, path, file.size)
-        locate = legacy_places(read, path, file.size, graph, end)
+        read = partial(pool.read, file)
+        graph, locate = read_legacy(read, path, file.size)
         contents = _contents(path, graph, locate, key, 0, shared)
         template = TorchTemplate(key, None)
         return _opened(path, "torch-legacy", file, contents, 0, read, template, None)
@@ -120,7 +118,10 @@ def _opened(
 ) -> Checkpoint:
     shift, state = base - contents.base, contents.state
     extras = Extras(
-        scalars=dict(_resolved(contents.values, read, shift)),
+        scalars={
+            name: _number(read, value, shift) if isinstance(value, Element) else value
+            for name, value in contents.values.items()
+        },
         recipe=recipe,
         root_key=state.root_key,
         others=state.other_entries,
@@ -132,10 +133,6 @@ def _opened(
     return Checkpoint(path, format, (file,), table, notes=state.notes, extras=extras)
 
 
-def _reads(pool: Pool, file: LocalFile) -> Read:
-    return lambda offset, size: pool.read(file, offset, size)
-
-
 def _recipe(read: Read, archive: Archive) -> str | None:
     """The text that swavg added; None if there is none."""
     record = archive.record(RECIPE)
@@ -144,22 +141,10 @@ def _recipe(read: Read, archive: Archive) -> str | None:
     return bytes(read(record.offset, record.size)).decode(errors="replace")
 
 
-def _resolved(
-    values: Mapping[str | int, Value], read: Read, shift: int, prefix: str = ""
-) -> Iterator[tuple[str, Scalar]]:
-    """The values by their dotted paths, with the numbers that lie in tensors of one element."""
-    for name, value in values.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Element):
-            yield path, _number(read, value.dtype, value.offset + shift)
-        elif isinstance(value, Mapping):
-            yield from _resolved(value, read, shift, f"{path}.")
-        else:
-            yield path, value
-
-
-def _number(read: Read, dtype: DType, offset: int) -> float:
+def _number(read: Read, element: Element, shift: int) -> float:
     import numpy as np
 
-    value = np.frombuffer(bytes(read(offset, dtype.itemsize)), dtype.numpy())[0]
+    dtype = element.dtype
+    raw = bytes(read(element.offset + shift, dtype.itemsize))
+    value = np.frombuffer(raw, dtype.numpy())[0]
     return float(value) if dtype.kind == "float" else int(value)

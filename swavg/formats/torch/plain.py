@@ -42,25 +42,23 @@ def lay_out_plain(
     present = {specs.names[number] for number in numbers}
     sizes = specs.sizes
     written: list[int] = []
-    keys: dict[int, int] = {}
+    keys: dict[str, int] = {}
     entries: list[Entry] = []
     for number in numbers:
         text, dtype, shape = specs.at(number)
         if dtype.bits % 8:
             raise RequestError(f"'{text}': torch files have no dtype {dtype}")
-        group = group_of.get(text, ())
-        key = keys.get(id(group)) if group else None
+        group = group_of.get(text, (text,))
+        key = keys.get(group[0])
         if key is not None and specs.form[written[key]] == specs.form[number]:
             entries.append((text, dtype, shape, key))
             continue
-        key = len(written)
+        key = keys[group[0]] = len(written)
         written.append(number)
-        entries.append((text, dtype, shape, key))
-        if group:
-            keys[id(group)] = key
-            entries += [(tied, dtype, shape, key) for tied in group if tied not in present]
+        alone = (tied for tied in group if tied not in present)
+        entries += [(each, dtype, shape, key) for each in (text, *alone)]
     members = (
-        _member("data.pkl", state_dict_pickle(entries)),
+        _member("data.pkl", b"".join(_pickled(entries))),
         _member(".format_version", b"1"),
         _member(".storage_alignment", str(ALIGNMENT).encode()),
         _member("byteorder", b"little"),
@@ -78,12 +76,8 @@ def _member(name: str, body: bytes) -> Member:
     return Member(f"{_ROOT}/{name}", len(body), body)
 
 
-def state_dict_pickle(entries: Sequence[Entry]) -> bytes:
-    """Protocol 2, as torch.save writes an OrderedDict of contiguous tensors."""
-    return b"".join(_pickled(entries))
-
-
 def _pickled(entries: Sequence[Entry]) -> Iterator[bytes]:
+    """Protocol 2, as torch.save writes an OrderedDict of contiguous tensors."""
     memo: dict[bytes, int] = {}
 
     def once(opcodes: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from itertools import islice
 
-from swavg.dtypes import BY_NAME, DType
+from swavg.dtypes import BY_NAME
 from swavg.formats.torch.objects import (
     Builder,
     Global,
@@ -47,8 +47,11 @@ def ordered(pairs: object = ()) -> dict[object, object]:
     return filled
 
 
-def default(factory: object = None, pairs: object = ()) -> dict[object, object]:
+def default(_: object = None, pairs: object = ()) -> dict[object, object]:
     return ordered(pairs)
+
+
+_NO_STORAGE = Refused("a tensor whose bytes are not in a storage of this file")
 
 
 def tensor(
@@ -57,52 +60,39 @@ def tensor(
     """A tensor of the dtype of its storage; ``rest`` are whether it requires a gradient, hooks, and
     metadata."""
     if not isinstance(storage, Storage):
-        return Refused("a tensor whose bytes are not in a storage of this file")
+        return _NO_STORAGE
     if storage.dtype is None:
         return Refused(f"a tensor of {storage.kind}, which holds no plain elements")
-    if len(rest) > 2 and rest[2]:
-        return _strided(storage, storage.dtype, offset, size, stride, rest[2])
-    return View(storage, storage.dtype, offset, size, stride)
+    return _without_operation(View(storage, storage.dtype, offset, size, stride), *rest[2:3])
 
 
 def _tensor_v3(
-    storage: object,
-    offset: object,
-    size: object,
-    stride: object,
-    requires_grad: object = None,
-    hooks: object = None,
-    dtype: object = None,
-    metadata: object = None,
+    storage: object, offset: object, size: object, stride: object, *rest: object
 ) -> View | Refused:
+    """A tensor of a dtype, which stands between hooks and metadata."""
     if not isinstance(storage, Storage):
-        return Refused("a tensor whose bytes are not in a storage of this file")
+        return _NO_STORAGE
+    dtype = rest[2] if len(rest) > 2 else None
     name = dtype.name if isinstance(dtype, Global) else "no known dtype"
     known = BY_NAME.get(name)
     if known is None or known.bits % 8 or storage.itemsize is None:
         return Refused(f"a tensor of {name}, which swavg does not know")
-    return _strided(storage, known, offset, size, stride, metadata)
+    return _without_operation(View(storage, known, offset, size, stride), *rest[3:4])
 
 
-def _strided(
-    storage: Storage, dtype: DType, offset: object, size: object, stride: object, metadata: object
-) -> View | Refused:
+def _without_operation(view: View, metadata: object = None) -> View | Refused:
     if isinstance(metadata, dict) and (len(metadata) > _MAX_METADATA or any(metadata.values())):
         flags = ", ".join(key[:20] for key in islice(metadata, 4) if isinstance(key, str))
         return Refused(f"a tensor with a lazy operation ({flags}) that is not in its bytes")
-    return View(storage, dtype, offset, size, stride)
+    return view
 
 
-def _parameter(data: object, *_: object) -> object:
-    return data
+def _first(value: object = (), *_: object) -> object:
+    return value
 
 
 def _from_type(function: object, kind: object, args: object, *_: object) -> object:
     return call(function, args)
-
-
-def _size(sizes: object = ()) -> object:
-    return sizes
 
 
 def _refused(what: str) -> Builder:
@@ -113,8 +103,8 @@ BUILDERS: dict[tuple[str, str], Builder] = {
     ("torch._utils", "_rebuild_tensor"): tensor,
     ("torch._utils", "_rebuild_tensor_v2"): tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
     ("torch._tensor", "_rebuild_from_type"): _from_type,
     ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
     ("torch.tensor", "_rebuild_from_type"): _from_type,
@@ -131,7 +121,7 @@ BUILDERS: dict[tuple[str, str], Builder] = {
     ),
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _refused("a device's own tensor"),
     ("torch._utils", "_rebuild_xla_tensor"): _refused("a tensor whose bytes are in the pickle"),
-    ("torch", "Size"): _size,
+    ("torch", "Size"): _first,
     ("collections", "OrderedDict"): ordered,
     ("collections", "defaultdict"): default,
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from swavg.formats.checkpoint import Shape
 from swavg.formats.gather import row_major_strides
@@ -78,24 +80,17 @@ def replacements(request: WriteRequest) -> list[Replacement]:
         if request.unchanged[number]:
             continue
         dtype, shape, strides = columns.forms[form]
-        order = None if strides is None else storage_order(shape, strides)
-        if strides is not None and order is None:
+        axes = tuple(range(len(shape)))
+        order = axes if strides is None else storage_order(shape, strides)
+        if order is None:
             name = specs.names[number]
             raise CannotKeep(f"'{name}' does not fill its part of the storage without gaps")
-        if order == tuple(range(len(shape))):
-            order = None
-        nbytes = dtype.nbytes(_product(shape))
-        wanted.append(Replacement(table.base + offset, nbytes, number, order))
-    wanted.sort(key=lambda replacement: replacement.offset)
+        nbytes = dtype.nbytes(math.prod(shape))
+        turned = order if order != axes else None
+        wanted.append(Replacement(table.base + offset, nbytes, number, turned))
+    wanted.sort(key=attrgetter("offset"))
     _refuse_clashes(request, {replacement.offset: replacement for replacement in wanted})
     return wanted
-
-
-def _product(shape: Shape) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _refuse_clashes(request: WriteRequest, wanted: Mapping[int, Replacement]) -> None:
@@ -104,12 +99,9 @@ def _refuse_clashes(request: WriteRequest, wanted: Mapping[int, Replacement]) ->
     columns = table.columns
     hulls = []
     for dtype, shape, strides in columns.forms:
-        if 0 in shape:
-            hulls.append(0)
-            continue
         steps = row_major_strides(shape) if strides is None else strides
         hull = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
-        hulls.append(hull * dtype.itemsize)
+        hulls.append(0 if 0 in shape else hull * dtype.itemsize)
     distinct: dict[tuple[int, int], str] = {}
     for name, offset, form in zip(columns.names, columns.offset, columns.form, strict=True):
         if hulls[form]:
@@ -133,11 +125,9 @@ def spliced(
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
     position, end = start, start + nbytes
-    first = bisect_left(replaced, start, key=lambda replacement: replacement.offset)
-    for index in range(first, len(replaced)):
-        replacement = replaced[index]
-        if replacement.offset >= end:
-            break
+    by_offset = attrgetter("offset")
+    first = bisect_left(replaced, start, key=by_offset)
+    for replacement in replaced[first : bisect_left(replaced, end, first, key=by_offset)]:
         if replacement.offset > position:
             kept.append(Kept(at + position - start, position, replacement.offset - position))
         places.append((replacement.number, at + replacement.offset - start))

@@ -60,22 +60,18 @@ def unpickle(
     try:
         with paused_gc():
             top, opcodes = _run(machine, max_opcodes)
-    except (EOFError, struct.error):
-        raise _truncated(path) from None
-    except IndexError:
-        if machine.at >= len(data):
-            raise _truncated(path) from None
-        raise InputError(path, "its pickle cannot be read: it takes what is not there") from None
+    except (EOFError, struct.error, IndexError) as error:
+        if isinstance(error, IndexError) and machine.at < len(data):
+            problem = "its pickle cannot be read: it takes what is not there"
+            raise InputError(path, problem) from None
+        problem = "its pickle ends early: the file is truncated or corrupt"
+        raise TruncatedError(path, problem) from None
     except RecursionError:
         raise InputError(path, "its pickle is nested too deeply") from None
     except Exception as error:
         detail = str(error)[:200] or type(error).__name__
         raise InputError(path, f"its pickle cannot be read: {detail}") from None
     return Graph(top, machine.storages.values(), machine.at, opcodes)
-
-
-def _truncated(path: str) -> TruncatedError:
-    return TruncatedError(path, "its pickle ends early: the file is truncated or corrupt")
 
 
 def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
@@ -128,9 +124,13 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                         stack.append(text)
                         if room < 0:
                             machine.out_of_memory()
-                elif opcode == 104:  # BINGET
-                    index = data[at]
-                    at += 1
+                elif opcode == 104 or opcode == 106:  # BINGET, LONG_BINGET
+                    if opcode == 104:
+                        index = data[at]
+                        at += 1
+                    else:
+                        (index,) = _UINT32(data, at)
+                        at += 4
                     value = memo[index] if index < len(memo) else INSIDE
                     stack.append(value if value is not INSIDE else machine.get(index))
                 elif opcode == 40:  # MARK
@@ -176,11 +176,6 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     stack.append(_UINT16(data, at)[0])
                     at += 2
                     room -= 32
-                elif opcode == 106:  # LONG_BINGET
-                    (index,) = _UINT32(data, at)
-                    at += 4
-                    value = memo[index] if index < len(memo) else INSIDE
-                    stack.append(value if value is not INSIDE else machine.get(index))
                 elif opcode == 74:  # BININT
                     stack.append(_INT32(data, at)[0])
                     at += 4

@@ -38,33 +38,28 @@ def placed(
         yield _placed(path, name, view, locate(view.storage))
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _LIMIT
+
+
 def _placed(path: str, name: str, view: View, start: int) -> Placed:
     shape, strides, offset, dtype = view.size, view.stride, view.offset, view.dtype
+    if not (
+        type(shape) is tuple
+        and type(strides) is tuple
+        and len(shape) == len(strides) <= _MAX_DIMENSIONS
+        and type(offset) is int
+        and all(map(_is_count, (offset, *shape, *strides)))
+    ):
+        raise InputError(path, f"'{name}' has an impossible shape, stride or offset")
     numel = 1
     span = 0
     row_major = True
-    if (
-        type(shape) is not tuple
-        or type(strides) is not tuple
-        or len(shape) != len(strides)
-        or len(shape) > _MAX_DIMENSIONS
-        or type(offset) is not int
-        or not 0 <= offset < _LIMIT
-    ):
-        raise _impossible(path, name)
     for size, step in zip(reversed(shape), reversed(strides), strict=True):
-        if (
-            type(size) is not int
-            or type(step) is not int
-            or not 0 <= size < _LIMIT
-            or not 0 <= step < _LIMIT
-        ):
-            raise _impossible(path, name)
         if size != 1:
             row_major = row_major and step == numel
             span += (size - 1) * step
             numel *= size
-
     if numel == 0:
         return Placed(name, dtype, shape, None, start, 0)
     itemsize = dtype.bits // 8
@@ -75,13 +70,7 @@ def _placed(path: str, name: str, view: View, start: int) -> Placed:
         raise InputError(
             path, f"'{name}' claims {numel * itemsize:,} bytes of a storage of {held:,} bytes"
         )
-    normal = (
-        None
-        if row_major
-        else tuple(1 if size == 1 else step for size, step in zip(shape, strides, strict=True))
-    )
+    normal = None
+    if not row_major:
+        normal = tuple(1 if size == 1 else step for size, step in zip(shape, strides, strict=True))
     return Placed(name, dtype, shape, normal, start + offset * itemsize, (span + 1) * itemsize)
-
-
-def _impossible(path: str, name: str) -> InputError:
-    return InputError(path, f"'{name}' has an impossible shape, stride or offset")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from swavg.errors import InputError, OutputError
@@ -14,6 +13,7 @@ from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.torch.archive import Archive, read_archive, read_pickle
 from swavg.formats.torch.archive_layout import (
     ArchiveLayout,
+    CheckedLayout,
     Member,
     Placed,
     arranged,
@@ -89,22 +89,11 @@ def _archive_like(request: WriteRequest, archive: Archive) -> ArchiveLayout:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class LegacyLayout(FileLayout):
-    """A copy of a legacy file with other bytes in its averaged tensors."""
-
-    key: str | None = None
-    names: tuple[str, ...] = ()
-
-    def verify(self, path: str) -> None:
-        _check(open_legacy, path, key=self.key, names=self.names)
-
-
-def _legacy_like(request: WriteRequest, template: TorchTemplate) -> LegacyLayout:
+def _legacy_like(request: WriteRequest, template: TorchTemplate) -> CheckedLayout:
     """The template's file; the format has no place for a recipe."""
     replaced = replacements(request)
     places, kept = spliced(0, request.template.size, 0, replaced)
-    return LegacyLayout(
+    return CheckedLayout(
         "",
         request.template.size,
         request.specs,
@@ -112,8 +101,7 @@ def _legacy_like(request: WriteRequest, template: TorchTemplate) -> LegacyLayout
         array("q", [offset for _, offset in places]),
         tuple(kept),
         {each.number: each.order for each in replaced if each.order is not None},
-        template.key,
-        tuple(request.template.tensors),
+        partial(_check, open_legacy, key=template.key, names=tuple(request.template.tensors)),
     )
 
 
@@ -137,9 +125,10 @@ def _check_records(path: str, *, arrangement: Sequence[Placed], pickle_crc: int)
     """OutputError unless the finished file has just these records, and the template's pickle."""
     file = LocalFile.find(path)
     with Pool() as pool:
+        read = partial(pool.read, file)
         try:
-            archive = read_archive(lambda at, size: pool.read(file, at, size), path, file.size)
-            crc = zlib.crc32(read_pickle(lambda at, size: pool.read(file, at, size), archive))
+            archive = read_archive(read, path, file.size)
+            crc = zlib.crc32(read_pickle(read, archive))
         except InputError as error:
             raise OutputError(path, f"the finished file does not open: {error.problem}") from error
     planned = [(each.member.name, each.start, each.member.size) for each in arrangement]

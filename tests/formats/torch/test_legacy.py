@@ -13,7 +13,8 @@ import torch
 from torch_reading import DTYPES, Opened, assert_same, of_bytes, opened, packed
 
 from swavg.errors import InputError
-from swavg.formats.torch.legacy import looks_like_torch_legacy, looks_like_torch_tar
+from swavg.formats import open_checkpoint
+from swavg.formats.torch import LEGACY
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
@@ -66,10 +67,10 @@ def test_a_legacy_file_is_known_by_its_first_bytes(tmp_path: Path, protocol: int
     state = {"w": torch.arange(3.0)}
     checkpoint = saved(tmp_path / "a.pth", state, pickle_protocol=protocol)
     assert_same(checkpoint, state)
-    assert looks_like_torch_legacy((tmp_path / "a.pth").read_bytes()[:64])
+    assert LEGACY.recognises((tmp_path / "a.pth").read_bytes()[:64])
     torch.save(state, tmp_path / "a.pt")
-    assert not looks_like_torch_legacy((tmp_path / "a.pt").read_bytes()[:64])
-    assert not looks_like_torch_legacy(pickle.dumps(state["w"].tolist(), protocol))
+    assert not LEGACY.recognises((tmp_path / "a.pt").read_bytes()[:64])
+    assert not LEGACY.recognises(pickle.dumps(state["w"].tolist(), protocol))
 
 
 def test_views_of_storages_as_old_torch_wrote_them_are_placed(tmp_path: Path) -> None:
@@ -123,10 +124,8 @@ def test_the_tar_format_of_torch_0_1_is_refused(tmp_path: Path) -> None:
 
     with tarfile.open(tmp_path / "a.pth", "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
-    assert looks_like_torch_tar((tmp_path / "a.pth").read_bytes()[:512])
-    data = (tmp_path / "a.pth").read_bytes()
-    assert refused(tmp_path / "b.pth", data) == "a tar archive, as torch 0.1 wrote it"
-    assert not looks_like_torch_tar(b"\x80\x02")
+    with pytest.raises(InputError, match="is a tar file"):
+        open_checkpoint(tmp_path / "a.pth")
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
