@@ -291,7 +291,7 @@ class BatchReader:
         for span in self._batch.spans:
             number = numbers[span.entry]
             offset = (number if whole else columns.offset[number]) + span.start * bits // 8
-            source = 0 if whole or columns.source is None else columns.source[number]
+            source = 0 if whole else columns.source[number]
             nbytes = (span.stop - span.start) * bits // 8
             last = found[-1] if found else None
             if last and last.source == source and last.offset + last.nbytes == offset:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -97,16 +97,16 @@ Form = tuple[DType, Shape, Shape | None]
 class Columns:
     """The tensors of a checkpoint without an object for each.
 
-    ``forms`` are the distinct dtypes, shapes and strides; ``form`` and ``offset`` have an entry
-    per tensor, ``source`` too unless all lie in source 0. Offsets are bytes from the base of the
-    :class:`TensorTable`. ``others`` are the tensors of several boxes, by index.
+    ``forms`` are the distinct dtypes, shapes and strides; ``form``, ``offset`` and ``source`` have
+    an entry per tensor. Offsets are bytes from the base of the :class:`TensorTable`. ``others`` are
+    the tensors of several boxes, by index.
     """
 
     names: tuple[str, ...]
     forms: tuple[Form, ...]
     form: array[int]
     offset: array[int]
-    source: array[int] | None
+    source: array[int]
     others: Mapping[int, Tensor]
 
 
@@ -151,8 +151,8 @@ class TensorTable(Mapping[str, Tensor]):
         if columns.others and number in columns.others:
             return columns.others[number]
         dtype, shape, strides = columns.forms[columns.form[number]]
-        source = 0 if columns.source is None else columns.source[number]
-        box = Box(source, self.base + columns.offset[number], (0,) * len(shape), shape, strides)
+        source, offset = columns.source[number], self.base + columns.offset[number]
+        box = Box(source, offset, (0,) * len(shape), shape, strides)
         return Tensor(TensorSpec(columns.names[number], dtype, shape), (box,), shape)
 
     def form_of(self, number: int) -> Form:
@@ -200,26 +200,14 @@ class TableBuilder:
         base = min(self._offset, default=0)
         if base:
             self._offset = array("q", [offset - base for offset in self._offset])
-        source = self._source if any(self._source) else None
-        columns = Columns(
-            tuple(self._names),
-            tuple(self._forms),
-            self._form,
-            self._offset,
-            source,
-            self._others,
-        )
+        names, forms = tuple(self._names), tuple(self._forms)
+        columns = Columns(names, forms, self._form, self._offset, self._source, self._others)
         if shared is None or self._others:
             return TensorTable(columns, base)
-        key = (
-            hash(columns.names),
-            columns.forms,
-            columns.form.tobytes(),
-            columns.offset.tobytes(),
-            None if source is None else source.tobytes(),
-        )
+        numbers = (self._form, self._offset, self._source)
+        key = (hash(names), forms, *(column.tobytes() for column in numbers))
         found = shared.columns.setdefault(key, columns)
-        return TensorTable(found if found.names == columns.names else columns, base)
+        return TensorTable(found if found.names == names else columns, base)
 
 
 class Record(NamedTuple):
@@ -306,13 +294,12 @@ class Checkpoint:
     def ties(self) -> tuple[tuple[str, ...], ...]:
         """Groups of two or more names that are one tensor: same bytes, dtype, shape and strides."""
         columns = self.tensors.columns
-        sources: Sequence[int] = columns.source or ()
         if len(set(columns.offset)) == len(columns.offset):
             return ()
         groups: dict[tuple[int, int, int], list[int]] = {}
-        for number, key in enumerate(zip(columns.offset, columns.form, strict=True)):
-            where = (*key, sources[number] if sources else 0)
-            groups.setdefault(where, []).append(number)
+        places = zip(columns.offset, columns.form, columns.source, strict=True)
+        for number, place in enumerate(places):
+            groups.setdefault(place, []).append(number)
         return tuple(
             tuple(columns.names[number] for number in numbers)
             for numbers in groups.values()

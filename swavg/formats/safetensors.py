@@ -92,23 +92,20 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
 
 _HUGE = re.compile(rb"[0-9]{400}")
 _METADATA = b'{"__metadata__":'
-_SPACE = re.compile(r"[ \t\n\r]*")
-_BEHIND = re.compile(r"[ \t\n\r]*(?:,[ \t\n\r]*(?=\")|(?=\}))")
 
 
 def _split(path: str, header: bytearray) -> tuple[dict[str, str], bytearray]:
     """The metadata where it comes first, as all writers have it; and the header without it."""
     _check_size(path, header)
-    if not header.startswith(_METADATA):
+    if not header.startswith(_METADATA + b"{"):
         return {}, header
     text = _decoded(path, header)
     with _as_json(path):
-        begin = _SPACE.match(text, len(_METADATA)).end()  # type: ignore[union-attr]
-        metadata, end = _decoder(path).raw_decode(text, begin)
-        behind = _BEHIND.match(text, end)
-        if behind is None:
-            raise ValueError(f"expecting ',' at char {end}")
-    return _checked_metadata(path, metadata), bytearray(b"{" + text[behind.end() :].encode())
+        metadata, end = _decoder(path).raw_decode(text, len(_METADATA))
+    if not text.startswith((',"', "}"), end):
+        return {}, header
+    rest = "{" + text[end:].removeprefix(",")
+    return _checked_metadata(path, metadata), bytearray(rest.encode())
 
 
 def _check_size(path: str, header: bytearray) -> None:

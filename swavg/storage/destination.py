@@ -65,27 +65,22 @@ def check_destination(
             raise OutputError(shown, "is no folder, which the output would be")
         return
     target = destination(shown)
-    if os.path.islink(target):
-        raise OutputError(shown, "is a link that leads back to itself")
-    _check_name(target, shown)
-    if os.path.lexists(target) and not force:
-        raise exists_error(shown, "exists already")
-    if os.path.isdir(target) != folder and os.path.exists(target):
-        kind = "a folder" if os.path.isdir(target) else "a file"
-        raise OutputError(shown, f"is {kind}, which the output would not be")
+    try:
+        mode = os.lstat(target).st_mode
+    except OSError as error:
+        # A name that is too long, or a folder that may not be searched; not one that is not there.
+        if not isinstance(error, FileNotFoundError) and os.path.isdir(parent(target)):
+            raise write_error(shown, error) from None
+    else:
+        if stat.S_ISLNK(mode):
+            raise OutputError(shown, "is a link that leads back to itself")
+        if not force:
+            raise exists_error(shown, "exists already")
+        if stat.S_ISDIR(mode) != folder:
+            kind = "a file" if folder else "a folder"
+            raise OutputError(shown, f"is {kind}, which the output would not be")
     _check_folder(parent(target), shown)
     check_room(parent(target), size, shown=shown)
-
-
-def _check_name(target: str, shown: str) -> None:
-    """A name that is too long, or a folder that may not be searched."""
-    if os.path.isdir(parent(target)):
-        try:
-            os.lstat(target)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise write_error(shown, error) from None
 
 
 def _check_folder(folder: str, shown: str) -> None:

@@ -78,14 +78,20 @@ def check_room(folder: str, size: int, *, shown: str) -> None:
         raise OutputError(shown, f"needs {size:,} bytes, and only {free:,} are free")
 
 
-def sync_folder(folder: str) -> None:
-    """Force the names in ``folder`` to the disk. OSError if it reports a failure."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def fsync(fd: int) -> None:
+    """Force what was written to the disk, where there is such a thing. OSError."""
     try:
         os.fsync(fd)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
             raise
+
+
+def sync_folder(folder: str) -> None:
+    """Force the names in ``folder`` to the disk. OSError if it reports a failure."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fsync(fd)
     finally:
         with suppress(OSError):
             os.close(fd)

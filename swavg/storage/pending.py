@@ -113,23 +113,20 @@ class Renamed(Pending):
             try:
                 os.rename(self.path, self.target)
             except BaseException as error:
-                self._restore(old, error)
+                try:
+                    os.rename(old, self.target)
+                except OSError:
+                    raise OutputError(
+                        self.output.path,
+                        f"cannot be written: {error}",
+                        hint=f"What it was before lies at {old}.",
+                    ) from None
                 raise
             self._old = old
         else:
             self._old = old_name(self.target)
             os.link(self.target, self._old)
             os.rename(self.path, self.target)
-
-    def _restore(self, old: str, error: BaseException) -> None:
-        try:
-            os.rename(old, self.target)
-        except OSError:
-            raise OutputError(
-                self.output.path,
-                f"cannot be written: {error}",
-                hint=f"What it was before lies at {old}.",
-            ) from None
 
     def take_back(self) -> str:
         """Undo :meth:`give_name`; what could not be undone, in words."""

@@ -7,6 +7,7 @@ import os
 from typing import Protocol
 
 from swavg.errors import OutputError, ReaderGoneError
+from swavg.storage.filesystems import fsync
 
 STDOUT = "standard output"
 """The name of that in messages."""
@@ -51,12 +52,11 @@ def write_error(shown: str, error: OSError) -> OutputError:
 
 
 def sync(fd: int, shown: str) -> None:
-    """fsync, where there is such a thing. OutputError if the disk reports a failure."""
+    """Force what was written to the disk. OutputError if it reports a failure."""
     try:
-        os.fsync(fd)
+        fsync(fd)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
-            raise write_error(shown, error) from None
+        raise write_error(shown, error) from None
 
 
 class FileSink:

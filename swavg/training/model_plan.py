@@ -194,7 +194,7 @@ class ModelPlan:
         def place(pair: tuple[Match, Operation]) -> tuple[int, str, int, int]:
             match, operation = pair
             number = match.numbers[last]
-            source = 0 if columns.source is None else columns.source[number]
+            source = columns.source[number]
             device = str(tensors[match.name].device)
             return places[operation], device, source, columns.offset[number]
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Record
@@ -34,8 +35,8 @@ _FIELDS = struct.Struct("<4s2x2H8x2I2H")
 class Archive:
     """The records of one torch zip, in the order of the file.
 
-    ``names`` are those in the folder ``root``, and ``index`` finds their position; ``offsets``,
-    ``sizes`` (bytes) and ``crcs`` belong to them one to one. ``alignment`` is that of the records.
+    ``names`` are those in the folder ``root``; ``offsets``, ``sizes`` (bytes) and ``crcs`` belong
+    to them one to one. ``alignment`` is that of the records.
     """
 
     path: str
@@ -44,8 +45,12 @@ class Archive:
     offsets: array[int]
     sizes: array[int]
     crcs: array[int]
-    index: dict[str, int]
     alignment: int = 64
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """The place of each name."""
+        return {name: place for place, name in enumerate(self.names)}
 
     def record(self, name: str) -> Record | None:
         """The record of that name (without the folder's)."""
@@ -86,30 +91,28 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
     entries, end = read_directory(read, path, size)
     root, slash, _ = entries[0][1].partition("/") if entries else ("", "", "")
     folder = root + "/"
-    index: dict[str, int] = {}
-    for place, (_, name, *_) in enumerate(entries):
-        if name.startswith(folder):
-            index[name[len(folder) :]] = place
+    names = tuple(name[len(folder) :] for _, name, *_ in entries if name.startswith(folder))
     starts = _starts(read, path, entries, end)
-    if "constants.pkl" in index or any(name.startswith("code/") for name in index):
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise torchscript(path)
-    if not slash or "data.pkl" not in index:
+    if not slash or "data.pkl" not in names:
         raise InputError(path, "a zip, but no torch checkpoint (it has no data.pkl)")
-    if len(index) != len(entries):
+    if len(names) != len(entries):
         raise InputError(path, "its zip has records outside its folder")
     sizes = array("q", [entry[2] for entry in entries])
     crcs = array("I", [entry[4] for entry in entries])
+    archive = Archive(path, root, names, starts, sizes, crcs)
 
-    def small(name: str) -> bytes | None:
-        place = index.get(name)
-        return None if place is None else bytes(read(starts[place], min(sizes[place], 64)))
+    def small(name: str, default: bytes) -> bytes:
+        record = archive.record(name)
+        return default if record is None else bytes(read(record.offset, min(record.size, 64)))
 
-    if small("byteorder") not in (None, b"little"):
+    if small("byteorder", b"little") != b"little":
         raise InputError(path, "written on a big-endian machine, which swavg does not read")
-    alignment = small(".storage_alignment") or b"64"
+    alignment = small(".storage_alignment", b"64") or b"64"
     if not alignment.isdigit() or not 0 < int(alignment) <= 1 << 30:
         raise InputError(path, "corrupt: its storage alignment is no number")
-    return Archive(path, root, tuple(index), starts, sizes, crcs, index, int(alignment))
+    return replace(archive, alignment=int(alignment))
 
 
 def _starts(read: Read, path: str, entries: Sequence[Entry], end: int) -> array[int]:

@@ -25,40 +25,33 @@ _DATE = 0x0021
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A record to write: full name, size in bytes, and the bytes unless regions give them."""
+    """A record to write: full name, size in bytes, and the bytes unless regions give them. Once
+    arranged, its local header is at ``header`` and its bytes start at ``start``."""
 
     name: str
     size: int
     body: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A member whose local header is at ``header`` and whose bytes start at ``start``."""
-
-    member: Member
-    header: int
-    start: int
+    header: int = 0
+    start: int = 0
 
     @property
     def wide(self) -> bool:
         """Whether the descriptor has 64-bit sizes."""
-        return self.header >= MAX32 or self.member.size >= MAX32
+        return self.header >= MAX32 or self.size >= MAX32
 
     @property
     def end(self) -> int:
         """Where the next header goes: behind the descriptor, which empty records lack."""
-        size = self.member.size
-        return self.start + size + (0 if not size else 24 if self.wide else 16)
+        return self.start + self.size + (0 if not self.size else 24 if self.wide else 16)
 
     @property
     def flags(self) -> int:
-        return _UTF8 | (_DESCRIBED if self.member.size else 0)
+        return _UTF8 | (_DESCRIBED if self.size else 0)
 
     @property
     def local(self) -> bytes:
         """The local header, padded by an extra field up to ``start``."""
-        name, size = self.member.name.encode(), self.member.size
+        name, size = self.name.encode(), self.size
         room = self.start - self.header - LOCAL.size - len(name)
         big = size >= MAX32
         extra = struct.pack("<2H2Q", 1, 16, size, size) if big else b""
@@ -70,14 +63,14 @@ class Placed:
         return LOCAL.pack(b"PK\3\4", *fields) + name + extra
 
     def descriptor(self, crc: int) -> bytes:
-        size = self.member.size
+        size = self.size
         if not size:
             return b""
         return struct.pack("<4sI2Q" if self.wide else "<4s3I", b"PK\7\10", crc, size, size)
 
     def entry(self, crc: int) -> bytes:
         """The member's entry in the central directory."""
-        name, size, header = self.member.name.encode(), self.member.size, self.header
+        name, size, header = self.name.encode(), self.size, self.header
         values = [value for value in (size, size, header) if value >= MAX32]
         extra = struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values) if values else b""
         needed = 45 if self.wide else 20
@@ -92,7 +85,7 @@ class Placed:
         )  # fmt: skip
 
 
-def arranged(members: Sequence[Member], alignment: int = ALIGNMENT) -> Iterator[Placed]:
+def arranged(members: Sequence[Member], alignment: int = ALIGNMENT) -> Iterator[Member]:
     """The members one behind the other, each one's bytes at a multiple of ``alignment``."""
     cursor = 0
     for member in members:
@@ -100,7 +93,7 @@ def arranged(members: Sequence[Member], alignment: int = ALIGNMENT) -> Iterator[
         if member.size >= MAX32 or cursor >= MAX32:
             start += 4 + 16 * (member.size >= MAX32) + 8 * (cursor >= MAX32)
         start += -start % alignment
-        placed = Placed(member, cursor, start)
+        placed = Member(member.name, member.size, member.body, cursor, start)
         yield placed
         cursor = placed.end
 
@@ -129,15 +122,15 @@ class CheckedLayout(FileLayout):
 class ArchiveLayout(CheckedLayout):
     """A torch zip; members without a body are filled by regions."""
 
-    arrangement: tuple[Placed, ...] = ()
+    arrangement: tuple[Member, ...] = ()
 
     checksum = True
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
         for placed in self.arrangement:
             yield placed.header, placed.local
-            if placed.member.body:
-                yield placed.start, placed.member.body
+            if placed.body:
+                yield placed.start, placed.body
 
     def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
         of_tensor = self.specs.sizes
@@ -150,13 +143,13 @@ class ArchiveLayout(CheckedLayout):
         entries: list[bytes] = []
         at = 0
         for placed in self.arrangement:
-            stop, first = placed.start + placed.member.size, at
+            stop, first = placed.start + placed.size, at
             while at < len(regions) and regions[at][0] < stop:
                 at += 1
 
-            def describe(placed: Placed = placed, first: int = first, last: int = at) -> bytes:
-                if placed.member.body is not None:
-                    total = zlib.crc32(placed.member.body)
+            def describe(placed: Member = placed, first: int = first, last: int = at) -> bytes:
+                if placed.body is not None:
+                    total = zlib.crc32(placed.body)
                 else:
                     parts = ((crc(start), size) for start, size in regions[first:last] if size)
                     total = combined(parts)
@@ -178,7 +171,7 @@ class ArchiveLayout(CheckedLayout):
 
 
 def lay_out_archive(
-    arrangement: tuple[Placed, ...],
+    arrangement: tuple[Member, ...],
     specs: Specs,
     places: Sequence[tuple[int, int]],
     *,

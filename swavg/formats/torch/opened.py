@@ -73,7 +73,7 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
         recipe = _recipe(read, archive)
         names = shared.parsed.setdefault(archive.names, archive.names)
         assert isinstance(names, tuple)
-        template = TorchTemplate(key, replace(archive, names=names, index={}))
+        template = TorchTemplate(key, replace(archive, names=names))
         return _opened(path, "torch", file, contents, base, read, template, recipe)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import lru_cache
 
 from swavg.formats.torch.machine import INSIDE, Machine
 from swavg.formats.torch.objects import Global, View
@@ -31,13 +32,24 @@ _indices = struct.Struct("<6I").pack
 _MAX_CACHE = 4096
 
 
+@lru_cache(_MAX_CACHE)
+def _numbers(raw: bytes) -> tuple[int, ...] | None:
+    """The numbers that opcodes push, alone or as a tuple."""
+    parts = _ints(raw)
+    numbers = tuple(int.from_bytes(part[1:], "little", signed=part[0] == 74) for part in parts)
+    # One to three have an opcode for each length, more are between a mark and TUPLE.
+    alone = sum(map(len, parts)) == len(raw)
+    if not alone and raw[0] not in b"()" and len(numbers) != raw[-1] - 0x84:
+        return None
+    return numbers
+
+
 class TensorPattern:
     """Reads tensors for ``machine``; equal shapes are one tuple."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._storage_classes: dict[bytes, Global | None] = {}
-        self._numbers: dict[bytes, tuple[int, ...] | None] = {}
 
     def read(self, function: object, at: int) -> tuple[View, int] | None:
         """The tensor that ``function`` makes of the arguments at ``at``, and where they end; None
@@ -60,11 +72,7 @@ class TensorPattern:
             return None
         gets = head + hooks
         kind = self._storage_classes.get(gets) or self._storage_class(gets)
-        numbers = self._numbers
-        numel = numbers.get(count) or self._parse(count)
-        offset = numbers.get(first) or self._parse(first)
-        size = numbers.get(shape) or self._parse(shape)
-        stride = numbers.get(strides) or self._parse(strides)
+        numel, offset, size, stride = map(_numbers, (count, first, shape, strides))
         if kind is None or not numel or not offset or size is None or stride is None:
             return None
         if numel[0] < 0:
@@ -84,25 +92,8 @@ class TensorPattern:
     def _storage_class(self, gets: bytes) -> Global | None:
         """The class of the storage, if all that the memo gives is what it should be."""
         tag, kind, hooks = (self._machine.recall(get) for get in _gets(gets))
-        known = (
-            tag == "storage"
-            and isinstance(kind, Global)
-            and isinstance(hooks, Global)
-            and hooks.build is ordered
-        )
-        found = kind if known and isinstance(kind, Global) else None
+        ordinary = tag == "storage" and isinstance(hooks, Global) and hooks.build is ordered
+        found = kind if ordinary and isinstance(kind, Global) else None
         if len(self._storage_classes) < _MAX_CACHE:
             self._storage_classes[gets] = found
         return found
-
-    def _parse(self, raw: bytes) -> tuple[int, ...] | None:
-        """The numbers that opcodes push, alone or as a tuple."""
-        parts = _ints(raw)
-        numbers = tuple(int.from_bytes(part[1:], "little", signed=part[0] == 74) for part in parts)
-        # One to three have an opcode for each length, more are between a mark and TUPLE.
-        alone = sum(map(len, parts)) == len(raw)
-        if not alone and raw[0] not in b"()" and len(numbers) != raw[-1] - 0x84:
-            return None
-        if len(self._numbers) < _MAX_CACHE:
-            self._numbers[raw] = numbers
-        return numbers

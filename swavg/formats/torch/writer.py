@@ -15,7 +15,6 @@ from swavg.formats.torch.archive_layout import (
     ArchiveLayout,
     CheckedLayout,
     Member,
-    Placed,
     arranged,
     lay_out_archive,
 )
@@ -121,7 +120,7 @@ def _check(
         raise OutputError(path, "the finished file has other tensors than were planned")
 
 
-def _check_records(path: str, *, arrangement: Sequence[Placed], pickle_crc: int) -> None:
+def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int) -> None:
     """OutputError unless the finished file has just these records, and the template's pickle."""
     file = LocalFile.find(path)
     with Pool() as pool:
@@ -131,7 +130,7 @@ def _check_records(path: str, *, arrangement: Sequence[Placed], pickle_crc: int)
             crc = zlib.crc32(read_pickle(read, archive))
         except InputError as error:
             raise OutputError(path, f"the finished file does not open: {error.problem}") from error
-    planned = [(each.member.name, each.start, each.member.size) for each in arrangement]
+    planned = [(each.name, each.start, each.size) for each in arrangement]
     found = [(f"{archive.root}/{each.name}", each.offset, each.size) for each in archive]
     if found != planned or crc != pickle_crc:
         raise OutputError(path, "the finished file has other records than were planned")

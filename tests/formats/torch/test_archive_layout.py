@@ -48,11 +48,11 @@ def test_records_beyond_four_gibibytes_are_where_torch_computes_them(tmp_path: P
     assert all(each.start % 64 == 0 for each in placed)
     infos = zipfile.ZipFile(path).infolist()
     assert [(info.filename, info.header_offset, info.file_size) for info in infos] == [
-        (each.member.name, each.header, each.member.size) for each in placed
+        (each.name, each.header, each.size) for each in placed
     ]
     found = open_checkpoint(path)
     offsets = {name: found.tensors[name].boxes[0].offset for name in found}
-    starts = {each.member.name: each.start for each in placed}
+    starts = {each.name: each.start for each in placed}
     assert offsets["last"] == starts["archive/data/3"] > 1 << 32
     assert found.read("last").tolist() == [0, 0, 0]
     script = (
