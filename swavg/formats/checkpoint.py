@@ -157,9 +157,6 @@ class TensorTable(Mapping[str, Tensor]):
 
     def form_of(self, number: int) -> Form:
         """Dtype, shape and strides of a tensor."""
-        if self.columns.others and number in self.columns.others:
-            spec = self.columns.others[number].spec
-            return spec.dtype, spec.shape, None
         return self.columns.forms[self.columns.form[number]]
 
 
@@ -268,11 +265,6 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     extras: Extras = field(default_factory=Extras)
-
-    @property
-    def specs(self) -> dict[str, TensorSpec]:
-        """Name, dtype and shape of every tensor, by name."""
-        return {name: tensor.spec for name, tensor in self.tensors.items()}
 
     @property
     def dtypes(self) -> dict[str, int]:

@@ -51,7 +51,8 @@ def specs_of(*tensors: tuple[str, DType, tuple[int, ...]]) -> Specs:
 def laid_out(path: Path, data: bytes, metadata: dict[str, str], seed: int = 0) -> bytes:
     """What we write for the tensors of the file ``data``, given in any order."""
     checkpoint = opened(path, data)
-    specs = [(spec.name, spec.dtype, spec.shape) for spec in checkpoint.specs.values()]
+    found = [tensor.spec for tensor in checkpoint.tensors.values()]
+    specs = [(spec.name, spec.dtype, spec.shape) for spec in found]
     random.Random(seed).shuffle(specs)
     layout = plan_specs(specs_of(*specs), range(len(specs)), metadata)
     made = bytearray(layout.size)

@@ -74,7 +74,7 @@ def hides_tensors(node: object) -> bool:
         return False
     near: list[object] = [node]
     for part in near:
-        if isinstance(part, (View, Refused)):
+        if isinstance(part, _TENSORS):
             return True
         parts: Iterable[object] = ()
         if isinstance(part, Opaque):
