@@ -6,15 +6,7 @@ computed in float64 and combined in order.
 
 from swavg.analysis.comparison import Comparison, Mismatch, diff
 from swavg.analysis.figures import Distance, Statistics
-from swavg.analysis.inspection import (
-    Entry,
-    Folder,
-    Inspection,
-    Pickled,
-    Shard,
-    Total,
-    inspect,
-)
+from swavg.analysis.inspection import Entry, Folder, Inspection, Pickled, Shard, Total, inspect
 
 __all__ = [
     "Comparison",

@@ -210,11 +210,7 @@ def _folder(checkpoint: Checkpoint) -> Folder | None:
         for (name, names), source in zip(extras.shards.items(), checkpoint.sources, strict=True)
     )
     return Folder(
-        shards,
-        extras.index,
-        dict(extras.index_metadata),
-        tuple(extras.side_files),
-        extras.left_out,
+        shards, extras.index, dict(extras.index_metadata), tuple(extras.side_files), extras.left_out
     )
 
 

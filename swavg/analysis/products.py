@@ -176,10 +176,7 @@ def distances_of(
         if pairs[name][0].spec.dtype.floating:
             total = total.plus(products)
             elements += pairs[name][0].spec.numel
-    return (
-        tuple(sorted(distances, key=_rank)),
-        total.distance("", elements) if elements else None,
-    )
+    return (tuple(sorted(distances, key=_rank)), total.distance("", elements) if elements else None)
 
 
 def _rank(distance: Distance) -> tuple[bool, bool, float, float]:

@@ -34,10 +34,7 @@ from swavg.cli.values import COUNT, KEY
     help="Where to write; '-' streams to stdout. [default: AVERAGED with -bn behind its stem]",
 )
 @click.option(
-    "--batches",
-    type=COUNT,
-    metavar="N",
-    help="Take only the first N batches. [default: all]",
+    "--batches", type=COUNT, metavar="N", help="Take only the first N batches. [default: all]"
 )
 @click.option(
     "--device",

@@ -86,11 +86,7 @@ def landscape(
 
         messages.notes(options.notes(model))
     with tables.opened(
-        outputs.csv,
-        survey.cache_key,
-        survey.columns,
-        anew=options.anew,
-        force=options.force,
+        outputs.csv, survey.cache_key, survey.columns, anew=options.anew, force=options.force
     ) as table:
         values = options.run(survey, table, model, corners, marks)
         if isinstance(values, int):

@@ -27,11 +27,7 @@ if TYPE_CHECKING:
               help="Where it ends; the last checkpoint lies at 1.")  # fmt: skip
 @survey_options
 def path(
-    checkpoints: tuple[str, ...],
-    points: int,
-    start: float,
-    end: float,
-    options: SurveyOptions,
+    checkpoints: tuple[str, ...], points: int, start: float, end: float, options: SurveyOptions
 ) -> int:
     """The loss along the straight line between two checkpoints: can they be averaged?
 
@@ -54,12 +50,7 @@ def path(
     model = options.build()
     with options.measuring() as on_read:
         route = routes.route(
-            opened,
-            options.weights(model),
-            points=points,
-            start=start,
-            end=end,
-            on_read=on_read,
+            opened, options.weights(model), points=points, start=start, end=end, on_read=on_read
         )
     labels = options.label(len(paths), route.names)
     survey = routes.survey_of(route, opened, options.cache_key(model))
@@ -72,11 +63,7 @@ def path(
 
         messages.notes(options.notes(model))
     with tables.opened(
-        outputs.csv,
-        survey.cache_key,
-        survey.columns,
-        anew=options.anew,
-        force=options.force,
+        outputs.csv, survey.cache_key, survey.columns, anew=options.anew, force=options.force
     ) as table:
         values = options.run(survey, table, model, opened)
         if isinstance(values, int):

@@ -8,14 +8,7 @@ import click
 
 from swavg.cli.folders import outputs_in
 from swavg.cli.options import SectionedCommand
-from swavg.cli.run import (
-    FOLDER,
-    Display,
-    Run,
-    execute_and_report,
-    policy_options,
-    run_options,
-)
+from swavg.cli.run import FOLDER, Display, Run, execute_and_report, policy_options, run_options
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, read_paths
 

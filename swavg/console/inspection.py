@@ -8,15 +8,7 @@ from collections.abc import Mapping, Sequence
 from swavg.analysis import Entry, Inspection, Pickled, Total
 from swavg.console.messages import notes
 from swavg.console.page import Column, Page, Row
-from swavg.console.text import (
-    MOST_ROWS,
-    counted,
-    number,
-    one_line,
-    shape_text,
-    shortened,
-    size,
-)
+from swavg.console.text import MOST_ROWS, counted, number, one_line, shape_text, shortened, size
 from swavg.console.tree import branches, tree_of
 
 

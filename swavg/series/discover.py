@@ -119,12 +119,7 @@ def _snapshot(candidate: Candidate, unit: Unit | None) -> Snapshot:
     source: StepFrom = "name" if unit in candidate.name.counts else "file"
     opened = candidate.inside is not None or candidate.unreadable
     return Snapshot(
-        candidate.path,
-        step,
-        metrics,
-        "none" if step is None else source,
-        candidate.counts,
-        opened,
+        candidate.path, step, metrics, "none" if step is None else source, candidate.counts, opened
     )
 
 

@@ -230,8 +230,7 @@ def _csv_rows(path: str, header: str, lines: Iterator[str]) -> Iterator[Mapping[
                     raise InputError(path, "has two columns of the same name")
             elif len(row) != len(names):
                 raise InputError(
-                    path,
-                    f"line {reader.line_num} has {len(row)} fields, the header {len(names)}",
+                    path, f"line {reader.line_num} has {len(row)} fields, the header {len(names)}"
                 )
             else:
                 yield dict(zip(names, map(str.strip, row), strict=True))
