@@ -98,7 +98,7 @@ def check_destinations(
     destinations: Sequence[Destination], sizes: Sequence[int], *, inside: str | None = None
 ) -> None:
     """:func:`check_destination` of outputs that appear together, of ``sizes`` bytes; ``inside``
-    is as for ``publishing``."""
+    is as for ``publishing``. OutputError too if two would replace one."""
     if inside is not None and not os.path.isdir(destination(inside)):
         _check_new_folder(destination(inside), sum(sizes), inside)
         return
@@ -106,6 +106,12 @@ def check_destinations(
         if len(destinations) > 1 and is_stream(output.path):
             raise OutputError(output.path, "is a pipe or device, which can only be a single output")
         check_destination(output.path, size, force=output.force, folder=output.folder)
+    places = set()
+    for output in destinations:
+        place = os.path.realpath(output.path)
+        if place in places:
+            raise OutputError(output.path, "is where another output goes already")
+        places.add(place)
     together: dict[int, int] = {}
     for output, size in zip(destinations, sizes, strict=True):
         if not is_stream(output.path):

@@ -138,3 +138,16 @@ def test_streams_are_fifos_and_devices(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     paths = [tmp_path / "pipe", tmp_path / "file", tmp_path, tmp_path / "no", Path("/dev/null")]
     assert list(map(is_stream, paths)) == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("other", ["./a", "link", "new/../a"])
+def test_two_outputs_in_one_place_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("a")
+    Path("new").mkdir()
+    pair = [Destination(path, False, True) for path in ("a", other)]
+    with pytest.raises(OutputError, match="is where another output goes already"):
+        check_destinations(pair, [1, 1])
+    check_destinations([pair[0], Destination("b", False, True)], [1, 1])
