@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from swavg.console.progress import OnProgress
     from swavg.evaluation.evaluate import Module
     from swavg.evaluation.landscape.outputs import Outputs
-    from swavg.evaluation.landscape.surface import Metric
-    from swavg.evaluation.landscape.survey import Survey, Value
+    from swavg.evaluation.landscape.survey import Metric, Survey, Value
     from swavg.evaluation.landscape.table import Table
     from swavg.formats.checkpoint import Checkpoint
 
@@ -146,9 +146,8 @@ class SurveyOptions:
         from swavg.console.progress import progress_bar
         from swavg.evaluation import loading
         from swavg.evaluation.batches import Passes
-        from swavg.evaluation.evaluate import Evaluator
-        from swavg.evaluation.landscape.scoring import scoring
-        from swavg.evaluation.landscape.survey import run
+        from swavg.evaluation.evaluate import evaluate
+        from swavg.evaluation.landscape.survey import run, scoring
 
         # What the user's code prints goes to stderr.
         with loading.prints_on_stderr():
@@ -160,10 +159,10 @@ class SurveyOptions:
                     again = loading.build_batches(self.bn_data, "--bn-data")
                     bn_data = Passes(again, self.device, self.batches)
             loss = None if self.loss is None else loading.load_callable(self.loss, "--loss")
-            evaluator = Evaluator(model, data, loss, bn_data)
+            score_model = partial(evaluate, model, data, loss, bn_data)
             try:
                 with (
-                    scoring(model, evaluator, checkpoints, others) as score,
+                    scoring(model, score_model, checkpoints, others) as score,
                     progress_bar("evaluating", "points", shown=not self.quiet) as on_point,
                 ):
                     return run(survey, table, score, on_point)

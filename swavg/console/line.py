@@ -11,8 +11,8 @@ from rich.text import Text
 
 from swavg.console.page import Page
 from swavg.console.text import block, one_line, values_text
-from swavg.evaluation.landscape.line import Line, extent, number, verdict
-from swavg.evaluation.landscape.surface import Metric
+from swavg.evaluation.landscape.line import Line, extent, verdict
+from swavg.evaluation.landscape.survey import Metric, axis_title, scale
 
 _WIDEST, _WIDTH = 56, 80
 _HEIGHT = 8
@@ -28,9 +28,8 @@ def line_picture(line: Line, metric: Metric, names: Sequence[str]) -> None:
 def line_lines(line: Line, metric: Metric, names: Sequence[str], width: int = _WIDTH) -> list[Text]:
     """The lines of the chart: a bar per column, interpolated between the points."""
     distances = [line.route.distance(t) for t in line.route.ts]
-    scale = 100.0 if metric == "error" else 1.0
-    values = np.array(line.series(metric)) * scale
-    low, high = (bound * scale for bound in extent(line, metric))
+    values = np.array(line.series(metric)) * scale(metric)
+    low, high = (bound * scale(metric) for bound in extent(line, metric))
     labels = [f"{high:.4g}", f"{low:.4g}"]
     margin = max(map(len, labels)) + 2
     columns = max(16, min(_WIDEST, width - margin - 1))
@@ -41,7 +40,7 @@ def line_lines(line: Line, metric: Metric, names: Sequence[str], width: int = _W
     eighths = np.clip(np.rint((heights - low) / (high - low) * _HEIGHT * 8), 1, _HEIGHT * 8).astype(
         int
     )
-    lines = [Text("error rate (%)" if metric == "error" else "loss", "bold")]
+    lines = [Text(axis_title(metric), "bold")]
     for level in range(_HEIGHT - 1, -1, -1):
         label = labels[0] if level == _HEIGHT - 1 else labels[1] if level == 0 else ""
         text = Text(f"{label:>{margin - 1}}│", "dim")
@@ -85,6 +84,5 @@ def line_report(line: Line, names: Sequence[str]) -> None:
 
 
 def _at(line: Line, index: int) -> str:
-    loss = line.at(index, "loss")
-    error = number(line.values[line.route.ts.index(float(index))], "error")
+    loss, error = line.at(index, "loss"), line.at(index, "error")
     return values_text(loss, None if math.isnan(error) else error)

@@ -14,7 +14,8 @@ from swavg.console.page import Page
 from swavg.console.text import one_line, values_text
 from swavg.evaluation.landscape.levels import Levels
 from swavg.evaluation.landscape.smooth import panel_levels, smoothed
-from swavg.evaluation.landscape.surface import Metric, Place, Surface
+from swavg.evaluation.landscape.surface import Place, Surface
+from swavg.evaluation.landscape.survey import Metric, axis_title
 
 _BANDS = 6
 # From low to high: the bands' backgrounds, and what stands for them without colours.
@@ -133,7 +134,7 @@ def _legend(levels: Levels, metric: Metric, coloured: bool) -> list[Text]:
     """A line per band, the highest first: its colour or shade, and where it ends."""
     texts = levels.texts
     widest = max(map(len, texts))
-    lines = [Text("error rate (%)" if metric == "error" else "loss", "bold")]
+    lines = [Text(axis_title(metric), "bold")]
     for band in range(levels.bands - 1, -1, -1):
         line = Text()
         if not coloured:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from swavg.errors import RequestError, SwavgError
-from swavg.evaluation.user_objects import failed, kind
+from swavg.errors import RequestError
+from swavg.evaluation.user_objects import failed, kind, users_code
 from swavg.training.batches import examples, forward, split
+from swavg.training.batchnorm import evaluating, update_bn
+from swavg.training.wrapped import own_tensors
 
 Module = nn.Module
 
@@ -34,24 +35,29 @@ class Score:
     examples: int
 
 
-def evaluate(model: nn.Module, batches: Iterable[Any], loss: LossFunction | None = None) -> Score:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: LossFunction | None = None,
+    bn_data: Iterable[Any] | None = None,
+) -> Score:
     """Mean loss over the examples of ``batches``, and the share of them that is wrong.
 
     The model runs in evaluation mode without gradients; its modes are restored. Without ``loss``
     it is the model's own (``outputs.loss``, as Hugging Face models return it for labels, taken as a
     mean over the batch), or cross-entropy of logits (outputs, ``outputs.logits``, or the first of
     several) and integer targets, of which -100 is left out. Logits have their classes in dimension
-    1 or last; each target counts as an example. Raises RequestError for data that do not fit.
+    1 or last; each target counts as an example. With ``bn_data`` the model's batch-norm statistics
+    are recomputed over it first. Raises RequestError for data that do not fit.
     """
+    if bn_data is not None:
+        with users_code("recomputing batch-norm statistics failed"):
+            update_bn(model, bn_data)
     total, wrong, counted, judged, number = 0.0, 0, 0, True, 0
-    with _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for number, batch in enumerate(batches, 1):
-            try:
+            with users_code(f"the model failed on batch {number}"):
                 outputs = forward(model, batch)
-            except SwavgError:
-                raise
-            except Exception as error:
-                raise failed(f"the model failed on batch {number}", error) from error
             target = split(batch)[2]
             value, count = _loss_of(outputs, target, batch, loss, number)
             total += value
@@ -67,23 +73,10 @@ def evaluate(model: nn.Module, batches: Iterable[Any], loss: LossFunction | None
     return Score(total / counted, wrong / counted if judged else None, counted)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _loss_of(
     outputs: Any, target: Any, batch: Any, loss: LossFunction | None, number: int
 ) -> tuple[float, int]:
     """The sum of losses over a batch and of how many examples."""
-    own = None
     if loss is not None:
         try:
             own = loss(outputs, target)
@@ -167,43 +160,9 @@ def _described(value: Any) -> str:
     return "no target" if value is None else kind(value)
 
 
-class Evaluator:
-    """Scores of the weights that a model has at the moment.
-
-    With ``bn_data`` the model's batch-norm statistics are recomputed over it first.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Iterable[Any],
-        loss: LossFunction | None = None,
-        bn_data: Iterable[Any] | None = None,
-    ) -> None:
-        self._model = model
-        self._data = data
-        self._loss = loss
-        self._bn_data = bn_data
-
-    def score(self) -> Score:
-        """Raises RequestError for data that do not fit."""
-        if self._bn_data is not None:
-            from swavg.training.batchnorm import update_bn
-
-            try:
-                update_bn(self._model, self._bn_data, forward=forward)
-            except SwavgError:
-                raise
-            except Exception as error:
-                raise failed("recomputing batch-norm statistics failed", error) from error
-        return evaluate(self._model, self._data, self._loss)
-
-
 def parameter_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """The model's floating-point parameters by the names that they have without wrappers, a tied
     one under all of them."""
-    from swavg.training.wrapped import own_tensors
-
     groups: dict[int, list[str]] = {}
     for name, tensor in own_tensors(model, buffers=False).items():
         if tensor.is_floating_point() or tensor.is_complex():

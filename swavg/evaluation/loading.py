@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
 from swavg.errors import MissingDependencyError, RequestError
-from swavg.evaluation.user_objects import call, failed, folders, importable, kind
+from swavg.evaluation.user_objects import call, failed, importable, kind
 from swavg.evaluation.user_objects import load_callable as load_callable
 from swavg.evaluation.user_objects import load_object as load_object
 
@@ -124,7 +124,7 @@ class Batches:
     @contextmanager
     def _watched(self, what: str) -> Iterator[None]:
         try:
-            with importable(folders(self._text)):
+            with importable(self._text):
                 yield
         except RequestError:
             raise

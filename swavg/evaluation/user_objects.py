@@ -13,12 +13,12 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-from swavg.errors import RequestError
+from swavg.errors import RequestError, SwavgError
 
 _FORM = "Write package.module:name or path/to/file.py:name."
 
@@ -32,9 +32,8 @@ def load_object(text: str, option: str) -> Any:
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         raise RequestError(f"{option}: '{text}' names nothing to import.", hint=_FORM)
-    with importable(folders(text)):
-        is_file = place.endswith(".py") or os.sep in place
-        module = _file(place, text, option) if is_file else _module(place, text, option)
+    with importable(text):
+        module = (_file if _is_file(place) else _module)(place, text, option)
         value: Any = module
         for part in name.split("."):
             try:
@@ -72,18 +71,14 @@ def call(value: Any, text: str, option: str, wanted: str) -> Any:
         # Built in: it has no signature to look at.
         pass
     try:
-        with importable(folders(text)):
+        with importable(text):
             return value()
     except (Exception, SystemExit) as error:
         raise failed(f"{option}: calling {text} failed", error) from error
 
 
-def folders(text: str) -> list[str]:
-    """What must be importable for ``text``: the folder of its file, as for a script, and ours."""
-    place = text.rpartition(":")[0]
-    if place.endswith(".py") or os.sep in place:
-        return [os.path.dirname(os.path.abspath(place)), os.getcwd()]
-    return [os.getcwd()]
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or os.sep in place
 
 
 _gone_to: list[str] = []
@@ -108,9 +103,12 @@ def _own_folder() -> Iterator[None]:
 
 
 @contextmanager
-def importable(places: Sequence[str]) -> Iterator[None]:
-    """For a block of the user's code: modules in the folders ``places`` can be imported, and the
-    current folder may be changed."""
+def importable(text: str) -> Iterator[None]:
+    """For a block of the user's code that ``text`` names: modules beside its file, as of a script,
+    and in our folder can be imported, and the current folder may be changed."""
+    place = text.rpartition(":")[0]
+    beside = [os.path.dirname(os.path.abspath(place))] if _is_file(place) else []
+    places = [*beside, os.getcwd()]
     sys.path[:0] = places
     try:
         with _own_folder():
@@ -181,18 +179,25 @@ def failed(what: str, error: BaseException, hint: str | None = None) -> RequestE
         said = f"it exited with {error.code!r}"
         hint = hint or "Keep what a script does under: if __name__ == '__main__'."
     else:
-        said = " ".join("".join(_last_lines(error)).split())
+        # A SyntaxError's own lines show the source, too.
+        lines = traceback.format_exception_only(error)
+        said = f"SyntaxError: {error.msg}" if isinstance(error, SyntaxError) else "".join(lines)
+        said = " ".join(said.split())
         said = said if len(said) <= 400 else f"{said[:380]}..."
         hint = hint or "Try it in Python by itself; the error is in the code that was named."
     place = _place(error)
     return RequestError(f"{what}: {said.removesuffix('.')}{place and f' ({place})'}.", hint=hint)
 
 
-def _last_lines(error: BaseException) -> list[str]:
-    if isinstance(error, SyntaxError):
-        # Its own lines show the source, too.
-        return [f"SyntaxError: {error.msg}"]
-    return traceback.format_exception_only(error)
+@contextmanager
+def users_code(what: str, hint: str | None = None) -> Iterator[None]:
+    """In the block, an error of the user's code becomes a RequestError: ``what`` :func:`failed`."""
+    try:
+        yield
+    except SwavgError:
+        raise
+    except Exception as error:
+        raise failed(what, error, hint) from error
 
 
 def _place(error: BaseException) -> str:
@@ -205,11 +210,11 @@ def _place(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith((ours, "<"))
     ]
-    libraries = (os.path.dirname(os.__file__) + os.sep, f"{os.sep}site-packages{os.sep}")
+    library, packages = os.path.dirname(os.__file__) + os.sep, f"{os.sep}site-packages{os.sep}"
     own = [
-        f
-        for f in frames
-        if not f.filename.startswith(libraries[0]) and libraries[1] not in f.filename
+        frame
+        for frame in frames
+        if not frame.filename.startswith(library) and packages not in frame.filename
     ]
     chosen = (own or frames)[-1:]
     return "".join(f"{os.path.basename(f.filename)}, line {f.lineno}" for f in chosen)

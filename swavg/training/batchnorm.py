@@ -64,7 +64,7 @@ def update_bn(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_interpreted())
-        stack.enter_context(_modes(inner, layers))
+        stack.enter_context(evaluating(inner, layers))
         for layer in layers.values():
             stack.enter_context(layer.counting())
         for batch in batches:
@@ -161,7 +161,9 @@ class _Layer:
 
 
 @contextmanager
-def _modes(model: nn.Module, training: Iterable[nn.Module]) -> Iterator[None]:
+def evaluating(model: nn.Module, training: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """In the block, modules are in evaluation mode but for those of ``training``; as before after
+    it."""
     before = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

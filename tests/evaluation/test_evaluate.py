@@ -9,11 +9,7 @@ from torch.nn import functional
 
 from swavg.errors import RequestError
 from swavg.evaluation.batches import Passes
-from swavg.evaluation.evaluate import (
-    Evaluator,
-    evaluate,
-    parameter_names,
-)
+from swavg.evaluation.evaluate import evaluate, parameter_names
 from swavg.training.batchnorm import has_statistics
 
 
@@ -210,7 +206,7 @@ def test_batch_norm_statistics_are_those_of_their_data(network):
     training = [torch.randn(8, 4) + 3 for _ in range(3)]
     assert has_statistics(model)
     assert not has_statistics(network)
-    found = Evaluator(model, pairs, bn_data=training).score()
+    found = evaluate(model, pairs, bn_data=training)
     torch.optim.swa_utils.update_bn(training, model)
     model.eval()
     with torch.no_grad():

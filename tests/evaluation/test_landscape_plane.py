@@ -15,7 +15,7 @@ from swavg.evaluation.landscape.grid import Grid, make_grid, parse_shape
 from swavg.evaluation.landscape.labels import place_labels
 from swavg.evaluation.landscape.levels import make_levels
 from swavg.evaluation.landscape.plane import Plane, Position, plane_of
-from swavg.evaluation.landscape.products import offset_products, weight_names
+from swavg.evaluation.landscape.products import offset_products
 from swavg.formats import open_checkpoint
 
 
@@ -57,7 +57,7 @@ def test_inner_products_are_those_of_the_whole_vectors(tmp_path, monkeypatch, dt
 
 def test_the_plane_is_that_of_the_paper(tmp_path):
     states = random_states(4)
-    names = weight_names(opened(tmp_path, states[0])[0])
+    names = [("w",), ("b",)]
     plane, (fourth,) = plane_of(offset_products(opened(tmp_path, *states), names), "1234")
     w1, w2, w3, w4 = map(flat, states)
     u = w2 - w1
@@ -97,20 +97,9 @@ def test_distances_in_the_plane_are_distances_between_weights():
     assert np.linalg.norm(one - other) == pytest.approx(math.hypot(2.2, 1.9))
 
 
-def test_statistics_and_integers_are_no_weights(tmp_path):
-    weights = {"w": torch.ones(3), "n.running_mean": torch.ones(3), "n.running_var": torch.ones(3)}
-    others = {"n.num_batches_tracked": torch.tensor(7), "n.weight": torch.ones(2)}
-    (checkpoint,) = opened(tmp_path, weights | others)
-    assert sorted(weight_names(checkpoint)) == [("n.weight",), ("w",)]
-
-
 def test_a_tied_tensor_counts_once_whatever_name_a_file_has(tmp_path):
     checkpoints = opened(tmp_path, {"head": torch.zeros(4)}, {"embed": torch.ones(4)})
     assert offset_products(checkpoints, [("embed", "head")])[1, -1] == 4
-    path = tmp_path / "tied.pt"
-    shared = torch.ones(4)
-    torch.save({"embed": shared, "head": shared}, path)
-    assert weight_names(open_checkpoint(path)) == (("embed", "head"),)
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])

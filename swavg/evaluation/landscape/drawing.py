@@ -72,8 +72,10 @@ def require() -> None:
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """In the block, matplotlib's defaults with our style; the user's settings afterwards."""
+def styled() -> Iterator[None]:
+    """In the block, matplotlib's defaults with our style; the user's settings afterwards.
+    Raises MissingDependencyError without matplotlib."""
+    require()
     import matplotlib
 
     with matplotlib.rc_context():
@@ -83,10 +85,20 @@ def style() -> Iterator[None]:
         yield
 
 
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches, with a canvas that measures texts."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def encoded(figure: Figure, kind: str) -> bytes:
     """``figure`` as a file: 300 dots per inch in PNG; the same bytes for the same figure."""
     buffer = io.BytesIO()
-    with style():
+    with styled():
         figure.savefig(
             buffer, format=kind, dpi=300, metadata=_DATELESS[kind],
             bbox_inches="tight", pad_inches=0.03,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from swavg.evaluation.landscape.drawing import require, style
+from swavg.evaluation.landscape.drawing import empty_figure, styled
 from swavg.evaluation.landscape.labels import along, place_labels
 from swavg.evaluation.landscape.smooth import panel_levels, smoothed
-from swavg.evaluation.landscape.surface import Metric, Place, Surface
+from swavg.evaluation.landscape.surface import Place, Surface
+from swavg.evaluation.landscape.survey import Metric, axis_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,18 +35,13 @@ _MARKERS: dict[str, dict[str, Any]] = {
 def draw(surface: Surface, metrics: Sequence[Metric], *, subject: str | None = None) -> Figure:
     """A figure with a panel per metric. ``subject`` stands before the value at the colour bar
     (``test`` loss). Raises MissingDependencyError without matplotlib, NumericsError."""
-    require()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     xs, ys = surface.grid.xs, surface.grid.ys
     wide = (xs[-1] - xs[0]) / (ys[-1] - ys[0])
     width = min(_WIDEST, max(_NARROWEST, _HEIGHT * wide))
     height = min(_HEIGHT, max(_LOWEST, width / wide))
     whole = len(metrics) * (width + _BESIDE), height + _BELOW
-    with style():
-        figure = Figure(figsize=whole)
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = empty_figure(*whole)
         for index, metric in enumerate(metrics):
             left = index * (width + _BESIDE) + _LEFT
 
@@ -54,17 +50,22 @@ def draw(surface: Surface, metrics: Sequence[Metric], *, subject: str | None = N
 
             axes = figure.add_axes(inches(left, _BELOW, width, height))
             bar = figure.add_axes(inches(left + width + _GAP, _BELOW, _BAR, height))
-            _panel(axes, bar, surface, metric, subject)
+            _panel(figure, axes, bar, surface, metric, subject)
             # Equal axes may be narrower than their room.
             axes.apply_aspect()
             right = axes.get_position().x1 * whole[0]
             bar.set_position(inches(right + _GAP, _BELOW, _BAR, height))
-            _name(axes, surface)
+            _name(figure, axes, surface)
     return figure
 
 
 def _panel(
-    axes: Axes, bar_axes: Axes, surface: Surface, metric: Metric, subject: str | None
+    figure: Figure,
+    axes: Axes,
+    bar_axes: Axes,
+    surface: Surface,
+    metric: Metric,
+    subject: str | None,
 ) -> None:
     import matplotlib
     from matplotlib.colors import BoundaryNorm
@@ -74,29 +75,23 @@ def _panel(
     edges = list(levels.edges)
     xs, ys, shown = smoothed(surface, metric, levels)
     extend: Literal["max", "neither"] = "max" if levels.open_above else "neither"
-    bands = levels.bands
-    colours = matplotlib.colormaps[_COLOURS].resampled(bands)
-    norm = BoundaryNorm(edges, bands, extend=extend)
+    colours = matplotlib.colormaps[_COLOURS].resampled(levels.bands)
+    norm = BoundaryNorm(edges, levels.bands, extend=extend)
     filled = axes.contourf(xs, ys, shown, edges, cmap=colours, norm=norm, extend=extend)
     # Renderers leave hairlines between neighbouring polygons.
     filled.set_edgecolor("face")
     filled.set_linewidth(0.2)
-    axes.contour(
-        xs, ys, shown, edges[1:], colors="white", linewidths=0.4, alpha=0.55
-    )  # fmt: skip
+    axes.contour(xs, ys, shown, edges[1:], colors="white", linewidths=0.4, alpha=0.55)
     _hatch(axes, surface, metric)
     axes.set_aspect("equal")
     axes.set_xlabel("distance in weight space")
     axes.set_ylabel("distance in weight space")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    noun = "error rate (%)" if metric == "error" else "loss"
-    figure = axes.get_figure()
-    assert figure is not None
     bar = figure.colorbar(
         filled, cax=bar_axes, spacing="uniform", extend=extend, extendfrac="auto", extendrect=True
     )
-    bar.set_label(noun if subject is None else f"{subject} {noun}")
+    bar.set_label(axis_title(metric, subject))
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_ticks(edges, labels=levels.texts)
     bar.ax.tick_params(length=2.5)
@@ -143,12 +138,10 @@ def _points(axes: Axes, surface: Surface) -> None:
     axes.set_ylim(ys[0], ys[-1])
 
 
-def _name(axes: Axes, surface: Surface) -> None:
+def _name(figure: Figure, axes: Axes, surface: Surface) -> None:
     """Names beside the points, on white rims. The rims are drawn apart, so that text stays text."""
     from matplotlib.patheffects import Stroke
 
-    figure = axes.get_figure()
-    assert figure is not None
     dot = figure.dpi / 72
     sizes = []
     for place in surface.named:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from swavg.errors import NumericsError
 from swavg.evaluation.landscape.route import Route
-from swavg.evaluation.landscape.surface import Metric
-from swavg.evaluation.landscape.survey import Value
+from swavg.evaluation.landscape.survey import Metric, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Line:
 
     def series(self, metric: Metric) -> tuple[float, ...]:
         """The values along the line; NaN where there is none."""
-        return tuple(number(value, metric) for value in self.values)
+        return tuple(value.of(metric) for value in self.values)
 
     def at(self, index: int, metric: Metric) -> float:
         """The value at checkpoint ``index``."""
@@ -51,7 +50,7 @@ class Line:
 
     def _barrier(self, index: int, metric: Metric) -> Barrier:
         first, second = self.at(index, metric), self.at(index + 1, metric)
-        best, top = Barrier(index, 0.0, float(index), 0.0), -math.inf
+        highest, at, top = 0.0, float(index), -math.inf
         for t, value in zip(self.route.ts, self.series(metric), strict=True):
             if not index <= t <= index + 1:
                 continue
@@ -60,14 +59,9 @@ class Line:
             part = t - index
             height = value - ((1 - part) * first + part * second)
             top = max(top, value - (first + second) / 2)
-            if height > best.height:
-                best = Barrier(index, height, t, 0.0)
-        return Barrier(best.index, best.height, best.t, top)
-
-
-def number(value: Value, metric: Metric) -> float:
-    found = value.loss if metric == "loss" else value.error
-    return math.nan if found is None else found
+            if height > highest:
+                highest, at = height, t
+        return Barrier(index, highest, at, top)
 
 
 def line_of(found: Route, values: Sequence[Value]) -> Line:
@@ -99,7 +93,7 @@ def extent(line: Line, metric: Metric) -> tuple[float, float]:
     values = line.series(metric)
     last = len(line.route.names) - 1
     inside = [value for t, value in zip(line.route.ts, values, strict=True) if 0 <= t <= last]
-    inside.append(number(line.mean, metric))
+    inside.append(line.mean.of(metric))
     low = min(filter(math.isfinite, inside))
     high = max(filter(math.isfinite, inside))
     room = high - low or abs(high) * 0.1 or 1.0
@@ -127,7 +121,7 @@ def verdict(line: Line) -> Verdict:
     ends = [line.at(index, metric) for index in range(len(line.route.names))]
     allowed = TOLERANCE if metric == "error" else TOLERANCE * max(map(abs, ends))
     worst = max(line.barriers(metric), key=lambda barrier: barrier.height)
-    mean = number(line.mean, metric)
+    mean = line.mean.of(metric)
     if worst.height > allowed:
         return Verdict(False, "a barrier: do not average these")
     if not mean <= max(ends) + allowed:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swavg.evaluation.landscape.drawing import require, style
-from swavg.evaluation.landscape.line import Line, extent, number
-from swavg.evaluation.landscape.surface import Metric
+from swavg.evaluation.landscape.drawing import empty_figure, styled
+from swavg.evaluation.landscape.line import Line, extent
+from swavg.evaluation.landscape.survey import Metric, axis_title, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,19 +31,13 @@ def draw(
 
     Raises MissingDependencyError without matplotlib.
     """
-    require()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    names = tuple(labels) or line.route.names
     panels = len(metrics)
     whole = (
         _LEFT + _WIDTH + _RIGHT,
         _BELOW + panels * _HEIGHT + (panels - 1) * _GAP + _ABOVE,
     )
-    with style():
-        figure = Figure(figsize=whole)
-        FigureCanvasAgg(figure)
+    with styled():
+        figure = empty_figure(*whole)
         for index, metric in enumerate(metrics):
             below = _BELOW + (panels - 1 - index) * (_HEIGHT + _GAP)
             axes = figure.add_axes(
@@ -51,19 +45,19 @@ def draw(
             )
             _panel(axes, line, metric, subject, last=index == panels - 1)
             if index == 0:
-                _knots(axes, line, names)
+                _knots(axes, line, tuple(labels) or line.route.names)
     return figure
 
 
 def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None, *, last: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    scale = 100.0 if metric == "error" else 1.0
+    factor = scale(metric)
     distances = np.array([line.route.distance(t) for t in line.route.ts])
-    values = np.array(line.series(metric)) * scale
+    values = np.array(line.series(metric)) * factor
     knots = [line.route.distance(float(i)) for i in range(len(line.route.names))]
-    ends = np.array([line.at(i, metric) for i in range(len(knots))]) * scale
-    low, high = (bound * scale for bound in extent(line, metric))
+    ends = np.array([line.at(i, metric) for i in range(len(knots))]) * factor
+    low, high = (bound * factor for bound in extent(line, metric))
     rim = 0.07 * (high - low)
     low, high = low - rim, high + rim
     for knot in knots:
@@ -79,7 +73,7 @@ def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None, *, last:
         knots, ends, linestyle="none", marker="o", markersize=6, markerfacecolor=_RED,
         markeredgecolor="black", markeredgewidth=0.8, zorder=5,
     )  # fmt: skip
-    mean = number(line.mean, metric) * scale
+    mean = line.mean.of(metric) * factor
     if len(knots) == 2:
         axes.plot(
             [(knots[0] + knots[1]) / 2], [min(mean, high) if mean == mean else high], "*",
@@ -97,8 +91,7 @@ def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None, *, last:
     axes.set_ylim(low, high)
     rim = 0.015 * (distances[-1] - distances[0])
     axes.set_xlim(distances[0] - rim, distances[-1] + rim)
-    noun = "error rate (%)" if metric == "error" else "loss"
-    axes.set_ylabel(noun if subject is None else f"{subject} {noun}")
+    axes.set_ylabel(axis_title(metric, subject))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     for side in ("top", "right"):
@@ -115,8 +108,6 @@ def _knots(axes: Axes, line: Line, names: Sequence[str]) -> None:
     knots = [(line.route.distance(float(i)), name) for i, name in enumerate(names)]
     if len(names) == 2:
         knots.append((line.route.distance(0.5), "mean"))
-    figure = axes.get_figure()
-    assert figure is not None
     spans: list[tuple[float, float]] = []
     for distance, name in knots:
         text = axes.annotate(

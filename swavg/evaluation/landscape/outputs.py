@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from swavg.errors import OutputError, RequestError
 from swavg.evaluation.landscape import drawing
-from swavg.evaluation.landscape.survey import Survey, made_already
-from swavg.evaluation.landscape.table import Table, discard, publish
+from swavg.evaluation.landscape.survey import Survey
+from swavg.evaluation.landscape.table import Table, discard, finished_rows, publish
 from swavg.formats.checkpoint import Checkpoint
 from swavg.storage.destination import check_destination, destination, is_stream
 from swavg.storage.protect import check_not_input
@@ -50,7 +50,10 @@ class Outputs:
             check_destination(path, _ROOM, force=self.force or kept)
 
     def _made(self, survey: Survey) -> bool:
-        return not self.anew and made_already(survey, self.csv)
+        if self.anew:
+            return False
+        rows = finished_rows(self.csv, survey.cache_key, survey.columns)
+        return rows is not None and len(rows) == len(survey.points)
 
     def publish(self, survey: Survey, table: Table, figure: bytes | None) -> None:
         """Put both under their names; the unfinished table goes."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from swavg import __version__
 from swavg.engine.recipe import short_names
 from swavg.errors import RequestError
 from swavg.evaluation.landscape.grid import Grid, make_grid
-from swavg.evaluation.landscape.plane import Plane, Position, plane_of
+from swavg.evaluation.landscape.plane import Plane, plane_of
 from swavg.evaluation.landscape.products import Names, OnRead, offset_products
 from swavg.evaluation.landscape.surface import Place, Surface
 from swavg.evaluation.landscape.survey import (
@@ -19,14 +18,13 @@ from swavg.evaluation.landscape.survey import (
     GridPoint,
     Survey,
     Value,
+    cache_key,
     number_text,
     one_line,
 )
 from swavg.formats.checkpoint import Checkpoint
 
 COLUMNS = ("kind", "name", "x", "y", "off", *VALUES)
-
-AVERAGE = "average"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def lay_out(
     places = [
         Place("corner", f"W{index + 1}", position) for index, position in enumerate(plane.corners)
     ]
-    places.append(Place("average", AVERAGE, plane.centroid))
+    places.append(Place("average", "average", plane.centroid))
     places += [
         Place("mark" if index < len(marks) else "trail", name, position)
         for index, (name, position) in enumerate(zip(shown[3:], others, strict=True))
@@ -79,52 +77,40 @@ def lay_out(
     return Layout(plane, grid, tuple(places), tuple(corners), tuple(marks))
 
 
-def survey_of(layout: Layout, cache_key: Mapping[str, object]) -> Survey:
-    """The places first, then the grid row by row. ``cache_key`` says what scores depend on."""
+def survey_of(layout: Layout, scores: Mapping[str, object]) -> Survey:
+    """The places first, then the grid row by row. ``scores`` says what scores depend on."""
     everything = (*layout.corners, *layout.marks)
-    shown = short_names([each.path for each in everything])
+    shown = map(one_line, short_names([each.path for each in everything]))
     plane = layout.plane
-    whole = {
-        "survey": "landscape",
-        "version": __version__,
-        "checkpoints": [
-            {"name": one_line(name), "bytes": each.size}
-            for name, each in zip(shown, everything, strict=True)
-        ],
-        "plane": [plane.side, plane.foot, plane.height],
-        "grid": [len(layout.grid.xs), len(layout.grid.ys)],
-        **cache_key,
-    }
+    key = cache_key(
+        "landscape",
+        [*zip(shown, everything, strict=True)],
+        {
+            "plane": [plane.side, plane.foot, plane.height],
+            "grid": [len(layout.grid.xs), len(layout.grid.ys)],
+            **scores,
+        },
+    )
+    # Of the corners and their average, which come first.
+    sums = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1 / 3, 1 / 3, 1 / 3)]
     points = []
-    corner = mark = 0
-    for place in layout.places:
-        cells = (place.kind, place.name, *_coordinates(place.position))
-        if place.kind == "corner":
-            alone = tuple(float(index == corner) for index in range(3))
-            points.append(GridPoint(cells, alone))
-            corner += 1
-        elif place.kind == "average":
-            points.append(GridPoint(cells, (1 / 3, 1 / 3, 1 / 3)))
-        elif place.kind == "mark":
-            points.append(GridPoint(cells, own=mark))
-            mark += 1
+    for index, place in enumerate(layout.places):
+        at = place.position
+        cells = (place.kind, place.name, *map(number_text, (at.x, at.y, at.off)))
+        if index < len(sums):
+            points.append(GridPoint(cells, sums[index]))
         else:
-            points.append(GridPoint(cells))
+            own = index - len(sums) if place.kind == "mark" else None
+            points.append(GridPoint(cells, own=own))
     points += [
         GridPoint(("grid", "", number_text(x), number_text(y), ""), plane.coefficients(x, y))
         for x, y in layout.grid
     ]
-    return Survey(whole, COLUMNS, tuple(points))
-
-
-def _coordinates(position: Position) -> tuple[str, str, str]:
-    return tuple(number_text(float(c)) for c in (position.x, position.y, position.off))  # type: ignore[return-value]
+    return Survey(key, COLUMNS, tuple(points))
 
 
 def surface_of(layout: Layout, values: Sequence[Value], labels: Sequence[str] = ()) -> Surface:
     """What was found, by grid and place; ``labels`` name the places that are no trail, in order."""
-    from dataclasses import replace
-
     named = len(layout.places)
     places = [
         replace(place, loss=value.loss, error=value.error)
@@ -134,8 +120,8 @@ def surface_of(layout: Layout, values: Sequence[Value], labels: Sequence[str] = 
         places[index] = replace(places[index], name=label)
     shape = len(layout.grid.ys), len(layout.grid.xs)
     found = values[named:]
-    loss = np.array([np.nan if each.loss is None else each.loss for each in found])
+    loss = np.array([each.of("loss") for each in found]).reshape(shape)
     error = None
     if all(each.error is not None for each in found):
-        error = np.array([each.error for each in found], np.float64).reshape(shape)
-    return Surface(layout.grid, loss.reshape(shape), error, tuple(places))
+        error = np.array([each.of("error") for each in found]).reshape(shape)
+    return Surface(layout.grid, loss, error, tuple(places))

@@ -39,7 +39,7 @@ class Plane:
 
     @property
     def corners(self) -> tuple[Position, Position, Position]:
-        return Position(0, 0), Position(self.side, 0), Position(self.foot, self.height)
+        return Position(0.0, 0.0), Position(self.side, 0.0), Position(self.foot, self.height)
 
     @property
     def centroid(self) -> Position:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,22 +20,6 @@ OnRead = Callable[[int, int], None]
 Names = Sequence[Sequence[str]]
 """A group of names for each tensor: those under which a tied parameter may be found."""
 
-_NOT_WEIGHTS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def weight_names(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
-    """The tensors of ``checkpoint`` that count as weights where no model says so: floats but for
-    batch-norm statistics, tied ones together."""
-    canonical = {actual: name for name, actual in by_canonical_name(list(checkpoint)).items()}
-    ties = {name: group for group in checkpoint.ties for name in group}
-    groups = dict.fromkeys(ties.get(name, (name,)) for name in checkpoint)
-    return tuple(
-        tuple(canonical[name] for name in group)
-        for group in groups
-        if checkpoint.tensors[group[0]].spec.dtype.floating
-        and group[0].rpartition(".")[2] not in _NOT_WEIGHTS
-    )
-
 
 def offset_products(
     checkpoints: Sequence[Checkpoint], names: Names, on_read: OnRead | None = None
@@ -51,11 +35,9 @@ def offset_products(
     rows = _matched(checkpoints, names, shown)
     count = len(checkpoints)
     axes = min(2, count - 1)
-
-    def pieces() -> Iterator[tuple[int, int, int]]:
-        for row, tensors in enumerate(rows):
-            for start, stop in ranges(*tensors):
-                yield row, start, stop
+    pieces = (
+        (row, start, stop) for row, tensors in enumerate(rows) for start, stop in ranges(*tensors)
+    )
 
     def work(piece: tuple[int, int, int]) -> Array:
         row, start, stop = piece
@@ -85,7 +67,7 @@ def offset_products(
     total = np.zeros((count, axes + 1))
     read, whole = 0, sum(tensor.spec.nbytes for tensors in rows for tensor in tensors)
     with Pool() as pool:
-        for (row, start, stop), found in in_order(pieces(), work):
+        for (row, start, stop), found in in_order(pieces, work):
             if not np.isfinite(found).all():
                 at = int(np.argmin(np.isfinite(found).all(axis=1)))
                 raise NumericsError(
@@ -120,8 +102,7 @@ def _matched(
             continue
         what = "missing" if len(present) < len(tensors) else "shape"
         facts = tuple(
-            (name, "missing" if tensor is None else _shape(tensor, what))
-            for name, tensor in zip(shown, tensors, strict=True)
+            (name, _fact(tensor, what)) for name, tensor in zip(shown, tensors, strict=True)
         )
         differences.append(Difference(group[0], what, facts))
     if differences:
@@ -144,5 +125,7 @@ def _matched(
     return found
 
 
-def _shape(tensor: Tensor, what: str) -> str:
+def _fact(tensor: Tensor | None, what: str) -> str:
+    if tensor is None:
+        return "missing"
     return "present" if what == "missing" else str(list(tensor.spec.shape))

@@ -6,12 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from swavg import __version__
 from swavg.engine.recipe import short_names
 from swavg.errors import RequestError
 from swavg.evaluation.landscape.grid import spaced
 from swavg.evaluation.landscape.products import Names, OnRead, offset_products
-from swavg.evaluation.landscape.survey import VALUES, GridPoint, Survey, number_text, one_line
+from swavg.evaluation.landscape.survey import (
+    VALUES,
+    GridPoint,
+    Survey,
+    cache_key,
+    number_text,
+    one_line,
+)
 from swavg.formats.checkpoint import Checkpoint
 
 COLUMNS = ("t", "name", "distance", *VALUES)
@@ -105,28 +111,20 @@ def route(
 
 
 def survey_of(
-    found: Route, checkpoints: Sequence[Checkpoint], cache_key: Mapping[str, object]
+    found: Route, checkpoints: Sequence[Checkpoint], scores: Mapping[str, object]
 ) -> Survey:
-    """The points along the line; before them, of more than two, the mean of all."""
-    whole = {
-        "survey": "path",
-        "version": __version__,
-        "checkpoints": [
-            {"name": name, "bytes": each.size}
-            for name, each in zip(found.names, checkpoints, strict=True)
-        ],
-        "lengths": list(found.lengths),
-        **cache_key,
-    }
+    """The points along the line; before them, of more than two, the mean of all. ``scores`` says
+    what scores depend on."""
+    named = [*zip(found.names, checkpoints, strict=True)]
+    key = cache_key("path", named, {"lengths": list(found.lengths), **scores})
     count = len(found.names)
     points = []
     if count > 2:
         points.append(GridPoint(("", MEAN, ""), (1 / count,) * count))
     points += [
         GridPoint(
-            (number_text(t), found.name(t), number_text(found.distance(t))),
-            found.coefficients(t),
+            (number_text(t), found.name(t), number_text(found.distance(t))), found.coefficients(t)
         )
         for t in found.ts
     ]
-    return Survey(whole, COLUMNS, tuple(points))
+    return Survey(key, COLUMNS, tuple(points))

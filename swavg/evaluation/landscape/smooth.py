@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from swavg.evaluation.landscape.levels import BANDS, Levels, make_levels
-from swavg.evaluation.landscape.surface import Array, Metric, Surface
+from swavg.evaluation.landscape.surface import Array, Surface
+from swavg.evaluation.landscape.survey import Metric, scale
 
 # Points drawn per grid point along each axis.
 _FINER = 6
@@ -13,7 +14,7 @@ _FINER = 6
 
 def panel_levels(surface: Surface, metric: Metric, bands: int = BANDS) -> Levels:
     """The levels that a panel of ``metric`` has; percent for errors."""
-    return make_levels(surface.values(metric) * (100.0 if metric == "error" else 1.0), bands)
+    return make_levels(surface.values(metric) * scale(metric), bands)
 
 
 def smoothed(surface: Surface, metric: Metric, levels: Levels) -> tuple[Array, Array, Array]:
@@ -23,7 +24,7 @@ def smoothed(surface: Surface, metric: Metric, levels: Levels) -> tuple[Array, A
     its slopes; cubics through the values themselves would swing beside a cliff. What is not
     finite takes the values next to it: the cells around it are not to be shown.
     """
-    values = surface.values(metric) * (100.0 if metric == "error" else 1.0)
+    values = surface.values(metric) * scale(metric)
     low, first, last = levels.edges[0], levels.edges[1], levels.edges[-1]
     # Beyond this nothing is told apart; a cliff drawn through 1e30 would bend what is before it.
     top = last + 3 * (last - low)

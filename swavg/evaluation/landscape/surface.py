@@ -11,11 +11,9 @@ import numpy as np
 from swavg.errors import NumericsError
 from swavg.evaluation.landscape.grid import Grid
 from swavg.evaluation.landscape.plane import Position
+from swavg.evaluation.landscape.survey import Metric
 
 Array = np.ndarray[Any, Any]
-Metric = Literal["loss", "error"]
-
-METRICS: tuple[Metric, ...] = ("loss", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +28,6 @@ class Place:
     position: Position
     loss: float | None = None
     error: float | None = None
-
-    def value(self, metric: Metric) -> float | None:
-        return self.loss if metric == "loss" else self.error
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,13 +5,32 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal
 
+from swavg import __version__
 from swavg.errors import OutputError
-from swavg.evaluation.landscape import table as tables
+from swavg.evaluation.landscape.table import Table
+from swavg.formats.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from swavg.evaluation.evaluate import Module, Score
+
+Metric = Literal["loss", "error"]
+
+
+def scale(metric: Metric) -> float:
+    """What values are multiplied with where they are shown: error rates are in percent."""
+    return 100.0 if metric == "error" else 1.0
+
+
+def axis_title(metric: Metric, subject: str | None = None) -> str:
+    """What an axis of scaled values shows, and of which data."""
+    noun = "error rate (%)" if metric == "error" else "loss"
+    return noun if subject is None else f"{subject} {noun}"
+
 
 OnPoint = Callable[[int, int], None]
 """Called with the points done so far, and in all; first with those that were there already."""
@@ -39,15 +58,18 @@ class GridPoint:
 class Value:
     """What was found at a point; None for what was not computed. ``error`` is a share of 1."""
 
-    loss: float | None
-    error: float | None
-    examples: int | None
+    loss: float | None = None
+    error: float | None = None
+    examples: int | None = None
+
+    def of(self, metric: Metric) -> float:
+        """NaN where it was not computed."""
+        found = self.loss if metric == "loss" else self.error
+        return math.nan if found is None else found
 
 
-class Scorer(Protocol):
-    """Puts the weights of a point into the model; its loss, error rate and count of examples."""
-
-    def __call__(self, point: GridPoint, /) -> Value: ...
+Scorer = Callable[[GridPoint], Value]
+"""Puts the weights of a point into the model, and evaluates it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +85,49 @@ class Survey:
         return sum(point.scored for point in self.points)
 
 
-def made_already(survey: Survey, path: str | os.PathLike[str]) -> bool:
-    """Whether a whole table of this survey lies at ``path``."""
-    rows = tables.finished_rows(path, survey.cache_key, survey.columns)
-    return rows is not None and len(rows) == len(survey.points)
+def cache_key(
+    survey: str, checkpoints: Sequence[tuple[str, Checkpoint]], more: Mapping[str, object]
+) -> dict[str, object]:
+    """Of a kind of ``survey`` of named ``checkpoints``, with ``more`` that its rows depend on."""
+    facts = [{"name": name, "bytes": checkpoint.size} for name, checkpoint in checkpoints]
+    return {"survey": survey, "version": __version__, "checkpoints": facts, **more}
+
+
+@contextmanager
+def scoring(
+    model: Module,
+    evaluate: Callable[[], Score],
+    checkpoints: Sequence[Checkpoint],
+    others: Sequence[Checkpoint] = (),
+) -> Iterator[Scorer]:
+    """A scorer of sums of ``checkpoints``, and of ``others`` by themselves, in the block.
+
+    The model holds the weights of the point that was scored last. Raises MismatchError if a tensor
+    of the model is missing in a file or has another shape there.
+    """
+    from swavg.training.model_plan import ModelPlan
+
+    with ExitStack() as files:
+        sums = files.enter_context(ModelPlan(model, checkpoints, allow_nonfinite=True))
+        alone = [
+            files.enter_context(ModelPlan(model, [each], allow_nonfinite=True)) for each in others
+        ]
+
+        def score(point: GridPoint) -> Value:
+            if point.own is not None:
+                alone[point.own].apply([1.0])
+            else:
+                assert point.coefficients is not None
+                # They sum to 1 but for their rounding, which must not be an error.
+                sums.apply(point.coefficients)
+            found = evaluate()
+            return Value(found.loss, found.error, found.examples)
+
+        yield score
 
 
 def run(
-    survey: Survey, table: tables.Table, score: Scorer, on_point: OnPoint | None = None
+    survey: Survey, table: Table, score: Scorer, on_point: OnPoint | None = None
 ) -> list[Value]:
     """The values of all points: those in ``table``, and the others, which are added to it."""
     points = survey.points
@@ -85,16 +142,13 @@ def run(
     if on_point is not None:
         on_point(len(found), len(points))
     for point in points[len(found) :]:
-        value = score(point) if point.scored else Value(None, None, None)
-        table.append(joined((*point.cells, *map(number_text, _cells(value)))))
+        value = score(point) if point.scored else Value()
+        found_cells = map(number_text, (value.loss, value.error, value.examples))
+        table.append(joined((*point.cells, *found_cells)))
         found.append(value)
         if on_point is not None:
             on_point(len(found), len(points))
     return found
-
-
-def _cells(value: Value) -> tuple[float | int | None, ...]:
-    return value.loss, value.error, value.examples
 
 
 def _parsed(point: GridPoint, row: str) -> Value | None:
@@ -108,7 +162,7 @@ def _parsed(point: GridPoint, row: str) -> Value | None:
         return None
 
 
-def _foreign(table: tables.Table, number: int) -> OutputError:
+def _foreign(table: Table, number: int) -> OutputError:
     return OutputError(
         table.path,
         f"row {number} is not the one that belongs there: the file was changed",

@@ -37,12 +37,7 @@ class Table:
         self.rows.append(row)
 
 
-def partial_path(path: str | os.PathLike[str]) -> Path:
-    target = Path(destination(path))
-    return target.with_name(target.name + PARTIAL)
-
-
-def heading(cache_key: Mapping[str, object], columns: Sequence[str]) -> str:
+def _heading(cache_key: Mapping[str, object], columns: Sequence[str]) -> str:
     """The lines above the rows."""
     text = json.dumps(cache_key, ensure_ascii=True, separators=(", ", ": "))
     return f"{_HEAD}{text}\n{','.join(columns)}\n"
@@ -63,8 +58,8 @@ def opened(
     Raises OutputError if it is being written, or if there is one that was made otherwise, which
     ``force`` gives up.
     """
-    partial = partial_path(path)
-    head = heading(cache_key, columns)
+    partial = Path(f"{destination(path)}{PARTIAL}")
+    head = _heading(cache_key, columns)
     try:
         fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -109,7 +104,7 @@ def finished_rows(
     except OSError:
         return None
     try:
-        return _rows(target, found, heading(cache_key, columns), cache_key, False)
+        return _rows(target, found, _heading(cache_key, columns), cache_key, False)
     except OutputError:
         return None
 
