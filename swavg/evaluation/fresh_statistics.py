@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from swavg.engine.kernels.torch import check_device
-from swavg.errors import MismatchError, RequestError, SwavgError
-from swavg.evaluation.user_objects import failed
+from swavg.errors import MismatchError, RequestError
+from swavg.evaluation.user_objects import users_code
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.match import by_canonical_name, canonical
 from swavg.training.apply import apply_swa
-from swavg.training.batches import examples, forward, to_device
+from swavg.training.batches import examples, to_device
 from swavg.training.batchnorm import update_bn
 from swavg.training.wrapped import own_tensors
 
@@ -54,13 +54,16 @@ def fresh_statistics(
     seen = _Seen(limit, device, on_batch)
     with torch.no_grad():
         names = _run(model, seen.of(batches))
-    layers, unused = _used(model, names)
+    own = own_tensors(model)
+    changed = {id(own[name]) for name in names if name in own}
+    layers, unused = _used(own, changed)
     if not layers:
         raise RequestError(f"No batch came by a batch-norm layer of {type(model).__name__}.")
     if unused:
-        shown = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
-        notes.append(f"no batch came by {shown} ({len(unused)} layers): as in the average")
-    tensors = _by_checkpoint_name(model, names, checkpoint)
+        notes.append(
+            f"no batch came by {_first_few(unused)} ({len(unused)} layers): as in the average"
+        )
+    tensors = _by_checkpoint_name(own, changed, checkpoint)
     return FreshStatistics(tensors, layers, seen.batches, seen.examples, tuple(notes))
 
 
@@ -104,11 +107,16 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
             ) from None
         apply_swa(model, [checkpoint], strict=False, allow_nonfinite=True)
     own = own_tensors(model)
-    others = [name for name in by_canonical_name(list(checkpoint.tensors)) if name not in own]
+    known = {*own, *map(canonical, own)}
+    others = [name for name in by_canonical_name(list(checkpoint.tensors)) if name not in known]
     if not others:
         return []
-    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-    return [f"the model has no {shown} ({len(others)} of {len(checkpoint)} tensors): copied"]
+    count = f"{len(others)} of {len(checkpoint)} tensors"
+    return [f"the model has no {_first_few(others)} ({count}): copied"]
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _brief(error: MismatchError) -> str:
@@ -138,8 +146,8 @@ class _Seen:
             yield to_device(batch, self._device)
             self.batches += 1
             count = examples(batch)
-            known = self.examples is not None and count is not None
-            self.examples = self.examples + count if known else None  # type: ignore[operator]
+            before = self.examples
+            self.examples = None if before is None or count is None else before + count
             if self._on_batch is not None:
                 self._on_batch(self.batches, total)
 
@@ -151,37 +159,32 @@ def _run(model: nn.Module, batches: Iterator[Any]) -> list[str]:
             "The data gave no batches: there is nothing to compute statistics on.",
             hint="Was a generator used up, or is the data set smaller than a batch (drop_last)?",
         )
-    try:
-        return list(update_bn(model, itertools.chain([first], batches), forward=forward))
-    except SwavgError:
-        raise
-    except Exception as error:
-        hint = "A batch is (inputs..., target), one tensor, or a mapping of keyword arguments."
-        raise failed("Running the model on the data failed", error, hint) from error
+    hint = "A batch is (inputs..., target), one tensor, or a mapping of keyword arguments."
+    with users_code("Running the model on the data failed", hint):
+        return update_bn(model, itertools.chain([first], batches))
 
 
-def _used(model: nn.Module, changed: Sequence[str]) -> tuple[int, list[str]]:
+def _used(own: Mapping[str, torch.Tensor], changed: Set[int]) -> tuple[int, list[str]]:
     """How many layers have new statistics, and the names of the others that have any."""
-    own = own_tensors(model)
-    used = {id(own[name]) for name in map(canonical, changed) if name in own}
     means = {id(own[name]): name for name in own if name.rpartition(".")[2] == "running_mean"}
-    unused = [name.removesuffix(".running_mean") for key, name in means.items() if key not in used]
+    unused = [
+        name.removesuffix(".running_mean") for key, name in means.items() if key not in changed
+    ]
     return len(means) - len(unused), unused
 
 
 def _by_checkpoint_name(
-    model: nn.Module, names: Sequence[str], checkpoint: Checkpoint
+    own: Mapping[str, torch.Tensor], changed: Set[int], checkpoint: Checkpoint
 ) -> dict[str, torch.Tensor]:
     """The new buffers by the names that they have in the checkpoint."""
-    own = own_tensors(model)
-    changed = {id(own[name]) for name in map(canonical, names) if name in own}
     actual = by_canonical_name(list(checkpoint.tensors))
-    # A layer that is used under two names has its statistics under both.
-    found = {
-        actual[name]: tensor
-        for name, tensor in own.items()
-        if id(tensor) in changed and name in actual
-    }
+    found = {}
+    for name, tensor in own.items():
+        # A layer that the model itself calls "module" has lost that name there, as a wrapper has.
+        spelling = name if name in actual else canonical(name)
+        # One that is used under two names has its statistics under both.
+        if id(tensor) in changed and spelling in actual:
+            found[actual[spelling]] = tensor
     for group in checkpoint.ties:
         given = next((found[name] for name in group if name in found), None)
         if given is not None:

@@ -76,6 +76,23 @@ def assert_equal(found, wanted):
         assert torch.equal(found[name], tensor), name
 
 
+def test_a_layer_may_be_called_module_as_wrappers_are(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.module(x)
+
+    model, data = Named(), [torch.randn(6, 3) + 2 for _ in range(3)]
+    wanted = expected(model, data)
+    averaged = save(tmp_path / "averaged.safetensors", model.state_dict())
+    done = recalibrate(averaged, model, data, output=tmp_path / "o.safetensors")
+    assert (done.layers, done.notes) == (1, ())
+    assert_equal(load(tmp_path / "o.safetensors"), wanted)
+
+
 STATISTICS = [
     f"{layer}.{name}"
     for layer in (1, 5)
