@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -163,9 +162,8 @@ def _write_sharded(
 
     def gather(name: str) -> Tensor:
         missing.remove(name)
-        tensor: Any = tensors[name]
-        full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
-        return full
+        tensor = tensors[name]
+        return tensor.full_tensor() if is_sharded(tensor) else tensor
 
     problem: Exception | None = None
     if rank() == 0:
