@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swavg.training.batches import to_device
+from swavg.training.batches import map_items, to_device
 
 # Batches are kept in memory up to this many bytes.
 _KEPT = 256 << 20
@@ -44,24 +44,16 @@ class Passes:
                     kept = None
                 if kept is not None:
                     # A loader may fill the same tensor again.
-                    kept.append(_copied(there))
+                    kept.append(map_items(there, _copied))
                 yield there
         self._kept = kept
 
 
-def _copied(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.clone()
-    if isinstance(batch, Mapping):
-        return {name: _copied(value) for name, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        sequence: Any = type(batch)
-        values = [_copied(value) for value in batch]
-        return sequence(*values) if hasattr(sequence, "_fields") else sequence(values)
-    return batch
+def _copied(item: object) -> object:
+    return item.clone() if isinstance(item, Tensor) else item
 
 
-def _bytes(batch: Any) -> int:
+def _bytes(batch: object) -> int:
     if isinstance(batch, Tensor):
         return batch.nbytes
     if isinstance(batch, Mapping):

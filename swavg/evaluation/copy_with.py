@@ -12,8 +12,8 @@ from swavg.dtypes import DType
 from swavg.engine.kernels.floats import narrow
 from swavg.engine.recipe import as_text, short_names
 from swavg.errors import NumericsError
-from swavg.formats.checkpoint import Checkpoint, Shape, TableBuilder
-from swavg.formats.layout import Specs
+from swavg.formats.checkpoint import Checkpoint, TableBuilder
+from swavg.formats.layout import Specs, distinct
 from swavg.planning.decide import Decisions, Operation
 from swavg.planning.lay_out import lay_out
 from swavg.planning.match import distinct_tables
@@ -68,21 +68,17 @@ def copy_with(
     """Copies of bytes: the tensors of ``replaced``, and the others of ``template``."""
     checkpoints = (replaced, template)
     tables, _ = distinct_tables(checkpoints)
-    forms: dict[tuple[DType, Shape], int] = {}
-    operations: dict[Operation, int] = {}
-    form, operation, unchanged = array("I"), array("I"), bytearray()
-    numbers = tuple(array("q") for _ in tables)
-    for name, tensor in template.tensors.items():
-        spec, own = tensor.spec, name not in replaced.tensors
-        copy = Operation("copy", spec.dtype, "float32", (int(own),))
-        form.append(forms.setdefault((spec.dtype, spec.shape), len(forms)))
-        operation.append(operations.setdefault(copy, len(operations)))
-        unchanged.append(own)
-        for table, column in zip(tables, numbers, strict=True):
-            column.append(table.index.get(name, -1))
-    specs = Specs(template.tensors.columns.names, tuple(forms), form)
+    names = template.tensors.columns.names
+    own = [tensor.spec for tensor in template.tensors.values()]
+    unchanged = bytes(name not in replaced.tensors for name in names)
+    specs = Specs(names, *distinct((spec.dtype, spec.shape) for spec in own))
+    operations, operation = distinct(
+        Operation("copy", spec.dtype, "float32", (member,))
+        for spec, member in zip(own, unchanged, strict=True)
+    )
+    numbers = tuple(array("q", [table.index.get(name, -1) for name in names]) for table in tables)
     decisions = Decisions(
-        specs, tuple(operations), operation, tables, numbers, bytes(unchanged), template.ties, ()
+        specs, operations, operation, tables, numbers, unchanged, template.ties, ()
     )
     # Of a row, the last member is the template.
     row, policy = Row((1.0,), (1,)), Policy()

@@ -74,7 +74,7 @@ def evaluate(
 
 
 def _loss_of(
-    outputs: Any, target: Any, batch: Any, loss: LossFunction | None, number: int
+    outputs: object, target: object, batch: object, loss: LossFunction | None, number: int
 ) -> tuple[float, int]:
     """The sum of losses over a batch and of how many examples."""
     if loss is not None:
@@ -111,7 +111,7 @@ def _loss_of(
     return float(summed), int((classes != IGNORED).sum())
 
 
-def _misses(outputs: Any, target: Any) -> int | None:
+def _misses(outputs: object, target: object) -> int | None:
     """How many targets are not the class of the highest logit; None where there are no classes."""
     fitted = _fitted(outputs, target)
     if fitted is None:
@@ -120,7 +120,7 @@ def _misses(outputs: Any, target: Any) -> int | None:
     return int(((logits.argmax(dim=1) != classes) & (classes != IGNORED)).sum())
 
 
-def _fitted(outputs: Any, target: Any) -> tuple[Tensor, Tensor] | None:
+def _fitted(outputs: object, target: object) -> tuple[Tensor, Tensor] | None:
     """Logits with their classes in dimension 1 and integer targets of the other dimensions."""
     logits = _logits(outputs)
     if (
@@ -141,20 +141,20 @@ def _fitted(outputs: Any, target: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _logits(outputs: Any) -> Any:
+def _logits(outputs: object) -> object:
     found = _entry(outputs, "logits")
     if found is None and isinstance(outputs, (tuple, list)) and outputs:
         return outputs[0]
     return outputs if found is None else found
 
 
-def _entry(outputs: Any, name: str) -> Any:
+def _entry(outputs: object, name: str) -> object:
     if isinstance(outputs, Tensor):
         return None
     return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return "no target" if value is None else kind(value)

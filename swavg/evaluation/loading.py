@@ -132,7 +132,7 @@ class Batches:
             raise failed(f"{self._option}: {self._text} {what}", error) from error
 
 
-def _module_in(batch: Any) -> Any:
+def _module_in(batch: object) -> object:
     """A part of a model among the items of a batch; None if there is none."""
     items = batch if isinstance(batch, (tuple, list)) else (batch,)
     module = require_torch().nn.Module

@@ -42,8 +42,7 @@ def statistics_shift(before: Checkpoint, after: Checkpoint) -> StatisticsShift:
 
 
 def _wide(checkpoint: Checkpoint, name: str) -> Array:
-    found: Array = checkpoint.read(name).astype(np.float64)
-    return found
+    return checkpoint.read(name).astype(np.float64)
 
 
 def _quantiles(parts: list[Array]) -> Quantiles | None:

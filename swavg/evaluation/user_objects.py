@@ -23,7 +23,7 @@ from swavg.errors import RequestError, SwavgError
 _FORM = "Write package.module:name or path/to/file.py:name."
 
 
-def load_object(text: str, option: str) -> Any:
+def load_object(text: str, option: str) -> object:
     """What ``text`` names: ``package.module:name`` or ``path/to/file.py:name``, where ``name`` may
     have dots (``Class.method``).
 
@@ -34,7 +34,7 @@ def load_object(text: str, option: str) -> Any:
         raise RequestError(f"{option}: '{text}' names nothing to import.", hint=_FORM)
     with importable(text):
         module = (_file if _is_file(place) else _module)(place, text, option)
-        value: Any = module
+        value: object = module
         for part in name.split("."):
             try:
                 value = getattr(value, part)
@@ -54,7 +54,7 @@ def load_callable(text: str, option: str) -> Callable[..., Any]:
     return found
 
 
-def call(value: Any, text: str, option: str, wanted: str) -> Any:
+def call(value: object, text: str, option: str, wanted: str) -> object:
     """What ``value``, which ``text`` names, returns without arguments. Raises RequestError."""
     if not callable(value):
         raise RequestError(
@@ -164,7 +164,7 @@ def _file(path: str, text: str, option: str) -> ModuleType:
     return module
 
 
-def _absent(text: str, option: str, place: str, owner: Any, part: str) -> RequestError:
+def _absent(text: str, option: str, place: str, owner: object, part: str) -> RequestError:
     names = [name for name in dir(owner) if not name.startswith("_")]
     near = difflib.get_close_matches(part, names, 1)
     where = f"'{place}'" if isinstance(owner, ModuleType) else kind(owner)

@@ -10,12 +10,21 @@ from __future__ import annotations
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint, Shape, Shared
+
+T = TypeVar("T")
+
+
+def distinct(values: Iterable[T]) -> tuple[tuple[T, ...], array[int]]:
+    """The distinct ``values`` in order of appearance, and for each value which of them it is."""
+    places: dict[T, int] = {}
+    numbers = array("I", [places.setdefault(value, len(places)) for value in values])
+    return tuple(places), numbers
 
 
 @dataclass(frozen=True, eq=False, slots=True)

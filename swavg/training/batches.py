@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from swavg.errors import RequestError
@@ -46,15 +47,21 @@ def forward(model: nn.Module, batch: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def to_device(batch: Any, device: Any) -> Any:
-    """``batch`` with its tensors on ``device``; mappings become dictionaries."""
+def map_items(batch: Any, convert: Callable[[Any], Any]) -> Any:
+    """``batch`` with ``convert`` called for each of its items, in whatever they are nested;
+    mappings become dictionaries."""
     if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
+        return {name: map_items(value, convert) for name, value in batch.items()}
     if isinstance(batch, (tuple, list)):
         sequence: Any = type(batch)
-        values = [to_device(value, device) for value in batch]
+        values = [map_items(value, convert) for value in batch]
         return sequence(*values) if hasattr(sequence, "_fields") else sequence(values)
-    return batch.to(device) if hasattr(batch, "to") else batch
+    return convert(batch)
+
+
+def to_device(batch: Any, device: torch.device | str) -> Any:
+    """``batch`` with its tensors on ``device``; mappings become dictionaries."""
+    return map_items(batch, lambda item: item.to(device) if hasattr(item, "to") else item)
 
 
 def examples(batch: Any) -> int | None:

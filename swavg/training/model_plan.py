@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from swavg.dtypes import Accumulator, DType
+from swavg.dtypes import Accumulator
 from swavg.engine.compute import Tools, run_task
 from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, sizes
 from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Checkpoint, Shape, Shared
-from swavg.formats.layout import FileLayout, Specs
+from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.layout import FileLayout, Specs, distinct
 from swavg.planning.confirm import check_plain
 from swavg.planning.match import canonical, distinct_tables
 from swavg.planning.plan import Entries, File, Operation, Output, Plan, Term
@@ -145,24 +145,23 @@ class ModelPlan:
 
     def _plan(self, tensors: Mapping[str, Tensor]) -> tuple[Plan, Sequence[str]]:
         """The tensors end to end in one file and one task, and their names in its order."""
-        operations: dict[Operation, int] = {}
-        forms: dict[tuple[DType, Shape], int] = {}
-        operation, form, offsets = array("I"), array("I"), array("q")
-        parts: dict[int, tuple[int, int]] = {}
-        size = 0
         ordered = self._ordered(tensors)
+        operations, operation = distinct(made for _, made in ordered)
+        forms, form = distinct(
+            (made.dtype, tuple(tensors[match.name].shape)) for match, made in ordered
+        )
+        offsets, size = array("q"), 0
+        parts: dict[int, tuple[int, int]] = {}
         for number, (match, made) in enumerate(ordered):
             tensor = tensors[match.name]
             first, memory = memory_of(tensor)
             if memory.numel() < tensor.numel():
                 parts[number] = first, first + memory.numel()
-            operation.append(operations.setdefault(made, len(operations)))
-            form.append(forms.setdefault((made.dtype, tuple(tensor.shape)), len(forms)))
             offsets.append(size)
             size += made.dtype.nbytes(memory.numel())
         names = tuple(match.name for match, _ in ordered)
         entries = Entries(
-            tuple(operations),
+            operations,
             operation,
             tuple((shape, None) for _, shape in forms),
             form,
@@ -174,9 +173,10 @@ class ModelPlan:
             ),
         )
         order = array("q", range(len(ordered)))
-        specs = Specs(names, tuple(forms), form)
-        layout = FileLayout("", size, specs, array("I", order), offsets)
-        file = File(layout, offsets, array("I", order), order, parts)
+        in_file = array("I", order)
+        specs = Specs(names, forms, form)
+        layout = FileLayout("", size, specs, in_file, offsets)
+        file = File(layout, offsets, in_file, order, parts)
         output = Output(Target(None, ""), (file,), {}, {}, order, (0,), (), (), (), {}, size, ())
         plan = Plan(
             self._checkpoints, self._shown, (), self._policy, entries, (output,), ({},), (),
@@ -189,22 +189,20 @@ class ModelPlan:
         the order in which the last checkpoint has it. Nothing is made of no elements."""
         last = self._table_of[-1]
         columns = self._tables[last].columns
-        places: dict[Operation, int] = {}
+        found = [
+            (match, self._operation(match, tensors[match.name]))
+            for match in self._matches
+            if memory_of(tensors[match.name])[1].numel()
+        ]
+        operations, _ = distinct(operation for _, operation in found)
 
         def place(pair: tuple[Match, Operation]) -> tuple[int, str, int, int]:
             match, operation = pair
             number = match.numbers[last]
             source = columns.source[number]
             device = str(tensors[match.name].device)
-            return places[operation], device, source, columns.offset[number]
+            return operations.index(operation), device, source, columns.offset[number]
 
-        found = [
-            (match, self._operation(match, tensors[match.name]))
-            for match in self._matches
-            if memory_of(tensors[match.name])[1].numel()
-        ]
-        for _, operation in found:
-            places.setdefault(operation, len(places))
         return sorted(found, key=place)
 
     def _operation(self, match: Match, tensor: Tensor) -> Operation:

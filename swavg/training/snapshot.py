@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +12,7 @@ from torch import Tensor, nn
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import OutputError, RequestError
-from swavg.formats.checkpoint import Shape
-from swavg.formats.layout import FileLayout, Specs
+from swavg.formats.layout import FileLayout, Specs, distinct
 from swavg.formats.safetensors import plan_specs
 from swavg.planning.match import by_canonical_name
 from swavg.storage.destination import check_destination, is_stream
@@ -100,13 +97,9 @@ def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def _specs(tensors: Mapping[str, Tensor]) -> Specs:
-    forms: dict[tuple[DType, Shape], int] = {}
-    form = array("I")
-    for name, tensor in tensors.items():
-        # Asked for its dtype first: not every kind of tensor has a shape.
-        dtype = _dtype(name, tensor)
-        form.append(forms.setdefault((dtype, tuple(tensor.shape)), len(forms)))
-    return Specs(tuple(tensors), tuple(forms), form)
+    # Each is asked for its dtype first: not every kind of tensor has a shape.
+    own = ((_dtype(name, tensor), tuple(tensor.shape)) for name, tensor in tensors.items())
+    return Specs(tuple(tensors), *distinct(own))
 
 
 def _dtype(name: str, tensor: Tensor) -> DType:
@@ -170,9 +163,8 @@ def _write_sharded(
 
     def gather(name: str) -> Tensor:
         missing.remove(name)
-        tensor: Any = tensors[name]
-        full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
-        return full
+        tensor = tensors[name]
+        return tensor.full_tensor() if is_sharded(tensor) else tensor
 
     problem: Exception | None = None
     if rank() == 0:

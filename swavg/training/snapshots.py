@@ -172,8 +172,12 @@ class Snapshots:
         self._kept = [each for each in self._kept if each.path in staying]
 
     def _ranked(self) -> list[_Kept]:
-        comparable = [each for each in self._kept if math.isfinite(_or_nan(each.value))]
-        return sorted(comparable, key=lambda each: self._sign * _or_nan(each.value))
+        comparable = [
+            (self._sign * each.value, each)
+            for each in self._kept
+            if each.value is not None and math.isfinite(each.value)
+        ]
+        return [each for _, each in sorted(comparable, key=lambda pair: pair[0])]
 
     def _own(self, path: Path) -> _Kept | None:
         """The snapshot at ``path`` if it is one that this class wrote; else None."""
@@ -199,7 +203,7 @@ def _written(path: Path) -> int:
         return time.time_ns()
 
 
-def _mark(metadata: Mapping[str, str]) -> Any:
+def _mark(metadata: Mapping[str, str]) -> object:
     if "swavg" not in metadata:
         return metadata.get(_MARK)
     try:
@@ -215,10 +219,6 @@ def _delete(path: Path) -> None:
         pass
     except OSError as error:
         raise OutputError(path, f"cannot be deleted: {error.strerror}") from None
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _check(

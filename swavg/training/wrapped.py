@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from swavg.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 _INNER = {
     "OptimizedModule": "_orig_mod",
@@ -127,7 +131,7 @@ def own_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
     return found
 
 
-def is_sharded(tensor: object) -> bool:
+def is_sharded(tensor: object) -> TypeIs[DTensor]:
     """True for a DTensor, as parameters are under FSDP2 and tensor parallelism."""
     if type(tensor) in _PLAIN:
         return False
@@ -147,26 +151,22 @@ def local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, in its own memory; any other tensor, detached."""
     if not is_sharded(tensor):
         return tensor.detach()
-    sharded: Any = tensor
     with torch.no_grad():
-        found: Tensor = sharded.to_local()
-    return found
+        return tensor.to_local()
 
 
 def sharded_as(part: Tensor, like: Tensor) -> Tensor:
     """``part`` as this rank's part of a DTensor sharded as ``like``; as it is if that is none."""
     if not is_sharded(like):
         return part
-    sharded: Any = like
-    found: Tensor = type(sharded).from_local(
+    return type(like).from_local(
         part.to(local(like).device),
-        sharded.device_mesh,
-        sharded.placements,
+        like.device_mesh,
+        like.placements,
         run_check=False,
         shape=like.shape,
-        stride=sharded.stride(),
+        stride=like.stride(),
     )
-    return found
 
 
 def full(part: Tensor, like: Tensor) -> Tensor:
@@ -174,11 +174,8 @@ def full(part: Tensor, like: Tensor) -> Tensor:
 
     A collective where ``like`` is a DTensor: all ranks call it, and all get the whole.
     """
-    if not is_sharded(like):
-        return part
-    sharded: Any = sharded_as(part, like)
-    found: Tensor = sharded.full_tensor()
-    return found
+    whole = sharded_as(part, like)
+    return whole.full_tensor() if is_sharded(like) and is_sharded(whole) else part
 
 
 def part_of(whole: Tensor, like: Tensor) -> Tensor:
@@ -187,26 +184,24 @@ def part_of(whole: Tensor, like: Tensor) -> Tensor:
         return local(whole)
     if not is_sharded(like):
         return whole
-    sharded: Any = like
     home = _home_of_dtensor()
-    mesh = sharded.device_mesh
+    mesh = like.device_mesh
     everywhere = home.DTensor.from_local(
         whole.to(local(like).device), mesh, [home.Replicate()] * mesh.ndim, run_check=False
     )
-    return local(everywhere.redistribute(mesh, sharded.placements))
+    return local(everywhere.redistribute(mesh, like.placements))
 
 
-def own_rows(tensor: Tensor) -> tuple[int, Tensor] | None:
+def own_rows(tensor: DTensor) -> tuple[int, Tensor] | None:
     """This rank's rows of a DTensor: which of the whole's elements the first is, and their memory;
     None if it is sharded otherwise."""
-    sharded: Any = tensor
     part = local(tensor)
-    shape, mesh = tuple(tensor.shape), sharded.device_mesh
-    sharding = [axis for axis, placed in enumerate(sharded.placements) if not placed.is_replicate()]
+    shape, mesh = tuple(tensor.shape), tensor.device_mesh
+    sharding = [axis for axis, placed in enumerate(tensor.placements) if not placed.is_replicate()]
     if not sharding:
         return (0, part) if tuple(part.shape) == shape else None
     (axis, *others) = sharding
-    placement = sharded.placements[axis]
+    placement: Any = tensor.placements[axis]
     # By its very class: there are shards that are cut otherwise.
     if others or type(placement).__name__ != "Shard" or placement.dim != 0 or not shape:
         return None

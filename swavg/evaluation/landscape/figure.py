@@ -45,7 +45,7 @@ def draw(surface: Surface, metrics: Sequence[Metric], *, subject: str | None = N
         for index, metric in enumerate(metrics):
             left = index * (width + _BESIDE) + _LEFT
 
-            def inches(x: float, y: float, w: float, h: float) -> Any:
+            def inches(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
                 return x / whole[0], y / whole[1], w / whole[0], h / whole[1]
 
             axes = figure.add_axes(inches(left, _BELOW, width, height))

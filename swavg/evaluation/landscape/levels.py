@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from swavg.analysis.chunks import Array
 from swavg.errors import NumericsError
 
 BANDS = 9
@@ -31,7 +31,7 @@ class Levels:
         return len(self.edges) - 1 + self.open_above
 
 
-def make_levels(values: Sequence[float] | np.ndarray[Any, Any], bands: int = BANDS) -> Levels:
+def make_levels(values: Sequence[float] | Array, bands: int = BANDS) -> Levels:
     """Edges lowest + a, lowest + a r, lowest + a r^2, ... below the bulk of ``values``, rounded to
     what is needed to tell them apart (as the contours of Izmailov et al. 2018, figure 1).
 

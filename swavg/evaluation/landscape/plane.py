@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
+from swavg.analysis.chunks import Array
 from swavg.errors import RequestError
 
 # The sine of the angle between two sides below which float64 tells them hardly apart.
@@ -59,9 +57,7 @@ class Plane:
         return Position(x, y, math.sqrt(max(0.0, square - x * x - y * y)))
 
 
-def plane_of(
-    products: np.ndarray[Any, Any], names: Sequence[str]
-) -> tuple[Plane, tuple[Position, ...]]:
+def plane_of(products: Array, names: Sequence[str]) -> tuple[Plane, tuple[Position, ...]]:
     """The plane through the first three checkpoints, and where the others lie.
 
     ``products`` are those of

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from swavg.analysis.chunks import Array
 from swavg.evaluation.landscape.levels import BANDS, Levels, make_levels
-from swavg.evaluation.landscape.surface import Array, Surface
+from swavg.evaluation.landscape.surface import Surface
 from swavg.evaluation.landscape.survey import Metric, scale
 
 # Points drawn per grid point along each axis.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from swavg.analysis.chunks import Array
 from swavg.errors import NumericsError
 from swavg.evaluation.landscape.grid import Grid
 from swavg.evaluation.landscape.plane import Position
 from swavg.evaluation.landscape.survey import Metric
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,10 @@ class Surface:
         )
         return self.grid.xs[column], self.grid.ys[row], float(values[row, column])
 
-    def unknown(self, metric: Metric) -> Array:
+    def unknown(self, metric: Metric) -> npt.NDArray[np.bool_]:
         """The cells between points of the grid of which a corner is NaN or infinite; of shape
         (rows - 1, columns - 1)."""
-        wrong: Array = ~np.isfinite(self.values(metric))
+        wrong = ~np.isfinite(self.values(metric))
         across = wrong[:, :-1] | wrong[:, 1:]
         return across[:-1] | across[1:]
 
