@@ -7,24 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from swavg.cli.run import (
-    OUTPUT,
-    Display,
-    Run,
-    execute_and_report,
-    output_path,
-    policy_options,
-    run_options,
-)
+from swavg.cli.run import OUTPUT, Run, averaging_command, execute_and_report, output_path
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, Weights, WeightsCommand, read_paths
+from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
-    from swavg.planning.policy import Policy
     from swavg.weights import Sum
 
 
-@click.command(cls=WeightsCommand)
+@averaging_command(WeightsCommand)
 @click.argument("checkpoints", nargs=-1, metavar="CKPT...")
 @OUTPUT
 @click.option(
@@ -46,8 +38,6 @@ if TYPE_CHECKING:
 )
 @NULL
 @selection_options
-@policy_options
-@run_options
 def average(
     checkpoints: tuple[str, ...],
     output: str | None,
@@ -57,7 +47,6 @@ def average(
     selection: Selection,
     policy: Policy,
     run: Run,
-    display: Display,
 ) -> None:
     """Average checkpoints into one, streamed in constant memory.
 
@@ -76,7 +65,7 @@ def average(
     paths = read_paths(checkpoints, null=null)
     if not paths:
         raise click.UsageError("Give the checkpoints to average, or '-' to read paths from stdin.")
-    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
+    path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     from swavg.planning.row import Request, Row
     from swavg.weights import checked, mean
 
@@ -94,4 +83,4 @@ def average(
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
     row = Row(numbers, tuple(range(n)), details=details)
     request = Request(series.paths, (row,), policy)
-    execute_and_report(request, [path], run, display, series.notes)
+    execute_and_report(request, [path], run, series.notes)

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from swavg.cli.options import SectionedCommand
-from swavg.cli.run import (
-    OUTPUT,
-    Display,
-    Run,
-    execute_and_report,
-    output_path,
-    policy_options,
-    run_options,
-)
+from swavg.cli.run import OUTPUT, Run, averaging_command, execute_and_report, output_path
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, read_paths
+from swavg.planning.policy import Policy
+from swavg.weights import WARMUPS
 
-if TYPE_CHECKING:
-    from swavg.planning.policy import Policy
 
-
-@click.command(cls=SectionedCommand)
+@averaging_command()
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
 @OUTPUT
 @click.option(
@@ -47,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--warmup",
-    type=click.Choice(["tensorflow", "inverse-gamma", "yolo"]),
+    type=click.Choice([*WARMUPS]),
     help="Let the decay grow up to --decay, as these projects do.",
 )
 @click.option(
@@ -57,8 +45,6 @@ if TYPE_CHECKING:
 )
 @NULL
 @selection_options
-@policy_options
-@run_options
 def ema(
     checkpoints: tuple[str, ...],
     output: str | None,
@@ -73,7 +59,6 @@ def ema(
     selection: Selection,
     policy: Policy,
     run: Run,
-    display: Display,
 ) -> None:
     """Exponential moving average of a series, oldest first.
 
@@ -82,7 +67,7 @@ def ema(
     swavg ema run/ --half-life 2000steps --dtype float32 -o ema.safetensors
     swavg ema run/ --decay 0.9 --resume ema.safetensors -o later.safetensors
     """
-    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
+    path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     from swavg import methods
 
     series = selected(read_paths(checkpoints, null=null), selection)
@@ -101,4 +86,4 @@ def ema(
         unit = f"{series.unit or 'step'}s" if smoothing.per_step else "checkpoints"
         notes.append(f"counted in {unit}: the decay is {smoothing.decay:.8g} per {unit[:-1]}")
     request = methods.ema(series, smoothing, policy=policy, resume=resume)
-    execute_and_report(request, [path], run, display, notes)
+    execute_and_report(request, [path], run, notes)

@@ -7,8 +7,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -75,7 +74,7 @@ def print_error(
     kind: str,
     message: str,
     hint: str | None = None,
-    differences: Sequence[dict[str, Any]] = (),
+    differences: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """The one object on stdout that a program gets instead of a report."""
     from swavg.cli.printing import print_json

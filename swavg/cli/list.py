@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -93,7 +93,7 @@ def _rows(series: Series, chosen: set[str] | None) -> tuple[Sequence[Listed], Se
 
 def _as_json(
     series: Series, rows: Sequence[Listed], notes: Sequence[str], chosen: Series | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "unit": series.unit,
         "snapshots": [

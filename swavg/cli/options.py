@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
-Command = Callable[..., Any]
+Command = Callable[..., object]
 Decorator = Callable[[Command], Command]
 HEADINGS = ("Options", "Choosing checkpoints", "Tensors", "Numbers and format", "Running")
 """Of the help, in their order."""
@@ -81,7 +81,7 @@ def filled(
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def called(**values: Any) -> Any:
+        def called(**values: object) -> object:
             value = dataclass_type(**{name: values.pop(name) for name in names})
             return command(**{argument: value}, **values)
 
@@ -93,11 +93,11 @@ def filled(
     return decorate
 
 
-def _as_click(option: Option, heading: str, hint: Any, default: Any) -> Decorator:
+def _as_click(option: Option, heading: str, hint: object, default: object) -> Decorator:
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = (part for part in get_args(hint) if part is not types.NoneType)
     multiple = get_origin(hint) is tuple
-    kind: dict[str, Any] = {"type": option.type}
+    kind: dict[str, object] = {"type": option.type}
     kind |= {"required": True} if default is MISSING else {"default": default}
     if multiple:
         kind = {"multiple": True}

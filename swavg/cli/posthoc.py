@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from swavg.cli.folders import outputs_in
-from swavg.cli.options import SectionedCommand
-from swavg.cli.run import (
-    FOLDER,
-    OUTPUT,
-    Display,
-    Run,
-    execute_and_report,
-    output_path,
-    policy_options,
-    run_options,
-)
+from swavg.cli.run import FOLDER, OUTPUT, Run, averaging_command, execute_and_report, output_path
 from swavg.cli.selection import Selection, selected, selection_options
-
-if TYPE_CHECKING:
-    from swavg.planning.policy import Policy
+from swavg.planning.policy import Policy
 
 
-@click.command(cls=SectionedCommand)
+@averaging_command()
 @click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...")
 @OUTPUT
 @FOLDER
@@ -49,8 +35,6 @@ if TYPE_CHECKING:
     "--at-step", type=int, metavar="T", help="The EMA at this step. [default: the last snapshot's]"
 )
 @selection_options
-@policy_options
-@run_options
 def posthoc(
     snapshots: tuple[str, ...],
     output: str | None,
@@ -61,7 +45,6 @@ def posthoc(
     selection: Selection,
     policy: Policy,
     run: Run,
-    display: Display,
 ) -> None:
     """EMAs of any width from snapshots of power-function EMAs, after training.
 
@@ -80,10 +63,10 @@ def posthoc(
 
     series = selected(snapshots, selection)
     if folder is None:
-        path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
+        path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
         places: list[str | None] = [path]
     else:
         names = [f"posthoc-{width:g}" for width in sigma_rel]
         places = list(outputs_in(folder, names, series.paths[0]))
     request = methods.posthoc(series, sigma_rel, policy=policy, profiles=profiles, at_step=at_step)
-    execute_and_report(request, places, run, display, series.notes, folder=folder)
+    execute_and_report(request, places, run, series.notes, folder=folder)

@@ -8,24 +8,28 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from swavg.cli.streams import discard_stdout
 from swavg.errors import OutputError
 
 
-def print_json(name: str, *values: Mapping[str, Any]) -> None:
+def print_json(name: str, *values: Mapping[str, object]) -> None:
     """Print an object, or a list of several, each with the ``schema`` that says what it is:
     ``swavg.NAME/1``."""
-    shown = [{"schema": f"swavg.{name}/1"} | _finite(value) for value in values]
+    shown = [_finite({"schema": f"swavg.{name}/1", **value}) for value in values]
     text = json.dumps(
         shown[0] if len(shown) == 1 else shown,
         indent=2,
-        ensure_ascii=not sys.stdout.encoding.lower().startswith("utf"),
+        ensure_ascii=not _encoding().lower().startswith("utf"),
         allow_nan=False,
     )
     # Bytes of file names that are no text.
     _write(re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def _encoding() -> str:
+    """That of standard output; a StringIO in its place has none."""
+    return sys.stdout.encoding or "utf-8"
 
 
 def _write(line: str) -> None:
@@ -33,7 +37,7 @@ def _write(line: str) -> None:
     sys.stdout.flush()
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """``value`` with None for floats that JSON lacks: NaN and Inf."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -45,7 +49,7 @@ def _finite(value: Any) -> Any:
 
 
 def print_published(
-    name: str, values: Sequence[Mapping[str, Any]], paths: Sequence[str], *, as_json: bool
+    name: str, values: Sequence[Mapping[str, object]], paths: Sequence[str], *, as_json: bool
 ) -> None:
     """Say what got its name: ``values`` as JSON, or the paths, a line each.
 
@@ -57,7 +61,7 @@ def print_published(
             return
         for path in paths:
             # The bytes of the name, whatever the encoding of standard output.
-            _write(os.fsencode(path).decode(sys.stdout.encoding, "surrogateescape"))
+            _write(os.fsencode(path).decode(_encoding(), "surrogateescape"))
     except OutputError as error:
         from swavg.console.messages import warnings
 

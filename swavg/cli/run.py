@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
-from swavg.cli.options import Command, Option, filled
+from swavg.cli.options import Command, Option, SectionedCommand, filled
 from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import ignore_signals
 from swavg.cli.streams import require_stdout
@@ -65,7 +65,7 @@ _POLICY = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a run may use and replace."""
+    """What a run may use and replace, and what it shows."""
 
     distances: bool = True
     device: str = "cpu"
@@ -74,12 +74,6 @@ class Run:
     check_crc: bool = False
     force: bool = False
     dry_run: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Display:
-    """What is shown."""
-
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -98,38 +92,32 @@ _RUN = (
            "Compare what is read with the checksums that PyTorch files hold; it takes longer."),
     Option("force", "--force", "Replace an existing output."),
     Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
-)  # fmt: skip
-_DISPLAY = (
     Option("as_json", "--json", "Print the report as JSON."),
     Option("quiet", "-q --quiet", "Print errors only."),
     Option("verbose", "-v --verbose", "Print inputs, plan and every exception."),
-)
+)  # fmt: skip
 
 
-def policy_options(command: Command) -> Command:
-    """Add the options that say what becomes of tensors; the command gets ``policy``."""
+def averaging_command(
+    kind: type[click.Command] = SectionedCommand,
+) -> Callable[[Command], click.Command]:
+    """A command with the options that say what becomes of tensors, how it runs and what it shows;
+    it gets ``policy`` and ``run``."""
 
-    @functools.wraps(command)
-    def checked(policy: Policy, **values: Any) -> Any:
-        source = click.get_current_context().get_parameter_source("missing")
-        if policy.strict and source is not ParameterSource.DEFAULT:
-            raise click.UsageError("--missing says what --lenient does; add --lenient.")
-        return command(policy=policy, **values)
+    def decorate(command: Command) -> click.Command:
+        @functools.wraps(command)
+        def called(policy: Policy, **values: object) -> object:
+            source = click.get_current_context().get_parameter_source("missing")
+            if policy.strict and source is not ParameterSource.DEFAULT:
+                raise click.UsageError("--missing says what --lenient does; add --lenient.")
+            # NumPy's linear algebra has next to nothing to do here: no threads for it.
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+            return command(policy=policy, **values)
 
-    return filled("policy", Policy, _POLICY)(checked)
+        with_run = filled("run", Run, {"Running": _RUN})(called)
+        return click.command(cls=kind)(filled("policy", Policy, _POLICY)(with_run))
 
-
-def run_options(command: Command) -> Command:
-    """Add the options of a run and of what it shows; the command gets ``run`` and ``display``."""
-
-    @functools.wraps(command)
-    def prepared(**values: Any) -> Any:
-        # NumPy's linear algebra has next to nothing to do here: no threads for it.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        return command(**values)
-
-    shown = filled("display", Display, {"Running": _DISPLAY})(prepared)
-    return filled("run", Run, {"Running": _RUN})(shown)
+    return decorate
 
 
 def output_path(output: str | None, *, as_json: bool, dry_run: bool) -> str | None:
@@ -149,7 +137,6 @@ def execute_and_report(
     request: Request,
     outputs: Sequence[str | None],
     run: Run,
-    display: Display,
     notes: Sequence[str] = (),
     *,
     folder: str | None = None,
@@ -173,19 +160,19 @@ def execute_and_report(
         notes=request.notes,
     )
     if run.dry_run:
-        _show_plan(plan, resources, display, notes)
+        _show_plan(plan, resources, run, notes)
         return
-    reports = _executed(plan, resources, display, notes)
-    if not display.quiet:
+    reports = _executed(plan, resources, run, notes)
+    if not run.quiet:
         from swavg.console import report as console
 
-        console.summary(reports, verbose=display.verbose)
+        console.summary(reports, verbose=run.verbose)
     paths = [output.target.path for output in plan.outputs if output.target.path is not None]
     values = [report.to_json() for report in reports]
-    print_published("report", values, paths, as_json=display.as_json)
+    print_published("report", values, paths, as_json=run.as_json)
 
 
-def _show_plan(plan: Plan, resources: Resources, display: Display, notes: Sequence[str]) -> None:
+def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:
     from swavg.console import messages
     from swavg.console import report as console
     from swavg.engine.average import dry_run
@@ -193,7 +180,7 @@ def _show_plan(plan: Plan, resources: Resources, display: Display, notes: Sequen
 
     check(plan)
     reports = dry_run(plan, resources)
-    if display.as_json:
+    if run.as_json:
         print_json("report", *(report.to_json() for report in reports))
         return
     for report in reports:
@@ -201,12 +188,10 @@ def _show_plan(plan: Plan, resources: Resources, display: Display, notes: Sequen
     messages.notes([*notes, *reports[0].notes])
 
 
-def _executed(
-    plan: Plan, resources: Resources, display: Display, notes: Sequence[str]
-) -> list[Report]:
+def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> list[Report]:
     from swavg.engine.average import execute
 
-    if display.quiet:
+    if run.quiet:
         return execute(plan, resources, on_publish=ignore_signals)
     from swavg.console import messages
     from swavg.console.progress import progress_bar

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Any
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -32,8 +31,7 @@ def stop_on_signals() -> None:
 
     for each in _STOPPING:
         # A parent may have asked us to ignore it (nohup).
-        previous: Any = signal.getsignal(each)
-        if previous is not signal.SIG_IGN:
+        if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, stop)
 
 

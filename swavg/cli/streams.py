@@ -6,7 +6,7 @@ import codecs
 import io
 import os
 import sys
-from typing import Any
+from typing import TextIO
 
 import click
 
@@ -19,16 +19,16 @@ _closed: set[str] = set()
 class _Stream:
     """A standard stream whose errors are told (standard output) or do not matter (messages)."""
 
-    def __init__(self, stream: Any, told: bool) -> None:
+    def __init__(self, stream: TextIO, told: bool) -> None:
         self._stream = stream
         self._told = told
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         try:
-            return int(self._stream.write(text))
+            return self._stream.write(text)
         except OSError as error:
             self._failed(error)
         return len(text)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from swavg.cli.folders import outputs_in
-from swavg.cli.options import SectionedCommand
-from swavg.cli.run import FOLDER, Display, Run, execute_and_report, policy_options, run_options
+from swavg.cli.run import FOLDER, Run, averaging_command, execute_and_report
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, read_paths
-
-if TYPE_CHECKING:
-    from swavg.planning.policy import Policy
+from swavg.planning.policy import Policy
 
 
-@click.command(cls=SectionedCommand)
+@averaging_command()
 @click.argument("checkpoints", nargs=-1, required=True, metavar="SERIES...")
 @FOLDER
 @click.option(
@@ -31,8 +26,6 @@ if TYPE_CHECKING:
 )
 @NULL
 @selection_options
-@policy_options
-@run_options
 def sweep(
     checkpoints: tuple[str, ...],
     folder: str | None,
@@ -41,7 +34,6 @@ def sweep(
     selection: Selection,
     policy: Policy,
     run: Run,
-    display: Display,
 ) -> None:
     """Many averages of a series from one read of its checkpoints.
 
@@ -58,4 +50,4 @@ def sweep(
     series = selected(read_paths(checkpoints, null=null), selection)
     places = outputs_in(folder, [spec.name for spec in specs], series.paths[0])
     request = methods.sweep(series, specs, policy=policy)
-    execute_and_report(request, places, run, display, series.notes, folder=folder)
+    execute_and_report(request, places, run, series.notes, folder=folder)

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from swavg.cli.options import SectionedCommand
-from swavg.cli.run import (
-    OUTPUT,
-    Display,
-    Run,
-    execute_and_report,
-    output_path,
-    policy_options,
-    run_options,
-)
+from swavg.cli.run import OUTPUT, Run, averaging_command, execute_and_report, output_path
 from swavg.cli.values import COUNT
-
-if TYPE_CHECKING:
-    from swavg.planning.policy import Policy
+from swavg.planning.policy import Policy
 
 
-@click.command(cls=SectionedCommand)
+@averaging_command()
 @click.argument("average")
 @click.argument("new", nargs=-1)
 @OUTPUT
@@ -34,8 +21,6 @@ if TYPE_CHECKING:
     metavar="N",
     help="Of how many AVERAGE is the mean. [default: as recorded in it]",
 )
-@policy_options
-@run_options
 def update(
     average: str,
     new: tuple[str, ...],
@@ -45,7 +30,6 @@ def update(
     count: int | None,
     policy: Policy,
     run: Run,
-    display: Display,
 ) -> None:
     """Add checkpoints to a running average, or move a window on.
 
@@ -58,7 +42,7 @@ def update(
     """
     if not new and not add and not drop:
         raise click.UsageError("Give the new checkpoints, or --add and --drop.")
-    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
+    path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     from swavg import methods
 
     added = [*new, *add]
@@ -66,4 +50,4 @@ def update(
         request = methods.slide(average, added, drop, policy=policy, count=count)
     else:
         request = methods.update(average, added, policy=policy, count=count)
-    execute_and_report(request, [path], run, display)
+    execute_and_report(request, [path], run)

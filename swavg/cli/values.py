@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
@@ -65,7 +64,7 @@ class Weights(click.ParamType):  # type: ignore[type-arg]
     name = "weights"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float, ...]:
         try:
             return tuple(float(part) for part in str(value).replace(",", " ").split())
@@ -78,7 +77,9 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", str(value).lower())
         if found is None or (found[3] and not found[2]):
             self.fail(f"'{value}' is no size; write 64MiB, 5GB or a number of bytes.", param, ctx)

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from swavg.cli.options import SectionedCommand
-from swavg.cli.run import (
-    OUTPUT,
-    Display,
-    Run,
-    execute_and_report,
-    output_path,
-    policy_options,
-    run_options,
-)
-
-if TYPE_CHECKING:
-    from swavg.planning.policy import Policy
+from swavg.cli.run import OUTPUT, Run, averaging_command, execute_and_report, output_path
+from swavg.planning.policy import Policy
 
 
-@click.command(cls=SectionedCommand)
+@averaging_command()
 @click.argument("start")
 @click.argument("end")
 @OUTPUT
@@ -32,8 +19,6 @@ if TYPE_CHECKING:
     metavar="S E",
     help="Of how many checkpoints or steps the two are averages. [default: as recorded]",
 )
-@policy_options
-@run_options
 def window(
     start: str,
     end: str,
@@ -41,7 +26,6 @@ def window(
     counts: tuple[float, float] | None,
     policy: Policy,
     run: Run,
-    display: Display,
 ) -> None:
     """The mean over the steps between two running averages.
 
@@ -51,8 +35,8 @@ def window(
     \b
     swavg window avg-800.pt avg-1000.pt --counts 800 1000 -o window.pt
     """
-    path = output_path(output, as_json=display.as_json, dry_run=run.dry_run)
+    path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     from swavg import methods
 
     request = methods.window(start, end, policy=policy, counts=counts)
-    execute_and_report(request, [path], run, display)
+    execute_and_report(request, [path], run)

@@ -82,7 +82,12 @@ def prepare(
     plan's own. Raises as :func:`average`.
     """
     policy = Policy() if policy is None else policy
-    checkpoints = open_all(paths_of(inputs), policy.key)
+    paths = paths_of(inputs)
+    if not rows or len(rows) != len(outputs):
+        raise RequestError(f"There are {len(rows)} rows and {len(outputs)} outputs.")
+    if max(row.members[-1] for row in rows) >= len(paths):
+        raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
+    checkpoints = open_all(paths, policy.key)
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
     warnings: dict[str, None] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+from swavg.errors import RequestError
 from swavg.planning.policy import Policy
 
 Path = str | os.PathLike[str]
@@ -13,7 +16,7 @@ Path = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One output: weights over inputs."""
+    """One output: weights over inputs. RequestError unless they are finite, and one to one."""
 
     weights: tuple[float, ...]
     members: tuple[int, ...]
@@ -22,6 +25,16 @@ class Row:
     """Recorded with the output; None: mean or weighted."""
     details: Mapping[str, object] = field(default_factory=dict)
     """Decay, step, ...: recorded too."""
+
+    def __post_init__(self) -> None:
+        if not self.members or len(self.weights) != len(self.members):
+            raise RequestError(
+                f"A row has {len(self.weights)} weights and {len(self.members)} members."
+            )
+        if not all(map(math.isfinite, self.weights)):
+            raise RequestError("A row has a weight that is not finite.")
+        if self.members[0] < 0 or any(a >= b for a, b in pairwise(self.members)):
+            raise RequestError("The members of a row are not ascending indices of inputs.")
 
 
 @dataclass(frozen=True, slots=True)

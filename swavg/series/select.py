@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from swavg.errors import RequestError
+from swavg.errors import RequestError, did_you_mean
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, finite, labels
 from swavg.weights import Mode
@@ -199,6 +198,6 @@ def _only_metric(series: Series) -> str:
 def _unknown_metric(metric: str, names: Sequence[str]) -> RequestError:
     hint = f"There are: {', '.join(names)}." if names else "Give a file of metrics with"
     hint += "" if names else " metrics_file=."
-    if near := difflib.get_close_matches(metric, names, 1):
-        hint = f"Did you mean {near[0]}? {hint}"
+    if question := did_you_mean(metric, names):
+        hint = f"{question} {hint}"
     return RequestError(f"No checkpoint has a {metric} to go by", hint=hint)

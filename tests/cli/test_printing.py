@@ -1,12 +1,14 @@
-"""JSON on standard output."""
+"""Paths and JSON on standard output."""
 
+import contextlib
+import io
 import json
 
 import pytest
 from checkpoints import save, state
 from command_line import done
 
-from swavg.cli.printing import print_json
+from swavg.cli.printing import print_json, print_published
 
 
 def test_what_json_lacks_is_null(capsys):
@@ -15,6 +17,13 @@ def test_what_json_lacks_is_null(capsys):
     assert json.loads(capsys.readouterr().out) == {
         "schema": "swavg.test/1", "a": None, "b": [None, 1.5], "c": {"d": [None, "x"]}
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("as_json", "said"), [(False, "é.pt\n"), (True, '"é"')])
+def test_standard_output_may_be_text_in_memory(as_json, said):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        print_published("test", [{"a": "é"}], ["é.pt"], as_json=as_json)
+    assert said in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,7 @@ def test_those_without_the_metric_are_listed():
 def test_a_metric_that_none_has_or_that_is_one_of_several_is_an_error():
     with pytest.raises(RequestError, match=r"No checkpoint has a bleu.*There are: val_loss"):
         select(measured(a=1.0), Selection(best=1, metric="bleu", mode="max"))
-    with pytest.raises(RequestError, match=r"has a val_los to.*Did you mean val_loss\?"):
+    with pytest.raises(RequestError, match=r"has a val_los to.*Did you mean 'val_loss'\?"):
         select(measured(a=1.0), Selection(best=1, metric="val_los"))
     several = Series((Snapshot("a", 1, {"x_loss": 1.0, "acc": 2.0}),), (), "step")
     with pytest.raises(RequestError, match="best= needs metric=: there are x_loss, acc"):
