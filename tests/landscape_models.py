@@ -6,6 +6,8 @@ import pytest
 import torch
 from checkpoints import save
 
+from swavg.cli import main
+
 SCRIPT = '''
 import time
 import torch
@@ -91,3 +93,10 @@ def bowls(tmp_path, monkeypatch):
 
 MODEL = ["--model", "bowl.py:Bowl", "--data", "bowl.py:data", "--loss", "bowl.py:distance"]
 LANDSCAPE = ["landscape", "a.safetensors", "b.safetensors", "c.safetensors", *MODEL]
+
+
+def call(*args):
+    """The exit code of the command line in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(arg) for arg in args])
+    return ended.value.code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,7 +49,6 @@ def landscape(
     swavg landscape a.pt b.pt c.pt --mark swa.pt --series run/ --model train.py:Net \\
         --data train.py:test_batches --bn-data train.py:train_batches --metric both -o plane.svg
     """
-    from swavg.evaluation.landscape import table as tables
     from swavg.evaluation.landscape.grid import parse_shape
     from swavg.evaluation.landscape.planar import lay_out, survey_of
     from swavg.series import discover
@@ -81,33 +81,20 @@ def landscape(
     if options.dry_run:
         _explain(survey, layout, outputs)
         return 0
-    if not options.quiet:
-        from swavg.console import messages
-
-        messages.notes(options.notes(model))
-    with tables.opened(
-        outputs.csv, survey.cache_key, survey.columns, anew=options.anew, force=options.force
-    ) as table:
-        values = options.run(survey, table, model, corners, marks)
-        if isinstance(values, int):
-            return values
+    with options.measured(survey, outputs, model, corners, marks) as (table, values):
         from swavg.evaluation.landscape.planar import surface_of
 
         surface = surface_of(layout, values, labels)
-        drawn = _drawn(surface, options, outputs)
-        outputs.publish(survey, table, drawn)
+        outputs.publish(survey, table, partial(_drawn, surface, options))
     _report(surface, layout, options, outputs)
     return 0
 
 
-def _drawn(surface: Surface, options: SurveyOptions, outputs: Outputs) -> bytes | None:
-    if outputs.figure is None:
-        return None
-    from swavg.evaluation.landscape.drawing import encoded, figure_format
+def _drawn(surface: Surface, options: SurveyOptions, kind: str) -> bytes:
+    from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.figure import draw
 
-    figure = draw(surface, options.metrics, subject=options.subject)
-    return encoded(figure, figure_format(outputs.figure))
+    return encoded(draw(surface, options.metrics, subject=options.subject), kind)
 
 
 def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:

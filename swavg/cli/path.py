@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,7 +42,6 @@ def path(
     swavg path a.pt b.pt --model train.py:Net --data train.py:test --metric both -o line.pdf
     """
     from swavg.evaluation.landscape import route as routes
-    from swavg.evaluation.landscape import table as tables
     from swavg.evaluation.landscape.line import line_of
 
     paths = read_paths(checkpoints, null=False)
@@ -58,30 +58,18 @@ def path(
     if options.dry_run:
         _explain(survey, route, outputs)
         return 0
-    if not options.quiet:
-        from swavg.console import messages
-
-        messages.notes(options.notes(model))
-    with tables.opened(
-        outputs.csv, survey.cache_key, survey.columns, anew=options.anew, force=options.force
-    ) as table:
-        values = options.run(survey, table, model, opened)
-        if isinstance(values, int):
-            return values
+    with options.measured(survey, outputs, model, opened) as (table, values):
         line = line_of(route, values)
-        outputs.publish(survey, table, _drawn(line, labels, options, outputs))
+        outputs.publish(survey, table, partial(_drawn, line, labels, options))
     _report(line, labels, options, outputs)
     return 0
 
 
-def _drawn(line: Line, labels: list[str], options: SurveyOptions, outputs: Outputs) -> bytes | None:
-    if outputs.figure is None:
-        return None
-    from swavg.evaluation.landscape.drawing import encoded, figure_format
+def _drawn(line: Line, labels: list[str], options: SurveyOptions, kind: str) -> bytes:
+    from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.line_figure import draw
 
-    figure = draw(line, options.metrics, labels=labels, subject=options.subject)
-    return encoded(figure, figure_format(outputs.figure))
+    return encoded(draw(line, options.metrics, labels=labels, subject=options.subject), kind)
 
 
 def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,7 +61,6 @@ class SurveyOptions:
         return outputs(self.output, self.csv, stem, force=self.force, anew=self.anew)
 
     def open(self, paths: Sequence[str]) -> list[Checkpoint]:
-
         from swavg.engine.average import open_all
 
         return open_all(paths, self.key)
@@ -133,16 +132,41 @@ class SurveyOptions:
             raise click.UsageError(f"--labels names {len(labels)} points; there are {count}.")
         return [*labels, *map(short, names[len(labels) :])]
 
-    def run(
+    @contextmanager
+    def measured(
+        self,
+        survey: Survey,
+        outputs: Outputs,
+        model: Module,
+        checkpoints: Sequence[Checkpoint],
+        others: Sequence[Checkpoint] = (),
+    ) -> Iterator[tuple[Table, list[Value]]]:
+        """The table, and the values of all points. If interrupted, says so and ends the command."""
+        from swavg.console import messages
+        from swavg.console import survey as console
+        from swavg.evaluation.landscape.table import opened
+
+        if not self.quiet:
+            messages.notes(self.notes(model))
+        with opened(
+            outputs.csv, survey.cache_key, survey.columns, anew=self.anew, force=self.force
+        ) as table:
+            try:
+                values = self._values(survey, table, model, checkpoints, others)
+            except KeyboardInterrupt as stopped:
+                done, total = len(table.rows), len(survey.points)
+                console.interrupted(done, total, str(table.path))
+                raise click.exceptions.Exit(exit_code(stopped)) from None
+            yield table, values
+
+    def _values(
         self,
         survey: Survey,
         table: Table,
         model: Module,
         checkpoints: Sequence[Checkpoint],
-        others: Sequence[Checkpoint] = (),
-    ) -> list[Value] | int:
-        """The values of all points; an exit code if it was interrupted, which has been said."""
-        from swavg.console import survey as console
+        others: Sequence[Checkpoint],
+    ) -> list[Value]:
         from swavg.console.progress import progress_bar
         from swavg.evaluation import loading
         from swavg.evaluation.batches import Passes
@@ -160,16 +184,11 @@ class SurveyOptions:
                     bn_data = Passes(again, self.device, self.batches)
             loss = None if self.loss is None else loading.load_callable(self.loss, "--loss")
             score_model = partial(evaluate, model, data, loss, bn_data)
-            try:
-                with (
-                    scoring(model, score_model, checkpoints, others) as score,
-                    progress_bar("evaluating", "points", shown=not self.quiet) as on_point,
-                ):
-                    return run(survey, table, score, on_point)
-            except KeyboardInterrupt as stopped:
-                done, total = len(table.rows), len(survey.points)
-                console.interrupted(done, total, str(table.path))
-                return exit_code(stopped)
+            with (
+                scoring(model, score_model, checkpoints, others) as score,
+                progress_bar("evaluating", "points", shown=not self.quiet) as on_point,
+            ):
+                return run(survey, table, score, on_point)
 
     def shows_chart(self) -> bool:
         """Whether a picture is shown on the terminal."""

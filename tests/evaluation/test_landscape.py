@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import load, save
-from landscape_models import CENTRE, CORNERS, LANDSCAPE, MODEL, bowl, bowls, weights
+from landscape_models import CENTRE, CORNERS, LANDSCAPE, MODEL, bowl, bowls, call, weights
 from torch import nn
 
-from swavg.cli import main
 from swavg.evaluation.landscape import drawing
 
 pytestmark = pytest.mark.slow
@@ -29,22 +28,6 @@ pytestmark = pytest.mark.slow
 __all__ = ["bowls"]
 
 HEAD = ("kind", "name", "x", "y", "off", "loss", "error", "examples")
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    """The command line takes the signals over; they are given back."""
-    kept = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for each, handler in kept.items():
-        signal.signal(each, handler)
-
-
-def call(*args):
-    """The exit code of the command line in this process."""
-    with pytest.raises(SystemExit) as ended:
-        main([str(arg) for arg in args])
-    return ended.value.code
 
 
 def rows(path):

@@ -3,14 +3,12 @@
 import csv
 import json
 import math
-import signal
 
 import pytest
 import torch
 from checkpoints import save
-from landscape_models import CORNERS, MODEL, bowl, bowls, weights
+from landscape_models import CORNERS, MODEL, bowl, bowls, call, weights
 
-from swavg.cli import main
 from swavg.errors import NumericsError, RequestError
 from swavg.evaluation.landscape.line import Line, line_of, verdict
 from swavg.evaluation.landscape.route import Route, route
@@ -18,20 +16,6 @@ from swavg.evaluation.landscape.survey import Value
 from swavg.formats import open_checkpoint
 
 __all__ = ["bowls"]
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    kept = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for each, handler in kept.items():
-        signal.signal(each, handler)
-
-
-def call(*args):
-    with pytest.raises(SystemExit) as ended:
-        main([str(arg) for arg in args])
-    return ended.value.code
 
 
 def rows(path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from swavg.errors import OutputError, RequestError
@@ -55,14 +55,17 @@ class Outputs:
         rows = finished_rows(self.csv, survey.cache_key, survey.columns)
         return rows is not None and len(rows) == len(survey.points)
 
-    def publish(self, survey: Survey, table: Table, figure: bytes | None) -> None:
-        """Put both under their names; the unfinished table goes."""
+    def publish(self, survey: Survey, table: Table, draw: Callable[[str], bytes]) -> None:
+        """Put both under their names; the unfinished table goes. ``draw`` makes a figure of a kind
+        of file, such as ``png``."""
+        drawn = None
+        if self.figure is not None:
+            drawn = draw(drawing.figure_format(self.figure))
         if not self._made(survey):
             publish(table, self.csv, force=self.force)
-        if self.figure is not None:
-            assert figure is not None
+        if self.figure is not None and drawn is not None:
             with new_file(self.figure, force=self.force) as sink:
-                sink.write(figure)
+                sink.write(drawn)
         discard(table)
 
 

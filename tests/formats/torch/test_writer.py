@@ -17,15 +17,30 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import planned, save
-from torch_files import DTYPES, assert_same, of_bytes, raw
+from torch_reading import DTYPES, of_bytes, raw
 
 import swavg
 from swavg import Policy, Row
 from swavg.errors import OutputError, RequestError
+from swavg.formats.checkpoint import Checkpoint
+from swavg.storage.sources import Pool
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 PLAIN = Policy(weights_only=True)
+
+
+def assert_same(checkpoint: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
+    """The checkpoint has just the tensors that torch has: names in order, shapes, dtypes, bytes."""
+    assert list(checkpoint.tensors) == list(expected)
+    with Pool() as pool:
+        for name, tensor in expected.items():
+            found = checkpoint.tensors[name]
+            spec = found.spec
+            assert (spec.shape, f"torch.{spec.dtype}") == (tuple(tensor.shape), str(tensor.dtype))
+            data = bytearray(spec.nbytes)
+            checkpoint.read_into(found, 0, spec.numel, memoryview(data), pool)
+            assert data == raw(tensor), name
 
 
 class Unknown:
