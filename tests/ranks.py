@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 BEGIN = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -16,6 +16,9 @@ dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank,
 END = """
 dist.barrier()
 dist.destroy_process_group()
+sys.stdout.flush()
+# Threads of gloo may still hold tensors; as the interpreter ends, torch then aborts the process.
+os._exit(0)
 """
 
 
