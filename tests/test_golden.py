@@ -9,16 +9,10 @@ import pytest
 from golden.cases import CASES, GROUPS, read
 from golden.running import EXPECTED, pretty, run
 
-SLOW = ("dtypes", "frameworks", "large", "numerics", "torch", "training")
-"""Groups of many cases, for which a contributor's run has no time."""
-
-
-def marks_of(case):
-    marks = [getattr(pytest.mark, mark) for mark in case.marks]
-    return [pytest.mark.slow, *marks] if case.group in SLOW else marks
-
-
-ALL = [pytest.param(case, id=case.id, marks=marks_of(case)) for case in CASES.values()]
+ALL = [
+    pytest.param(case, id=case.id, marks=[getattr(pytest.mark, mark) for mark in case.marks])
+    for case in CASES.values()
+]
 
 
 def test_each_case_has_an_expectation_and_there_are_no_others():
@@ -28,6 +22,7 @@ def test_each_case_has_an_expectation_and_there_are_no_others():
     assert {path.stem for path in EXPECTED.iterdir()} == set(GROUPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ALL)
 def test_nothing_that_users_see_changes(case, tmp_path):
     expected = pretty(read(case.group)[case.name])

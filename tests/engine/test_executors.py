@@ -428,6 +428,7 @@ def test_standard_streams_may_be_closed(tmp_path):
     assert (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 130)]
 )

@@ -38,6 +38,7 @@ def spans(plan):
     return [span for number in plan.tasks() for span in plan.spans(plan.task(number))]
 
 
+@pytest.mark.slow
 @given(
     shapes=st.lists(
         st.tuples(st.sampled_from(CODES), st.integers(0, 3) | st.integers(0, 40)), max_size=6

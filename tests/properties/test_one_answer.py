@@ -53,6 +53,7 @@ def paths_of(folder, suffix):
     return [folder / f"{seed}{suffix}" for seed in (1, 2, 3)]
 
 
+@pytest.mark.slow
 @given(
     cut=st.integers(1000, 300_000) | st.just(1 << 30),
     workers=st.integers(1, 5),
@@ -76,6 +77,7 @@ def test_chunks_workers_memory_and_kernel_never_change_a_bit(
     assert out.read_bytes() == reference.read_bytes()
 
 
+@pytest.mark.slow
 @given(
     cut=st.integers(2000, 50_000),
     parts=st.integers(1, 4),
@@ -140,6 +142,7 @@ def rows_of_three(draw):
     return Row(tuple(weight / total for weight in weights), tuple(sorted(members)))
 
 
+@pytest.mark.slow
 @given(
     rows=st.lists(rows_of_three(), min_size=2, max_size=5),
     policy=st.sampled_from([Policy(strict=False), Policy(strict=False, dtype="float32"),

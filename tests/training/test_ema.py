@@ -483,6 +483,7 @@ def test_models_without_values_are_refused():
         EMA(nn.Linear(2, 2, device="meta"))
 
 
+@pytest.mark.slow
 def test_a_compiled_model_has_its_plain_names():
     model = network()
     inner = torch.compile(model[4], backend="eager")

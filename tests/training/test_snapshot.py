@@ -126,6 +126,7 @@ def test_conjugated_and_negated_views_are_saved_as_their_values(tmp_path):
     assert torch.equal(found["n"], -values.imag)
 
 
+@pytest.mark.slow
 def test_wrappers_leave_no_trace_in_the_names(net, tmp_path):
     class Own(nn.Module):
         """Not a wrapper of torch's, but with a child that is called as theirs."""

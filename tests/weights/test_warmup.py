@@ -80,6 +80,7 @@ def test_the_inverse_gamma_warmup_equals_the_loop_of_diffusers(values, decay, ga
     assert close(combined(found, [math.pi, *values]), expected)
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES, min_size=1, max_size=40), DECAYS, st.floats(1, 5000))
 def test_the_yolo_warmup_equals_its_loop(values, decay, tau):
     found = warmed_up(len(values), decay, "yolo", tau=tau)

@@ -75,6 +75,7 @@ def test_sums_have_the_bits_of_multiplying_and_adding_one_after_the_other(dtype,
         np.testing.assert_array_equal(out, bytes_of(total.astype(dtype.numpy())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 16, 100])
 def test_float16_means_have_the_bits_of_divided_float32_sums_also_where_subnormal(n):
     rng = np.random.default_rng(n)

@@ -97,6 +97,7 @@ def test_device_tags_do_not_matter(tmp_path: Path) -> None:
     assert_same(opened(tmp_path / "b.pt"), state)
 
 
+@pytest.mark.slow
 def test_ten_thousand_tensors_are_found_in_order(tmp_path: Path) -> None:
     weight = torch.arange(4.0)
     state = {f"layers.{index}.weight": weight[index % 4 :] for index in range(10_000)}
