@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
+from swavg.formats.configuration import with_written_dtypes
 from swavg.formats.files import FILES, open_file
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.safetensors import unique, without_ties
@@ -219,18 +220,18 @@ def lay_out(request: WriteRequest) -> Layout:
         shards = dict(zip(shard_names(stem, suffix, len(groups)), groups, strict=True))
     assert row.plan_file is not None
     layouts = tuple(row.plan_file(request, group, name) for name, group in shards.items())
-    files = {}
+    files, notes = with_written_dtypes(request)
     if len(shards) > 1 or (extras.shards and f"{stem}{suffix}" not in shards):
         name = f"{stem}{suffix}.index.json"
         if extras.index and request.max_shard_size is None:
             name = extras.index
         files[name] = _index(request, shards, extras.index_metadata)
-    notes: tuple[str, ...] = ()
     if extras.left_out:
         shown = ", ".join(extras.left_out[:6]) + (", ..." if len(extras.left_out) > 6 else "")
         base = os.path.basename(request.template.path.rstrip("/"))
-        notes = (f"not copied from {base}: {shown}",)
-    return Layout(layouts, files, extras.side_files, notes)
+        notes = (f"not copied from {base}: {shown}", *notes)
+    side_files = {name: path for name, path in extras.side_files.items() if name not in files}
+    return Layout(layouts, files, side_files, notes)
 
 
 def _index(
