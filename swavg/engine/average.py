@@ -25,6 +25,7 @@ from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
+from swavg.planning.side_files import differing_files
 from swavg.planning.targets import choose_target, default_path
 from swavg.storage.destination import is_stream
 
@@ -114,7 +115,7 @@ def prepare(
         planned,
         tuple(recipes),
         (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes),
-        tuple(warnings),
+        (*warnings, *differing_files(checkpoints, shown)),
         distances,
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,
