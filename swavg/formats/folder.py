@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.configuration import with_written_dtypes
 from swavg.formats.files import FILES, open_file
+from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.safetensors import unique, without_ties
 from swavg.storage.sources import LocalFile, Source, read_file
@@ -225,7 +227,9 @@ def lay_out(request: WriteRequest) -> Layout:
         name = f"{stem}{suffix}.index.json"
         if extras.index and request.max_shard_size is None:
             name = extras.index
-        files[name] = _index(request, shards, extras.index_metadata)
+        files[name] = _index(request, shards)
+    if suffix == ".safetensors":
+        notes += stale_notes(request)
     if extras.left_out:
         shown = ", ".join(extras.left_out[:6]) + (", ..." if len(extras.left_out) > 6 else "")
         base = os.path.basename(request.template.path.rstrip("/"))
@@ -234,16 +238,20 @@ def lay_out(request: WriteRequest) -> Layout:
     return Layout(layouts, files, side_files, notes)
 
 
-def _index(
-    request: WriteRequest, shards: Mapping[str, Sequence[int]], metadata: Mapping[str, object]
-) -> bytes:
-    names, sizes = request.specs.names, request.specs.sizes
-    total = sum(sizes[number] for group in shards.values() for number in group)
-    weight_map = {names[number]: name for name, group in shards.items() for number in group}
-    content = {
-        "metadata": {**metadata, "total_size": total},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
+def _index(request: WriteRequest, shards: Mapping[str, Sequence[int]]) -> bytes:
+    specs, sizes = request.specs, request.specs.sizes
+    written = [number for group in shards.values() for number in group]
+    weight_map = {specs.names[number]: name for name, group in shards.items() for number in group}
+    metadata = request.template.extras.index_metadata
+    metadata = {name: value for name, value in metadata.items() if not is_stale(name)}
+    metadata["total_size"] = sum(map(sizes.__getitem__, written))
+    if isinstance(parameters := metadata.get("total_parameters"), int):
+        # Buffers do not count as such: what is new and what is left out, and nothing else.
+        columns = request.template.tensors.columns
+        before = [math.prod(columns.forms[form][1]) for form in columns.form]
+        after = [math.prod(specs.forms[specs.form[number]][1]) for number in written]
+        metadata["total_parameters"] = parameters + sum(after) - sum(before)
+    content = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
     return (json.dumps(content, indent=2) + "\n").encode()
 
 

@@ -25,6 +25,7 @@ from swavg.formats.checkpoint import (
     TableBuilder,
     TensorTable,
 )
+from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import FileLayout, Format, Layout, Specs, WriteRequest, losses
 from swavg.storage.sources import LocalFile, Pool
 
@@ -328,7 +329,7 @@ def lay_out(request: WriteRequest) -> Layout:
         numbers = without_ties(request)
     lost = losses(request)
     notes = (f"safetensors holds tensors only: {lost} left out",) if lost else ()
-    return Layout((plan_file(request, numbers),), notes=notes)
+    return Layout((plan_file(request, numbers),), notes=(*notes, *stale_notes(request)))
 
 
 def without_ties(request: WriteRequest) -> list[int]:
@@ -343,7 +344,11 @@ _OF_ONE = ("metrics", "snapshots", "ema_state")
 
 def metadata_of(request: WriteRequest) -> dict[str, str]:
     """The strings of the header: the template's, and how the tensors were made."""
-    found = {n: text for n, text in request.template.metadata.items() if n not in _OF_ONE}
+    found = {
+        name: text
+        for name, text in request.template.metadata.items()
+        if name not in _OF_ONE and not is_stale(name)
+    }
     # transformers refuses files that do not say which framework wrote them.
     found.setdefault("format", "pt")
     found["swavg"] = request.recipe
