@@ -1,4 +1,4 @@
-"""Configuration beside weights: which files are, and the dtypes that they state."""
+"""What lies beside weights: configuration, the dtypes that it states, and training state."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ _OF_A_RUN = {
 }  # fmt: skip
 """Words in the names of files that tell of a run, not of a model."""
 
+_TRAINING_STATE = re.compile(
+    r"(?:optim|optimi[sz]er|(?:lr_)?scheduler|(?:grad_)?scaler|rng_state|random_states?"
+    r"|training_args|train_args|trainer_state)s?(?:[-_.].*)?"
+    r"|.*[-_.](?:optim|optimi[sz]er|scheduler|scaler|optim_states?)(?:[-_.]?\d+)?",
+    re.IGNORECASE,
+)
+
 
 def is_configuration(name: str) -> bool:
     """Whether a file beside weights is one without which they mean something else, going by its
@@ -41,6 +48,13 @@ def is_configuration(name: str) -> bool:
     if not (low.endswith(_SETTINGS) or _VOCABULARY.fullmatch(low) or _CODE.fullmatch(low)):
         return False
     return _OF_A_RUN.isdisjoint(re.split(r"[^a-z]+", low))
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a file of this name holds what training goes on with, and no weights."""
+    stem = name.partition(".")[0]
+    # That of Megatron holds its weights too.
+    return not stem.startswith("model_optim_rng") and bool(_TRAINING_STATE.fullmatch(stem))
 
 
 def with_written_dtypes(request: WriteRequest) -> tuple[dict[str, bytes], tuple[str, ...]]:
