@@ -79,7 +79,7 @@ def diff(
     """In what the checkpoints ``a`` and ``b`` differ: names, shapes, dtypes, and with ``values``
     how far the tensors lie apart. ``key`` is the dotted path of the state dict in PyTorch files.
 
-    What wrappers put into names (``module.``, ``_orig_mod.``, ...) does not count. Raises InputError.
+    What wrappers put into names (``_orig_mod.``, say) does not count. Raises InputError.
     """
     paths = [os.fspath(a), os.fspath(b)]
     shared = Shared()

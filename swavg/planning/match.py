@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from swavg.formats.checkpoint import Checkpoint, Form, TensorTable
 from swavg.planning.ties import declared_ties, found_ties
 
-
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
 """Parts of names that wrappers add: FSDP, activation checkpointing, torch.compile, data parallel
 training. A model may have modules called ``module``, never one of the other names."""
