@@ -92,9 +92,11 @@ def prepare(
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
     warnings: dict[str, None] = {}
+    tied: dict[str, None] = {}
     for row, output in zip(rows, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
+        tied |= dict.fromkeys(match.notes())
         warnings |= dict.fromkeys(
             check_plain(
                 members, [shown[member] for member in row.members], selection(match, policy)
@@ -114,7 +116,7 @@ def prepare(
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes),
+        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *tied, *notes),
         (*warnings, *differing_files(checkpoints, shown)),
         distances,
         None if folder is None else os.fsdecode(folder),

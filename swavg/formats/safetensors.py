@@ -43,11 +43,16 @@ NAME_LIMIT = 4096
 
 _HEADER_ALIGNMENT = 8
 
+_BLANKS = b" \t\n\r"
+"""What may stand before the object, as in any JSON."""
+
 
 def looks_like_safetensors(head: bytes) -> bool:
     """True if the first bytes of a file are a header's length and the start of a JSON object."""
     # Any length below 4 GiB: one beyond the limit is refused as such when the file is opened.
-    return len(head) >= 9 and head[8:9] == b"{" and 1 < int.from_bytes(head[:8], "little") < 2**32
+    if len(head) < 9 or not 1 < int.from_bytes(head[:8], "little") < 2**32:
+        return False
+    return head[8:].lstrip(_BLANKS)[:1] in (b"{", b"")
 
 
 def open_safetensors(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -69,6 +74,8 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
                 path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
             )
         header = pool.read(file, 8, length)
+    if header[:1] != b"{":
+        header = header.lstrip(_BLANKS)
     base = 8 + length
     shared = Shared() if shared is None else shared
     metadata, rest = _split(path, header)
@@ -102,7 +109,7 @@ def _split(path: str, header: bytearray) -> tuple[dict[str, str], bytearray]:
         return {}, header
     text = _decoded(path, header)
     with _as_json(path):
-        metadata, end = _decoder(path).raw_decode(text, len(_METADATA))
+        metadata, end = _decoder(path, header).raw_decode(text, len(_METADATA))
     if not text.startswith((',"', "}"), end):
         return {}, header
     rest = "{" + text[end:].removeprefix(",")
@@ -140,8 +147,16 @@ def _as_json(path: str) -> Iterator[None]:
         raise InputError(path, f"its safetensors header is not valid JSON ({error})") from None
 
 
-def _decoder(path: str) -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=partial(unique, path))
+def _decoder(path: str, header: bytearray) -> json.JSONDecoder:
+    # For the reference library -0 is a float, and no offset or extent; Python reads the integer 0.
+    parse = _not_minus_zero if b"-0" in header else None
+    return json.JSONDecoder(object_pairs_hook=partial(unique, path), parse_int=parse)
+
+
+def _not_minus_zero(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("-0 is no count")
+    return int(digits)
 
 
 def _parsed(path: str, header: bytearray) -> dict[str, object]:
@@ -150,13 +165,15 @@ def _parsed(path: str, header: bytearray) -> dict[str, object]:
         raise InputError(path, "its header has a number of hundreds of digits")
     text = _decoded(path, header)
     with _as_json(path):
-        entries: dict[str, object] = _decoder(path).decode(text)
+        entries: dict[str, object] = _decoder(path, header).decode(text)
     if b"\\u" in header and not all(map(_is_text, entries)):
         raise InputError(path, "its header has half a surrogate pair, which is no text")
     return entries
 
 
 def _checked_metadata(path: str, metadata: object) -> dict[str, str]:
+    if metadata is None:
+        return {}
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
