@@ -26,6 +26,7 @@ from swavg.formats.checkpoint import (
     TensorTable,
 )
 from swavg.formats.layout import FileLayout, Format, Layout, Specs, WriteRequest, losses
+from swavg.formats.metrics import metrics_among
 from swavg.storage.sources import LocalFile, Pool
 
 HEADER_LIMIT = 100_000_000
@@ -54,21 +55,8 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
 
     ``key`` means nothing here.
     """
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        if file.size < 8:
-            raise InputError(path, f"truncated: {file.size} bytes, less than a safetensors header")
-        (length,) = struct.unpack("<Q", pool.read(file, 0, 8))
-        if length > HEADER_LIMIT:
-            raise InputError(
-                path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT:,} are allowed"
-            )
-        if 8 + length > file.size:
-            raise InputError(
-                path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
-            )
-        header = pool.read(file, 8, length)
-    base = 8 + length
+    file, header = _read_header(path)
+    base = 8 + len(header)
     shared = Shared() if shared is None else shared
     metadata, rest = _split(path, header)
     # Offsets count from the data on: equal however long the metadata is.
@@ -88,6 +76,29 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
     table = TensorTable(columns, base if columns.names else 0)
     extras = Extras(scalars=metadata, recipe=metadata.get("swavg"))
     return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)
+
+
+def recipe_in(path: str) -> str | None:
+    """What swavg wrote of an average. InputError if the header has no such beginning."""
+    return _split(path, _read_header(path)[1])[0].get("swavg")
+
+
+def _read_header(path: str) -> tuple[LocalFile, bytearray]:
+    """The file, and its header without the length before it."""
+    file = LocalFile.find(path)
+    with Pool() as pool:
+        if file.size < 8:
+            raise InputError(path, f"truncated: {file.size} bytes, less than a safetensors header")
+        (length,) = struct.unpack("<Q", pool.read(file, 0, 8))
+        if length > HEADER_LIMIT:
+            raise InputError(
+                path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT:,} are allowed"
+            )
+        if 8 + length > file.size:
+            raise InputError(
+                path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
+            )
+        return file, pool.read(file, 8, length)
 
 
 _HUGE = re.compile(rb"[0-9]{400}")
@@ -343,7 +354,9 @@ _OF_ONE = ("metrics", "snapshots", "ema_state")
 
 def metadata_of(request: WriteRequest) -> dict[str, str]:
     """The strings of the header: the template's, and how the tensors were made."""
-    found = {n: text for n, text in request.template.metadata.items() if n not in _OF_ONE}
+    was = request.template.metadata
+    measured = {*_OF_ONE, *metrics_among(was)}
+    found = {name: text for name, text in was.items() if name not in measured}
     # transformers refuses files that do not say which framework wrote them.
     found.setdefault("format", "pt")
     found["swavg"] = request.recipe
@@ -386,5 +399,6 @@ def plan_specs(
 
 
 FORMAT = Format(
-    "safetensors", (".safetensors",), looks_like_safetensors, open_safetensors, lay_out, plan_file
-)
+    "safetensors", (".safetensors",), looks_like_safetensors, open_safetensors, lay_out, plan_file,
+    recipe_in,
+)  # fmt: skip
