@@ -12,6 +12,7 @@ from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
+from swavg.engine.remarks import metrics_kept, warnings_of
 from swavg.engine.report import Progress, Report, Tally, read_and_written, report
 from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.errors import RequestError
@@ -102,12 +103,14 @@ def prepare(
                 members, [shown[member] for member in row.members], selection(match, policy)
             )
         )
+        warnings |= dict.fromkeys(warnings_of(row, checkpoints, shown))
         decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
         targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
         recipes.append(recipe(shown, row, policy))
     entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
+    kept = metrics_kept(rows, planned, checkpoints, shown)
     return Plan(
         tuple(checkpoints),
         shown,
@@ -116,7 +119,7 @@ def prepare(
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *tied, *notes),
+        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *tied, *kept, *notes),
         (*warnings, *differing_files(checkpoints, shown)),
         distances,
         None if folder is None else os.fsdecode(folder),

@@ -18,6 +18,7 @@ from swavg.formats.configuration import (
     with_written_dtypes,
 )
 from swavg.formats.files import FILES, open_file
+from swavg.formats.files import recipe_in as recipe_in_file
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.safetensors import unique, without_ties
@@ -36,6 +37,12 @@ _WEIGHT_SUFFIXES = (
     ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
+
+LOGS = (
+    "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
+    "test_results.json", "predict_results.json",
+)  # fmt: skip
+"""What a trainer has logged of the one checkpoint: it does not hold for an average."""
 
 
 def is_checkpoint_folder(path: str, *, any_name: bool = True) -> bool:
@@ -107,6 +114,14 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
     )
     table = builder.build(shared)
     return Checkpoint(path, "folder", tuple(sources), table, metadata, tuple(notes), extras)
+
+
+def recipe_in(path: str) -> str | None:
+    """What swavg wrote of an average into the weights of a folder. InputError."""
+    names, index = _weights(path)
+    if index is not None:
+        names = list(_read_index(path, index)[1].values())
+    return recipe_in_file(os.path.join(path, names[0]))
 
 
 def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | None) -> Checkpoint:
@@ -204,6 +219,7 @@ def _others(path: str, weights: set[str]) -> tuple[dict[str, str], tuple[str, ..
         if entry.name in weights:
             continue
         weighty = entry.name.endswith(_WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
+        weighty = weighty or entry.name in LOGS
         if entry.is_file() and not weighty and not entry.name.endswith(".swavg-partial"):
             side[entry.name] = os.path.join(path, entry.name)
         else:
@@ -310,4 +326,4 @@ def _by_size(request: WriteRequest, numbers: Sequence[int]) -> list[Sequence[int
     return list(groups)
 
 
-FORMAT = Format("folder", (), lambda head: False, open_folder, lay_out)
+FORMAT = Format("folder", (), lambda head: False, open_folder, lay_out, recipe_in=recipe_in)
