@@ -26,5 +26,5 @@ def is_stale(name: str) -> bool:
 
 def stale_notes(request: WriteRequest) -> tuple[str, ...]:
     """What an output leaves out as untrue, in words."""
-    stale = ", ".join(filter(is_stale, request.template.metadata))
+    stale = ", ".join(sorted(filter(is_stale, request.template.metadata)))
     return (f"left out of the metadata, as hashes of other weights: {stale}",) if stale else ()
