@@ -24,6 +24,7 @@ from swavg.planning.lay_out import lay_out
 from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
+from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
 from swavg.planning.targets import choose_target, default_path
 from swavg.storage.destination import is_stream
@@ -88,6 +89,7 @@ def prepare(
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
     checkpoints = open_all(paths, policy.key)
+    checkpoints = renamed(checkpoints, rules(policy.strip_prefix, policy.rename))
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
     warnings: dict[str, None] = {}

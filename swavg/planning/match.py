@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from swavg.formats.checkpoint import Checkpoint, Form, TensorTable
+from swavg.planning.prefixes import Prefixes, behind_prefix
 from swavg.planning.ties import declared_ties, found_ties
 
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
@@ -131,6 +132,12 @@ class SideBySide:
             if number is not None:
                 return self.tables[place].columns.names[number]
         return name
+
+    def prefixes(self, shown: Sequence[str]) -> Prefixes | None:
+        """The prefixes that keep names of the checkpoints, which are ``shown`` so, apart."""
+        places = sorted(range(len(self.tables)), key=self.table_of[::-1].index, reverse=True)
+        firsts = [shown[self.table_of.index(place)] for place in places]
+        return behind_prefix([self._numbers[place] for place in places], firsts)
 
     def notes(self) -> list[str]:
         """What was taken as tied though no file says so."""
