@@ -27,6 +27,7 @@ from swavg.planning.policy import Policy
 from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
 from swavg.planning.targets import choose_target, default_path
+from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
 
 OnProgress = Callable[[Progress], None]
@@ -93,11 +94,14 @@ def prepare(
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
     warnings: dict[str, None] = {}
+    warnings |= dict.fromkeys(broken_ties(checkpoints, shown))
     tied: dict[str, None] = {}
     for row, output in zip(rows, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
         tied |= dict.fromkeys(match.notes())
+        if not policy.strict:
+            warnings |= dict.fromkeys(match.warnings([shown[member] for member in row.members]))
         warnings |= dict.fromkeys(
             check_plain(
                 members, [shown[member] for member in row.members], selection(match, policy)

@@ -139,6 +139,11 @@ class SideBySide:
         firsts = [shown[self.table_of.index(place)] for place in places]
         return behind_prefix([self._numbers[place] for place in places], firsts)
 
+    def warnings(self, shown: Sequence[str]) -> list[str]:
+        """What keeps most names apart though it is only a prefix, in words."""
+        found = self.prefixes(shown)
+        return [] if found is None else [f"{found.fact}, and are not averaged with them"]
+
     def notes(self) -> list[str]:
         """What was taken as tied though no file says so."""
         return [

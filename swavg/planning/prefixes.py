@@ -23,7 +23,7 @@ class Prefixes:
         # The longer ones first: one may begin another.
         ordered = sorted(self.prefixes, key=len, reverse=True)
         options = " ".join(f"strip_prefix='{prefix}'" for prefix in ordered)
-        return f"Use {options}: names are then matched and written without it."
+        return f"Use {options} to match and write names without it."
 
 
 def behind_prefix(tables: Sequence[Collection[str]], shown: Sequence[str]) -> Prefixes | None:

@@ -23,7 +23,8 @@ class Rule:
     text: str
 
     def __post_init__(self) -> None:
-        if self.argument == "rename" and not self.text.partition("=")[0].strip("."):
+        before, equals, _ = self.text.partition("=")
+        if self.argument == "rename" and not (equals and before.strip(".")):
             raise RequestError(f"is '{self.text}', not 'A=B'.", argument="rename")
         if not self.text:
             raise RequestError("is empty.", argument=self.argument)
