@@ -83,7 +83,7 @@ class SideBySide:
         self._numbers = [self._numbered(table) for table in self.tables]
         numbers = [self._numbers[place] for place in self.table_of]
         self.ties = declared_ties(checkpoints, numbers, self.spell)
-        self.found = found_ties(checkpoints, numbers)
+        self.found = found_ties(checkpoints, numbers, self.ties)
         for group in self.found:
             self.ties = [*(tie for tie in self.ties if not set(tie) <= set(group)), group]
         self._tied = {name: group for group in self.ties for name in group}

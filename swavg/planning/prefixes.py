@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-_MOST = 8
+_MOST = 12
 """Prefixes of a table that are tried."""
 
 
@@ -35,23 +35,25 @@ def behind_prefix(tables: Sequence[Collection[str]], shown: Sequence[str]) -> Pr
     for names, name in zip(others, shown, strict=False):
         found = _of_pair(names, last)
         if found is not None:
-            one, two, count = found
-            prefixes |= dict.fromkeys(filter(None, (one, two)))
-            facts.append(_fact((names, one, name), (last, two, shown[-1]), count))
+            one, two = found
+            prefixes |= dict.fromkeys(filter(None, found))
+            facts.append(_fact((names, one, name), (last, two, shown[-1])))
     return Prefixes(facts[0], tuple(prefixes)) if facts else None
 
 
-def _fact(one: tuple[set[str], str, str], two: tuple[set[str], str, str], count: int) -> str:
-    if one[1] and two[1]:
-        return f"{count} names of {one[2]} under '{one[1]}' are in {two[2]} under '{two[1]}'"
-    (names, _, shown), (_, prefix, other) = (one, two) if two[1] else (two, one)
+def _fact(one: tuple[set[str], str, str], two: tuple[set[str], str, str]) -> str:
+    (names, own, shown), (there, prefix, other) = (one, two) if two[1] else (two, one)
+    count = sum(prefix + name[len(own) :] in there for name in names if name.startswith(own))
+    if own:
+        return f"{count} names of {shown} under '{own}' are in {other} under '{prefix}'"
     share = "all" if count == len(names) else f"{count} of"
     return f"{share} {len(names)} names of {shown} are in {other} under '{prefix}'"
 
 
-def _of_pair(one: set[str], two: set[str]) -> tuple[str, str, int] | None:
-    """The prefix of each (or none) without which they have most names in common, and how many:
-    at least half of those of the smaller one, and more than with it."""
+def _of_pair(one: set[str], two: set[str]) -> tuple[str, str] | None:
+    """The prefix of each (or none) without which they have most names in common: at
+    least half of those of the smaller one (if both have a prefix, nine of ten), and more than
+    with it."""
     smaller, plain = min(len(one), len(two)), len(one & two)
     if plain == smaller:
         return None
@@ -62,7 +64,7 @@ def _of_pair(one: set[str], two: set[str]) -> tuple[str, str, int] | None:
     }
     best = max(counts, key=lambda pair: (counts[pair], -len(pair[0]) - len(pair[1])))
     count = counts[best]
-    if count <= plain or 2 * count < smaller:
+    if count <= plain or count < (0.9 if all(best) else 0.5) * smaller:
         return None
     # Behind 'encoder.' and 'decoder.' may be the same names: nobody knows which are meant.
     for rival in counts:
@@ -70,7 +72,7 @@ def _of_pair(one: set[str], two: set[str]) -> tuple[str, str, int] | None:
         apart = any(not (a.startswith(b) or b.startswith(a)) for a, b in sides)
         if counts[rival] == count and apart:
             return None
-    return *best, count
+    return best
 
 
 def _stripped(names: set[str], smaller: int) -> list[tuple[str, set[str]]]:

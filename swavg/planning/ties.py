@@ -49,8 +49,10 @@ def declared_ties(
         ]
 
 
-def found_ties(checkpoints: Sequence[Checkpoint], numbers: Numbers) -> list[tuple[str, ...]]:
-    """Groups of canonical names that are one tensor, though no file says so.
+def found_ties(
+    checkpoints: Sequence[Checkpoint], numbers: Numbers, declared: Sequence[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Groups of canonical names that are one tensor, though it is not ``declared``.
 
     Looked for are names that some checkpoints leave out, as writers do with tied tensors: a
     partner must have the same bytes in every checkpoint that has both, and stand in one that
@@ -62,6 +64,7 @@ def found_ties(checkpoints: Sequence[Checkpoint], numbers: Numbers) -> list[tupl
         return []
     held = Counter(name for own in distinct for name in own)
     missing = {name for name, count in held.items() if count < len(distinct)}
+    missing.difference_update(*declared)
     several = {name for name, count in held.items() if count > 1}
     groups: list[tuple[str, ...]] = []
     taken: set[str] = set()
