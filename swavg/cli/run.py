@@ -16,7 +16,7 @@ from swavg.cli.options import Command, Option, SectionedCommand, filled
 from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import ignore_signals
 from swavg.cli.streams import require_stdout
-from swavg.cli.values import COUNT, KEY_HELP, Size
+from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, Size
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ _POLICY = {
         Option("include", "--include", "Average only these tensors.", "GLOB"),
         Option("exclude", "--exclude",
                "Do not average these; they are copied from the last checkpoint.", "GLOB"),
+        Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
+        Option("rename", "--rename",
+               "Put B for A where A is a part of a name, or some, between dots: 'gamma=weight',"
+               " 'encoder.layer=blocks', 'base_model='. Names of the output are the new ones.",
+               "A=B"),
         Option("drop_excluded", "--drop-excluded", "Leave them out instead of copying them."),
         Option("key", "--key", KEY_HELP, "PATH"),
         Option("integers", "--integers",

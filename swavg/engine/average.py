@@ -25,9 +25,11 @@ from swavg.planning.lay_out import lay_out
 from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
+from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
 from swavg.planning.side_files import differing_files
 from swavg.planning.targets import choose_target, default_path
+from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
 
 OnProgress = Callable[[Progress], None]
@@ -90,14 +92,18 @@ def prepare(
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
     checkpoints = open_all(paths, policy.key)
+    checkpoints = renamed(checkpoints, rules(policy.strip_prefix, policy.rename))
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
     warnings: dict[str, None] = {}
+    warnings |= dict.fromkeys(broken_ties(checkpoints, shown))
     tied: dict[str, None] = {}
     for row, output in zip(rows, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
         tied |= dict.fromkeys(match.notes())
+        if not policy.strict:
+            warnings |= dict.fromkeys(match.warnings([shown[member] for member in row.members]))
         warnings |= dict.fromkeys(
             check_plain(
                 members, [shown[member] for member in row.members], selection(match, policy)
