@@ -21,6 +21,7 @@ from swavg.gc_pause import paused_gc
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
+from swavg.planning.lora import joined
 from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
@@ -90,21 +91,36 @@ def prepare(
     checkpoints = open_all(paths, policy.key)
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
-    warnings: dict[str, None] = {}
-    for row, output in zip(rows, outputs, strict=True):
+    notes = (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes)
+    joining = joined(checkpoints, shown, rows, policy)
+    checkpoints, shown, rows = joining.checkpoints, tuple(joining.shown), joining.rows
+    warnings = dict.fromkeys(joining.warnings)
+    for number, (row, output) in enumerate(zip(rows, outputs, strict=True)):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
         warnings |= dict.fromkeys(
             check_plain(
-                members, [shown[member] for member in row.members], selection(match, policy)
+                members,
+                [shown[member] for member in row.members],
+                selection(match, policy),
+                exact=policy.lora == "exact",
             )
         )
-        decided.append(decide(checkpoints, match, row, policy, shown))
+        made = joining.joined[number]
+        decided.append(decide(checkpoints, match, row, policy, shown, made))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
         targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
         recipes.append(recipe(shown, row, policy))
-    entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
+    entries, planned = lay_out(
+        checkpoints,
+        rows,
+        decided,
+        targets,
+        map(as_text, recipes),
+        policy,
+        joining.files,
+    )
     return Plan(
         tuple(checkpoints),
         shown,
@@ -113,9 +129,10 @@ def prepare(
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes),
+        (*notes, *dict.fromkeys(joining.notes)),
         tuple(warnings),
-        distances,
+        # The parts of an input point nowhere.
+        distances and policy.lora != "exact",
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,
     )
