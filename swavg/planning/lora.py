@@ -260,8 +260,9 @@ class _Concatenation:
             written[name] = own
             if name in self._alphas:
                 continue
-            if name in parts:
-                module, axis = parts[name]
+            # One that is alone stays as it is: a table holds it otherwise.
+            module, axis = parts.get(name, (name, -1))
+            if axis >= 0 and self.ranks[module] > table[own].spec.shape[axis]:
                 shape = table[own].spec.shape
                 shape = (*shape[:axis], self.ranks[module], *shape[axis + 1 :])
                 builder.add_boxes(_padded(table.at(number), shape, axis, begins[module], memory))
