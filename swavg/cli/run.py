@@ -6,12 +6,13 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
+from swavg.cli.errors import with_options
 from swavg.cli.options import Command, Option, SectionedCommand, filled
 from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import ignore_signals
@@ -56,6 +57,9 @@ _POLICY = {
         Option("integers", "--integers",
                "Integer and bool tensors that differ; auto: the last of a single element, an error"
                " of more."),
+        Option("lora", "--lora",
+               "LoRA: the mean of A and that of B, or factors of more rank whose product is exactly"
+               " the average."),
         Option("drop_ties", "--drop-ties",
                "Write tied tensors once in safetensors (under their first name)."),
         Option("allow_nonfinite", "--allow-nonfinite", "Let NaN and Inf through."),
@@ -169,7 +173,11 @@ def execute_and_report(
     if run.dry_run:
         _show_plan(plan, resources, run, notes)
         return
-    reports = _executed(plan, resources, run, notes)
+    params = click.get_current_context().command.params
+    reports = [
+        replace(report, warnings=tuple(with_options(text, params) for text in report.warnings))
+        for report in _executed(plan, resources, run, notes)
+    ]
     if not run.quiet:
         from swavg.console import report as console
 

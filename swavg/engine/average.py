@@ -22,6 +22,7 @@ from swavg.gc_pause import paused_gc
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
+from swavg.planning.lora import joined
 from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
@@ -95,10 +96,13 @@ def prepare(
     checkpoints = renamed(checkpoints, rules(policy.strip_prefix, policy.rename))
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
-    warnings: dict[str, None] = {}
-    warnings |= dict.fromkeys(broken_ties(checkpoints, shown))
+    of_inputs = (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints))
+    told = dict.fromkeys((*broken_ties(checkpoints, shown), *differing_files(checkpoints, shown)))
+    joining = joined(checkpoints, shown, rows, policy)
+    checkpoints, shown, rows = joining.checkpoints, tuple(joining.shown), joining.rows
+    warnings = told | dict.fromkeys(joining.warnings)
     tied: dict[str, None] = {}
-    for row, output in zip(rows, outputs, strict=True):
+    for number, (row, output) in enumerate(zip(rows, outputs, strict=True)):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
         tied |= dict.fromkeys(match.notes())
@@ -106,16 +110,28 @@ def prepare(
             warnings |= dict.fromkeys(match.warnings([shown[member] for member in row.members]))
         warnings |= dict.fromkeys(
             check_plain(
-                members, [shown[member] for member in row.members], selection(match, policy)
+                members,
+                [shown[member] for member in row.members],
+                selection(match, policy),
+                exact=policy.lora == "exact",
             )
         )
         warnings |= dict.fromkeys(warnings_of(row, checkpoints, shown))
-        decided.append(decide(checkpoints, match, row, policy, shown))
+        made = joining.joined[number]
+        decided.append(decide(checkpoints, match, row, policy, shown, made))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
         targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
         recipes.append(recipe(shown, row, policy))
-    entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
+    entries, planned = lay_out(
+        checkpoints,
+        rows,
+        decided,
+        targets,
+        map(as_text, recipes),
+        policy,
+        joining.files,
+    )
     kept = metrics_kept(rows, planned, checkpoints, shown)
     return Plan(
         tuple(checkpoints),
@@ -125,9 +141,10 @@ def prepare(
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *tied, *kept, *notes),
-        (*warnings, *differing_files(checkpoints, shown)),
-        distances,
+        (*of_inputs, *tied, *kept, *dict.fromkeys(joining.notes), *notes),
+        tuple(warnings),
+        # The parts of an input point nowhere.
+        distances and policy.lora != "exact",
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from swavg.errors import RequestError
 from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import WriteRequest
+from swavg.formats.layout import Layout, WriteRequest
 from swavg.formats.table import FORMATS
 from swavg.planning.assemble import Assembly
 from swavg.planning.decide import Decisions
@@ -22,9 +24,10 @@ def lay_out(
     targets: Sequence[Target],
     recipes: Iterable[str],
     policy: Policy,
+    changed: Sequence[Mapping[str, bytes]] = (),
 ) -> tuple[Entries, tuple[Output, ...]]:
-    """The entries of all rows, and where each of them lies. RequestError for what a format cannot
-    hold."""
+    """The entries of all rows, and where each of them lies. ``changed`` has, by row, what is
+    written in place of side files, by name. RequestError for what a format cannot hold."""
     assembly = Assembly(checkpoints)
     outputs = []
     for number, (row, decisions, target, recipe) in enumerate(
@@ -43,6 +46,18 @@ def lay_out(
         write = FORMATS[target.format].lay_out
         assert write is not None
         layout = write(request)
+        if changed and changed[number]:
+            layout = _with_files(layout, target, changed[number])
         alone = len(rows) == 1
         outputs.append(assembly.output(number, row, decisions, target, layout, alone=alone))
     return assembly.entries(), tuple(outputs)
+
+
+def _with_files(layout: Layout, target: Target, files: Mapping[str, bytes]) -> Layout:
+    if not target.folder:
+        raise RequestError(
+            f"The output is one file, and needs {', '.join(files)} beside it.",
+            hint="Give it a name without a suffix: it becomes a folder.",
+        )
+    sides = {name: path for name, path in layout.side_files.items() if name not in files}
+    return replace(layout, files={**layout.files, **files}, side_files=sides)

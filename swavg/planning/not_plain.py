@@ -35,7 +35,10 @@ class Finding:
     """and so are the first bytes of these."""
 
 
-MERGE = "Merge each into its model first, and average the models."
+MERGE = (
+    "lora=exact writes the average of what they do; or merge each into its model first, and average"
+    " the models."
+)
 
 UNMASK = (
     "Make the pruning permanent first (torch.nn.utils.prune.remove), and prune the average; or take"
@@ -53,7 +56,7 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
     "factors": (
         "warn",
         "the mean of low-rank factors (LoRA) is not the mean of their products: {}",
-        "To average what they do: merge each into its model first, and average the models.",
+        MERGE,
     ),
     "spectral": (
         "warn",
@@ -94,15 +97,15 @@ _SCALE = re.compile(r"scale_(.+)|(.+?)_(?:scales?|scale_inv|scale_2|scaling_fact
 _OF_SCALE = ("", "_packed", "_blocks", "_qdata")
 """What follows in the name of the codes: fp8 and int8, compressed-tensors, MXFP4, torchao."""
 
-_FACTORS = (
+LORA = (
     ("lora_A", "lora_B"),
     ("lora_embedding_A", "lora_embedding_B"),
     ("lora_down", "lora_up"),
     ("lora.down", "lora.up"),
     ("lora_linear_layer.down", "lora_linear_layer.up"),
-    ("hada_w1_a", "hada_w1_b"),
-    ("lokr_w1", "lokr_w2"),
 )
+"""What the names of two factors have in place of each other; the first is applied first."""
+_FACTORS = (*LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"))
 _SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 _PART = re.compile(

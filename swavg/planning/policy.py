@@ -9,10 +9,12 @@ from swavg.errors import RequestError
 
 Missing = Literal["keep", "drop", "average"]
 Integers = Literal["auto", "last", "first", "max", "mean", "error"]
+Lora = Literal["mean", "exact"]
 Accumulate = Literal["auto", "float32", "float64"]
 Floats = Literal["keep", "float32", "float64", "float16", "bfloat16"]
 
-_CHOICES = {"missing": Missing, "integers": Integers, "accumulate": Accumulate, "dtype": Floats}
+_CHOICES = {"missing": Missing, "integers": Integers, "lora": Lora, "accumulate": Accumulate,
+            "dtype": Floats}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,9 @@ class Policy:
     integers: Integers = "auto"
     """What becomes of integer and bool tensors that differ; ``auto``: the last one's of a single
     element (a counter), an error of more."""
+    lora: Lora = "mean"
+    """Low-rank factors: ``mean`` averages each; ``exact`` averages their products, by factors whose
+    rank is the sum of the ranks."""
     drop_ties: bool = False
     """A tied tensor is written once where a format cannot express ties."""
     allow_nonfinite: bool = False
