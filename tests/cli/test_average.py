@@ -92,7 +92,7 @@ def test_the_flag_for_nul_is_no_weight(pair):
         (["a", "b", "--weights", "x"], 2, "--weights needs numbers, not 'x'"),
         ([], 2, "Give the checkpoints"),
         (["a", "missing"], 4, "missing: no such file"),
-        (["a", "b", "-o", "none/c.safetensors"], 5, "there is no folder 'none'"),
+        (["a", "b", "-o", "a/c.safetensors"], 5, "cannot be made: 'a' is no folder"),
         (["a", "b", "-o", "b"], 5, "is an input"),
         (["a", "b", "-o", "b", "--force"], 5, "is an input"),
         (["a", "b", "--memory", "lots"], 2, "is no size"),
