@@ -89,15 +89,25 @@ def check_destination(
         if stat.S_ISDIR(mode) != folder:
             kind = "a file" if folder else "a folder"
             raise OutputError(shown, f"is {kind}, which the output would not be")
-        if folder and (os.path.ismount(target) or (empty and os.path.samefile(target, "."))):
-            kind = "a mount point" if os.path.ismount(target) else "the current folder"
+        if folder and (kept := _kept_in_place(target, empty=empty)):
             inner = os.path.join(shown, "averaged")
             raise OutputError(
                 shown,
-                f"is {kind}, whose place no new folder can take",
+                f"{kept}: no new folder can take its place",
                 hint=f"Give a name in it, such as {inner}.",
             )
     check_room(_place_for(parent(target), shown), size, shown=shown)
+
+
+def _kept_in_place(folder: str, *, empty: bool) -> str:
+    """Why an existing folder cannot be replaced, in words; empty if it can."""
+    if os.path.ismount(folder):
+        return "is a mount point"
+    if empty and os.path.samefile(folder, "."):
+        return "is the current folder"
+    if empty and not os.access(parent(folder), os.W_OK | os.X_OK):
+        return "lies in a folder that is not writable"
+    return ""
 
 
 def _place_for(folder: str, shown: str) -> str:

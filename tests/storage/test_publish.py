@@ -375,8 +375,13 @@ def test_a_folder_whose_place_none_can_take_is_refused(
     # Nothing can be mounted here.
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda _: True)
-    with pytest.raises(OutputError, match="is a mount point"):
-        check_destination("out", 0, force=False, folder=True)
+    for force in (False, True):
+        with pytest.raises(OutputError, match="is a mount point"):
+            check_destination("out", 0, force=force, folder=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="lies in a folder that is not writable"):
+        check_destination(tmp_path / "out", 0, force=False, folder=True)
 
 
 @pytest.mark.parametrize("make_it", [publish_file, publish_folder])
