@@ -10,10 +10,11 @@ from swavg.formats.configuration import JSON_LIMIT, is_configuration
 from swavg.storage.sources import LocalFile, Pool
 
 _SAYS_NOTHING = {
-    "_name_or_path", "name_or_path", "_commit_hash", "_diffusers_version", "transformers_version",
-    "peft_version", "inference_mode", "dtype", "torch_dtype",
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_diffusers_version",
+    "_from_model_config", "_name_or_path", "dtype", "inference_mode", "name_or_path",
+    "peft_version", "torch_dtype", "transformers_version", "unsloth_fixed", "unsloth_version",
 }  # fmt: skip
-"""Fields that tell of a file's origin, or that are made true of the output."""
+"""Fields that tell who wrote a file and how it is run, or that are made true of the output."""
 
 _ADAPTER = "adapter_config.json"
 _SCALING = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
