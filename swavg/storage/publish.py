@@ -39,12 +39,12 @@ def publishing(
         with ExitStack() as stack:
             above: list[str] = []
             for output in outputs:
-                above += stack.enter_context(_parents(output.path))
+                above += stack.enter_context(parents_made(output.path))
             yield stack.enter_context(_publishing(outputs, on_publish, above))
         return
     folder = Destination(inside, folder=True, force=False)
     with (
-        _parents(inside) as made,
+        parents_made(inside) as made,
         _publishing([folder], on_publish, made) as (whole,),
     ):
         parts = [_part(output, whole) for output in outputs]
@@ -71,7 +71,7 @@ def _part(output: Destination, whole: Pending) -> Pending:
 
 
 @contextmanager
-def _parents(path: str) -> Iterator[Sequence[str]]:
+def parents_made(path: str) -> Iterator[Sequence[str]]:
     """Make the folders above ``path``; if the block fails they are removed again."""
     made: list[str] = []
     missing = []
