@@ -30,8 +30,8 @@ _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 OUTPUT = click.option(
     "-o", "--output", metavar="OUT",
-    help="Where to write; '-' streams to stdout. [default: averaged, with the suffix of the first"
-    " input]",
+    help="Where to write (folders above it are made); '-' streams to stdout. [default: averaged,"
+    " with the suffix of the first input]",
 )  # fmt: skip
 FOLDER = click.option(
     "-d", "--folder", metavar="OUTDIR", help="The folder for the outputs; made if need be."

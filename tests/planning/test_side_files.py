@@ -90,6 +90,7 @@ def names(folders: list[Path]) -> list[str]:
         ("modeling_x.py", "a", "b", "m0 and m1"),
         ("config.json", "{", "{}", "m0 and m1"),
         ("config.json", "[" * 100_000, "{}", "m0 and m1"),
+        ("config.json", '{"\\ud800": "\\ud800"}', "{}", '\ud800: "\ud800" in m0, nothing in m1'),
     ],
 )
 def test_the_first_difference_is_told(
@@ -135,6 +136,20 @@ def test_of_large_files_it_is_only_told_that_they_differ(tmp_path: Path) -> None
     # Longer than what is compared at once; the last byte differs.
     texts = [json.dumps({"a": "x" * (3 << 20) + end}) for end in "yz"]
     assert told(tmp_path, "tokenizer.json", *texts) == "tokenizer.json (m0 and m1)"
+
+
+@pytest.mark.parametrize("depth", [200, 600, 900, 990])
+def test_any_depth_of_nesting_is_told(tmp_path: Path, depth: int) -> None:
+    one, other = ('{"a":' * depth + end + "}" * depth for end in "12")
+    assert told(tmp_path, "config.json", one, other).startswith("config.json (")
+
+
+def test_a_file_that_is_gone_is_left_to_who_copies_it(tmp_path: Path) -> None:
+    folders = [folder(tmp_path / name, config__json=f'"{name}"') for name in ("m0", "m1")]
+    checkpoints = [open_checkpoint(each) for each in folders]
+    assert len(differing_files(checkpoints, names(folders))) == 1
+    (folders[0] / "config.json").unlink()
+    assert differing_files(checkpoints, names(folders)) == []
 
 
 def test_links_to_one_file_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
