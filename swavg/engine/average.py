@@ -10,6 +10,7 @@ from functools import partial
 from swavg import weights as schedules
 from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
+from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import metrics_kept, warnings_of
@@ -75,12 +76,15 @@ def prepare(
     distances: bool = True,
     folder: Path | None = None,
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    shared: Shared | None = None,
 ) -> Plan:
     """Open, match and plan; write nothing.
 
     Row ``i`` goes to ``outputs[i]``, as for :func:`average`. All are made of one read. ``folder``
-    is the one that all of them lie in, made if there is none; ``notes`` are reported with the
-    plan's own. Raises as :func:`average`.
+    is the one that all of them lie in, made if there is none; ``notes`` and ``warnings`` are
+    reported with the plan's own; ``shared`` is what was read of the inputs before. Raises as
+    :func:`average`.
     """
     policy = Policy() if policy is None else policy
     paths = paths_of(inputs)
@@ -88,24 +92,25 @@ def prepare(
         raise RequestError(f"There are {len(rows)} rows and {len(outputs)} outputs.")
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
-    checkpoints = open_all(paths, policy.key)
+    checkpoints = open_all(paths, policy.key, shared)
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
-    warnings: dict[str, None] = {}
+    held = held_by_each(checkpoints, shown)
+    warned = dict.fromkeys(warnings)
     for row, output in zip(rows, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
-        warnings |= dict.fromkeys(
+        warned |= dict.fromkeys(
             check_plain(
                 members, [shown[member] for member in row.members], selection(match, policy)
             )
         )
-        warnings |= dict.fromkeys(warnings_of(row, checkpoints, shown))
+        warned |= dict.fromkeys(warnings_of(row, checkpoints, shown))
         decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
         targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
-        recipes.append(recipe(shown, row, policy))
+        recipes.append(recipe(shown, row, policy, held_by(row, held)))
     entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
     kept = metrics_kept(rows, planned, checkpoints, shown)
     return Plan(
@@ -117,7 +122,7 @@ def prepare(
         planned,
         tuple(recipes),
         (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *kept, *notes),
-        tuple(warnings),
+        tuple(warned),
         distances,
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,
@@ -236,9 +241,11 @@ def paths_of(inputs: Sequence[Path]) -> list[str]:
     return paths
 
 
-def open_all(paths: Sequence[str], key: str | None = None) -> list[Checkpoint]:
+def open_all(
+    paths: Sequence[str], key: str | None = None, shared: Shared | None = None
+) -> list[Checkpoint]:
     """Open checkpoints; what they have in common is kept once."""
-    shared = Shared()
+    shared = Shared() if shared is None else shared
     return [open_checkpoint(path, key=key, shared=shared) for path in paths]
 
 
