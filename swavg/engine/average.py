@@ -27,6 +27,7 @@ from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
+from swavg.planning.side_files import differing_files
 from swavg.planning.targets import choose_target, default_path
 from swavg.storage.destination import is_stream
 
@@ -97,9 +98,11 @@ def prepare(
     decided, targets, recipes = [], [], []
     held = held_by_each(checkpoints, shown)
     warned = dict.fromkeys(warnings)
+    tied: dict[str, None] = {}
     for row, output in zip(rows, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
+        tied |= dict.fromkeys(match.notes())
         warned |= dict.fromkeys(
             check_plain(
                 members, [shown[member] for member in row.members], selection(match, policy)
@@ -121,8 +124,8 @@ def prepare(
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *kept, *notes),
-        tuple(warned),
+        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *tied, *kept, *notes),
+        (*warned, *differing_files(checkpoints, shown)),
         distances,
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,

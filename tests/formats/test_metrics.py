@@ -14,8 +14,8 @@ from swavg.formats.metrics import is_metric, metrics_among
     [
         "loss", "val_loss", "val/loss", "best_acc", "best_acc1", "metrics.top1", "metric",
         "valid.wer", "eval_f1", "extra_state.val_loss", "best_fitness", "best_score", "val_mAP",
-        "eval_precision",
-        "callbacks.ModelCheckpoint{'monitor': 'x'}.current_score", "best_prec1", "test_perplexity",
+        "eval_precision", "callbacks.ModelCheckpoint{'monitor': 'x'}.current_score", "best_prec1",
+        "test_perplexity",
     ],
 )  # fmt: skip
 def test_measured(name):

@@ -145,7 +145,9 @@ def test_snapshots_that_differ_where_nobody_looked_are_told_apart_by_their_steps
 
 
 def test_the_list_ends_at_a_thousand_of_the_newest(tmp_path):
-    paths = [save(tmp_path / f"{n}.safetensors", {"w": torch.full((2,), n)}) for n in range(1003)]
+    paths = [
+        save(tmp_path / f"{n}.safetensors", {"w": torch.full((2,), float(n))}) for n in range(1003)
+    ]
     library.average(paths, output=tmp_path / "avg", distances=False)
     held = recipe_of(tmp_path / "avg")["holds"]
     assert len(held) == 1000
