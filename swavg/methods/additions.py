@@ -13,6 +13,8 @@ from swavg.planning.row import Path
 from swavg.series.model import labels
 from swavg.series.names import counts_of
 
+_LISTED = 4
+
 
 def check_new(average: Earlier, new: Sequence[Path]) -> list[str]:
     """Warnings of checkpoints that look like one which the average holds; RequestError for those
@@ -21,17 +23,21 @@ def check_new(average: Earlier, new: Sequence[Path]) -> list[str]:
     present, warnings = [], []
     for path, digits in _digits_of(new if held else (), average):
         matches = [entry for entry in held if entry.digits in digits]
-        if any(_is_the_same(path, entry) for entry in matches):
-            present.append(path)
+        same = [entry.name for entry in matches if _is_the_same(path, entry)]
+        if same:
+            name = os.path.basename(path)
+            known = name in map(os.path.basename, same)
+            present.append(name if known else f"{name} (as {same[-1]})")
         elif matches:
             warnings.append(
                 f"{labels([path])} looks like {matches[-1].name}, which {average.path} holds: it is"
                 " added, for its name is of another step"
             )
     if present:
+        more = f" and {len(present) - _LISTED} more" if len(present) > _LISTED else ""
         raise RequestError(
-            f"{average.path} holds {labels(present)} already, under whatever name.",
-            hint="Leave that out, or let it count once more with again=True.",
+            f"{average.path} holds {', '.join(present[:_LISTED])}{more} already.",
+            hint="Leave out what it holds, or let it count once more with again=True.",
         )
     return warnings
 

@@ -5,15 +5,20 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import load, save, state
+from checkpoints import load, run_request, save, state
 from command_line import done, swavg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 import swavg as library
+from swavg import methods
 from swavg.engine.recipe import recipe_of
+from swavg.errors import RequestError
 from swavg.formats.torch import opened
 
 LARGE = 40_000
+RELAXED = settings(max_examples=12, deadline=None)
 
 
 def large(seed, head):
@@ -52,8 +57,14 @@ def test_a_copy_under_another_name_is_the_same(run):
     shutil.copy(run / "step-3.safetensors", run / "step-9.safetensors")
     (run / "folder").mkdir()
     shutil.copy(run / "step-1.safetensors", run / "folder/model.safetensors")
-    for path in ("step-9.safetensors", "folder", "folder/model.safetensors"):
-        assert update(run, "avg.safetensors", path)[0] == 2
+    for path, known in (
+        ("step-9.safetensors", "step-3"),
+        ("folder", "step-1"),
+        ("folder/model.safetensors", "step-1"),
+    ):
+        code, told = update(run, "avg.safetensors", path)
+        assert code == 2
+        assert f"{path.rpartition('/')[2]} (as {known}.safetensors) already" in told
 
 
 def test_what_was_added_later_is_held_and_what_was_dropped_is_not(run):
@@ -68,6 +79,31 @@ def test_what_was_added_later_is_held_and_what_was_dropped_is_not(run):
     done("window", "avg.safetensors", "four.safetensors", "-o", "w.safetensors", cwd=run)
     assert update(run, "w.safetensors", "step-4.safetensors")[0] == 2
     assert update(run, "w.safetensors", "step-3.safetensors")[0] == 0
+
+
+@RELAXED
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=8))
+def test_what_is_held_is_what_went_in_and_did_not_come_out(tmp_path_factory, moves):
+    folder = tmp_path_factory.mktemp("run")
+    paths = {n: save(folder / f"s-{n}.safetensors", state(n)) for n in range(1, 9)}
+    policy = library.Policy()
+    library.average([paths[7], paths[8]], output=folder / "0", distances=False)
+    held, average = {7, 8}, folder / "0"
+    for turn, (number, out) in enumerate(moves, 1):
+        if number in held and not out:
+            with pytest.raises(RequestError, match=f"holds s-{number}"):
+                methods.update(average, [paths[number]], policy=policy)
+            continue
+        if number in held:
+            request = methods.slide(average, [], [paths[number]], policy=policy)
+            held.remove(number)
+        else:
+            request = methods.update(average, [paths[number]], policy=policy)
+            held.add(number)
+        average = folder / str(turn)
+        run_request(request, average)
+        entries = [entry.split()[1] for entry in recipe_of(average)["holds"]]
+        assert sorted(entries) == sorted(f"s-{n}.safetensors" for n in held)
 
 
 def test_an_average_of_what_is_held_is_refused(run):
@@ -145,9 +181,8 @@ def test_snapshots_that_differ_where_nobody_looked_are_told_apart_by_their_steps
 
 
 def test_the_list_ends_at_a_thousand_of_the_newest(tmp_path):
-    paths = [
-        save(tmp_path / f"{n}.safetensors", {"w": torch.full((2,), float(n))}) for n in range(1003)
-    ]
+    values = [torch.full((2,), float(n)) for n in range(1003)]
+    paths = [save(tmp_path / f"{n}.safetensors", {"w": w}) for n, w in enumerate(values)]
     library.average(paths, output=tmp_path / "avg", distances=False)
     held = recipe_of(tmp_path / "avg")["holds"]
     assert len(held) == 1000
