@@ -33,6 +33,9 @@ OUTPUT = click.option(
     help="Where to write (folders above it are made); '-' streams to stdout. [default: averaged,"
     " with the suffix of the first input]",
 )  # fmt: skip
+AGAIN = click.option(
+    "--again", is_flag=True, help="Add also what the average holds already: it counts once more."
+)
 FOLDER = click.option(
     "-d", "--folder", metavar="OUTDIR", help="The folder for the outputs; made if need be."
 )
@@ -169,6 +172,8 @@ def execute_and_report(
         distances=run.distances,
         folder=folder,
         notes=request.notes,
+        warnings=request.warnings,
+        shared=request.shared,
     )
     if run.dry_run:
         _show_plan(plan, resources, run, notes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from swavg.errors import RequestError
+from swavg.formats.checkpoint import Shared
 from swavg.planning.policy import Policy
 
 Path = str | os.PathLike[str]
@@ -50,3 +51,7 @@ class Request:
     """The caller's, as far as the method does not need it otherwise."""
     notes: tuple[str, ...] = ()
     """What one may like to know of how the rows came about."""
+    warnings: tuple[str, ...] = ()
+    """What may make the results useless."""
+    shared: Shared | None = None
+    """What was read of the inputs on the way."""

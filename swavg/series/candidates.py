@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from swavg.errors import InputError
+from swavg.formats.checkpoint import Shared
 from swavg.series.inside import Facts, read_inside
 from swavg.series.model import Unit, label, labels
 from swavg.series.names import NameFacts
@@ -21,6 +22,7 @@ class Candidate:
     searched: bool = False
     recipe: str | None = None
     """What swavg wrote into it, if it was searched."""
+    shared: Shared | None = None
     inside: Facts | None = None
     unreadable: bool = False
     counts: dict[Unit, int] = field(default_factory=dict)
@@ -158,7 +160,7 @@ def open_inside(candidate: Candidate) -> None:
     """Add what the checkpoint says to what its name says."""
     if candidate.inside is None:
         try:
-            candidate.inside = read_inside(candidate.path)
+            candidate.inside = read_inside(candidate.path, candidate.shared)
         except InputError:
             candidate.unreadable = True
             return

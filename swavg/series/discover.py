@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from swavg.formats.checkpoint import Shared
 from swavg.series.candidates import (
     Candidate,
     add_steps,
@@ -55,7 +56,9 @@ def discover(
                 LocalFile.find(path)
             candidates.append(Candidate(path, _named(path, named)))
     candidates = without_links(candidates, notes)
+    shared = Shared()
     for candidate in candidates:
+        candidate.shared = shared
         candidate.counts = dict(candidate.name.counts)
         if read_inside and not candidate.counts:
             open_inside(candidate)
@@ -77,7 +80,7 @@ def discover(
     if metrics_file is not None:
         snapshots, more = from_file(os.fspath(metrics_file), snapshots, unit)
         notes += more
-    return Series(tuple(snapshots), tuple(notes), unit)
+    return Series(tuple(snapshots), tuple(notes), unit, shared)
 
 
 def in_given_order(

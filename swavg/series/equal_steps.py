@@ -25,6 +25,10 @@ def without_twins(
     name says the most. Those of one step that differ know of each other. With ``look`` files are
     read: without, all of one step differ."""
     dropped: set[int] = set()
+    found = [candidate for candidate in candidates if candidate.searched]
+    # Models of several runs, each at its end: not one run.
+    ends = unit and len({c.counts.get(unit) for c in found}) == 1
+    several_runs = ends and not any(candidate.from_name for candidate in found)
     for first, second in _pairs(candidates, unit):
         if dropped & {id(first), id(second)} or not _may_be_of_one_step(first, second):
             continue
@@ -33,9 +37,9 @@ def without_twins(
             dropped.add(id(worse))
             notes.append(f"ignored {label(worse.path)}: the same bytes as {label(better.path)}")
             continue
-        if not {unit} <= first.counts.keys() & second.counts:
+        if several_runs or not {unit} <= first.counts.keys() & second.counts:
             continue
-        if look and first.counts.keys() != second.counts.keys():
+        if look:
             open_inside(first)
             open_inside(second)
         if first.recipe is second.recipe is None and _may_be_of_one_step(first, second):
@@ -47,18 +51,21 @@ def without_twins(
 def _pairs(
     candidates: Sequence[Candidate], unit: Unit | None
 ) -> Iterator[tuple[Candidate, Candidate]]:
-    """Those in the same folder that may be of the same step: one without any may be of each."""
-    if unit is None:
-        return
+    """Those in the same folder that may be of the same step: one without any may be of each. Where
+    no steps are known, those that are called copies, and the others."""
     groups: dict[tuple[str, int | None], list[Candidate]] = {}
     for candidate in candidates:
         if candidate.searched:
             folder = os.path.dirname(absolute(candidate.path))
-            groups.setdefault((folder, candidate.counts.get(unit)), []).append(candidate)
+            step = None if unit is None else candidate.counts.get(unit)
+            groups.setdefault((folder, step), []).append(candidate)
     for (folder, step), group in groups.items():
         if step is not None:
             yield from combinations(group, 2)
             yield from product(group, groups.get((folder, None), ()))
+        elif unit is None:
+            copies = [each for each in group if each.name.is_copy or each.name.marks]
+            yield from product([each for each in group if each not in copies], copies)
 
 
 def _says_most(candidate: Candidate) -> tuple[bool, int]:
@@ -96,9 +103,8 @@ def check_equal_steps(chosen: Series) -> None:
             raise RequestError(
                 f"{first} and {second} are of the same {chosen.unit} {snapshot.step} and differ:"
                 " which of them belongs to the run is not known.",
-                hint=f"Choose by name with pattern='{pattern}'."
-                if pattern
-                else "Give the checkpoints themselves instead of their folder.",
+                hint=(f"Choose by name with pattern='{pattern}', or give" if pattern else "Give")
+                + " the checkpoints themselves instead of their folder.",
             )
 
 

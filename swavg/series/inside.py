@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint, recipe_in
+from swavg.formats.checkpoint import Shared
 from swavg.series.model import Unit
 from swavg.storage.sources import read_file
 
@@ -93,20 +94,22 @@ def metrics_by_epoch(scalars: Mapping[str, object]) -> dict[int, dict[str, float
     return metrics
 
 
-def read_inside(path: str) -> Facts:
+def read_inside(path: str, shared: Shared | None = None) -> Facts:
     """The facts in the checkpoint at ``path``. InputError if it cannot be opened."""
     if os.path.isdir(path) and recipe_in(path) is None:
         state = read_json(os.path.join(path, "trainer_state.json"))
         facts = facts_of(state) if isinstance(state, dict) else Facts()
         if facts.counts:
             return facts
-    return facts_of(*read_scalars(path))
+    return facts_of(*read_scalars(path, shared))
 
 
-def read_scalars(path: str) -> tuple[Mapping[str, object], str | None]:
+def read_scalars(
+    path: str, shared: Shared | None = None
+) -> tuple[Mapping[str, object], str | None]:
     """What a checkpoint holds besides tensors, as :func:`facts_of` takes it. InputError if it
     cannot be opened."""
-    extras = open_checkpoint(path).extras
+    extras = open_checkpoint(path, shared=shared).extras
     return extras.scalars, extras.recipe
 
 

@@ -21,8 +21,11 @@ def without_averages(candidates: Sequence[Candidate], notes: list[str]) -> list[
         if candidate.searched:
             candidate.recipe = recipe_in(candidate.path)
     plain = [c for c in candidates if c.searched and not c.name.is_copy and not _is_made(c)]
-    raw = any(candidate.recipe is None and candidate.counts for candidate in plain)
-    unmade = any(candidate.recipe is not None or not candidate.name.marks for candidate in plain)
+    trained = [candidate for candidate in plain if candidate.recipe is None]
+    run = _common_marks(trained)
+    own = [candidate for candidate in trained if candidate.name.marks <= run]
+    raw = any(candidate.counts for candidate in own)
+    unmade = len(plain) > len(trained) or bool(own)
 
     def made(candidate: Candidate) -> bool:
         return candidate.recipe is not None and (unmade if _is_made(candidate) else raw)
@@ -30,6 +33,13 @@ def without_averages(candidates: Sequence[Candidate], notes: list[str]) -> list[
     if left := [candidate.path for candidate in candidates if made(candidate)]:
         notes.append(f"ignored {labels(left)}: swavg wrote {'it' if len(left) == 1 else 'them'}")
     return [candidate for candidate in candidates if not made(candidate)]
+
+
+def _common_marks(candidates: Sequence[Candidate]) -> frozenset[str]:
+    """Words that several have, all of them: the name of their run."""
+    if len(candidates) < 2:
+        return frozenset()
+    return frozenset.intersection(*(candidate.name.marks for candidate in candidates))
 
 
 def _is_made(candidate: Candidate) -> bool:
@@ -47,8 +57,7 @@ def without_marked(
     """
     own = [candidate for candidate in candidates if candidate.searched and candidate.recipe is None]
     stepped = [candidate for candidate in own if candidate.counts and not candidate.name.is_copy]
-    common = frozenset.intersection(*(c.name.marks for c in stepped)) if stepped else frozenset()
-    meant = common | marks_in(pattern or "")
+    meant = _common_marks(stepped) | marks_in(pattern or "")
     if all(candidate.name.marks - meant for candidate in stepped):
         return [*candidates]
     left = {id(c): c.name.marks - meant for c in own if c.name.marks - meant}

@@ -108,7 +108,7 @@ def with_inner_metrics(series: Series, metric: str | None = None) -> Series:
             return snapshot
         inner: Mapping[str, float] = {}
         with suppress(InputError):
-            inner = read_inside(snapshot.path).metrics
+            inner = read_inside(snapshot.path, series.shared).metrics
         return replace(snapshot, metrics={**inner, **snapshot.metrics}, opened=True)
 
     return replace(series, snapshots=tuple(map(opened, series.snapshots)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from swavg.series.model import Unit
+from swavg.series.model import Unit, is_generic
 
 SUFFIXES = (
     ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl", ".model", ".zip",
@@ -102,6 +103,13 @@ def read_name(name: str) -> NameFacts:
 def marks_in(text: str) -> frozenset[str]:
     """The whole words for averages and the like: ``epochAvg_5`` has one, ``swarm`` has none."""
     return frozenset(word for word in _WORD.findall(text) if word.lower() in _MARKS)
+
+
+def counts_of(path: str) -> Mapping[Unit, int]:
+    """The counts in the name of a checkpoint, or in its folder's where it is called ``model``."""
+    parent, name = os.path.split(path.rstrip("/"))
+    counts = read_name(name).counts
+    return counts or (read_name(os.path.basename(parent)).counts if is_generic(name) else {})
 
 
 def is_shard(name: str) -> bool:

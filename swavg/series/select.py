@@ -91,7 +91,7 @@ def select(series: Series, selection: Selection) -> Series:
         candidates = replace(series, snapshots=tuple(chosen))
         chosen, more = _best(candidates, selection.best, selection)
         notes += more
-    return Series(tuple(chosen), tuple(notes), series.unit)
+    return replace(series, snapshots=tuple(chosen), notes=tuple(notes))
 
 
 def _require(asked: int, found: Sequence[Snapshot], at_most: bool, what: str) -> None:

@@ -114,6 +114,30 @@ def test_paths_that_were_given_and_folders_of_two_runs_are_not_judged(tmp_path):
     check_equal_steps(discover(given))
 
 
+def test_ends_of_several_runs_are_no_run(tmp_path):
+    for number, name in enumerate(["lr3e-4.pt", "lr1e-4.pt", "more_dropout.pt"]):
+        write(tmp_path / "soup" / name, number, epoch=10)
+    done("average", "soup", "-o", "o.pt", cwd=tmp_path)
+    assert torch.load(tmp_path / "o.pt")["model"]["w"].tolist() == [1.0] * 3
+
+
+def test_steps_inside_tell_files_of_one_epoch_apart(tmp_path):
+    for name, step in (("epoch_3_a.pt", 200), ("epoch_3_b.pt", 100), ("epoch_4.pt", 300)):
+        write(tmp_path / name, step, step=step)
+    series = discover([tmp_path])
+    assert names(series) == ["epoch_3_b.pt", "epoch_3_a.pt", "epoch_4.pt"]
+    check_equal_steps(series)
+
+
+def test_a_copy_counts_once_where_no_steps_are_known(tmp_path):
+    for number, name in enumerate(["a.pt", "b.pt"]):
+        write(tmp_path / name, number)
+    shutil.copy(tmp_path / "b.pt", tmp_path / "best.pt")
+    series = discover([tmp_path])
+    assert names(series) == ["a.pt", "b.pt"]
+    assert "ignored best.pt: the same bytes as b.pt" in series.notes
+
+
 def test_an_end_of_an_epoch_and_a_step_in_it_are_two(tmp_path):
     for name, steps in (("checkpoint_3_500.pt", 500), ("checkpoint3.pt", 600)):
         write(tmp_path / name, steps, optimizer_history=[{"num_updates": steps}])

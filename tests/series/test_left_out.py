@@ -138,6 +138,20 @@ def test_averages_taken_in_training_are_a_series_and_no_snapshots_beside_others(
     assert len(discover([tmp_path / "emas"])) == 2
 
 
+def test_an_average_of_snapshots_that_are_all_called_best_is_left_out(tmp_path):
+    run(tmp_path / "run", "best-epoch=1.pt", "best-epoch=5.pt")
+    done("average", "run", "-o", "run/averaged.pt", cwd=tmp_path)
+    assert names(discover([tmp_path / "run"])) == ["best-epoch=1.pt", "best-epoch=5.pt"]
+
+
+def test_averages_of_training_stay_a_series_beside_one_that_is_called_best(tmp_path):
+    recipe = {"swavg": json.dumps({"method": "training ema", "n": 3})}
+    for step in (1, 2):
+        save(tmp_path / f"shadow-step-{step}.safetensors", state(step), recipe)
+    save(tmp_path / "best-step-1.safetensors", state(3))
+    assert "shadow-step-2.safetensors" in names(discover([tmp_path]))
+
+
 def test_a_sweep_is_a_series_of_averages(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path / f"run/step-{step}.safetensors", state(step))
