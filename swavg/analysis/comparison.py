@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from swavg.analysis.figures import Distance, jsonable
 from swavg.engine.recipe import short_names
-from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.parts import open_whole
 from swavg.planning.match import by_canonical_name, canonical
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def diff(
     """
     paths = [os.fspath(a), os.fspath(b)]
     shared = Shared()
-    one, other = (open_checkpoint(path, key=key, shared=shared) for path in paths)
+    one, other = (open_whole(path, key=key, shared=shared) for path in paths)
     shown = short_names(paths)
     names = [by_canonical_name(list(checkpoint.tensors)) for checkpoint in (one, other)]
     both = {

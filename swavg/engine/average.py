@@ -12,12 +12,14 @@ from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
-from swavg.engine.report import Progress, Report, Tally, read_and_written, report
+from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
+from swavg.engine.whole_report import reports
 from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
+from swavg.planning.composite import Parts, find_parts
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
@@ -87,7 +89,13 @@ def prepare(
         raise RequestError(f"There are {len(rows)} rows and {len(outputs)} outputs.")
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
-    checkpoints = open_all(paths, policy.key)
+    parts = find_parts(paths, policy.key)
+    if parts is None:
+        checkpoints = open_all(paths, policy.key)
+    else:
+        checkpoints = parts.checkpoints
+        rows, outputs = parts.times(rows, outputs)
+        notes = (*parts.notes([row.members[-1] for row in rows]), *notes)
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
     decided, targets, recipes = [], [], []
     warnings: dict[str, None] = {}
@@ -101,8 +109,12 @@ def prepare(
         )
         decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
-        path = default_path(members[0], policy.max_shard_size) if path == "" else path
-        targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
+        if parts is not None:
+            template = row.members[-1]
+            targets.append(parts.target(path, template, policy.max_shard_size, force=force))
+        else:
+            path = default_path(members[0], policy.max_shard_size) if path == "" else path
+            targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
         recipes.append(recipe(shown, row, policy))
     entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
     return Plan(
@@ -113,11 +125,12 @@ def prepare(
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes),
+        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints, parts), *notes),
         tuple(warnings),
         distances,
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,
+        parts,
     )
 
 
@@ -152,14 +165,13 @@ def execute(
             for source in checkpoint.sources:
                 source.check()
     seconds = time.monotonic() - begun
-    rows = range(len(plan.rows))
-    return [report(plan, row, chosen, resources, tally, seconds) for row in rows]
+    return reports(plan, chosen, resources, tally, seconds)
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
     """The reports before a run."""
     _, _, chosen = start(plan, resources)
-    return [report(plan, row, chosen, resources) for row in range(len(plan.rows))]
+    return reports(plan, chosen, resources)
 
 
 def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
@@ -178,7 +190,9 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
     chosen = sizes(plan, resources, forked=forks)
     forks = forks and chosen.workers > 1 and can_fork()
     rows = plan.rows if plan.distances else ()
-    distances = tuple(Distances(len(row.members)) for row in rows)
+    # The parts of one output are measured as one.
+    whole = [Distances(len(row.members)) for row in rows[:: plan.width]]
+    distances = tuple(whole[number // plan.width] for number in range(len(rows)))
     executor = forked(chosen.workers) if forks else threads(chosen.workers)
     return Tally(plan, total, planned, distances), executor, chosen
 
@@ -252,7 +266,12 @@ def _notes(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]
     return notes
 
 
-def _same_twice(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
+def _same_twice(
+    shown: Sequence[str], checkpoints: Sequence[Checkpoint], parts: Parts | None
+) -> list[str]:
+    if parts is not None:
+        # Composites that have their first part in common are one.
+        shown, checkpoints = short_names(parts.roots), checkpoints[:: parts.count]
     seen: dict[tuple[object, ...], str] = {}
     notes = []
     for name, checkpoint in zip(shown, checkpoints, strict=True):

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from swavg import __version__
-from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.parts import open_whole
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.storage.filesystems import absolute
@@ -47,7 +47,7 @@ def recipe(shown: Sequence[str], row: Row, policy: Policy) -> dict[str, object]:
 def recipe_of(path: str | os.PathLike[str], key: str | None = None) -> dict[str, object]:
     """The recipe that swavg recorded in a checkpoint; empty if there is none. ``key`` as in
     :class:`swavg.planning.policy.Policy`."""
-    return recorded_in(open_checkpoint(path, key=key))
+    return recorded_in(open_whole(path, key=key))
 
 
 def recorded_in(checkpoint: Checkpoint) -> dict[str, object]:

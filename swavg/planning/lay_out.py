@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import WriteRequest
+from swavg.formats.layout import Layout, WriteRequest
 from swavg.formats.table import FORMATS
 from swavg.planning.assemble import Assembly
 from swavg.planning.decide import Decisions
@@ -43,6 +45,20 @@ def lay_out(
         write = FORMATS[target.format].lay_out
         assert write is not None
         layout = write(request)
-        alone = len(rows) == 1
+        if target.part is not None:
+            layout = _in_folder(layout, target.part, target.side_files)
+        alone = len({target.path for target in targets}) == 1
         outputs.append(assembly.output(number, row, decisions, target, layout, alone=alone))
     return assembly.entries(), tuple(outputs)
+
+
+def _in_folder(layout: Layout, part: str, side_files: Mapping[str, str]) -> Layout:
+    """The layout of a part: its names are relative to the composite."""
+
+    def name(own: str) -> str:
+        return os.path.join(part, own) if own else part
+
+    layouts = tuple(replace(file, name=name(file.name)) for file in layout.layouts)
+    files = {name(own): data for own, data in layout.files.items()}
+    own_side = {name(own): path for own, path in layout.side_files.items()}
+    return Layout(layouts, files, {**side_files, **own_side}, layout.notes)

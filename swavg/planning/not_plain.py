@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint, Shape
+from swavg.formats.composite import find_composite
+from swavg.formats.part_names import part_mark, rank_mark
 from swavg.planning.match import canonical
 from swavg.storage.filesystems import absolute
 
@@ -96,14 +98,6 @@ _FACTORS = (
     ("lokr_w1", "lokr_w2"),
 )
 _SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
-
-_PART = re.compile(
-    r"consolidated\.\d+(?=\.)"  # Llama
-    r"|-\d{5}-of-\d{5}(?=\.)"  # shards
-    r"|(?<![a-z])(?:zero_)?(?:mp|tp|pp|dp|ep|cp)_rank_\d+(?:_\d+)*"  # Megatron, DeepSpeed
-    r"|layer_\d+-model_\d+(?=-model_states)"
-    r"|-model_part-\d+|-shard\d+(?=\.)"  # fairseq
-)
 
 
 class _Suspect(NamedTuple):
@@ -241,8 +235,8 @@ def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[
     """The refusal of parts of one checkpoint, going by the names of files and their folders."""
     first: dict[str, int] = {}
     for number, checkpoint in enumerate(checkpoints):
-        path = absolute(checkpoint.path).split(os.sep)
-        part = "".join(_PART.findall("/".join(path[-2:])))
+        path = absolute(checkpoint.path)
+        part = part_mark("/".join(path.split(os.sep)[-2:])) or rank_mark(path)
         if part:
             first.setdefault(part, number)
     if len(first) < 2:
@@ -255,5 +249,13 @@ def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[
     elif "zero_" in part:
         hint = "Gather them first, with DeepSpeed's zero_to_fp32.py."
     else:
-        hint = "Merge the parts first, or average each part with the same part of the others."
+        path = absolute(checkpoints[one].path)
+        folder, name = os.path.split(path)
+        if part_mark(os.path.basename(folder)):
+            folder = os.path.dirname(folder)
+        if find_composite(folder) is not None:
+            hint = f"Give the folders that hold all parts of a checkpoint, such as {folder}."
+        else:
+            mark = part_mark(name) or rank_mark(path)
+            hint = f"Average those of each part alone, such as with pattern='*{mark}*'."
     yield Finding("parts", "refuse", message, hint)
