@@ -48,7 +48,9 @@ _POLICY = {
                "Do not average these; they are copied from the last checkpoint.", "GLOB"),
         Option("drop_excluded", "--drop-excluded", "Leave them out instead of copying them."),
         Option("key", "--key", KEY_HELP, "PATH"),
-        Option("integers", "--integers", "Integer and bool tensors that differ."),
+        Option("integers", "--integers",
+               "Integer and bool tensors that differ; auto: the last of a single element, an error"
+               " of more."),
         Option("drop_ties", "--drop-ties",
                "Write tied tensors once in safetensors (under their first name)."),
         Option("allow_nonfinite", "--allow-nonfinite", "Let NaN and Inf through."),

@@ -12,6 +12,7 @@ from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
+from swavg.engine.remarks import metrics_kept, warnings_of
 from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.engine.whole_report import reports
@@ -27,6 +28,7 @@ from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
+from swavg.planning.side_files import differing_files
 from swavg.planning.targets import choose_target, default_path
 from swavg.storage.destination import is_stream
 
@@ -97,16 +99,20 @@ def prepare(
         rows, outputs = parts.times(rows, outputs)
         notes = (*parts.notes([row.members[-1] for row in rows]), *notes)
     shown = short_names([checkpoint.path for checkpoint in checkpoints])
+    called = shown if parts is None else parts.names_of_inputs(short_names(parts.roots))
     decided, targets, recipes = [], [], []
     warnings: dict[str, None] = {}
+    tied: dict[str, None] = {}
     for row, output in zip(rows, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
         match = SideBySide(members)
+        tied |= dict.fromkeys(match.notes())
         warnings |= dict.fromkeys(
             check_plain(
                 members, [shown[member] for member in row.members], selection(match, policy)
             )
         )
+        warnings |= dict.fromkeys(warnings_of(row, checkpoints, called))
         decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
         if parts is not None:
@@ -117,6 +123,12 @@ def prepare(
             targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
         recipes.append(recipe(shown, row, policy))
     entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
+    said = (*_notes(shown, checkpoints), *_same_twice(called, checkpoints, parts), *tied)
+    kept = metrics_kept(rows, planned, checkpoints, shown)
+    if parts is None:
+        differing = differing_files([each.extras.side_files for each in checkpoints], shown)
+    else:
+        differing = differing_files(parts.side_files, called[:: parts.count])
     return Plan(
         tuple(checkpoints),
         shown,
@@ -125,8 +137,8 @@ def prepare(
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints, parts), *notes),
-        tuple(warnings),
+        (*said, *kept, *notes),
+        (*warnings, *differing),
         distances,
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,
@@ -271,7 +283,7 @@ def _same_twice(
 ) -> list[str]:
     if parts is not None:
         # Composites that have their first part in common are one.
-        shown, checkpoints = short_names(parts.roots), checkpoints[:: parts.count]
+        shown, checkpoints = shown[:: parts.count], checkpoints[:: parts.count]
     seen: dict[tuple[object, ...], str] = {}
     notes = []
     for name, checkpoint in zip(shown, checkpoints, strict=True):

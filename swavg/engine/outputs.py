@@ -10,7 +10,7 @@ from functools import partial
 from swavg.engine.compute import Sinks
 from swavg.engine.report import Tally
 from swavg.errors import OutputError
-from swavg.formats.folder import weights_stem
+from swavg.formats.folder import LOGS, weights_stem
 from swavg.planning.plan import Output, Plan
 from swavg.storage import publish
 from swavg.storage.destination import Destination, check_destinations, is_stream
@@ -42,13 +42,16 @@ def check(plan: Plan) -> None:
 
 
 def _check_replaced(plan: Plan) -> None:
-    """OutputError if a folder would be replaced that holds more than an older checkpoint."""
+    """OutputError if a folder would be replaced that holds more than an older checkpoint, which
+    may have logs that are left out now."""
     written: dict[str, set[str]] = {}
-    for output in plan.outputs:
+    for row, output in zip(plan.rows, plan.outputs, strict=True):
         path = output.target.path
         if output.target.folder and path is not None and os.path.isdir(path):
             files = (file.layout.name for file in output.files)
-            written.setdefault(path, set()).update(files, output.small, output.side_files)
+            logs = {*LOGS}.intersection(plan.checkpoints[row.members[-1]].extras.left_out)
+            own = (os.path.join(output.target.part or "", name) for name in logs)
+            written.setdefault(path, set()).update(files, output.small, output.side_files, own)
     for path, names in written.items():
         check_only_ours(path, names, weights_stem)
 

@@ -205,7 +205,6 @@ def report(
             *plan.warnings,
             *(distances.warnings(names) if distances is not None else ()),
             *(tally.warnings if tally is not None else ()),
-            *(_codes_that_differ(plan, row, tally.differing) if tally is not None else ()),
         ),
         running_statistics=output.running_statistics,
         recipe=plan.recipes[row],
@@ -218,20 +217,6 @@ def _names(plan: Plan, row: int, found: set[tuple[int, int]] | tuple[()]) -> tup
     home = plan.outputs[row].home
     entries = sorted((entry for at, entry in found if at == row), key=home.__getitem__)
     return tuple(plan.name(row, entry) for entry in entries)
-
-
-def _codes_that_differ(plan: Plan, row: int, differing: set[tuple[int, int]]) -> tuple[str, ...]:
-    """A warning of integers that are no mere counters, of which nobody asked for the last."""
-    forms, form = plan.entries.forms, plan.entries.form
-    several = {(at, entry) for at, entry in differing if math.prod(forms[form[entry]][0]) > 1}
-    names = _names(plan, row, several)
-    if not names or plan.policy.integers != "last":
-        return ()
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return (
-        f"integers that differ were not averaged but taken from the last input:"
-        f" {', '.join(names[:4])}{more}",
-    )
 
 
 def summary_of(

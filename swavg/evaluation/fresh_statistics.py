@@ -14,7 +14,7 @@ from swavg.engine.kernels.torch import check_device
 from swavg.errors import MismatchError, RequestError
 from swavg.evaluation.user_objects import users_code
 from swavg.formats.checkpoint import Checkpoint
-from swavg.planning.match import by_canonical_name, canonical
+from swavg.planning.match import spelling
 from swavg.training.apply import apply_swa
 from swavg.training.batches import examples, to_device
 from swavg.training.batchnorm import update_bn
@@ -107,8 +107,9 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
             ) from None
         apply_swa(model, [checkpoint], strict=False, allow_nonfinite=True)
     own = own_tensors(model)
-    known = {*own, *map(canonical, own)}
-    others = [name for name in by_canonical_name(list(checkpoint.tensors)) if name not in known]
+    spell = spelling(list(own), list(checkpoint.tensors))
+    known = set(map(spell, own))
+    others = [name for name in map(spell, checkpoint.tensors) if name not in known]
     if not others:
         return []
     count = f"{len(others)} of {len(checkpoint)} tensors"
@@ -177,14 +178,13 @@ def _by_checkpoint_name(
     own: Mapping[str, torch.Tensor], changed: Set[int], checkpoint: Checkpoint
 ) -> dict[str, torch.Tensor]:
     """The new buffers by the names that they have in the checkpoint."""
-    actual = by_canonical_name(list(checkpoint.tensors))
+    spell = spelling(list(own), list(checkpoint.tensors))
+    actual = {spell(name): name for name in checkpoint.tensors}
     found = {}
     for name, tensor in own.items():
-        # A layer that the model itself calls "module" has lost that name there, as a wrapper has.
-        spelling = name if name in actual else canonical(name)
         # One that is used under two names has its statistics under both.
-        if id(tensor) in changed and spelling in actual:
-            found[actual[spelling]] = tensor
+        if id(tensor) in changed and spell(name) in actual:
+            found[actual[spell(name)]] = tensor
     for group in checkpoint.ties:
         given = next((found[name] for name in group if name in found), None)
         if given is not None:

@@ -13,9 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swavg.errors import InputError
+from swavg.formats.configuration import is_training_state
 from swavg.formats.files import FILES
-from swavg.formats.folder import WEIGHT_SUFFIXES, is_checkpoint_folder, weights_stem
-from swavg.formats.part_names import is_training_state, part_mark, rank_of, without_numbers
+from swavg.formats.folder import (
+    LOGS,
+    WEIGHT_SUFFIXES,
+    explain_folder,
+    is_checkpoint_folder,
+    weights_stem,
+)
+from swavg.formats.part_names import part_mark, rank_of, without_numbers
 from swavg.storage.sources import read_file
 from swavg.storage.temporary import TEMPORARY
 
@@ -64,7 +71,7 @@ class _Contents:
 
     def add_other(self, name: str) -> None:
         """A file that is no part."""
-        if name.endswith(WEIGHT_SUFFIXES):
+        if name.endswith(WEIGHT_SUFFIXES) or name in LOGS:
             self.left_out.append(name)
         else:
             self.side[name] = os.path.join(self.path, name)
@@ -90,6 +97,16 @@ def find_composite(path: str) -> Composite | None:
     return components(path) if speechbrain or _are_ranks(path, names) else None
 
 
+def as_composite(path: str) -> Composite | None:
+    """The parts of a checkpoint that is a folder but not a plain one. InputError if it cannot be
+    read, or is of a kind that is not."""
+    found = find_composite(path)
+    if found is None and os.path.isdir(path) and not is_checkpoint_folder(path):
+        explain_folder(path, os.listdir(path))
+        found = components(path)
+    return found if found is not None and found.parts else None
+
+
 def components(path: str) -> Composite:
     """The parts that a folder has if it is a composite: files and folders that may hold weights;
     files of folders below it if those are named after ranks, or if there are no others."""
@@ -100,7 +117,8 @@ def components(path: str) -> Composite:
         if os.path.isfile(full):
             found.add(name)
         elif os.path.isdir(full):
-            (found.parts if is_checkpoint_folder(full) else folders).append(name)
+            whole = is_checkpoint_folder(full, any_name=False)
+            (found.parts if whole else folders).append(name)
     ranks = [name for name in folders if part_mark(name) or rank_of(name) is not None]
     opened = ranks or ([] if found.parts else folders)
     for folder in opened:

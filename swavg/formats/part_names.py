@@ -1,4 +1,4 @@
-"""What names say of parts: which rank a file is of, what is training state, what is a namesake."""
+"""What names say of parts: which rank a file is of, and what is a namesake."""
 
 from __future__ import annotations
 
@@ -15,21 +15,6 @@ _PART = re.compile(
     r"|-model_part-\d+|-shard\d+(?=[-.])"  # fairseq, metaseq
 )
 _RANK = re.compile(r"(?<![A-Za-z])rank[-_]?(\d+)", re.IGNORECASE)
-_TRAINING_STATE = re.compile(
-    r"(?:optim|optimi[sz]er|(?:lr_)?scheduler|(?:grad_)?scaler|rng_state|random_states?"
-    r"|training_args|train_args|trainer_state)s?(?:[-_.].*)?"
-    r"|.*[-_.](?:optim|optimi[sz]er|scheduler|scaler|optim_states?)(?:[-_.]?\d+)?",
-    re.IGNORECASE,
-)
-# Megatron's weights.
-_NOT_TRAINING_STATE = "model_optim_rng"
-
-
-def is_training_state(name: str) -> bool:
-    """Whether a file holds what training resumes with, not weights, going by its name."""
-    stem = name.partition(".")[0]
-    state = _TRAINING_STATE.fullmatch(stem) is not None
-    return state and not stem.startswith(_NOT_TRAINING_STATE)
 
 
 def part_mark(name: str) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
-from swavg.formats.composite import Composite, components, find_composite
-from swavg.formats.folder import add_tensor, explain_folder, is_checkpoint_folder
+from swavg.formats.composite import Composite, as_composite, find_composite
+from swavg.formats.folder import add_tensor
 from swavg.formats.part_names import part_mark, without_numbers
 from swavg.storage.sources import Source
 
@@ -76,16 +76,6 @@ def _beside_others(own: Checkpoint, composite: Composite) -> Checkpoint:
     taken = {name.partition(os.sep)[0] for name in (*composite.parts, *composite.side_files)}
     left = tuple(name for name in own.extras.left_out if name not in taken)
     return replace(own, extras=replace(own.extras, left_out=left))
-
-
-def as_composite(path: str) -> Composite | None:
-    """The parts of a checkpoint that is a folder but not a plain one. InputError if it cannot be
-    read, or is of a kind that is not."""
-    found = find_composite(path)
-    if found is None and os.path.isdir(path) and not is_checkpoint_folder(path):
-        explain_folder(path, os.listdir(path))
-        found = components(path)
-    return found if found is not None and found.parts else None
 
 
 def open_whole(

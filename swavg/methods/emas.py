@@ -50,7 +50,7 @@ def _resumed(series: Series, smoothing: Smoothing, resume: Path, policy: Policy)
     if smoothing.debias:
         details["mass"] = 1 - (1 - mass) * math.prod(decays)
     numbers = weights.resume_with_decays(decays, mass=mass)
-    row = Row(numbers, tuple(range(len(numbers))), "ema", details)
+    row = Row(numbers, tuple(range(len(numbers))), "ema", details, of_averages=True)
     left = len(series) - len(new)
     note = f"left out {left} up to step {step}, which the EMA holds already"
     return Request(

@@ -66,7 +66,7 @@ def _request(
 ) -> Request:
     """One row over all inputs, recorded as a mean of ``n``, in float32 unless told otherwise."""
     details = {"n": int(n) if n == int(n) else n}
-    row = Row(numbers, tuple(range(len(inputs))), method, details)
+    row = Row(numbers, tuple(range(len(inputs))), method, details, of_averages=True)
     dtype = "float32" if policy.dtype == "keep" else policy.dtype
     # The average is wider than the checkpoints that are added to it.
     policy = replace(policy, dtype=dtype, mixed_dtypes=True)

@@ -41,7 +41,8 @@ def posthoc(
         gamma = weights.gamma_from_sigma_rel(sigma_rel)
         numbers = weights.posthoc(steps, gammas, target, gamma)
         details = {"profile": {"sigma_rel": sigma_rel, "gamma": gamma}, "step": target}
-        rows.append(Row(tuple(numbers[i] for i in members), members, "posthoc", details))
+        held = tuple(numbers[i] for i in members)
+        rows.append(Row(held, members, "posthoc", details, of_averages=True))
     return Request(series.paths, tuple(rows), policy)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from swavg.errors import InputError, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.composite import as_composite
 from swavg.formats.part_names import matched
-from swavg.formats.parts import Opened, as_composite, open_parts
+from swavg.formats.parts import Opened, open_parts
 from swavg.planning.row import Row
 from swavg.planning.targets import Target, choose_target, default_path, names_file, writable
 from swavg.storage.destination import is_stream
@@ -44,6 +45,23 @@ class Parts:
             for each, names in zip(self.inputs, self.names, strict=True)
             for name in names
         ]
+
+    @property
+    def side_files(self) -> list[dict[str, str]]:
+        """What lies beside the weights of each input, its parts' files too: paths by name."""
+        return [
+            each.side_files
+            | {
+                os.path.join(name, own): path
+                for name, part in each.parts.items()
+                for own, path in part.extras.side_files.items()
+            }
+            for each in self.inputs
+        ]
+
+    def names_of_inputs(self, names: Sequence[str]) -> tuple[str, ...]:
+        """For each checkpoint the name of its input."""
+        return tuple(name for name in names for _ in range(self.count))
 
     def times(
         self, rows: Sequence[Row], outputs: Sequence[str | os.PathLike[str] | None]

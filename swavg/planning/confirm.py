@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from swavg.errors import InputError, MismatchError
 from swavg.formats.checkpoint import Checkpoint, Columns
 from swavg.planning.match import by_canonical_name
-from swavg.planning.not_plain import MERGE, Finding, not_plain
+from swavg.planning.not_plain import MERGE, Finding, codes_of, is_code, not_plain
 from swavg.storage.sources import LocalFile, Pool
 
 _BEGIN = 4096
@@ -17,8 +18,15 @@ _BEGIN = 4096
 _STEP = 1 << 20
 _MAX_JSON = 1 << 20
 
-_SETTINGS = ("lora_alpha", "r", "use_rslora", "alpha_pattern", "rank_pattern")
-"""What PEFT multiplies products of factors by, as adapter_config.json has it."""
+SETTINGS: Mapping[str, object] = {
+    "lora_alpha": 8,
+    "r": 8,
+    "use_rslora": False,
+    "alpha_pattern": {},
+    "rank_pattern": {},
+}
+"""What PEFT multiplies products of factors by, as adapter_config.json has it, and what it takes
+where that says nothing."""
 
 
 def check_plain(
@@ -29,11 +37,41 @@ def check_plain(
     ``averaged`` tells of a canonical name whether it is to be averaged. Raises InputError too.
     """
     warnings = []
-    for finding in confirmed(not_plain(checkpoints, shown, averaged), checkpoints, shown):
+    findings = not_plain(checkpoints, shown, averaged)
+    if not any(finding.kind == "codes" for finding in findings):
+        findings += _declared(checkpoints, averaged)
+    for finding in confirmed(findings, checkpoints, shown):
         if finding.level == "refuse":
             raise MismatchError(f"{finding.message}.", hint=finding.hint)
         warnings.append(f"{finding.message}. {finding.hint}")
     return warnings
+
+
+def _declared(
+    checkpoints: Sequence[Checkpoint], averaged: Callable[[str], bool]
+) -> Iterator[Finding]:
+    """The refusal of codes that no name tells, in checkpoints whose config.json says that they are
+    quantised."""
+    for checkpoint in checkpoints:
+        columns = checkpoint.tensors.columns
+        codes = [is_code(dtype) and math.prod(shape) > 1 for dtype, shape, _ in columns.forms]
+        if len(checkpoints) < 2 or not any(codes):
+            continue
+        with Pool() as pool:
+            config = json_of(pool, checkpoint, "config.json") or {}
+        # Of a model of several, each has its own.
+        configs = [config, *(each for each in config.values() if isinstance(each, dict))]
+        if any(each.get("quantization_config") for each in configs):
+            short = by_canonical_name(columns.names)
+            numbers = {name: number for number, name in enumerate(columns.names)}
+            names = [
+                name
+                for name, own in short.items()
+                if codes[columns.form[numbers[own]]] and averaged(name)
+            ]
+            if names:
+                yield codes_of(names)
+            return
 
 
 def confirmed(
@@ -107,12 +145,16 @@ def _settings_of(
     known = [
         (name, settings)
         for name, checkpoint in zip(shown, checkpoints, strict=True)
-        if (settings := _adapter_config(pool, checkpoint)) is not None
+        if (settings := json_of(pool, checkpoint, "adapter_config.json")) is not None
     ]
-    for setting in _SETTINGS:
+    for setting, usual in SETTINGS.items():
         first: dict[str, str] = {}
         for name, settings in known:
-            first.setdefault(json.dumps(settings.get(setting), sort_keys=True), name)
+            value = settings.get(setting)
+            value = usual if value is None else value
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            first.setdefault(json.dumps(value, sort_keys=True), name)
         if len(first) > 1:
             facts = " and ".join(f"{value} in {name}" for value, name in list(first.items())[:2])
             message = f"adapter_config.json differs: {setting} is {facts}"
@@ -120,11 +162,11 @@ def _settings_of(
             return
 
 
-def _adapter_config(pool: Pool, checkpoint: Checkpoint) -> Mapping[str, object] | None:
-    """What stands in the adapter_config.json of a folder, or beside a file; None if nothing."""
-    beside = os.path.join(os.path.dirname(checkpoint.path), "adapter_config.json")
+def json_of(pool: Pool, checkpoint: Checkpoint, name: str) -> Mapping[str, object] | None:
+    """What stands in this JSON file of a folder, or beside a file; None if nothing."""
+    beside = os.path.join(os.path.dirname(checkpoint.path), name)
     try:
-        file = LocalFile.find(checkpoint.extras.side_files.get("adapter_config.json", beside))
+        file = LocalFile.find(checkpoint.extras.side_files.get(name, beside))
         content = json.loads(bytes(pool.read(file, 0, min(file.size, _MAX_JSON))))
     except (InputError, ValueError, RecursionError):
         return None

@@ -13,6 +13,7 @@ from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form, Shape, TensorTable
 from swavg.formats.layout import Specs
 from swavg.planning.match import SideBySide
+from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.weights import is_uniform, renormalized
@@ -34,7 +35,8 @@ class Operation:
     """How a tensor of the output is made, whichever it is.
 
     ``average`` is a weighted sum of floats, taken in ``accumulate``; ``integer`` (and floats
-    narrower than a byte) is what all members have, or follows the policy for integers; ``copy``
+    narrower than a byte, and masks) is what all members have, or follows the policy for integers;
+    ``copy``
     takes the bytes of its one member. ``members`` are checkpoints,
     ascending, with their ``weights``; ``uniform`` is their mean.
     """
@@ -132,6 +134,7 @@ class _Decider:
     def decide(self) -> Decisions:
         match = self._match
         names = match.names()
+        all_names = frozenset(names)
         written: list[str] = []
         forms: dict[tuple[DType, Shape], int] = {}
         operations: dict[Operation, int] = {}
@@ -143,7 +146,8 @@ class _Decider:
         others: list[NotAveraged] = []
         for name, column in zip(names, match.columns(names), strict=True):
             selected = self._selected(name)
-            verdict = self._verdict(column, selected)
+            apart = set_apart(name, all_names) if name.endswith(SET_APART) else None
+            verdict = self._verdict(column, selected, apart)
             shown = match.output_name(name)
             if verdict.what:
                 facts = tuple(zip(self._shown, verdict.facts, strict=True))
@@ -194,10 +198,13 @@ class _Decider:
             and columns.form[own] == columns.form[taken]
         )
 
-    def _verdict(self, column: Sequence[int], selected: bool) -> _Verdict:
+    def _verdict(
+        self, column: Sequence[int], selected: bool, apart: Literal["spectral", "mask"] | None
+    ) -> _Verdict:
         columns = [table.columns for table in self._match.tables]
         key = (
             selected,
+            apart,
             *(
                 number if number < 0 or number in of.others else (of.form[number],)
                 for of, number in zip(columns, column, strict=True)
@@ -209,10 +216,15 @@ class _Decider:
                 for place, number in enumerate(column)
             ]
             forms = [places[place] for place in self._match.table_of]
-            self._verdicts[key] = self._judged(forms, selected)
+            self._verdicts[key] = self._judged(forms, selected, apart)
         return self._verdicts[key]
 
-    def _judged(self, forms: Sequence[Form | None], selected: bool) -> _Verdict:
+    def _judged(
+        self,
+        forms: Sequence[Form | None],
+        selected: bool,
+        apart: Literal["spectral", "mask"] | None,
+    ) -> _Verdict:
         """What becomes of a tensor that has these forms (None: it is missing), one per member."""
         last = max(index for index, form in enumerate(forms) if form is not None)
         reference = forms[last]
@@ -225,7 +237,20 @@ class _Decider:
             return _Verdict(made, reference[1], "excluded", reason)
         if self._policy.strict and (differs := self._differs(forms)) is not None:
             return differs
-        alike = [index for index, form in enumerate(forms) if _compatible(form, reference)]
+        if apart == "spectral":
+            made = self._copy(last, reference[0])
+            reason = f"from {self._shown[last]}{_as(made)}: a vector of spectral norm"
+            return _Verdict(made, reference[1], "copied", reason)
+        alike = [
+            index
+            for index, form in enumerate(forms)
+            if _compatible(form, reference, same_dtype=apart == "mask")
+        ]
+        if len(alike) == len(forms) and apart == "mask":
+            made = Operation(
+                "integer", reference[0], "float32", self._row.members, self._row.weights
+            )
+            return _Verdict(made, reference[1])
         if len(alike) == len(forms):
             return _Verdict(self._average(forms, alike, self._row.weights), reference[1])
         reason = "; ".join(
@@ -253,7 +278,7 @@ class _Decider:
             facts = tuple(str(list(shape)) for _, shape, _ in present)
             return _Verdict(None, (), what="shape", facts=facts)
         mixed = self._policy.mixed_dtypes
-        if mixed and all(_compatible(form, present[-1]) for form in present):
+        if mixed and all(_compatible(form, present[-1], same_dtype=False) for form in present):
             return None
         if len({dtype.name for dtype, _, _ in present}) > 1:
             facts = tuple(dtype.name for dtype, _, _ in present)
@@ -313,12 +338,12 @@ class _Decider:
         )
 
 
-def _compatible(form: Form | None, reference: Form) -> bool:
+def _compatible(form: Form | None, reference: Form, *, same_dtype: bool) -> bool:
     """True if a lenient average may join the two: same shape, both floats or the same integers."""
     if form is None or form[1] != reference[1]:
         return False
     one, other = form[0], reference[0]
-    return one is other or (one.kind == other.kind and one.floating)
+    return one is other or (one.kind == other.kind and one.floating and not same_dtype)
 
 
 def _as(made: Operation) -> str:

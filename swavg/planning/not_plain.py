@@ -39,11 +39,16 @@ class Finding:
 
 MERGE = "Merge each into its model first, and average the models."
 
+UNMASK = (
+    "Make the pruning permanent first (torch.nn.utils.prune.remove), and prune the average; or take"
+    " the last input's masks with exclude='*mask'."
+)
+
 _SAID: Mapping[Kind, tuple[Level, str, str]] = {
     "codes": (
         "refuse",
         "quantised weights cannot be averaged: {} holds codes, whose scales are another tensor",
-        "Dequantise the checkpoints first, average, and quantise the average.",
+        "Average the original checkpoints, or dequantised ones, and quantise the average.",
     ),
     "alpha": ("refuse", "low-rank factors are scaled by alpha, which differs: {}", MERGE),
     "rank": ("refuse", "low-rank factors are of different ranks: {}", MERGE),
@@ -54,13 +59,13 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
     ),
     "spectral": (
         "warn",
-        "averaged vectors of spectral norm do not belong to the averaged weight: {}",
-        "A few passes of the average in training mode find them again.",
+        "vectors of spectral norm are not averaged but the last input's: {}",
+        "One forward pass of the average in training mode sets them right.",
     ),
     "mask": (
-        "warn",
+        "refuse",
         "pruning masks differ, and their average is no mask: {}",
-        "Average checkpoints of one mask, or prune the average.",
+        UNMASK,
     ),
     "empty": (
         "refuse",
@@ -73,7 +78,10 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
 _CODES: Mapping[str, tuple[str, ...]] = {
     "scales": ("qweight", "weight"),  # GPTQ and AWQ; MLX
     "SCB": ("weight",),  # bitsandbytes, 8 bits
-    "scale": ("W_q",),  # HQQ
+    "scale": ("W_q", "weight"),  # HQQ; DeepSeek's own
+    "wscales": ("qweight",),  # Nunchaku
+    "weights_scaling_factor": ("weight",),  # TensorRT-LLM
+    "scales_and_zeros": ("weight",),  # gpt-fast
     "_scale": ("_data", "_data._data"),  # Quanto
     "q_scale": ("q_weight",),  # ExLlamaV2
     "suh": ("trellis",),  # ExLlamaV3
@@ -82,7 +90,7 @@ _CODES: Mapping[str, tuple[str, ...]] = {
 }
 """The last part of a scale's name, and of those that its codes may have."""
 
-_SCALE = re.compile(r"scale_(.+)|(.+?)_(?:scales?|scale_inv|scale_2)")
+_SCALE = re.compile(r"scale_(.+)|(.+?)_(?:scales?|scale_inv|scale_2|scaling_factor)")
 """The last part of a scale's name that holds the one of its codes: ``weight_scale``."""
 
 _OF_SCALE = ("", "_packed", "_blocks", "_qdata")
@@ -156,6 +164,12 @@ def not_plain(
     return [*_parts(checkpoints, shown), *findings]
 
 
+def codes_of(names: Sequence[str]) -> Finding:
+    """The refusal of these codes, whose scales no name tells: by their canonical names."""
+    collected = _Collected(dict.fromkeys(names), {}, dict.fromkeys(names))
+    return collected.finding("codes")
+
+
 def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     columns = checkpoint.tensors.columns
     numbers: dict[str, int] = {}
@@ -164,10 +178,10 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
         stem, dot, last = name.rpartition(".")
         stem += dot
         if not (
-            "scale" in last
+            "scal" in last
             or last in _CODES
             or last in ("absmax", "alpha")
-            or last.endswith(("_u", "_v", "_mask"))
+            or last.endswith(SET_APART)
             or "lora" in name
             or last.startswith(("hada_w", "lokr_w"))
         ):
@@ -176,7 +190,7 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
         for code in _codes_of(stem, last):
             if code in numbers:
                 dtype, shape, _ = columns.forms[columns.form[numbers[code]]]
-                if _is_code(dtype) and math.prod(shape) > 1:
+                if is_code(dtype) and math.prod(shape) > 1:
                     begun = (code,) if dtype.kind == "integer" else ()
                     yield _Suspect("codes", code, (name,), begun)
         for one, other in _FACTORS:
@@ -186,14 +200,15 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
         yield from _other_suspects(name, stem, last, numbers)
 
 
-def _is_code(dtype: DType) -> bool:
+def is_code(dtype: DType) -> bool:
+    """Whether quantised weights may be of this dtype."""
     return dtype.kind == "integer" or (dtype.kind == "float" and dtype.bits <= 8)
 
 
 def _codes_of(stem: str, last: str) -> Iterator[str]:
     """Names that the codes may have, of which ``stem + last`` may be the scale."""
     yield from (stem + code for code in _CODES.get(last, ()))
-    if last == "absmax":
+    if last in ("absmax", "scale", "_scale"):
         yield stem[:-1]  # bitsandbytes, 4 bits
     if (scale := _SCALE.fullmatch(last)) is not None:
         base = stem + (scale[1] or scale[2])
@@ -203,13 +218,30 @@ def _codes_of(stem: str, last: str) -> Iterator[str]:
 def _other_suspects(name: str, stem: str, last: str, names: Collection[str]) -> Iterator[_Suspect]:
     if last == "alpha" and any(stem + each in names for each in _SCALED_BY_ALPHA):
         yield _Suspect("alpha", name, (name,))
-    base, _, ending = last.rpartition("_")
-    if ending in ("u", "v") and (
-        f"{stem}{base}_orig" in names or (not base and ".parametrizations." in name)
-    ):
+    apart = set_apart(name, names)
+    if apart == "spectral":
         yield _Suspect("spectral", name, (name,))
-    if ending == "mask" and f"{stem}{base}_orig" in names:
+    if apart == "mask":
         yield _Suspect("mask", name, (), (name,))
+
+
+SET_APART = ("_u", "_v", "mask", "u0", "sv0")
+"""How the names end that :func:`set_apart` knows."""
+
+
+def set_apart(name: str, names: Collection[str]) -> Literal["spectral", "mask"] | None:
+    """Whether a float tensor among others of these names is a vector of spectral norm (which goes
+    with one weight) or a pruning mask (which is the same in all, or nothing is averaged)."""
+    stem, dot, last = name.rpartition(".")
+    stem += dot
+    base, _, ending = last.rpartition("_")
+    parametrized = not base and ".parametrizations." in name
+    of = any(f"{stem}{base}{tail}" in names for tail in ("_orig", "_bar"))
+    if ending in ("u", "v") and (of or parametrized):
+        return "spectral"
+    if last in ("u0", "sv0") and all(f"{stem}{each}" in names for each in ("u0", "sv0", "weight")):
+        return "spectral"
+    return "mask" if ending == "mask" and (of or parametrized) else None
 
 
 def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:

@@ -25,6 +25,8 @@ class Row:
     """Recorded with the output; None: mean or weighted."""
     details: Mapping[str, object] = field(default_factory=dict)
     """Decay, step, ...: recorded too."""
+    of_averages: bool = False
+    """Some inputs are averages on purpose: they are continued, or taken apart."""
 
     def __post_init__(self) -> None:
         if not self.members or len(self.weights) != len(self.members):

@@ -19,9 +19,13 @@ class Candidate:
     path: str
     name: NameFacts
     searched: bool = False
+    recipe: str | None = None
+    """What swavg wrote into it, if it was searched."""
     inside: Facts | None = None
     unreadable: bool = False
     counts: dict[Unit, int] = field(default_factory=dict)
+    rivals: list[str] = field(default_factory=list)
+    """Others of the same step, and other bytes."""
 
     @property
     def from_name(self) -> bool:
@@ -68,8 +72,8 @@ def without_unreadable(candidates: list[Candidate], notes: list[str]) -> list[Ca
 def without_copies(
     candidates: list[Candidate], unit: Unit | None, notes: list[str]
 ) -> list[Candidate]:
-    """A searched folder without ``best`` and ``last`` copies and earlier averages, if it has
-    snapshots with steps of their own."""
+    """A searched folder without ``best`` and ``last`` copies, if it has snapshots with steps of
+    their own."""
     own = {
         count: candidate.path
         for candidate in candidates
@@ -81,12 +85,7 @@ def without_copies(
         # last.ckpt of epoch 3 may be of a later step than the snapshot of epoch 3.
         kinds = [unit] if unit in candidate.counts else [*candidate.counts]
         at = next((kind for kind in kinds if (kind, candidate.counts[kind]) in own), None)
-        is_average = candidate.inside is not None and candidate.inside.averaged
-        if not own or not candidate.searched or candidate.from_name:
-            kept.append(candidate)
-        elif is_average:
-            notes.append(f"ignored {label(candidate.path)}: swavg wrote it")
-        elif not candidate.name.is_copy:
+        if not own or not candidate.searched or not candidate.name.is_copy:
             kept.append(candidate)
         elif at is not None:
             count = candidate.counts[at]

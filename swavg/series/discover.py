@@ -17,6 +17,8 @@ from swavg.series.candidates import (
     without_links,
     without_unreadable,
 )
+from swavg.series.equal_steps import without_twins
+from swavg.series.left_out import without_averages, without_marked
 from swavg.series.metrics import beside
 from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
 from swavg.series.names import NameFacts, read_name
@@ -60,13 +62,15 @@ def discover(
         candidate.counts = dict(candidate.name.counts)
         if read_inside and not candidate.counts:
             open_inside(candidate)
-    candidates = without_unreadable(candidates, notes)
+    candidates = without_averages(without_unreadable(candidates, notes), notes)
+    candidates = without_marked(candidates, pattern, notes)
     unit = common_unit(candidates, search=read_inside)
     if unit == "epoch" and read_inside and repeats(candidates, unit):
         add_steps(candidates)
     candidates = without_copies(candidates, unit, notes)
     # A copy that was left out may have been all that stood in the way.
     unit = common_unit(candidates) or prevailing_unit(candidates, notes)
+    candidates = without_twins(candidates, unit, notes, look=read_inside)
     snapshots = [_snapshot(candidate, unit) for candidate in candidates]
     if not keep_order:
         snapshots = _in_order(snapshots, unit, notes, explicit=len(named) > 1)
@@ -125,7 +129,13 @@ def _snapshot(candidate: Candidate, unit: Unit | None) -> Snapshot:
     source: StepFrom = "name" if unit in candidate.name.counts else "file"
     opened = candidate.inside is not None or candidate.unreadable
     return Snapshot(
-        candidate.path, step, metrics, "none" if step is None else source, candidate.counts, opened
+        candidate.path,
+        step,
+        metrics,
+        "none" if step is None else source,
+        candidate.counts,
+        opened,
+        tuple(candidate.rivals),
     )
 
 

@@ -32,6 +32,8 @@ class Snapshot:
     """All the counts that were found, by unit."""
     opened: bool = False
     """Whether the file was read, so that ``metrics`` has all that it says."""
+    rivals: tuple[str, ...] = ()
+    """Other files of the searched folder that are of the same step, and other bytes."""
 
 
 @dataclass(frozen=True, slots=True)

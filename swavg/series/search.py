@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from swavg.errors import InputError
 from swavg.formats.composite import Composite, components, find_composite
+from swavg.formats.configuration import is_training_state
 from swavg.formats.folder import explain_folder, is_checkpoint_folder
-from swavg.formats.part_names import is_training_state
 from swavg.formats.parts import open_parts
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
@@ -40,6 +40,9 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
         if read_name(name).counts
         and (_is_snapshot if composite else is_checkpoint_folder)(os.path.join(path, name))
     ]
+    if inner and not composite and not is_checkpoint_folder(path, any_name=False):
+        # A file beside a run's snapshots, as is its configuration.
+        return False
     if inner:
         notes.append(
             f"{path} is a checkpoint itself and was taken as one; to choose among"
@@ -53,7 +56,7 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
     any name, but no steps of its own."""
     if not os.path.isdir(path):
         return False
-    if is_checkpoint_folder(path) or find_composite(path) is not None:
+    if is_checkpoint_folder(path, any_name=stepped) or find_composite(path) is not None:
         return True
     return stepped and _has_components(components(path))
 

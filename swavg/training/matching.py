@@ -10,7 +10,7 @@ from torch import Tensor
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Form, TensorTable
-from swavg.planning.match import by_canonical_name, canonical
+from swavg.planning.match import spelling
 from swavg.training.wrapped import check_shape
 
 _NAMED = 20
@@ -43,12 +43,19 @@ def match_model(
     for name, tensor in tensors.items():
         _check(name, tensor)
         groups.setdefault(id(tensor), []).append(name)
-    spellings = [by_canonical_name(table.columns.names) for table in tables]
+    spell = spelling(list(tensors), *(table.columns.names for table in tables))
+    spelled = [
+        {spell(name): number for number, name in enumerate(table.columns.names)} for table in tables
+    ]
     matches: list[Match] = []
     differences: list[Difference] = []
     kept: list[str] = []
     for names in groups.values():
-        numbers = tuple(map(_number, [names] * len(tables), tables, spellings))
+        # The last of its names is the one that load_state_dict would leave in place.
+        own = [spell(name) for name in reversed(names)]
+        numbers = tuple(
+            next((place[name] for name in own if name in place), -1) for place in spelled
+        )
         forms = [
             None if numbers[place] < 0 else tables[place].form_of(numbers[place])
             for place in table_of
@@ -84,15 +91,6 @@ def _check(name: str, tensor: Tensor) -> None:
 def model_dtype(tensor: Tensor) -> DType | None:
     """The dtype of a model's tensor; None for one that no checkpoint holds as such."""
     return BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
-
-
-def _number(names: Sequence[str], table: TensorTable, spelled: Mapping[str, str]) -> int:
-    # The last of its names, which is the one that load_state_dict would leave in place.
-    for name in reversed(names):
-        for spelling in (name, canonical(name)):
-            if spelling in spelled:
-                return table.index[spelled[spelling]]
-    return -1
 
 
 def _difference(
