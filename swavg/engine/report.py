@@ -178,7 +178,7 @@ def report(
     cosines = (distances and distances.cosines()) or nothing
     return Report(
         output=STDOUT if output.target.path is None else output.target.path,
-        format=output.target.format,
+        format="folder" if output.target.folder else output.target.format,
         inputs=tuple(
             summary_of(plan.checkpoints[member], name, weight, distance, cosine)
             for member, name, weight, distance, cosine in zip(

@@ -48,7 +48,6 @@ def _together(parts: Parts, reports: Sequence[Report], members: Sequence[int]) -
 
     return replace(
         first,
-        format="folder",
         inputs=inputs,
         parts=tuple(names),
         tensors=_sum(each.tensors for each in reports),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swavg.errors import InputError, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Shared
@@ -69,7 +69,7 @@ class Parts:
         """A row for each part of each output."""
         count = self.count
         made = [
-            Row(row.weights, tuple(m * count + part for m in row.members), row.method, row.details)
+            replace(row, members=tuple(member * count + part for member in row.members))
             for row in rows
             for part in range(count)
         ]
@@ -109,6 +109,8 @@ class Parts:
             base = os.path.basename(opened.composite.path.rstrip("/"))
             if opened.without:
                 yield f"copied from {base}, as no weights are in them: {_some([*opened.without])}"
+            if "CKPT.yaml" in opened.side_files:
+                yield f"metrics in CKPT.yaml are those of {base}"
             if opened.left_out:
                 yield f"not copied from {base}: {_some(opened.left_out)}"
 
@@ -149,10 +151,10 @@ def _unlike(opened: Sequence[Opened]) -> MismatchError | InputError:
     facts = []
     for one, other in ((first, last), (last, first)):
         only = [name for name in one.parts if name not in other.parts]
-        has = f"{one.composite.path} has {len(one.parts)} parts"
+        has = f"{one.composite.path} has {len(one.parts)}"
         facts.append(f"{has} ({_some(only)} only there)" if only else has)
     return MismatchError(
-        f"The parts of checkpoints are averaged with their namesakes, and {', and '.join(facts)}.",
+        f"Parts of checkpoints are averaged with their namesakes, but {' and '.join(facts)}.",
         hint="Give checkpoints of the same parts: of one number of ranks, or of one kind of model."
         " To average single files, name them.",
     )

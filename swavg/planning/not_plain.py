@@ -19,7 +19,7 @@ from swavg.formats.part_names import part_mark, rank_mark
 from swavg.planning.match import canonical
 from swavg.storage.filesystems import absolute
 
-Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "parts"]
+Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "hollow", "parts"]
 Level = Literal["refuse", "warn"]
 
 
@@ -71,6 +71,11 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
         "refuse",
         "weights are empty, as ZeRO-3 leaves them in a model that is spread over ranks: {}",
         "Gather them first, with DeepSpeed's zero_to_fp32.py.",
+    ),
+    "hollow": (
+        "warn",
+        "tensors are empty, though others say that they have elements: {}",
+        "A model that is spread over ranks must be gathered before it is saved.",
     ),
 }
 """Level, message and hint of a kind; ``{}`` stands for the tensors."""
@@ -249,7 +254,7 @@ def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     columns = checkpoint.tensors.columns
     floats = [dtype.floating and dtype.bits > 8 for dtype, _, _ in columns.forms]
     nothing = [
-        is_float and form[1] == (0,) for is_float, form in zip(floats, columns.forms, strict=True)
+        is_float and 0 in form[1] for is_float, form in zip(floats, columns.forms, strict=True)
     ]
     if not any(nothing):
         return
@@ -258,9 +263,22 @@ def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
         floats[form] and name.endswith("weight")
         for name, form in zip(columns.names, columns.form, strict=True)
     )
-    gone = sum(name.endswith("weight") for name in empty)
+    spread = [name for name in empty if checkpoint.tensors[name].spec.shape == (0,)]
+    gone = sum(name.endswith("weight") for name in spread)
     if "param_shapes" in checkpoint.extras.others or (gone > 1 and 2 * gone >= weights):
-        yield from (_Suspect("empty", name) for name in empty)
+        yield from (_Suspect("empty", name) for name in spread)
+        return
+    kinds = {_kind(name) for name in {*columns.names}.difference(empty)}
+    for name in empty:
+        stem, _, last = name.rpartition(".")
+        partner = f"{stem}.{'bias' if last == 'weight' else 'weight'}"
+        if _kind(name) in kinds or (last in ("weight", "bias") and _kind(partner) in kinds):
+            yield _Suspect("hollow", name)
+
+
+def _kind(name: str) -> str:
+    """A name without its numbers: the same for tensors of one kind in all layers."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
