@@ -154,12 +154,16 @@ class SurveyOptions:
         from swavg.console import messages
         from swavg.console import survey as console
         from swavg.evaluation.landscape.table import opened
+        from swavg.storage.publish import parents_made
 
         if not self.quiet:
             messages.notes(self.notes(model))
-        with opened(
-            outputs.csv, survey.cache_key, survey.columns, anew=self.anew, force=self.force
-        ) as table:
+        with (
+            parents_made(outputs.csv),
+            opened(
+                outputs.csv, survey.cache_key, survey.columns, anew=self.anew, force=self.force
+            ) as table,
+        ):
             try:
                 values = self._values(survey, table, model, checkpoints, others)
             except KeyboardInterrupt as stopped:

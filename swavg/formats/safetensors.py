@@ -25,7 +25,9 @@ from swavg.formats.checkpoint import (
     TableBuilder,
     TensorTable,
 )
+from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import FileLayout, Format, Layout, Specs, WriteRequest, losses
+from swavg.formats.metrics import metrics_among
 from swavg.storage.sources import LocalFile, Pool
 
 HEADER_LIMIT = 100_000_000
@@ -59,23 +61,7 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
 
     ``key`` means nothing here.
     """
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        if file.size < 8:
-            raise InputError(path, f"truncated: {file.size} bytes, less than a safetensors header")
-        (length,) = struct.unpack("<Q", pool.read(file, 0, 8))
-        if length > HEADER_LIMIT:
-            raise InputError(
-                path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT:,} are allowed"
-            )
-        if 8 + length > file.size:
-            raise InputError(
-                path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
-            )
-        header = pool.read(file, 8, length)
-    if header[:1] != b"{":
-        header = header.lstrip(_BLANKS)
-    base = 8 + length
+    file, header, base = _read_header(path)
     shared = Shared() if shared is None else shared
     metadata, rest = _split(path, header)
     # Offsets count from the data on: equal however long the metadata is.
@@ -95,6 +81,30 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
     table = TensorTable(columns, base if columns.names else 0)
     extras = Extras(scalars=metadata, recipe=metadata.get("swavg"))
     return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)
+
+
+def recipe_in(path: str) -> str | None:
+    """What swavg wrote of an average. InputError if the header has no such beginning."""
+    return _split(path, _read_header(path)[1])[0].get("swavg")
+
+
+def _read_header(path: str) -> tuple[LocalFile, bytearray, int]:
+    """The file, its header without length and blanks before it, and the offset of the data."""
+    file = LocalFile.find(path)
+    with Pool() as pool:
+        if file.size < 8:
+            raise InputError(path, f"truncated: {file.size} bytes, less than a safetensors header")
+        (length,) = struct.unpack("<Q", pool.read(file, 0, 8))
+        if length > HEADER_LIMIT:
+            raise InputError(
+                path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT:,} are allowed"
+            )
+        if 8 + length > file.size:
+            raise InputError(
+                path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
+            )
+        header = pool.read(file, 8, length)
+    return file, header if header[:1] == b"{" else header.lstrip(_BLANKS), 8 + length
 
 
 _HUGE = re.compile(rb"[0-9]{400}")
@@ -345,7 +355,7 @@ def lay_out(request: WriteRequest) -> Layout:
         numbers = without_ties(request)
     lost = losses(request)
     notes = (f"safetensors holds tensors only: {lost} left out",) if lost else ()
-    return Layout((plan_file(request, numbers),), notes=notes)
+    return Layout((plan_file(request, numbers),), notes=(*notes, *stale_notes(request)))
 
 
 def without_ties(request: WriteRequest) -> list[int]:
@@ -360,7 +370,13 @@ _OF_ONE = ("metrics", "snapshots", "ema_state")
 
 def metadata_of(request: WriteRequest) -> dict[str, str]:
     """The strings of the header: the template's, and how the tensors were made."""
-    found = {n: text for n, text in request.template.metadata.items() if n not in _OF_ONE}
+    found = {
+        name: text
+        for name, text in request.template.metadata.items()
+        if name not in _OF_ONE and not is_stale(name)
+    }
+    for name in metrics_among(found):
+        del found[name]
     # transformers refuses files that do not say which framework wrote them.
     found.setdefault("format", "pt")
     found["swavg"] = request.recipe
@@ -403,5 +419,6 @@ def plan_specs(
 
 
 FORMAT = Format(
-    "safetensors", (".safetensors",), looks_like_safetensors, open_safetensors, lay_out, plan_file
-)
+    "safetensors", (".safetensors",), looks_like_safetensors, open_safetensors, lay_out, plan_file,
+    recipe_in,
+)  # fmt: skip

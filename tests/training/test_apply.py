@@ -1,6 +1,7 @@
 """Averages put into a model: the same bits as a file and load_state_dict, and nothing by halves."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -52,7 +53,8 @@ def saved(folder, count=3, suffix="safetensors", dtype=torch.float32):
 def averaged(paths, weights=None, **more):
     """The bits of swavg.average, as a state dict."""
     out = os.path.join(os.path.dirname(paths[0]), "average.safetensors")
-    swavg.average(paths, weights, output=out, force=True, **more)
+    policy = replace(more.pop("policy", swavg.Policy()), integers="last")
+    swavg.average(paths, weights, output=out, force=True, policy=policy, **more)
     return safetensors.torch.load_file(out)
 
 
@@ -308,8 +310,13 @@ def test_what_is_no_plain_weight_is_refused_or_told(tmp_path):
     with pytest.raises(MismatchError, match="quantised weights cannot be averaged"):
         apply_swa(model, files(Quantised))
     assert not model.weight.any()
+    model = spectral()
     with pytest.warns(UserWarning, match="vectors of spectral norm"):
-        apply_swa(spectral(), files(spectral))
+        apply_swa(model, files(spectral))
+    assert model.weight_v.equal(spectral(2).weight_v)
+    assert torch.allclose(
+        model.weight_orig, (spectral(1).weight_orig + spectral(2).weight_orig) / 2
+    )
 
 
 def test_gradients_and_optimizer_survive_and_autograd_notices(tmp_path):
