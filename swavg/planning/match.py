@@ -142,7 +142,9 @@ class SideBySide:
     def warnings(self, shown: Sequence[str]) -> list[str]:
         """What keeps most names apart though it is only a prefix, in words."""
         found = self.prefixes(shown)
-        return [] if found is None else [f"{found.fact}, and are not averaged with them"]
+        if found is None:
+            return []
+        return [f"{found.fact}, and are not averaged with them. {found.hint}"]
 
     def notes(self) -> list[str]:
         """What was taken as tied though no file says so."""
