@@ -294,10 +294,10 @@ class _Decider:
             assert differs is not None
             return differs
         members, weights = self._row.members, joined.weights
-        if weights is None:
-            members, weights = members[-1:], (1.0,)
-        accumulate = self._accumulate([form[0] for form in present])
         output = self._output_dtype(joined.dtype)
+        if weights is None:
+            members, weights, output = members[-1:], (1.0,), joined.dtype
+        accumulate = self._accumulate([form[0] for form in present])
         made = Operation("average", output, accumulate, members, weights, uniform=False)
         return _Verdict(made, shape)
 
