@@ -82,5 +82,5 @@ def average(
     steps = series.steps
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
     row = Row(numbers, tuple(range(n)), details=details)
-    request = Request(series.paths, (row,), policy)
+    request = Request(series.paths, (row,), policy, shared=series.shared)
     execute_and_report(request, [path], run, series.notes)

@@ -73,15 +73,13 @@ def _rows(series: Series, chosen: set[str] | None) -> tuple[Sequence[Listed], Se
     """A row for each snapshot, and what is wrong with those that cannot be read."""
     from swavg.console.listing import Listed
     from swavg.formats import open_checkpoint
-    from swavg.formats.checkpoint import Shared
 
-    shared = Shared()
     rows, problems = [], []
     for snapshot in series.snapshots:
         size: int | None = None
         dtypes: dict[str, int] | None = None
         try:
-            checkpoint = open_checkpoint(snapshot.path, shared=shared)
+            checkpoint = open_checkpoint(snapshot.path, shared=series.shared)
         except InputError as error:
             problems.append(str(error))
         else:

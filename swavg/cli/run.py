@@ -17,7 +17,7 @@ from swavg.cli.options import Command, Option, SectionedCommand, filled
 from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import ignore_signals
 from swavg.cli.streams import require_stdout
-from swavg.cli.values import COUNT, KEY_HELP, Size
+from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, Size
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
@@ -30,9 +30,12 @@ _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 OUTPUT = click.option(
     "-o", "--output", metavar="OUT",
-    help="Where to write; '-' streams to stdout. [default: averaged, with the suffix of the first"
-    " input]",
+    help="Where to write (folders above it are made); '-' streams to stdout. [default: averaged,"
+    " with the suffix of the first input]",
 )  # fmt: skip
+AGAIN = click.option(
+    "--again", is_flag=True, help="Add also what the average holds already: it counts once more."
+)
 FOLDER = click.option(
     "-d", "--folder", metavar="OUTDIR", help="The folder for the outputs; made if need be."
 )
@@ -47,6 +50,11 @@ _POLICY = {
         Option("include", "--include", "Average only these tensors.", "GLOB"),
         Option("exclude", "--exclude",
                "Do not average these; they are copied from the last checkpoint.", "GLOB"),
+        Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
+        Option("rename", "--rename",
+               "Put B for A where A is a part of a name, or some, between dots: 'gamma=weight',"
+               " 'encoder.layer=blocks', 'base_model='. Names of the output are the new ones.",
+               "A=B"),
         Option("drop_excluded", "--drop-excluded", "Leave them out instead of copying them."),
         Option("key", "--key", KEY_HELP, "PATH"),
         Option("integers", "--integers",
@@ -164,6 +172,8 @@ def execute_and_report(
         distances=run.distances,
         folder=folder,
         notes=request.notes,
+        warnings=request.warnings,
+        shared=request.shared,
     )
     if run.dry_run:
         _show_plan(plan, resources, run, notes)

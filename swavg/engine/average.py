@@ -10,8 +10,10 @@ from functools import partial
 from swavg import weights as schedules
 from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
+from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
+from swavg.engine.remarks import metrics_kept, warnings_of
 from swavg.engine.report import Progress, Report, Tally, read_and_written, report
 from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.errors import RequestError
@@ -25,8 +27,11 @@ from swavg.planning.lora import joined
 from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
+from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
+from swavg.planning.side_files import differing_files
 from swavg.planning.targets import choose_target, default_path
+from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
 
 OnProgress = Callable[[Progress], None]
@@ -75,12 +80,15 @@ def prepare(
     distances: bool = True,
     folder: Path | None = None,
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    shared: Shared | None = None,
 ) -> Plan:
     """Open, match and plan; write nothing.
 
     Row ``i`` goes to ``outputs[i]``, as for :func:`average`. All are made of one read. ``folder``
-    is the one that all of them lie in, made if there is none; ``notes`` are reported with the
-    plan's own. Raises as :func:`average`.
+    is the one that all of them lie in, made if there is none; ``notes`` and ``warnings`` are
+    reported with the plan's own; ``shared`` is what was read of the inputs before. Raises as
+    :func:`average`.
     """
     policy = Policy() if policy is None else policy
     paths = paths_of(inputs)
@@ -88,49 +96,45 @@ def prepare(
         raise RequestError(f"There are {len(rows)} rows and {len(outputs)} outputs.")
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
-    checkpoints = open_all(paths, policy.key)
-    shown = short_names([checkpoint.path for checkpoint in checkpoints])
+    opened = renamed(open_all(paths, policy.key, shared), rules(policy.strip_prefix, policy.rename))
+    names = short_names([checkpoint.path for checkpoint in opened])
+    joining = joined(opened, names, rows, policy)
+    checkpoints, shown = joining.checkpoints, joining.shown
+    held = held_by_each(opened, names)
     decided, targets, recipes = [], [], []
-    notes = (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes)
-    joining = joined(checkpoints, shown, rows, policy)
-    checkpoints, shown, rows = joining.checkpoints, tuple(joining.shown), joining.rows
-    warnings = dict.fromkeys(joining.warnings)
-    for number, (row, output) in enumerate(zip(rows, outputs, strict=True)):
+    warned = dict.fromkeys((*warnings, *broken_ties(opened, names), *joining.warnings))
+    tied: dict[str, None] = {}
+    for asked, row, made, output in zip(rows, joining.rows, joining.joined, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
+        called = [shown[member] for member in row.members]
         match = SideBySide(members)
-        warnings |= dict.fromkeys(
-            check_plain(
-                members,
-                [shown[member] for member in row.members],
-                selection(match, policy),
-                exact=policy.lora == "exact",
-            )
-        )
-        made = joining.joined[number]
+        tied |= dict.fromkeys(match.notes())
+        if not policy.strict:
+            warned |= dict.fromkeys(match.warnings(called))
+        exact = policy.lora == "exact"
+        warned |= dict.fromkeys(check_plain(members, called, selection(match, policy), exact=exact))
+        warned |= dict.fromkeys(warnings_of(asked, opened, names))
         decided.append(decide(checkpoints, match, row, policy, shown, made))
         path = None if output is None else os.fsdecode(output)
         path = default_path(members[0], policy.max_shard_size) if path == "" else path
         targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
-        recipes.append(recipe(shown, row, policy))
+        recipes.append(recipe(shown, row, policy, held_by(asked, held)))
+    texts = map(as_text, recipes)
     entries, planned = lay_out(
-        checkpoints,
-        rows,
-        decided,
-        targets,
-        map(as_text, recipes),
-        policy,
-        joining.files,
+        checkpoints, joining.rows, decided, targets, texts, policy, joining.files
     )
+    kept = metrics_kept(rows, planned, opened, names)
+    of_inputs = (*_notes(names, opened), *_same_twice(names, opened))
     return Plan(
         tuple(checkpoints),
-        shown,
-        tuple(rows),
+        tuple(shown),
+        tuple(joining.rows),
         policy,
         entries,
         planned,
         tuple(recipes),
-        (*notes, *dict.fromkeys(joining.notes)),
-        tuple(warnings),
+        (*of_inputs, *tied, *kept, *dict.fromkeys(joining.notes), *notes),
+        (*warned, *differing_files(opened, names)),
         # The parts of an input point nowhere.
         distances and policy.lora != "exact",
         None if folder is None else os.fsdecode(folder),
@@ -250,9 +254,11 @@ def paths_of(inputs: Sequence[Path]) -> list[str]:
     return paths
 
 
-def open_all(paths: Sequence[str], key: str | None = None) -> list[Checkpoint]:
+def open_all(
+    paths: Sequence[str], key: str | None = None, shared: Shared | None = None
+) -> list[Checkpoint]:
     """Open checkpoints; what they have in common is kept once."""
-    shared = Shared()
+    shared = Shared() if shared is None else shared
     return [open_checkpoint(path, key=key, shared=shared) for path in paths]
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from swavg.engine.compute import Sinks
 from swavg.engine.report import Tally
 from swavg.errors import OutputError
-from swavg.formats.folder import weights_stem
+from swavg.formats.folder import LOGS, weights_stem
 from swavg.planning.plan import Output, Plan
 from swavg.storage import publish
 from swavg.storage.destination import Destination, check_destinations, is_stream
@@ -35,15 +35,19 @@ def check(plan: Plan) -> None:
         check_not_input(path, inputs)
     destinations = _destinations(plan)
     check_destinations(destinations, [output.size for output in plan.outputs], inside=plan.folder)
-    for output in plan.outputs:
-        _check_replaced(output)
+    for row in range(len(plan.outputs)):
+        _check_replaced(plan, row)
 
 
-def _check_replaced(output: Output) -> None:
-    """OutputError if a folder would be replaced that holds more than an older checkpoint."""
+def _check_replaced(plan: Plan, row: int) -> None:
+    """OutputError if a folder would be replaced that holds more than an older checkpoint, which
+    may have logs that are left out now."""
+    output = plan.outputs[row]
     path = output.target.path
     if output.target.folder and path is not None and os.path.isdir(path):
+        template = plan.checkpoints[plan.rows[row].members[-1]]
         written = {file.layout.name for file in output.files}
+        written |= {*LOGS}.intersection(template.extras.left_out)
         check_only_ours(path, written | {*output.small, *output.side_files}, weights_stem)
 
 
@@ -63,12 +67,12 @@ def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> It
         yield [
             _create(output, pending) for output, pending in zip(plan.outputs, pendings, strict=True)
         ]
-        for output, pending in zip(plan.outputs, pendings, strict=True):
+        for row, (output, pending) in enumerate(zip(plan.outputs, pendings, strict=True)):
             _write_others(output, pending)
             pending.sync()
             _verify(output, pending)
             # The run may have taken an hour, in which someone put something there.
-            _check_replaced(output)
+            _check_replaced(plan, row)
     for pending in pendings:
         tally.notes += pending.notes
         tally.warnings += pending.warnings

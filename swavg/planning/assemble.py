@@ -62,7 +62,7 @@ class Assembly:
         entry_of = self._entries_of(number, row, decisions, layout, alone)
         template = row.members[-1]
         files = tuple(self._file(number, template, file, entry_of) for file in layout.layouts)
-        home = array("q", [-1]) * len(self._form)
+        home = array("i", [-1]) * len(self._form)
         starts, region = [], 0
         for file in files:
             starts.append(region)
@@ -175,11 +175,13 @@ class Assembly:
             regions.append((kept.offset, kept.nbytes, entry, -1))
         # Of several that begin at one byte all but the last are empty: a task looks no further.
         regions.sort()
+        offsets = array("q", [offset for offset, _, _, _ in regions])
         return File(
             layout,
-            array("q", [offset for offset, _, _, _ in regions]),
+            # Mostly the layout's own: one array serves both.
+            layout.offsets if offsets == layout.offsets else offsets,
             array("I", [entry for _, _, entry, _ in regions]),
-            array("q", [tensor for _, _, _, tensor in regions]),
+            array("i", [tensor for _, _, _, tensor in regions]),
         )
 
     def _bytes(self, number: int, template: int, start: int, nbytes: int) -> int:

@@ -177,7 +177,7 @@ class _Decider:
                 numbers_there.append(number)
             unchanged.append(made.op == "copy" and self._is_own(shown, made, column))
         if differences:
-            raise _mismatch(differences, self._shown)
+            raise self._behind_prefix() or _mismatch(differences, self._shown)
         if not self._joined:
             raise self._nothing(names)
         return Decisions(
@@ -354,6 +354,11 @@ class _Decider:
         kept = (tuple(name for name in group if name in names) for group in groups)
         return tuple(group for group in kept if len(group) > 1)
 
+    def _behind_prefix(self) -> MismatchError | None:
+        """The error if it is a prefix that keeps names apart."""
+        found = self._match.prefixes(self._shown)
+        return None if found is None else MismatchError(f"{found.fact}.", hint=found.hint)
+
     def _nothing(self, names: Sequence[str]) -> RequestError | MismatchError:
         """The error of a row in which nothing is averaged."""
         policy = self._policy
@@ -364,7 +369,7 @@ class _Decider:
             )
         if not names:
             return MismatchError("The checkpoints hold no tensors.")
-        return MismatchError(
+        return self._behind_prefix() or MismatchError(
             "The checkpoints have no tensor in common: no name has the same shape and kind of"
             " dtype in all.",
             hint="Are they of the same model? For a .pt file, key= chooses the state dict.",

@@ -8,20 +8,13 @@ import re
 from collections.abc import Sequence
 
 from swavg.errors import InputError
+from swavg.formats.configuration import is_training_state
 from swavg.formats.folder import explain_folder, is_checkpoint_folder
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
 
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", ".swavg-partial", ".incomplete", ".lock")
-_TRAINING_STATE = re.compile(
-    r"(?:optim|optimi[sz]er|(?:lr_)?scheduler|(?:grad_)?scaler|rng_state|random_states?"
-    r"|training_args|train_args|trainer_state)s?(?:[-_.].*)?"
-    r"|.*[-_.](?:optim|optimi[sz]er|scheduler|scaler|optim_states?)(?:[-_.]?\d+)?",
-    re.IGNORECASE,
-)
-# Megatron's weights.
-_NOT_TRAINING_STATE = "model_optim_rng"
 
 
 def is_one_checkpoint(path: str, notes: list[str]) -> bool:
@@ -43,6 +36,9 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
         for name in names
         if read_name(name).counts and is_checkpoint_folder(os.path.join(path, name))
     ]
+    if inner and not is_checkpoint_folder(path, any_name=False):
+        # A file beside a run's snapshots, as is its configuration.
+        return False
     if inner:
         notes.append(
             f"{path} is a checkpoint itself and was taken as one; to choose among"
@@ -59,11 +55,10 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
             continue
         path = os.path.join(folder, name)
         facts = read_name(name)
-        stem = name.partition(".")[0]
         if os.path.isdir(path):
             if name.endswith(_PARTIAL) or (name.startswith(".") and facts.counts):
                 partial.append(path)
-            elif is_checkpoint_folder(path):
+            elif is_checkpoint_folder(path, any_name=bool(facts.counts)):
                 found.append(Candidate(path, facts, searched=True))
             elif facts.counts:
                 foreign.append(path)
@@ -76,7 +71,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
             continue
         if whole != name.lower() or name.startswith(".") or _is_empty(path):
             partial.append(path)
-        elif _TRAINING_STATE.fullmatch(stem) and not stem.startswith(_NOT_TRAINING_STATE):
+        elif is_training_state(name):
             training.append(path)
         elif is_shard(name):
             shards.append(path)
