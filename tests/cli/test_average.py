@@ -437,7 +437,7 @@ def adapters(folder, *alphas):
     for i, alpha in enumerate(alphas):
         tensors = {"m.l.lora_A.weight": torch.randn(2, 4), "m.l.lora_B.weight": torch.randn(3, 2)}
         save(folder / f"a{i}" / "adapter_model.safetensors", tensors)
-        config = {"r": 2, "lora_alpha": alpha, "base_model_name_or_path": f"model-{i}"}
+        config = {"r": 2, "lora_alpha": alpha, "revision": "main"}
         (folder / f"a{i}" / "adapter_config.json").write_text(json.dumps(config))
 
 
