@@ -140,6 +140,7 @@ class _Decider:
         match = self._match
         names = match.names()
         all_names = frozenset(names)
+        assert self._special.keys() <= all_names, "names are matched in another way"
         written: list[str] = []
         forms: dict[tuple[DType, Shape], int] = {}
         operations: dict[Operation, int] = {}

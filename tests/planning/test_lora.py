@@ -415,3 +415,20 @@ def test_settings_need_not_be_said_and_are_compared_by_what_they_are(tmp_path):
     (folders[1] / "adapter_config.json").write_text('{"r": 4}')
     swavg.average(folders, output=tmp_path / "o", policy=EXACT, force=True)
     close(products(tmp_path / "o"), mean_of(folders))
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_names_match_whatever_wrapped_them(tmp_path, wrapper):
+    names = FILES["alpha beside A"]
+    wrapped = [None if name is None else wrapper + name for name in names]
+    # A module of the model that is called so itself: wrappers inside names then count.
+    more = {"unet.a.module.b": torch.ones(2), "unet.a.b": torch.ones(2)}
+    products = []
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, (path, own) in enumerate(zip(paths, (names, wrapped, names), strict=True)):
+        file_of(path, own, 2 + i, 3.0, i)
+        products.append(products_of(path, own))
+        save(path, load(path) | (more if wrapper == "module." else {}))
+    swavg.average(paths, output=tmp_path / "o.safetensors", policy=EXACT)
+    expected = {module: sum(each[module] for each in products) / 3 for module in SHAPES}
+    close(products_of(tmp_path / "o.safetensors", names), expected)
