@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from swavg.analysis.figures import Distance, jsonable
 from swavg.engine.recipe import short_names
-from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.parts import open_whole
 from swavg.planning.match import WRAPPERS, Spelling, spelling
 from swavg.planning.prefixes import behind_prefix
 from swavg.planning.rename import renamed, rules
@@ -88,7 +88,7 @@ def diff(
     paths = [os.fspath(a), os.fspath(b)]
     shared = Shared()
     one, other = renamed(
-        [open_checkpoint(path, key=key, shared=shared) for path in paths], rules(strip_prefix)
+        [open_whole(path, key=key, shared=shared) for path in paths], rules(strip_prefix)
     )
     shown = short_names(paths)
     spell = spelling(one.tensors.columns.names, other.tensors.columns.names)

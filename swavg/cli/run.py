@@ -189,7 +189,7 @@ def execute_and_report(
         console.summary(reports, verbose=run.verbose)
     paths = [output.target.path for output in plan.outputs if output.target.path is not None]
     values = [report.to_json() for report in reports]
-    print_published("report", values, paths, as_json=run.as_json)
+    print_published("report", values, [*dict.fromkeys(paths)], as_json=run.as_json)
 
 
 def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -48,7 +49,9 @@ def lay_out(
         layout = write(request)
         if changed and changed[number]:
             layout = _with_files(layout, target, changed[number])
-        alone = len(rows) == 1
+        if target.part is not None:
+            layout = _in_folder(layout, target.part, target.side_files)
+        alone = len({target.path for target in targets}) == 1
         outputs.append(assembly.output(number, row, decisions, target, layout, alone=alone))
     return assembly.entries(), tuple(outputs)
 
@@ -61,3 +64,15 @@ def _with_files(layout: Layout, target: Target, files: Mapping[str, bytes]) -> L
         )
     sides = {name: path for name, path in layout.side_files.items() if name not in files}
     return replace(layout, files={**layout.files, **files}, side_files=sides)
+
+
+def _in_folder(layout: Layout, part: str, side_files: Mapping[str, str]) -> Layout:
+    """The layout of a part: its names are relative to the composite."""
+
+    def name(own: str) -> str:
+        return os.path.join(part, own) if own else part
+
+    layouts = tuple(replace(file, name=name(file.name)) for file in layout.layouts)
+    files = {name(own): data for own, data in layout.files.items()}
+    own_side = {name(own): path for own, path in layout.side_files.items()}
+    return Layout(layouts, files, {**side_files, **own_side}, layout.notes)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import JSON_LIMIT, is_configuration
 from swavg.storage.sources import LocalFile, Pool
 
@@ -27,17 +27,18 @@ _STEP = 1 << 20
 _SHOWN = 6
 
 
-def differing_files(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list[str]:
+def differing_files(side_files: Sequence[Mapping[str, str]], shown: Sequence[str]) -> list[str]:
     """A warning of the configuration, tokenizer and adapter files that differ between folders,
-    whose average gets those of the last; none where they say the same, or cannot be read."""
-    last = max((i for i, each in enumerate(checkpoints) if each.extras.side_files), default=0)
+    whose average gets those of the last; none where they say the same, or cannot be read.
+    ``side_files`` has the paths of those of each input, by name."""
+    last = max((i for i, each in enumerate(side_files) if each), default=0)
     texts = []
     with Pool() as pool:
-        for name, path in checkpoints[last].extras.side_files.items():
+        for name, path in side_files[last].items():
             if not is_configuration(name):
                 continue
-            for other, label in zip(checkpoints[:last], shown, strict=False):
-                beside = other.extras.side_files.get(name)
+            for other, label in zip(side_files[:last], shown, strict=False):
+                beside = other.get(name)
                 told = beside and _told(pool, name, (beside, path), (label, shown[last]))
                 if told:
                     texts.append(told)
@@ -71,7 +72,9 @@ def _told(pool: Pool, name: str, paths: tuple[str, str], shown: tuple[str, str])
         one, other = (_parsed(pool, path) if name.endswith(".json") else None for path in paths)
         if one is None or other is None:
             return f"{name} ({' and '.join(shown)})"
-        differences = _differences(one, other, _SCALING if name == _ADAPTER else set())
+        differences = _differences(
+            one, other, _SCALING if os.path.basename(name) == _ADAPTER else set()
+        )
         first = next(differences, None)
         more = sum(1 for _ in differences)
     except InputError:

@@ -24,18 +24,26 @@ class Pending:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self._sinks: list[FileSink] = []
+        self._folders: dict[str, None] = {}
 
     def create(self, name: str = "", size: int = 0) -> FileSink:
-        """The file itself, or the file ``name`` in the folder; ``size`` bytes are reserved where
-        that is cheap. OutputError."""
+        """The file itself, or the file ``name`` in the folder (or in one below it, made if need
+        be); ``size`` bytes are reserved where that is cheap. OutputError."""
         path = os.path.join(self.path, name) if name else self.path
         try:
+            self._make_folders(os.path.dirname(name))
             sink = FileSink(path, self._open(path), self.output.path)
             self._sinks.append(sink)
             reserve(sink.fd, size, path)
         except OSError as error:
             raise write_error(self.output.path, error) from None
         return sink
+
+    def _make_folders(self, name: str) -> None:
+        if name and name not in self._folders:
+            self._make_folders(os.path.dirname(name))
+            os.mkdir(os.path.join(self.path, name))
+            self._folders[name] = None
 
     def _open(self, path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -47,6 +55,8 @@ class Pending:
             self._sinks.pop().close()
         if self.output.folder:
             try:
+                for name in reversed(self._folders):
+                    sync_folder(os.path.join(self.path, name))
                 sync_folder(self.path)
             except OSError as error:
                 raise write_error(self.output.path, error) from None

@@ -32,7 +32,8 @@ def told(path: Path, name: str, *texts: str | bytes | None) -> str:
     """What is told of folders that hold a file with these texts (None: they lack it)."""
     files = [{} if text is None else {name.replace(".", "__"): text} for text in texts]
     folders = [folder(path / f"m{number}", **each) for number, each in enumerate(files)]
-    warnings = differing_files([open_checkpoint(each) for each in folders], names(folders))
+    beside = [open_checkpoint(each).extras.side_files for each in folders]
+    warnings = differing_files(beside, names(folders))
     assert len(warnings) < 2
     begin, end = "files beside the weights differ: ", ". An average gets those of its last input"
     return warnings[0].removeprefix(begin).partition(end)[0] if warnings else ""
@@ -158,9 +159,9 @@ def test_links_to_one_file_are_not_read(tmp_path: Path, monkeypatch: pytest.Monk
     folders = [folder(tmp_path / name) for name in ("m0", "m1")]
     for each in folders:
         os.symlink(blob, each / "tokenizer.json")
-    checkpoints = [open_checkpoint(each) for each in folders]
+    beside = [open_checkpoint(each).extras.side_files for each in folders]
     monkeypatch.setattr(side_files.Pool, "read", None)
-    assert differing_files(checkpoints, names(folders)) == []
+    assert differing_files(beside, names(folders)) == []
 
 
 def test_many_files_are_one_warning_of_the_average(tmp_path: Path) -> None:
