@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from swavg.analysis.figures import Distance, jsonable
 from swavg.engine.recipe import short_names
-from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.parts import open_whole
 from swavg.planning.match import WRAPPERS, Spelling, spelling
+from swavg.planning.prefixes import behind_prefix
+from swavg.planning.rename import renamed, rules
 
 if TYPE_CHECKING:
     from swavg.analysis.chunks import OnProgress
@@ -73,17 +75,21 @@ def diff(
     b: str | os.PathLike[str],
     *,
     key: str | None = None,
+    strip_prefix: Sequence[str] = (),
     values: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Comparison:
     """In what the checkpoints ``a`` and ``b`` differ: names, shapes, dtypes, and with ``values``
     how far the tensors lie apart. ``key`` is the dotted path of the state dict in PyTorch files.
 
-    What wrappers put into names (``_orig_mod.``, say) does not count. Raises InputError.
+    What wrappers put into names (``_orig_mod.``, say) does not count, nor a ``strip_prefix`` that
+    they begin with. Raises InputError.
     """
     paths = [os.fspath(a), os.fspath(b)]
     shared = Shared()
-    one, other = (open_checkpoint(path, key=key, shared=shared) for path in paths)
+    one, other = renamed(
+        [open_whole(path, key=key, shared=shared) for path in paths], rules(strip_prefix)
+    )
     shown = short_names(paths)
     spell = spelling(one.tensors.columns.names, other.tensors.columns.names)
     names = [{spell(name): name for name in checkpoint} for checkpoint in (one, other)]
@@ -108,6 +114,8 @@ def diff(
             *_tie_notes(checkpoint, spell, lacking[i], names[1 - i], shown[1 - i]),
         )
     ]
+    if found := behind_prefix(names, shown):
+        notes.append(f"{found.fact}. {found.hint}")
     distances, summed = None, None
     if values:
         alike = {

@@ -49,9 +49,10 @@ def _figures(report: Report, outputs: int) -> str:
     seconds = report.seconds or 0.0
     rate = f", {size(report.read / seconds)}/s read" if seconds > 0.01 and outputs < 2 else ""
     name = f" {printable(report.output)}" if outputs > 1 else ""
+    parts = f" {counted(len(report.parts), 'part')}," if report.parts else ""
     return (
         f"{counted(len(report.inputs), 'checkpoint')}{name}:"
-        f" {counted(report.tensors['averaged'], 'tensor')}, {number(report.elements)}"
+        f"{parts} {counted(report.tensors['averaged'], 'tensor')}, {number(report.elements)}"
         f" element{'s' * (report.elements != 1)},"
         f" {size(report.written)} in {seconds:.2f} s{rate}"
     )
@@ -127,6 +128,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     parts += [f"{counts[kind]} {kind}" for kind in ("integer", "copied", "dropped") if counts[kind]]
     ties = f", {len(report.ties)} tied" if report.ties else ""
     yield "tensors", ", ".join(parts) + f" ({number(report.elements)} elements{ties})"
+    if report.parts:
+        yield "parts", ", ".join(report.parts)
     yield "reads", size(report.read)
     files = f" in {report.files} files" if report.files > 1 else ""
     name = "standard output" if report.output == STDOUT else report.output

@@ -14,21 +14,26 @@ from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import metrics_kept, warnings_of
-from swavg.engine.report import Progress, Report, Tally, read_and_written, report
+from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
+from swavg.engine.whole_report import reports
 from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
+from swavg.planning.composite import Parts, find_parts
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
+from swavg.planning.lora import joined
 from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
+from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
 from swavg.planning.side_files import differing_files
 from swavg.planning.targets import choose_target, default_path
+from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
 
 OnProgress = Callable[[Progress], None]
@@ -93,42 +98,66 @@ def prepare(
         raise RequestError(f"There are {len(rows)} rows and {len(outputs)} outputs.")
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
-    checkpoints = open_all(paths, policy.key, shared)
-    shown = short_names([checkpoint.path for checkpoint in checkpoints])
+    parts = find_parts(paths, policy.key)
+    if parts is None:
+        opened = open_all(paths, policy.key, shared)
+    else:
+        opened = parts.checkpoints
+        rows, outputs = parts.times(rows, outputs)
+        notes = (*parts.notes([row.members[-1] for row in rows]), *notes)
+    opened = renamed(opened, rules(policy.strip_prefix, policy.rename))
+    names = short_names([checkpoint.path for checkpoint in opened])
+    of_inputs = names if parts is None else parts.names_of_inputs(short_names(parts.roots))
+    joining = joined(opened, names, rows, policy)
+    checkpoints, shown = joining.checkpoints, joining.shown
+    held = held_by_each(opened, names)
     decided, targets, recipes = [], [], []
-    held = held_by_each(checkpoints, shown)
-    warned = dict.fromkeys(warnings)
+    warned = dict.fromkeys((*warnings, *broken_ties(opened, names), *joining.warnings))
     tied: dict[str, None] = {}
-    for row, output in zip(rows, outputs, strict=True):
+    for asked, row, made, output in zip(rows, joining.rows, joining.joined, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
+        called = [shown[member] for member in row.members]
         match = SideBySide(members)
         tied |= dict.fromkeys(match.notes())
-        warned |= dict.fromkeys(
-            check_plain(
-                members, [shown[member] for member in row.members], selection(match, policy)
-            )
-        )
-        warned |= dict.fromkeys(warnings_of(row, checkpoints, shown))
-        decided.append(decide(checkpoints, match, row, policy, shown))
+        if not policy.strict:
+            warned |= dict.fromkeys(match.warnings(called))
+        exact = policy.lora == "exact"
+        warned |= dict.fromkeys(check_plain(members, called, selection(match, policy), exact=exact))
+        warned |= dict.fromkeys(warnings_of(asked, opened, of_inputs))
+        decided.append(decide(checkpoints, match, row, policy, shown, made))
         path = None if output is None else os.fsdecode(output)
-        path = default_path(members[0], policy.max_shard_size) if path == "" else path
-        targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
-        recipes.append(recipe(shown, row, policy, held_by(row, held)))
-    entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
-    kept = metrics_kept(rows, planned, checkpoints, shown)
+        if parts is not None:
+            template = row.members[-1]
+            targets.append(parts.target(path, template, policy.max_shard_size, force=force))
+        else:
+            path = default_path(members[0], policy.max_shard_size) if path == "" else path
+            targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
+        recipes.append(recipe(shown, row, policy, held_by(asked, held)))
+    texts = map(as_text, recipes)
+    entries, planned = lay_out(
+        checkpoints, joining.rows, decided, targets, texts, policy, joining.files
+    )
+    kept = metrics_kept(rows, planned, opened, names)
+    said = (*_notes(names, opened), *_same_twice(of_inputs, opened, parts))
+    if parts is None:
+        differing = differing_files([each.extras.side_files for each in opened], names)
+    else:
+        differing = differing_files(parts.side_files, of_inputs[:: parts.count])
     return Plan(
         tuple(checkpoints),
-        shown,
-        tuple(rows),
+        tuple(shown),
+        tuple(joining.rows),
         policy,
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *tied, *kept, *notes),
-        (*warned, *differing_files(checkpoints, shown)),
-        distances,
+        (*said, *tied, *kept, *dict.fromkeys(joining.notes), *notes),
+        (*warned, *differing),
+        # The parts of an input point nowhere.
+        distances and policy.lora != "exact",
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,
+        parts,
     )
 
 
@@ -163,14 +192,13 @@ def execute(
             for source in checkpoint.sources:
                 source.check()
     seconds = time.monotonic() - begun
-    rows = range(len(plan.rows))
-    return [report(plan, row, chosen, resources, tally, seconds) for row in rows]
+    return reports(plan, chosen, resources, tally, seconds)
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
     """The reports before a run."""
     _, _, chosen = start(plan, resources)
-    return [report(plan, row, chosen, resources) for row in range(len(plan.rows))]
+    return reports(plan, chosen, resources)
 
 
 def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
@@ -189,7 +217,9 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
     chosen = sizes(plan, resources, forked=forks)
     forks = forks and chosen.workers > 1 and can_fork()
     rows = plan.rows if plan.distances else ()
-    distances = tuple(Distances(len(row.members)) for row in rows)
+    # The parts of one output are measured as one.
+    whole = [Distances(len(row.members)) for row in rows[:: plan.width]]
+    distances = tuple(whole[number // plan.width] for number in range(len(rows)))
     executor = forked(chosen.workers) if forks else threads(chosen.workers)
     return Tally(plan, total, planned, distances), executor, chosen
 
@@ -265,7 +295,12 @@ def _notes(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]
     return notes
 
 
-def _same_twice(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
+def _same_twice(
+    shown: Sequence[str], checkpoints: Sequence[Checkpoint], parts: Parts | None
+) -> list[str]:
+    if parts is not None:
+        # Composites that have their first part in common are one.
+        shown, checkpoints = shown[:: parts.count], checkpoints[:: parts.count]
     seen: dict[tuple[object, ...], str] = {}
     notes = []
     for name, checkpoint in zip(shown, checkpoints, strict=True):

@@ -266,13 +266,18 @@ class Tools:
                 " masks is none.",
                 hint=UNMASK,
             )
-        shape, _ = self.plan.entries.forms[self.plan.entries.form[entry]]
-        if rule == "error" or (rule == "auto" and math.prod(shape) > 1):
+        decides = "integers=last, first, max or mean decides what becomes of it."
+        if rule == "error":
             raise MismatchError(
-                f"'{name}' ({operation.dtype} {list(shape)}) differs between the inputs"
-                + (", and is no counter." if rule == "auto" else "."),
+                f"'{name}' ({operation.dtype}) differs between the inputs.", hint=decides
+            )
+        shape, _ = self.plan.entries.forms[self.plan.entries.form[entry]]
+        if rule == "auto" and math.prod(shape) > 1:
+            raise MismatchError(
+                f"'{name}' ({operation.dtype} {list(shape)}) differs between the inputs, and is no"
+                " counter.",
                 hint="If it holds codes of quantised weights, average the originals and quantise"
-                " the average. Else integers=last, first, max or mean decides what becomes of it.",
+                f" the average. Else {decides}",
             )
         from swavg.engine.kernels.integers import combine
 

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from swavg import __version__
-from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.parts import open_whole
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.storage.filesystems import absolute
@@ -52,7 +52,7 @@ def recipe_of(
 ) -> dict[str, object]:
     """The recipe that swavg recorded in a checkpoint; empty if there is none. ``key`` as in
     :class:`swavg.planning.policy.Policy`."""
-    return recorded_in(open_checkpoint(path, key=key, shared=shared))
+    return recorded_in(open_whole(path, key=key, shared=shared))
 
 
 def recorded_in(checkpoint: Checkpoint) -> dict[str, object]:

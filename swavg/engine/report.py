@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from swavg.engine.checksums import Reads
 from swavg.engine.compute import TaskResult
 from swavg.engine.distances import Distances
+from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, Sizes
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.plan import Plan
@@ -78,10 +79,13 @@ class Report:
     recipe: Mapping[str, object] = field(default_factory=dict)
     seconds: float | None = None
     """None before a run."""
+    parts: tuple[str, ...] = ()
+    """Of a composite."""
 
     def to_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.parts else {k: v for k, v in values.items() if k != "parts"}
 
 
 @dataclass(slots=True)
@@ -164,13 +168,17 @@ def report(
     """The report of one row, before a run or with what it found out."""
     output, members = plan.outputs[row], plan.rows[row].members
     names = [plan.shown[member] for member in members]
-    distances = tally.distances[row] if tally is not None and tally.distances else None
+    if plan.parts is not None:
+        whole = short_names(plan.parts.roots)
+        names = [whole[member // plan.width] for member in members]
+    measured = tally is not None and tally.distances and row % plan.width == 0
+    distances = tally.distances[row] if tally is not None and measured else None
     nothing = (None,) * len(members)
     far = (distances and distances.distances()) or nothing
     cosines = (distances and distances.cosines()) or nothing
     return Report(
         output=STDOUT if output.target.path is None else output.target.path,
-        format=output.target.format,
+        format="folder" if output.target.folder else output.target.format,
         inputs=tuple(
             summary_of(plan.checkpoints[member], name, weight, distance, cosine)
             for member, name, weight, distance, cosine in zip(

@@ -36,8 +36,11 @@ def recipe_in(path: str) -> str | None:
     if there is none, or if ``path`` is no checkpoint."""
     try:
         if os.path.isdir(path):
-            from swavg.formats import folder
+            from swavg.formats import composite, folder
 
+            if (found := composite.as_composite(path)) is not None:
+                places = (found.place(name) for name in found.parts if name)
+                return next(filter(None, map(recipe_in, places)), None)
             return folder.recipe_in(path)
         from swavg.formats import files
 

@@ -28,7 +28,7 @@ _VOCABULARY = re.compile(
 )
 _CODE = re.compile(r"(?:configuration|modeling|tokenization|processing)_.*\.py")
 _OF_A_RUN = {
-    "eval", "events", "history", "log", "logs", "metric", "metrics", "predictions",
+    "ckpt", "eval", "events", "history", "log", "logs", "metric", "metrics", "predictions",
     "result", "results", "state", "status", "trainer", "training", "wandb",
 }  # fmt: skip
 """Words in the names of files that tell of a run, not of a model."""

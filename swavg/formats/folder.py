@@ -32,7 +32,7 @@ _BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 _LONE = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 """How the one torch file of a folder may end."""
 
-_WEIGHT_SUFFIXES = (
+WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
     ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
@@ -92,7 +92,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
                 raise InputError(full, f"'{tensor_name}' is also in another shard")
             seen.add(tensor_name)
             kept.append(tensor_name)
-            _add(builder, shard, number, len(sources))
+            add_tensor(builder, shard, number, len(sources))
         shards[name] = tuple(kept)
         for source, stretches in shard.extras.records.items():
             records[len(sources) + source] = stretches
@@ -132,13 +132,16 @@ def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | 
     return open_file(path, key, shared)
 
 
-def _add(builder: TableBuilder, shard: Checkpoint, number: int, first: int) -> None:
-    """The tensor of a shard whose sources begin at ``first``."""
+def add_tensor(
+    builder: TableBuilder, shard: Checkpoint, number: int, first: int, prefix: str = ""
+) -> None:
+    """The tensor of a shard whose sources begin at ``first``, its name behind ``prefix``."""
     table = shard.tensors
     if number in table.columns.others:
         raise InputError(shard.path, "lies in several places, which a shard does not")
     offset = table.base + table.columns.offset[number]
-    builder.add(table.columns.names[number], table.form_of(number), offset, first)
+    source = first + table.columns.source[number]
+    builder.add(prefix + table.columns.names[number], table.form_of(number), offset, source)
 
 
 def explain_folder(path: str, present: Collection[str]) -> None:
@@ -218,7 +221,7 @@ def _others(path: str, weights: set[str]) -> tuple[dict[str, str], tuple[str, ..
     for entry in entries:
         if entry.name in weights:
             continue
-        weighty = entry.name.endswith(_WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
+        weighty = entry.name.endswith(WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
         weighty = weighty or entry.name in LOGS
         if entry.is_file() and not weighty and not entry.name.endswith(".swavg-partial"):
             side[entry.name] = os.path.join(path, entry.name)

@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from swavg.errors import InputError, MismatchError
+from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Columns
+from swavg.planning.adapters import SETTINGS, json_of, settings_of
 from swavg.planning.match import by_canonical_name
 from swavg.planning.not_plain import MERGE, Finding, codes_of, is_code, not_plain
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import Pool
 
 _BEGIN = 4096
 """Bytes at which codes and masks are compared."""
 _STEP = 1 << 20
-_MAX_JSON = 1 << 20
-
-SETTINGS: Mapping[str, object] = {
-    "lora_alpha": 8,
-    "r": 8,
-    "use_rslora": False,
-    "alpha_pattern": {},
-    "rank_pattern": {},
-}
-"""What PEFT multiplies products of factors by, as adapter_config.json has it, and what it takes
-where that says nothing."""
 
 
 def check_plain(
-    checkpoints: Sequence[Checkpoint], shown: Sequence[str], averaged: Callable[[str], bool]
+    checkpoints: Sequence[Checkpoint],
+    shown: Sequence[str],
+    averaged: Callable[[str], bool],
+    *,
+    exact: bool = False,
 ) -> list[str]:
     """What may make an average useless, in words; MismatchError for what certainly does.
 
-    ``averaged`` tells of a canonical name whether it is to be averaged. Raises InputError too.
+    ``averaged`` tells of a canonical name whether it is to be averaged; ``exact``: low-rank
+    factors are not (:mod:`swavg.planning.lora`). Raises InputError too.
     """
     warnings = []
     findings = not_plain(checkpoints, shown, averaged)
+    if exact:
+        findings = [each for each in findings if each.kind not in ("alpha", "rank", "factors")]
     if not any(finding.kind == "codes" for finding in findings):
         findings += _declared(checkpoints, averaged)
     for finding in confirmed(findings, checkpoints, shown):
@@ -141,33 +137,20 @@ def _equal(
 def _settings_of(
     pool: Pool, checkpoints: Sequence[Checkpoint], shown: Sequence[str]
 ) -> Iterator[Finding]:
-    """The refusal of PEFT adapters whose factors are scaled differently."""
+    """The refusal of adapters whose factors are scaled differently."""
     known = [
         (name, settings)
         for name, checkpoint in zip(shown, checkpoints, strict=True)
-        if (settings := json_of(pool, checkpoint, "adapter_config.json")) is not None
+        for settings in settings_of(pool, checkpoint)
     ]
-    for setting, usual in SETTINGS.items():
-        first: dict[str, str] = {}
-        for name, settings in known:
-            value = settings.get(setting)
-            value = usual if value is None else value
-            if isinstance(value, float) and value.is_integer():
-                value = int(value)
-            first.setdefault(json.dumps(value, sort_keys=True), name)
-        if len(first) > 1:
-            facts = " and ".join(f"{value} in {name}" for value, name in list(first.items())[:2])
-            message = f"adapter_config.json differs: {setting} is {facts}"
-            yield Finding("alpha", "refuse", message, MERGE)
-            return
-
-
-def json_of(pool: Pool, checkpoint: Checkpoint, name: str) -> Mapping[str, object] | None:
-    """What stands in this JSON file of a folder, or beside a file; None if nothing."""
-    beside = os.path.join(os.path.dirname(checkpoint.path), name)
-    try:
-        file = LocalFile.find(checkpoint.extras.side_files.get(name, beside))
-        content = json.loads(bytes(pool.read(file, 0, min(file.size, _MAX_JSON))))
-    except (InputError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+    for place in dict.fromkeys(settings.place for _, settings in known):
+        for setting in SETTINGS:
+            first: dict[str, str] = {}
+            for name, settings in known:
+                if settings.place == place:
+                    first.setdefault(json.dumps(settings.get(setting), sort_keys=True), name)
+            if len(first) > 1:
+                facts = " and ".join(f"{value} in {name}" for value, name in [*first.items()][:2])
+                message = f"{place} differs: {setting} is {facts}"
+                yield Finding("alpha", "refuse", message, MERGE)
+                return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -12,6 +12,7 @@ from swavg.dtypes import BY_NAME, Accumulator, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form, Shape, TensorTable
 from swavg.formats.layout import Specs
+from swavg.planning.lora import Joined
 from swavg.planning.match import SideBySide
 from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.policy import Policy
@@ -86,13 +87,15 @@ def decide(
     row: Row,
     policy: Policy,
     shown: Sequence[str],
+    joined: Mapping[str, Joined] | None = None,
 ) -> Decisions:
     """Decide for every tensor of a row. ``shown`` are the names of all checkpoints.
 
-    ``side_by_side`` is of the row's members, whose last is the template. Raises MismatchError with
-    every difference, RequestError for globs that leave nothing to average.
+    ``side_by_side`` is of the row's members, whose last is the template. ``joined`` says of some
+    canonical names that they are made otherwise. Raises MismatchError with every difference,
+    RequestError for globs that leave nothing to average.
     """
-    return _Decider(checkpoints, side_by_side, row, policy, shown).decide()
+    return _Decider(checkpoints, side_by_side, row, policy, shown, joined or {}).decide()
 
 
 def selection(match: SideBySide, policy: Policy) -> Callable[[str], bool]:
@@ -120,7 +123,9 @@ class _Decider:
         row: Row,
         policy: Policy,
         shown: Sequence[str],
+        joined: Mapping[str, Joined],
     ) -> None:
+        self._special = joined
         self._match = side_by_side
         self._template = checkpoints[row.members[-1]].tensors
         self._row = row
@@ -147,7 +152,7 @@ class _Decider:
         for name, column in zip(names, match.columns(names), strict=True):
             selected = self._selected(name)
             apart = set_apart(name, all_names) if name.endswith(SET_APART) else None
-            verdict = self._verdict(column, selected, apart)
+            verdict = self._verdict(name, column, selected, apart)
             shown = match.output_name(name)
             if verdict.what:
                 facts = tuple(zip(self._shown, verdict.facts, strict=True))
@@ -172,7 +177,7 @@ class _Decider:
                 numbers_there.append(number)
             unchanged.append(made.op == "copy" and self._is_own(shown, made, column))
         if differences:
-            raise _mismatch(differences, self._shown)
+            raise self._behind_prefix() or _mismatch(differences, self._shown)
         if not self._joined:
             raise self._nothing(names)
         return Decisions(
@@ -199,12 +204,18 @@ class _Decider:
         )
 
     def _verdict(
-        self, column: Sequence[int], selected: bool, apart: Literal["spectral", "mask"] | None
+        self,
+        name: str,
+        column: Sequence[int],
+        selected: bool,
+        apart: Literal["spectral", "mask"] | None,
     ) -> _Verdict:
         columns = [table.columns for table in self._match.tables]
+        joined = self._special.get(name)
         key = (
             selected,
             apart,
+            joined,
             *(
                 number if number < 0 or number in of.others else (of.form[number],)
                 for of, number in zip(columns, column, strict=True)
@@ -216,7 +227,14 @@ class _Decider:
                 for place, number in enumerate(column)
             ]
             forms = [places[place] for place in self._match.table_of]
-            self._verdicts[key] = self._judged(forms, selected, apart)
+            if joined is None:
+                self._verdicts[key] = self._judged(forms, selected, apart)
+            elif selected:
+                self._verdicts[key] = self._joined_by(joined, forms)
+            else:
+                raise RequestError(
+                    f"include= and exclude= leave out '{name}': lora=exact takes whole adapters."
+                )
         return self._verdicts[key]
 
     def _judged(
@@ -267,6 +285,21 @@ class _Decider:
         weights = renormalized(self._row.weights, alike)
         made = self._average(forms, alike, weights)
         return _Verdict(made, reference[1], "averaged over some", reason)
+
+    def _joined_by(self, joined: Joined, forms: Sequence[Form | None]) -> _Verdict:
+        present = [form for form in forms if form is not None]
+        shape = present[-1][1]
+        if len(present) < len(forms) or any(form[1] != shape for form in present):
+            differs = self._differs(forms)
+            assert differs is not None
+            return differs
+        members, weights = self._row.members, joined.weights
+        if weights is None:
+            members, weights = members[-1:], (1.0,)
+        accumulate = self._accumulate([form[0] for form in present])
+        output = self._output_dtype(joined.dtype)
+        made = Operation("average", output, accumulate, members, weights, uniform=False)
+        return _Verdict(made, shape)
 
     def _differs(self, forms: Sequence[Form | None]) -> _Verdict | None:
         """Why strict inputs do not match, or None."""
@@ -321,6 +354,11 @@ class _Decider:
         kept = (tuple(name for name in group if name in names) for group in groups)
         return tuple(group for group in kept if len(group) > 1)
 
+    def _behind_prefix(self) -> MismatchError | None:
+        """The error if it is a prefix that keeps names apart."""
+        found = self._match.prefixes(self._shown)
+        return None if found is None else MismatchError(f"{found.fact}.", hint=found.hint)
+
     def _nothing(self, names: Sequence[str]) -> RequestError | MismatchError:
         """The error of a row in which nothing is averaged."""
         policy = self._policy
@@ -331,7 +369,7 @@ class _Decider:
             )
         if not names:
             return MismatchError("The checkpoints hold no tensors.")
-        return MismatchError(
+        return self._behind_prefix() or MismatchError(
             "The checkpoints have no tensor in common: no name has the same shape and kind of"
             " dtype in all.",
             hint="Are they of the same model? For a .pt file, key= chooses the state dict.",

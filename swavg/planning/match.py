@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from swavg.formats.checkpoint import Checkpoint, Form, TensorTable
+from swavg.planning.prefixes import Prefixes, behind_prefix
 from swavg.planning.ties import declared_ties, found_ties
 
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
@@ -82,7 +83,7 @@ class SideBySide:
         self._numbers = [self._numbered(table) for table in self.tables]
         numbers = [self._numbers[place] for place in self.table_of]
         self.ties = declared_ties(checkpoints, numbers, self.spell)
-        self.found = found_ties(checkpoints, numbers)
+        self.found = found_ties(checkpoints, numbers, self.ties)
         for group in self.found:
             self.ties = [*(tie for tie in self.ties if not set(tie) <= set(group)), group]
         self._tied = {name: group for group in self.ties for name in group}
@@ -131,6 +132,17 @@ class SideBySide:
             if number is not None:
                 return self.tables[place].columns.names[number]
         return name
+
+    def prefixes(self, shown: Sequence[str]) -> Prefixes | None:
+        """The prefixes that keep names of the checkpoints, which are ``shown`` so, apart."""
+        places = sorted(range(len(self.tables)), key=self.table_of[::-1].index, reverse=True)
+        firsts = [shown[self.table_of.index(place)] for place in places]
+        return behind_prefix([self._numbers[place] for place in places], firsts)
+
+    def warnings(self, shown: Sequence[str]) -> list[str]:
+        """What keeps most names apart though it is only a prefix, in words."""
+        found = self.prefixes(shown)
+        return [] if found is None else [f"{found.fact}, and are not averaged with them"]
 
     def notes(self) -> list[str]:
         """What was taken as tied though no file says so."""

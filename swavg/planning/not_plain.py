@@ -14,10 +14,12 @@ from typing import Literal, NamedTuple
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint, Shape
+from swavg.formats.composite import find_composite
+from swavg.formats.part_names import part_mark, rank_mark
 from swavg.planning.match import canonical
 from swavg.storage.filesystems import absolute
 
-Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "parts"]
+Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "hollow", "parts"]
 Level = Literal["refuse", "warn"]
 
 
@@ -35,7 +37,10 @@ class Finding:
     """and so are the first bytes of these."""
 
 
-MERGE = "Merge each into its model first, and average the models."
+MERGE = (
+    "lora=exact writes the average of what they do; or merge each into its model first, and average"
+    " the models."
+)
 
 UNMASK = (
     "Make the pruning permanent first (torch.nn.utils.prune.remove), and prune the average; or take"
@@ -53,7 +58,7 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
     "factors": (
         "warn",
         "the mean of low-rank factors (LoRA) is not the mean of their products: {}",
-        "To average what they do: merge each into its model first, and average the models.",
+        MERGE,
     ),
     "spectral": (
         "warn",
@@ -69,6 +74,11 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
         "refuse",
         "weights are empty, as ZeRO-3 leaves them in a model that is spread over ranks: {}",
         "Gather them first, with DeepSpeed's zero_to_fp32.py.",
+    ),
+    "hollow": (
+        "warn",
+        "tensors are empty, though others say that they have elements: {}",
+        "A model that is spread over ranks must be gathered before it is saved.",
     ),
 }
 """Level, message and hint of a kind; ``{}`` stands for the tensors."""
@@ -94,24 +104,16 @@ _SCALE = re.compile(r"scale_(.+)|(.+?)_(?:scales?|scale_inv|scale_2|scaling_fact
 _OF_SCALE = ("", "_packed", "_blocks", "_qdata")
 """What follows in the name of the codes: fp8 and int8, compressed-tensors, MXFP4, torchao."""
 
-_FACTORS = (
+LORA = (
     ("lora_A", "lora_B"),
     ("lora_embedding_A", "lora_embedding_B"),
     ("lora_down", "lora_up"),
     ("lora.down", "lora.up"),
     ("lora_linear_layer.down", "lora_linear_layer.up"),
-    ("hada_w1_a", "hada_w1_b"),
-    ("lokr_w1", "lokr_w2"),
 )
+"""What the names of two factors have in place of each other; the first is applied first."""
+_FACTORS = (*LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"))
 _SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
-
-_PART = re.compile(
-    r"consolidated\.\d+(?=\.)"  # Llama
-    r"|-\d{5}-of-\d{5}(?=\.)"  # shards
-    r"|(?<![a-z])(?:zero_)?(?:mp|tp|pp|dp|ep|cp)_rank_\d+(?:_\d+)*"  # Megatron, DeepSpeed
-    r"|layer_\d+-model_\d+(?=-model_states)"
-    r"|-model_part-\d+|-shard\d+(?=\.)"  # fairseq
-)
 
 
 class _Suspect(NamedTuple):
@@ -255,7 +257,7 @@ def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     columns = checkpoint.tensors.columns
     floats = [dtype.floating and dtype.bits > 8 for dtype, _, _ in columns.forms]
     nothing = [
-        is_float and form[1] == (0,) for is_float, form in zip(floats, columns.forms, strict=True)
+        is_float and 0 in form[1] for is_float, form in zip(floats, columns.forms, strict=True)
     ]
     if not any(nothing):
         return
@@ -264,17 +266,30 @@ def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
         floats[form] and name.endswith("weight")
         for name, form in zip(columns.names, columns.form, strict=True)
     )
-    gone = sum(name.endswith("weight") for name in empty)
+    spread = [name for name in empty if checkpoint.tensors[name].spec.shape == (0,)]
+    gone = sum(name.endswith("weight") for name in spread)
     if "param_shapes" in checkpoint.extras.others or (gone > 1 and 2 * gone >= weights):
-        yield from (_Suspect("empty", name) for name in empty)
+        yield from (_Suspect("empty", name) for name in spread)
+        return
+    kinds = {_kind(name) for name in {*columns.names}.difference(empty)}
+    for name in empty:
+        stem, _, last = name.rpartition(".")
+        partner = f"{stem}.{'bias' if last == 'weight' else 'weight'}"
+        if _kind(name) in kinds or (last in ("weight", "bias") and _kind(partner) in kinds):
+            yield _Suspect("hollow", name)
+
+
+def _kind(name: str) -> str:
+    """A name without its numbers: the same for tensors of one kind in all layers."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
     """The refusal of parts of one checkpoint, going by the names of files and their folders."""
     first: dict[str, int] = {}
     for number, checkpoint in enumerate(checkpoints):
-        path = absolute(checkpoint.path).split(os.sep)
-        part = "".join(_PART.findall("/".join(path[-2:])))
+        path = absolute(checkpoint.path)
+        part = part_mark("/".join(path.split(os.sep)[-2:])) or rank_mark(path)
         if part:
             first.setdefault(part, number)
     if len(first) < 2:
@@ -287,5 +302,13 @@ def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[
     elif "zero_" in part:
         hint = "Gather them first, with DeepSpeed's zero_to_fp32.py."
     else:
-        hint = "Merge the parts first, or average each part with the same part of the others."
+        path = absolute(checkpoints[one].path)
+        folder, name = os.path.split(path)
+        if part_mark(os.path.basename(folder)):
+            folder = os.path.dirname(folder)
+        if find_composite(folder) is not None:
+            hint = f"Give the folders that hold all parts of a checkpoint, such as {folder}."
+        else:
+            mark = part_mark(name) or rank_mark(path)
+            hint = f"Average those of each part alone, such as with pattern='*{mark}*'."
     yield Finding("parts", "refuse", message, hint)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 
-from swavg.formats.checkpoint import Checkpoint
+from swavg.errors import InputError
 from swavg.formats.configuration import JSON_LIMIT, is_configuration
 from swavg.storage.sources import LocalFile, Pool
 
 _SAYS_NOTHING = {
-    "_name_or_path", "name_or_path", "_commit_hash", "_diffusers_version", "transformers_version",
-    "peft_version", "inference_mode", "dtype", "torch_dtype",
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_diffusers_version",
+    "_from_model_config", "_name_or_path", "dtype", "inference_mode", "name_or_path",
+    "peft_version", "torch_dtype", "transformers_version", "unsloth_fixed", "unsloth_version",
 }  # fmt: skip
-"""Fields that tell of a file's origin, or that are made true of the output."""
+"""Fields that tell who wrote a file and how it is run, or that are made true of the output."""
 
 _ADAPTER = "adapter_config.json"
 _SCALING = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
@@ -25,21 +27,20 @@ _STEP = 1 << 20
 _SHOWN = 6
 
 
-def differing_files(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list[str]:
+def differing_files(side_files: Sequence[Mapping[str, str]], shown: Sequence[str]) -> list[str]:
     """A warning of the configuration, tokenizer and adapter files that differ between folders,
-    whose average gets those of the last; none where they say the same. Raises InputError."""
-    last = max((i for i, each in enumerate(checkpoints) if each.extras.side_files), default=0)
+    whose average gets those of the last; none where they say the same, or cannot be read.
+    ``side_files`` has the paths of those of each input, by name."""
+    last = max((i for i, each in enumerate(side_files) if each), default=0)
     texts = []
     with Pool() as pool:
-        for name, path in checkpoints[last].extras.side_files.items():
+        for name, path in side_files[last].items():
             if not is_configuration(name):
                 continue
-            for other, label in zip(checkpoints[:last], shown, strict=False):
-                beside = other.extras.side_files.get(name)
-                if beside is None or _same_bytes(pool, beside, path):
-                    continue
-                told = _told(pool, name, (beside, path), (label, shown[last]))
-                if told is not None:
+            for other, label in zip(side_files[:last], shown, strict=False):
+                beside = other.get(name)
+                told = beside and _told(pool, name, (beside, path), (label, shown[last]))
+                if told:
                     texts.append(told)
                     break
     if not texts:
@@ -63,20 +64,28 @@ def _same_bytes(pool: Pool, one: str, other: str) -> bool:
     )
 
 
-def _told(pool: Pool, name: str, paths: tuple[str, str], shown: tuple[str, str]) -> str | None:
-    """How two files that are not the same differ, in words; None if they say the same."""
-    one, other = (_parsed(pool, path) if name.endswith(".json") else None for path in paths)
-    if one is None or other is None:
+def _told(pool: Pool, name: str, paths: tuple[str, str], shown: tuple[str, str]) -> str:
+    """How two files differ, in words; empty if they say the same, or one cannot be read."""
+    try:
+        if _same_bytes(pool, *paths):
+            return ""
+        one, other = (_parsed(pool, path) if name.endswith(".json") else None for path in paths)
+        if one is None or other is None:
+            return f"{name} ({' and '.join(shown)})"
+        differences = _differences(
+            one, other, _SCALING if os.path.basename(name) == _ADAPTER else set()
+        )
+        first = next(differences, None)
+        more = sum(1 for _ in differences)
+    except InputError:
+        return ""
+    except RecursionError:
         return f"{name} ({' and '.join(shown)})"
-    skipped = _SAYS_NOTHING | (_SCALING if name == _ADAPTER else set())
-    differences = _differences(one, other, skipped)
-    first = next(differences, None)
     if first is None:
-        return None
+        return ""
     place, *values = first
     facts = ", ".join(f"{_short(v)} in {label}" for v, label in zip(values, shown, strict=True))
-    more = sum(1 for _ in differences)
-    return f"{name} ({place}: {facts}{f', and {more} more' if more else ''})"
+    return f"{name} ({_cut(place, 80)}: {facts}{f', and {more} more' if more else ''})"
 
 
 def _parsed(pool: Pool, path: str) -> object:
@@ -96,7 +105,7 @@ def _differences(
     """Where two values of JSON differ, and what is there. A field that is null is not there."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in {**other, **one}:
-            if key not in skipped:
+            if key not in _SAYS_NOTHING and key not in skipped:
                 left, right = one.get(key), other.get(key)
                 if key in _SETS and isinstance(left, list) and isinstance(right, list):
                     left, right = sorted(left, key=str), sorted(right, key=str)
@@ -109,5 +118,8 @@ def _differences(
 
 
 def _short(value: object) -> str:
-    text = "nothing" if value is None else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else f"{text[:36]}..."
+    return "nothing" if value is None else _cut(json.dumps(value, ensure_ascii=False))
+
+
+def _cut(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most - 4]}..."

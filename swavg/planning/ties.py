@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Tensor
-from swavg.storage.sources import Pool
+from swavg.storage.sources import Pool, read_file
 
 _STEP = 1 << 20
 _SAMPLE = 4096
@@ -47,8 +49,10 @@ def declared_ties(
         ]
 
 
-def found_ties(checkpoints: Sequence[Checkpoint], numbers: Numbers) -> list[tuple[str, ...]]:
-    """Groups of canonical names that are one tensor, though no file says so.
+def found_ties(
+    checkpoints: Sequence[Checkpoint], numbers: Numbers, declared: Sequence[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Groups of canonical names that are one tensor, though it is not ``declared``.
 
     Looked for are names that some checkpoints leave out, as writers do with tied tensors: a
     partner must have the same bytes in every checkpoint that has both, and stand in one that
@@ -60,6 +64,7 @@ def found_ties(checkpoints: Sequence[Checkpoint], numbers: Numbers) -> list[tupl
         return []
     held = Counter(name for own in distinct for name in own)
     missing = {name for name, count in held.items() if count < len(distinct)}
+    missing.difference_update(*declared)
     several = {name for name, count in held.items() if count > 1}
     groups: list[tuple[str, ...]] = []
     taken: set[str] = set()
@@ -72,6 +77,43 @@ def found_ties(checkpoints: Sequence[Checkpoint], numbers: Numbers) -> list[tupl
                         groups += [group] if group else []
                         taken.update(group)
     return groups
+
+
+_HEAD = "lm_head.weight"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight")
+
+
+def broken_ties(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list[str]:
+    """Warnings of heads that are not the embedding, though config.json says that they are tied."""
+    warnings = []
+    with Pool() as pool:
+        for checkpoint, name in zip(checkpoints, shown, strict=True):
+            config = checkpoint.extras.side_files.get("config.json")
+            if config is None or not _says_tied(config):
+                continue
+            names = checkpoint.tensors.columns.names
+            heads = [each for each in names if each.endswith(_HEAD)]
+            embeddings = [each for each in names if each.endswith(_EMBEDDINGS)]
+            if len(heads) != 1 or len(embeddings) != 1:
+                continue
+            one, other = map(checkpoint.tensors.__getitem__, (*heads, *embeddings))
+            if one.spec.shape == other.spec.shape and (
+                _sample(pool, checkpoint, one) != _sample(pool, checkpoint, other)
+            ):
+                warnings.append(
+                    f"{name}: config.json says tie_word_embeddings, but '{heads[0]}' is not"
+                    f" '{embeddings[0]}': each is averaged by itself, and transformers will"
+                    " use the embedding for both"
+                )
+    return warnings
+
+
+def _says_tied(path: str) -> bool:
+    try:
+        config = json.loads(bytes(read_file(path, _STEP)))
+    except (InputError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get("tie_word_embeddings") is True
 
 
 def _alike(

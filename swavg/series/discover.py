@@ -23,7 +23,7 @@ from swavg.series.left_out import without_averages, without_marked
 from swavg.series.metrics import beside
 from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
 from swavg.series.names import NameFacts, read_name
-from swavg.series.search import is_one_checkpoint, search
+from swavg.series.search import are_composites, is_one_checkpoint, search
 from swavg.series.tables import from_file
 from swavg.storage.filesystems import absolute
 from swavg.storage.sources import LocalFile
@@ -48,8 +48,11 @@ def discover(
     notes: list[str] = []
     candidates: list[Candidate] = []
     named = [os.fspath(path) for path in paths]
+    composites = pattern is None and are_composites(named)
     for path in named:
-        if os.path.isdir(path) and (pattern is not None or not is_one_checkpoint(path, notes)):
+        if os.path.isdir(path) and not (
+            composites or (pattern is None and is_one_checkpoint(path, notes))
+        ):
             candidates += search(path, pattern, notes)
         else:
             if not os.path.exists(path):
@@ -92,7 +95,10 @@ def in_given_order(
     Where not all names have a step in a common unit, the order given stands. Opens nothing.
     """
     names = [os.fspath(path) for path in paths]
-    if not all(is_one_checkpoint(p, []) if os.path.isdir(p) else os.path.exists(p) for p in names):
+    if not (
+        all(is_one_checkpoint(p, []) if os.path.isdir(p) else os.path.exists(p) for p in names)
+        or are_composites(names)
+    ):
         return None
     candidates = [Candidate(path, _named(path, names)) for path in names]
     for candidate in candidates:

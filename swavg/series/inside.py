@@ -10,11 +10,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 from swavg.errors import InputError
-from swavg.formats import open_checkpoint, recipe_in
+from swavg.formats import recipe_in
 from swavg.formats.checkpoint import Shared
+from swavg.formats.parts import open_whole
 from swavg.series.model import Unit
 from swavg.storage.sources import read_file
 
@@ -24,6 +27,7 @@ _COUNTS: Mapping[Unit, tuple[str, ...]] = {
 }
 _SCORES = ("metric", "best_score", "val_loss", "valid_loss", "loss", "val_acc", "acc")
 _MAX_JSON = 16 << 20
+_MAX_LINES = 1 << 16
 _TOO_LARGE = "too large to be read in one piece"
 _MAX_NODES = 500_000
 """Objects and lists in JSON: each takes up to 24 times the bytes of its text."""
@@ -101,7 +105,25 @@ def read_inside(path: str, shared: Shared | None = None) -> Facts:
         facts = facts_of(state) if isinstance(state, dict) else Facts()
         if facts.counts:
             return facts
+        facts = _speechbrain(path)
+        if facts != Facts():
+            return facts
     return facts_of(*read_scalars(path, shared))
+
+
+def _speechbrain(path: str) -> Facts:
+    """What stands in the CKPT.yaml of a folder of SpeechBrain's (a line each), and beside it."""
+    try:
+        lines = str(read_file(os.path.join(path, "CKPT.yaml"), _MAX_LINES), "utf-8").splitlines()
+    except (InputError, ValueError):
+        return Facts()
+    values = {name.strip(): text for name, _, text in (line.partition(":") for line in lines)}
+    with suppress(InputError, ValueError):
+        epochs = read_file(os.path.join(path, "counter.ckpt"), 20)
+        values.setdefault("epoch", str(epochs, "ascii").strip())
+    counts = _counts_in(values)
+    names = [name for name in values if name not in ("unixtime", *chain(*_COUNTS.values()))]
+    return Facts(counts, _numbers_in(values, names))
 
 
 def read_scalars(
@@ -109,7 +131,7 @@ def read_scalars(
 ) -> tuple[Mapping[str, object], str | None]:
     """What a checkpoint holds besides tensors, as :func:`facts_of` takes it. InputError if it
     cannot be opened."""
-    extras = open_checkpoint(path, shared=shared).extras
+    extras = open_whole(path, shared=shared).extras
     return extras.scalars, extras.recipe
 
 

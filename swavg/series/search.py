@@ -8,8 +8,10 @@ import re
 from collections.abc import Sequence
 
 from swavg.errors import InputError
+from swavg.formats.composite import Composite, components, find_composite
 from swavg.formats.configuration import is_training_state
 from swavg.formats.folder import explain_folder, is_checkpoint_folder
+from swavg.formats.parts import open_parts
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
@@ -19,10 +21,11 @@ _PARTIAL = (".tmp", ".temp", ".partial", ".part", ".swavg-partial", ".incomplete
 
 def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     """Whether a folder is one checkpoint, rather than a place where a run keeps its own."""
-    if not is_checkpoint_folder(path):
+    composite = find_composite(path) is not None
+    if not composite and not is_checkpoint_folder(path):
         return False
     names = _listed(path)
-    usual = any(
+    usual = composite or any(
         name.endswith(".index.json")
         or (is_generic(name) and name.endswith((".safetensors", ".bin")) and not is_shard(name))
         for name in names
@@ -34,9 +37,10 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     inner = [
         os.path.join(path, name)
         for name in names
-        if read_name(name).counts and is_checkpoint_folder(os.path.join(path, name))
+        if read_name(name).counts
+        and (_is_snapshot if composite else is_checkpoint_folder)(os.path.join(path, name))
     ]
-    if inner and not is_checkpoint_folder(path, any_name=False):
+    if inner and not composite and not is_checkpoint_folder(path, any_name=False):
         # A file beside a run's snapshots, as is its configuration.
         return False
     if inner:
@@ -45,6 +49,41 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
             f" {labels(inner)} in it, give a --pattern"
         )
     return True
+
+
+def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
+    """Whether a folder in a run is a checkpoint; one that is called after a step may have parts of
+    any name, but no steps of its own."""
+    if not os.path.isdir(path):
+        return False
+    if is_checkpoint_folder(path, any_name=stepped) or find_composite(path) is not None:
+        return True
+    return stepped and _has_components(components(path))
+
+
+def _has_components(found: Composite) -> bool:
+    """Whether all weights in a folder have names that say what they are: no step, no copy."""
+    facts = [read_name(os.path.basename(name)) for name in found.parts]
+    return bool(facts) and not any(each.counts or each.is_copy for each in facts)
+
+
+def are_composites(paths: Sequence[str]) -> bool:
+    """Whether several folders, which are no checkpoints otherwise, hold the parts of one each:
+    weights of the same names, which are no steps. Of more names in one than in another too, as
+    those cannot be a series either. Opens the files, to tell what weights are."""
+    if len(paths) < 2 or any(not os.path.isdir(p) or is_one_checkpoint(p, []) for p in paths):
+        return False
+    found = [components(path) for path in paths]
+    if not all(map(_has_components, found)):
+        return False
+    if len(set[str]().union(*(each.parts for each in found))) < 2:
+        return False
+    try:
+        names = [set(open_parts(each).parts) for each in found]
+    except InputError:
+        # Where they are averaged it is said.
+        names = [set(each.parts) for each in found]
+    return len(set[str]().union(*names)) > 1 and bool(set.intersection(*names))
 
 
 def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate]:
@@ -58,7 +97,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         if os.path.isdir(path):
             if name.endswith(_PARTIAL) or (name.startswith(".") and facts.counts):
                 partial.append(path)
-            elif is_checkpoint_folder(path, any_name=bool(facts.counts)):
+            elif _is_snapshot(path, stepped=bool(facts.counts)):
                 found.append(Candidate(path, facts, searched=True))
             elif facts.counts:
                 foreign.append(path)

@@ -24,6 +24,7 @@ from swavg.planning.match import canonical, distinct_tables
 from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.plan import Entries, File, Operation, Output, Plan, Term
 from swavg.planning.policy import Policy
+from swavg.planning.rename import renamed_with_model, rules
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
 from swavg.training.matching import Match, match_model, model_dtype
@@ -63,6 +64,7 @@ class ModelPlan:
         strict: bool = True,
         buffers: bool = True,
         key: str | None = None,
+        strip_prefix: str | Sequence[str] = (),
         allow_nonfinite: bool = False,
     ) -> None:
         if isinstance(checkpoints, (str, os.PathLike)):
@@ -71,21 +73,29 @@ class ModelPlan:
             raise RequestError("No checkpoints given.")
         check_module(model)
         shared = Shared()
-        self._checkpoints = tuple(
+        opened = [
             each if isinstance(each, Checkpoint) else open_checkpoint(each, key=key, shared=shared)
             for each in checkpoints
+        ]
+        tensors = own_tensors(model, buffers=buffers)
+        names, opened = renamed_with_model(
+            tuple(tensors),
+            opened,
+            rules(strip_prefix),
+            must=not any(isinstance(each, Checkpoint) for each in checkpoints),
         )
+        known_as = dict(zip(tensors, names, strict=True))
+        self._checkpoints = tuple(opened)
         self._shown = short_names([each.path for each in self._checkpoints])
         self._tables, self._table_of = distinct_tables(self._checkpoints)
         self._model = model
         self._buffers = buffers
         self._policy = Policy(allow_nonfinite=allow_nonfinite)
-        tensors = own_tensors(model, buffers=buffers)
         self._matches, self.kept = match_model(
-            tensors, self._tables, self._table_of, self._shown, strict=strict
+            tensors, self._tables, self._table_of, self._shown, strict=strict, known_as=known_as
         )
         self._prepared: _Prepared | None = None
-        made = {canonical(match.name) for match in self._matches}
+        made = {canonical(known_as[match.name]) for match in self._matches}
         for text in check_plain(self._checkpoints, self._shown, made.__contains__):
             warnings.warn(text, stacklevel=3)
 

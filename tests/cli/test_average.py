@@ -92,7 +92,7 @@ def test_the_flag_for_nul_is_no_weight(pair):
         (["a", "b", "--weights", "x"], 2, "--weights needs numbers, not 'x'"),
         ([], 2, "Give the checkpoints"),
         (["a", "missing"], 4, "missing: no such file"),
-        (["a", "b", "-o", "none/c.safetensors"], 5, "there is no folder 'none'"),
+        (["a", "b", "-o", "a/c.safetensors"], 5, "cannot be made: 'a' is no folder"),
         (["a", "b", "-o", "b"], 5, "is an input"),
         (["a", "b", "-o", "b", "--force"], 5, "is an input"),
         (["a", "b", "--memory", "lots"], 2, "is no size"),
@@ -112,6 +112,36 @@ def test_wrong_calls_say_what_is_wrong_and_write_nothing(pair, args, code, said)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert {path.name: path.read_bytes() for path in pair.iterdir()} == before
+
+
+def test_folders_above_the_output_are_made_by_a_run_that_ends_well(pair):
+    args = ["average", "a.safetensors", "b.safetensors", "-o", "new/deep/c.safetensors"]
+    assert swavg(*args, "--dry-run", cwd=pair).returncode == 0
+    assert not (pair / "new").exists()
+    save(pair / "inf.safetensors", {**state(1), "body.bias": torch.full((7,), torch.inf)})
+    refused = swavg(*args[:2], "inf.safetensors", "-o", "new/deep/c.safetensors", cwd=pair)
+    assert (refused.returncode, (pair / "new").exists()) == (6, False)
+    done = swavg(*args, cwd=pair)
+    assert (done.returncode, done.stdout) == (0, "new/deep/c.safetensors\n")
+    assert torch.equal(load(pair / "new/deep/c.safetensors")["body.bias"], mean(pair))
+
+
+def test_a_folder_is_written_where_an_empty_one_is(pair):
+    for name in "ab":
+        (pair / name).mkdir()
+        (pair / f"{name}.safetensors").rename(pair / name / "model.safetensors")
+        (pair / name / "config.json").write_text("{}")
+    (pair / "out").mkdir()
+    (pair / "link").symlink_to("out")
+    assert swavg("average", "a", "b", "-o", "link", "--dry-run", cwd=pair).returncode == 0
+    assert swavg("average", "a", "b", "-o", "link", cwd=pair).returncode == 0
+    assert sorted(os.listdir(pair / "out")) == ["config.json", "model.safetensors"]
+    again = swavg("average", "a", "b", "-o", "out", cwd=pair)
+    assert (again.returncode, "exists already" in again.stderr) == (7, True)
+    (pair / "here").mkdir()
+    refused = swavg("average", "../a", "../b", "-o", ".", cwd=pair / "here")
+    assert (refused.returncode, "such as ./averaged" in refused.stderr) == (5, True)
+    assert swavg("average", "../a", "../b", "-o", "./averaged", cwd=pair / "here").returncode == 0
 
 
 def test_normalize_and_raw_weights_are_the_ways_out_that_the_error_offers(pair):

@@ -115,7 +115,7 @@ def test_integers_follow_the_policy_and_are_reported_where_they_differ(tmp_path)
         report = swavg.average(paths, output=out, policy=Policy(integers=rule))
         assert load(out)["n"].tolist() == [value, 7]
         assert report.differing_integers == ("n",)
-    with pytest.raises(swavg.MismatchError, match=r"'n' \(int64 \[2\]\) differs"):
+    with pytest.raises(swavg.MismatchError, match=r"'n' \(int64\) differs"):
         swavg.average(paths, output=tmp_path / "e.st", policy=Policy(integers="error"))
     assert not (tmp_path / "e.st").exists()
 

@@ -364,7 +364,7 @@ def test_the_output_is_checked_before_a_batch_is_asked_for(tmp_path):
         raise AssertionError("a batch was asked for")
         yield
 
-    for output, said in (("", "exists already"), (path, "is an input"), ("no/x", "no folder")):
+    for output, said in (("", "exists already"), (path, "is an input"), (f"{path}/x", "no folder")):
         with pytest.raises(OutputError, match=said):
             recalibrate(path, network(2), never(), output=output)
     with pytest.raises(InputError, match="no such file"):

@@ -199,6 +199,22 @@ def test_weights_that_zero_3_left_empty_are_refused():
     assert [each.kind for each in not_plain(saved, "ab")] == ["empty"]
 
 
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({"layers.0.w": "float32 4", "layers.1.w": "float32 0"}, ["hollow"]),
+        ({"layers.0.w": "float32 2x4", "layers.12.w": "float16 0x4"}, ["hollow"]),
+        ({"norm.bias": "float32 4", "norm.weight": "float32 0", "a": "float32 3"}, ["hollow"]),
+        ({"norm.weight": "float32 4", "norm.bias": "float32 0"}, ["hollow"]),
+        ({"cache": "float32 0", "norm.weight": "float32 4"}, []),
+        ({"layers.0.w": "float32 0", "layers.1.w": "float32 0", "a": "float32 3"}, []),
+        ({"layers.0.n": "int64 4", "layers.1.n": "int64 0"}, []),
+    ],
+)
+def test_empty_tensors_are_told_where_others_say_that_they_have_elements(tensors, expected):
+    assert kinds(tensors) == expected
+
+
 def test_one_checkpoint_is_as_it_is():
     assert findings({"a.weight": FP8, "a.weight_scale": "float32"}) == []
 

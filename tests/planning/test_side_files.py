@@ -32,7 +32,8 @@ def told(path: Path, name: str, *texts: str | bytes | None) -> str:
     """What is told of folders that hold a file with these texts (None: they lack it)."""
     files = [{} if text is None else {name.replace(".", "__"): text} for text in texts]
     folders = [folder(path / f"m{number}", **each) for number, each in enumerate(files)]
-    warnings = differing_files([open_checkpoint(each) for each in folders], names(folders))
+    beside = [open_checkpoint(each).extras.side_files for each in folders]
+    warnings = differing_files(beside, names(folders))
     assert len(warnings) < 2
     begin, end = "files beside the weights differ: ", ". An average gets those of its last input"
     return warnings[0].removeprefix(begin).partition(end)[0] if warnings else ""
@@ -90,6 +91,7 @@ def names(folders: list[Path]) -> list[str]:
         ("modeling_x.py", "a", "b", "m0 and m1"),
         ("config.json", "{", "{}", "m0 and m1"),
         ("config.json", "[" * 100_000, "{}", "m0 and m1"),
+        ("config.json", '{"\\ud800": "\\ud800"}', "{}", '\ud800: "\ud800" in m0, nothing in m1'),
     ],
 )
 def test_the_first_difference_is_told(
@@ -137,15 +139,29 @@ def test_of_large_files_it_is_only_told_that_they_differ(tmp_path: Path) -> None
     assert told(tmp_path, "tokenizer.json", *texts) == "tokenizer.json (m0 and m1)"
 
 
+@pytest.mark.parametrize("depth", [200, 600, 900, 990])
+def test_any_depth_of_nesting_is_told(tmp_path: Path, depth: int) -> None:
+    one, other = ('{"a":' * depth + end + "}" * depth for end in "12")
+    assert told(tmp_path, "config.json", one, other).startswith("config.json (")
+
+
+def test_a_file_that_is_gone_is_left_to_who_copies_it(tmp_path: Path) -> None:
+    folders = [folder(tmp_path / name, config__json=f'"{name}"') for name in ("m0", "m1")]
+    checkpoints = [open_checkpoint(each) for each in folders]
+    assert len(differing_files(checkpoints, names(folders))) == 1
+    (folders[0] / "config.json").unlink()
+    assert differing_files(checkpoints, names(folders)) == []
+
+
 def test_links_to_one_file_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = tmp_path / "blob"
     blob.write_bytes(b"x" * 99)
     folders = [folder(tmp_path / name) for name in ("m0", "m1")]
     for each in folders:
         os.symlink(blob, each / "tokenizer.json")
-    checkpoints = [open_checkpoint(each) for each in folders]
+    beside = [open_checkpoint(each).extras.side_files for each in folders]
     monkeypatch.setattr(side_files.Pool, "read", None)
-    assert differing_files(checkpoints, names(folders)) == []
+    assert differing_files(beside, names(folders)) == []
 
 
 def test_many_files_are_one_warning_of_the_average(tmp_path: Path) -> None:

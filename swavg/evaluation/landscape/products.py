@@ -12,6 +12,7 @@ from swavg.engine.recipe import short_names
 from swavg.errors import Difference, MismatchError, NumericsError
 from swavg.formats.checkpoint import Checkpoint, Tensor
 from swavg.planning.match import spelling
+from swavg.planning.prefixes import behind_prefix
 from swavg.storage.sources import Pool
 
 OnRead = Callable[[int, int], None]
@@ -109,6 +110,9 @@ def _matched(
         differences.append(Difference(group[0], what, facts))
     if differences:
         first = differences[0]
+        found_prefix = behind_prefix([*tables, list(map(spell, own))], [*shown, "the model"])
+        if found_prefix is not None:
+            raise MismatchError(f"{found_prefix.fact}.", hint=found_prefix.hint)
         nowhere = [each for each in differences if {fact for _, fact in each.facts} == {"missing"}]
         if nowhere:
             more = f" and {len(nowhere) - 1} more" if len(nowhere) > 1 else ""
