@@ -9,6 +9,7 @@ from swavg.engine.average import open_all
 from swavg.engine.held import Held, held_by_each, held_in
 from swavg.errors import RequestError
 from swavg.methods.recorded import Earlier
+from swavg.planning.composite import find_parts
 from swavg.planning.row import Path
 from swavg.series.model import labels
 from swavg.series.names import counts_of
@@ -48,16 +49,20 @@ def check_dropped(average: Earlier, old: Sequence[Path]) -> list[str]:
     return [
         f"{average.path} does not hold {labels([path])}, which is dropped"
         for path, digits in _digits_of(old if held else (), average)
-        if not digits <= held
+        if digits.isdisjoint(held)
     ]
 
 
 def _digits_of(paths: Sequence[Path], average: Earlier) -> Iterator[tuple[str, set[str]]]:
-    """What each path stands for: itself, or what it is an average of."""
+    """What each path stands for: itself or its parts, or what these are averages of."""
     names = [os.fspath(path) for path in paths]
-    opened = open_all(names, average.key, average.shared)
-    for path, entries in zip(names, held_by_each(opened, names), strict=True):
-        yield path, {entry.digits for entry in entries}
+    parts = find_parts(names, average.key) if names else None
+    opened = open_all(names, average.key, average.shared) if parts is None else parts.checkpoints
+    each = held_by_each(opened, [checkpoint.path for checkpoint in opened])
+    count = 1 if parts is None else parts.count
+    for number, path in enumerate(names):
+        own = each[number * count : (number + 1) * count]
+        yield path, {entry.digits for entries in own for entry in entries}
 
 
 def _is_the_same(path: str, entry: Held) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 
 from swavg.errors import InputError, RequestError
-from swavg.formats import open_checkpoint
+from swavg.formats.parts import open_whole
 from swavg.series.candidates import Candidate, open_inside
 from swavg.series.model import Series, Unit, label
 from swavg.storage.filesystems import absolute
@@ -86,7 +86,7 @@ def _are_the_same(first: str, second: str) -> bool:
 
 
 def _sources(path: str) -> Sequence[Source]:
-    return open_checkpoint(path).sources if os.path.isdir(path) else (LocalFile.find(path),)
+    return open_whole(path).sources if os.path.isdir(path) else (LocalFile.find(path),)
 
 
 def check_equal_steps(chosen: Series) -> None:
