@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,6 +66,8 @@ def _warnings(report: Report, verbose: bool) -> Iterator[str]:
     if report.running_statistics:
         names = ", ".join(some(sorted(report.running_statistics), 2))
         output = "OUT" if report.output == STDOUT else shlex.quote(report.output)
+        if part := next((p for p in report.parts if names.startswith(f"{p}/")), ""):
+            output = shlex.quote(os.path.join(report.output, part))
         yield (
             f"batch-norm statistics were averaged ({names}): before judging the result recompute"
             f" them with: swavg bn {output} --model ... --data ..."

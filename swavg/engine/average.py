@@ -98,7 +98,7 @@ def prepare(
         raise RequestError(f"There are {len(rows)} rows and {len(outputs)} outputs.")
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
-    parts = find_parts(paths, policy.key)
+    parts = find_parts(paths, policy, shared)
     if parts is None:
         opened = open_all(paths, policy.key, shared)
     else:
@@ -126,7 +126,8 @@ def prepare(
         exact = policy.lora == "exact"
         warned |= dict.fromkeys(check_plain(members, called, selection(match, policy), exact=exact))
         warned |= dict.fromkeys(warnings_of(asked, opened, inputs_shown))
-        decided.append(decide(checkpoints, match, row, policy, shown, made))
+        several = parts is not None
+        decided.append(decide(checkpoints, match, row, policy, shown, made, of_several=several))
         path = None if output is None else os.fsdecode(output)
         if parts is not None:
             template = row.members[-1]
@@ -135,6 +136,8 @@ def prepare(
             path = default_path(members[0], policy.max_shard_size) if path == "" else path
             targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
         recipes.append(recipe(shown, row, policy, held_by(asked, held)))
+    if parts is not None:
+        parts.check_averaged(decided)
     texts = map(as_text, recipes)
     entries, planned = lay_out(
         checkpoints, joining.rows, decided, targets, texts, policy, joining.files

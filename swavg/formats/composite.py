@@ -132,7 +132,7 @@ def components(path: str) -> Composite:
 def _are_ranks(path: str, names: Sequence[str]) -> bool:
     """Whether names in a folder are those of ranks, and of one checkpoint only."""
     marks: Counter[tuple[str, str]] = Counter()
-    ranks: dict[str, set[int]] = {}
+    ranks: Counter[tuple[str, int]] = Counter()
     for name in names:
         weighty = name.lower().endswith(_MAY_BE_PARTS) or os.path.isdir(os.path.join(path, name))
         if is_training_state(name) or not weighty:
@@ -141,13 +141,12 @@ def _are_ranks(path: str, names: Sequence[str]) -> bool:
         if mark and "-of-" not in mark:
             marks[mark, without_numbers(name)] += 1
         elif rank is not None:
-            ranks.setdefault(without_numbers(name), set()).add(rank)
+            ranks[without_numbers(name), rank] += 1
     if marks:
         return max(marks.values()) == 1
     # Ranks count from 0; best_rank_1 and lora_rank_8 are others.
-    return len(ranks) == 1 and all(
-        len(found) > 1 and found == set(range(len(found))) for found in ranks.values()
-    )
+    stems = {stem for stem, _ in ranks}
+    return len(ranks) > 1 and ranks == Counter((s, n) for s in stems for n in range(len(ranks)))
 
 
 def _pipeline(path: str, names: Sequence[str], listed: Sequence[str]) -> Composite | None:

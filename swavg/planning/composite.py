@@ -12,6 +12,8 @@ from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.composite import as_composite
 from swavg.formats.part_names import matched
 from swavg.formats.parts import Opened, open_parts
+from swavg.planning.decide import Decisions
+from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target, choose_target, default_path, names_file, writable
 from swavg.storage.destination import is_stream
@@ -116,6 +118,13 @@ class Parts:
         bare = (path or "averaged").rstrip("/") or "/"
         return Target(bare, writable(checkpoint.format), force, name, side)
 
+    def check_averaged(self, decided: Sequence[Decisions]) -> None:
+        """RequestError if globs leave nothing to average in any part of an output."""
+        for first in range(0, len(decided), self.count):
+            own = decided[first : first + self.count]
+            if all(made.op == "copy" for each in own for made in each.operations):
+                raise RequestError("include= and exclude= leave nothing to average in any part.")
+
     def notes(self, templates: Sequence[int]) -> Iterator[str]:
         """What becomes of files of the inputs that give their parts to outputs."""
         for number in dict.fromkeys(template // self.count for template in templates):
@@ -129,24 +138,26 @@ class Parts:
                 yield f"not copied from {base}: {_some(opened.left_out)}"
 
 
-def find_parts(paths: Sequence[str], key: str | None = None) -> Parts | None:
+def find_parts(paths: Sequence[str], policy: Policy, shared: Shared | None = None) -> Parts | None:
     """The parts of inputs that are composites; None if none is.
 
-    A folder that is no checkpoint otherwise is taken for one. Raises InputError, and MismatchError
-    if they do not have the same parts.
+    A folder that is no checkpoint otherwise is taken for one. Raises InputError, MismatchError if
+    they do not have the same parts, and RequestError for what is not done by part.
     """
     found = [as_composite(path) for path in paths]
     composites = [each for each in found if each is not None]
     if not composites:
         return None
-    shared = Shared()
-    opened = [open_parts(each, key, shared) for each in composites]
+    shared = Shared() if shared is None else shared
+    opened = [open_parts(each, policy.key, shared) for each in composites]
+    hint = f"Give one part of each, such as {composites[0].place(next(iter(opened[0].parts)))}."
+    if policy.lora == "exact":
+        raise RequestError("lora=exact takes single adapters, not folders of parts.", hint=hint)
     if len(composites) < len(paths):
-        one, plain = opened[0], paths[found.index(None)]
         raise MismatchError(
-            f"{one.composite.path} consists of {_listing([*one.parts])}, and {plain} is a single"
-            " checkpoint.",
-            hint=f"Give one part of each, such as {one.composite.place(next(iter(one.parts)))}.",
+            f"{composites[0].path} consists of {_listing([*opened[0].parts])}, and"
+            f" {paths[found.index(None)]} is a single checkpoint.",
+            hint=hint,
         )
     names = matched([each.parts for each in opened])
     if names is None:

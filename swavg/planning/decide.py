@@ -88,14 +88,18 @@ def decide(
     policy: Policy,
     shown: Sequence[str],
     joined: Mapping[str, Joined] | None = None,
+    *,
+    of_several: bool = False,
 ) -> Decisions:
     """Decide for every tensor of a row. ``shown`` are the names of all checkpoints.
 
     ``side_by_side`` is of the row's members, whose last is the template. ``joined`` says of some
-    canonical names that they are made otherwise. Raises MismatchError with every difference,
-    RequestError for globs that leave nothing to average.
+    canonical names that they are made otherwise. ``of_several``: one part of a composite, of which
+    globs may leave nothing to average. Raises MismatchError with every difference, RequestError for
+    globs that leave nothing to average otherwise.
     """
-    return _Decider(checkpoints, side_by_side, row, policy, shown, joined or {}).decide()
+    decider = _Decider(checkpoints, side_by_side, row, policy, shown, joined or {})
+    return decider.decide(of_several=of_several)
 
 
 def selection(match: SideBySide, policy: Policy) -> Callable[[str], bool]:
@@ -136,7 +140,7 @@ class _Decider:
         self._joined = False
         self._verdicts: dict[tuple[object, ...], _Verdict] = {}
 
-    def decide(self) -> Decisions:
+    def decide(self, *, of_several: bool) -> Decisions:
         match = self._match
         names = match.names()
         all_names = frozenset(names)
@@ -179,7 +183,8 @@ class _Decider:
             unchanged.append(made.op == "copy" and self._is_own(shown, made, column))
         if differences:
             raise self._behind_prefix() or _mismatch(differences, self._shown)
-        if not self._joined:
+        kept = of_several and written and not any(map(self._selected, names))
+        if not self._joined and not kept:
             raise self._nothing(names)
         return Decisions(
             Specs(tuple(written), tuple(forms), form),

@@ -66,7 +66,7 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
 
 def _has_components(found: Composite) -> bool:
     """Whether all weights in a folder have names that say what they are: no step, no copy."""
-    facts = [read_name(os.path.basename(name)) for name in found.parts]
+    facts = [read_name(each) for name in found.parts for each in name.split(os.sep)]
     return bool(facts) and not any(each.counts or each.is_copy for each in facts)
 
 

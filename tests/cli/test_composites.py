@@ -200,6 +200,9 @@ def test_averages_of_composites_go_on(tmp_path):
     done("average", *steps[:2], "-o", "two", cwd=tmp_path)
     done("update", "two", steps[2], "-o", "three", cwd=tmp_path)
     assert values(tmp_path / "three") == {"a.pt": 1.0, "b.pt": 10.0}
+    again = swavg("update", "three", steps[1], "-o", "again", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "three holds step_1" in again.stderr
     done("window", "two", "three", "-o", "window", cwd=tmp_path)
     assert values(tmp_path / "window") == {"a.pt": 2.0, "b.pt": 20.0}
     done("ema", *steps[:2], "--decay", "0.5", "-o", "ema", cwd=tmp_path)
@@ -215,7 +218,7 @@ def test_a_file_for_several_parts_is_refused_with_the_folder_that_works(tmp_path
     run = swavg("average", "a", "b", "-o", output, cwd=tmp_path)
     assert run.returncode == 2
     assert "2 parts (consolidated.00.pth, consolidated.01.pth)" in " ".join(run.stderr.split())
-    assert f"--output {works}" in run.stderr
+    assert f"--output {works}" in " ".join(run.stderr.split())
     done("average", "a", "b", "--output", works, cwd=tmp_path)
     assert values(tmp_path / works)["consolidated.01.pth"] == 6.0
 
@@ -265,6 +268,50 @@ def test_runs_that_are_given_together_are_one_series(tmp_path, files):
     if "optimizer.pt" in files:
         mean = 1.0
     assert torch.load(tmp_path / "o.pt")["w"].tolist() == [mean] * 3
+
+
+def test_runs_of_composites_that_are_given_together_are_one_series(tmp_path):
+    for i, run in enumerate("ab"):
+        for step in (1, 2):
+            parts = {"encoder.pt": w(10 * i + step), "decoder.pt": w(100)}
+            write(tmp_path / run / f"step_{step}", parts)
+    done("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o") == {"encoder.pt": 6.5, "decoder.pt": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("globs", "expected"),
+    [
+        (("--exclude", "glob_*"), {"model.ckpt": 0.5, "normalizer.ckpt": 21.0}),
+        (("--include", "glob_*"), {"model.ckpt": 1.0, "normalizer.ckpt": 20.5}),
+    ],
+)
+def test_globs_may_leave_out_a_whole_part(tmp_path, globs, expected):
+    two(tmp_path, speechbrain)
+    done("average", "a", "b", *globs, "-o", "o", cwd=tmp_path)
+    found = values(tmp_path / "o")
+    assert {name: found[name] for name in expected} == expected
+    run = swavg("average", "a", "b", "--exclude", "*", "-o", "p", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "in any part" in run.stderr
+
+
+def test_what_is_done_for_each_row_is_done_for_each_part(tmp_path):
+    two(tmp_path, lambda i: {"a.pt": {"model.w": torch.ones(2)}, "b.pt": {"model.v": w(i)["w"]}})
+    done("average", "a", "b", "--dtype", "float16", "--strip-prefix", "model.", "-o", "o",
+         cwd=tmp_path)  # fmt: skip
+    assert torch.load(tmp_path / "o" / "b.pt")["v"].dtype == torch.float16
+    assert torch.load(tmp_path / "o" / "a.pt")["w"].tolist() == [1.0, 1.0]
+    run = swavg("average", "a", "b", "--lora", "exact", "-o", "p", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "such as a/a.pt" in " ".join(run.stderr.split())
+
+
+def test_batch_norm_names_the_part_that_bn_takes(tmp_path):
+    norm = {"running_mean": torch.ones(2), "running_var": torch.ones(2), "w": torch.ones(2)}
+    two(tmp_path, lambda i: {"d.pt": w(i), "e.pt": {f"n.{k}": v + i for k, v in norm.items()}})
+    run = done("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert "swavg bn o/e.pt" in " ".join(run.stderr.split())
 
 
 def test_a_run_of_several_parts_each_is_refused_with_the_pattern_that_works(tmp_path):
