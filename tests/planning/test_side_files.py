@@ -147,10 +147,10 @@ def test_any_depth_of_nesting_is_told(tmp_path: Path, depth: int) -> None:
 
 def test_a_file_that_is_gone_is_left_to_who_copies_it(tmp_path: Path) -> None:
     folders = [folder(tmp_path / name, config__json=f'"{name}"') for name in ("m0", "m1")]
-    checkpoints = [open_checkpoint(each) for each in folders]
-    assert len(differing_files(checkpoints, names(folders))) == 1
+    beside = [open_checkpoint(each).extras.side_files for each in folders]
+    assert len(differing_files(beside, names(folders))) == 1
     (folders[0] / "config.json").unlink()
-    assert differing_files(checkpoints, names(folders)) == []
+    assert differing_files(beside, names(folders)) == []
 
 
 def test_links_to_one_file_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
