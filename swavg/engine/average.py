@@ -107,10 +107,12 @@ def prepare(
         notes = (*parts.notes([row.members[-1] for row in rows]), *notes)
     opened = renamed(opened, rules(policy.strip_prefix, policy.rename))
     names = short_names([checkpoint.path for checkpoint in opened])
-    of_inputs = names if parts is None else parts.names_of_inputs(short_names(parts.roots))
     joining = joined(opened, names, rows, policy)
     checkpoints, shown = joining.checkpoints, joining.shown
-    held = held_by_each(opened, names)
+    inputs_shown = names if parts is None else short_names(parts.roots)
+    held = held_by_each(opened if parts is None else parts.wholes, inputs_shown)
+    if parts is not None:
+        inputs_shown, held = tuple(parts.of_inputs(inputs_shown)), parts.of_inputs(held)
     decided, targets, recipes = [], [], []
     warned = dict.fromkeys((*warnings, *broken_ties(opened, names), *joining.warnings))
     tied: dict[str, None] = {}
@@ -123,7 +125,7 @@ def prepare(
             warned |= dict.fromkeys(match.warnings(called))
         exact = policy.lora == "exact"
         warned |= dict.fromkeys(check_plain(members, called, selection(match, policy), exact=exact))
-        warned |= dict.fromkeys(warnings_of(asked, opened, of_inputs))
+        warned |= dict.fromkeys(warnings_of(asked, opened, inputs_shown))
         several = parts is not None
         decided.append(decide(checkpoints, match, row, policy, shown, made, of_several=several))
         path = None if output is None else os.fsdecode(output)
@@ -141,11 +143,11 @@ def prepare(
         checkpoints, joining.rows, decided, targets, texts, policy, joining.files
     )
     kept = metrics_kept(rows, planned, opened, names)
-    said = (*_notes(names, opened), *_same_twice(of_inputs, opened, parts))
+    said = (*_notes(names, opened), *_same_twice(inputs_shown, opened, parts))
     if parts is None:
         differing = differing_files([each.extras.side_files for each in opened], names)
     else:
-        differing = differing_files(parts.side_files, of_inputs[:: parts.count])
+        differing = differing_files(parts.side_files, inputs_shown[:: parts.count])
     return Plan(
         tuple(checkpoints),
         tuple(shown),

@@ -78,14 +78,6 @@ def _beside_others(own: Checkpoint, composite: Composite) -> Checkpoint:
     return replace(own, extras=replace(own.extras, left_out=left))
 
 
-def open_first(path: str, *, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
-    """Open a checkpoint; of a composite the first part, which stands for it. Raises InputError."""
-    composite = as_composite(path)
-    if composite is None:
-        return open_checkpoint(path, key=key, shared=shared)
-    return next(iter(open_parts(composite, key, shared).parts.values()))
-
-
 def open_whole(
     path: str | os.PathLike[str], *, key: str | None = None, shared: Shared | None = None
 ) -> Checkpoint:

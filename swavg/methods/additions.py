@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from swavg.engine.held import Held, held_by_each, held_in
 from swavg.errors import RequestError
-from swavg.formats.parts import open_first
+from swavg.formats.parts import open_whole
 from swavg.methods.recorded import Earlier
 from swavg.planning.row import Path
 from swavg.series.model import labels
@@ -55,7 +55,7 @@ def check_dropped(average: Earlier, old: Sequence[Path]) -> list[str]:
 def _digits_of(paths: Sequence[Path], average: Earlier) -> Iterator[tuple[str, set[str]]]:
     """What each path stands for: itself, or what it is an average of."""
     names = [os.fspath(path) for path in paths]
-    opened = [open_first(name, key=average.key, shared=average.shared) for name in names]
+    opened = [open_whole(path, key=average.key, shared=average.shared) for path in names]
     for path, entries in zip(names, held_by_each(opened, names), strict=True):
         yield path, {entry.digits for entry in entries}
 

@@ -83,7 +83,7 @@ class Settings(NamedTuple):
         pattern = dict(sorted(own.items(), key=lambda item: -len(item[0])))
         pattern = pattern if len(set(own.values())) > 1 else {}
         rank = max(own.values(), default=8)
-        targets = {"target_modules": sorted(own)} if retarget else {}
+        targets = {"target_modules": sorted(own), "layers_to_transform": None} if retarget else {}
         return {
             **self.values,
             **targets,

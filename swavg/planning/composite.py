@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from swavg.errors import InputError, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Shared
@@ -16,6 +17,8 @@ from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target, choose_target, default_path, names_file, writable
 from swavg.storage.destination import is_stream
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,17 @@ class Parts:
         ]
 
     @property
+    def wholes(self) -> list[Checkpoint]:
+        """The first part of each input, with the files of all."""
+        return [
+            replace(
+                next(iter(each.parts.values())),
+                sources=tuple(source for part in each.parts.values() for source in part.sources),
+            )
+            for each in self.inputs
+        ]
+
+    @property
     def side_files(self) -> list[dict[str, str]]:
         """What lies beside the weights of each input, its parts' files too: paths by name."""
         return [
@@ -61,9 +75,9 @@ class Parts:
             for each in self.inputs
         ]
 
-    def names_of_inputs(self, names: Sequence[str]) -> tuple[str, ...]:
-        """For each checkpoint the name of its input."""
-        return tuple(name for name in names for _ in range(self.count))
+    def of_inputs(self, values: Sequence[T]) -> list[T]:
+        """For each checkpoint the value of its input."""
+        return [value for value in values for _ in range(self.count)]
 
     def times(
         self, rows: Sequence[Row], outputs: Sequence[str | os.PathLike[str] | None]

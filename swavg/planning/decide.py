@@ -144,6 +144,7 @@ class _Decider:
         match = self._match
         names = match.names()
         all_names = frozenset(names)
+        assert self._special.keys() <= all_names, "names are matched in another way"
         written: list[str] = []
         forms: dict[tuple[DType, Shape], int] = {}
         operations: dict[Operation, int] = {}
@@ -299,10 +300,10 @@ class _Decider:
             assert differs is not None
             return differs
         members, weights = self._row.members, joined.weights
-        if weights is None:
-            members, weights = members[-1:], (1.0,)
-        accumulate = self._accumulate([form[0] for form in present])
         output = self._output_dtype(joined.dtype)
+        if weights is None:
+            members, weights, output = members[-1:], (1.0,), joined.dtype
+        accumulate = self._accumulate([form[0] for form in present])
         made = Operation("average", output, accumulate, members, weights, uniform=False)
         return _Verdict(made, shape)
 

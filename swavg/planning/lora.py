@@ -8,7 +8,6 @@ the rank of all, with zeros where the others' are, and the weighted sum puts the
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,9 +23,9 @@ from swavg.formats.checkpoint import (
     Tensor,
     TensorSpec,
 )
-from swavg.planning.adapters import CONFIG, HEADER, Settings, as_header, check_readable, settings_of
-from swavg.planning.match import canonical
-from swavg.planning.not_plain import LORA
+from swavg.planning.adapters import CONFIG, HEADER, Settings, as_header
+from swavg.planning.factors import Adapter, Pair, adapter_of
+from swavg.planning.match import spelling
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.storage.sources import Memory, Pool
@@ -34,9 +33,6 @@ from swavg.storage.sources import Memory, Pool
 _FLOAT32 = BY_NAME["float32"]
 _ZEROS = 16
 """Bytes of zeros: an element of any dtype."""
-_NOT_LORA = ("lora_magnitude_vector", "dora_scale", "hada_w", "lokr_", "lora_mid", "lora_E")
-"""In the names of what is no product of two factors: DoRA, LoHa, LoKr, Tucker, AdaLoRA."""
-_MERGE = "Merge each into its model first, and average the models."
 
 
 class Joined(NamedTuple):
@@ -61,32 +57,6 @@ class Joining:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """The factors of a module, by their names: ``alpha`` and ``bias`` may be empty. What they do is
-    ``scale`` times their product."""
-
-    module: str
-    down: Tensor
-    up: Tensor
-    alpha: str
-    bias: str
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        return self.down.spec.shape[0]
-
-
-class _Adapter(NamedTuple):
-    checkpoint: Checkpoint
-    settings: tuple[Settings, ...]
-    pairs: dict[str, _Pair]
-    """By the canonical name of the first factor."""
-    unscaled: bool
-    """Nothing says what PEFT's products are scaled by."""
-
-
 def joined(
     checkpoints: Sequence[Checkpoint], shown: Sequence[str], rows: Sequence[Row], policy: Policy
 ) -> Joining:
@@ -97,7 +67,7 @@ def joined(
         return Joining(list(checkpoints), list(shown), list(rows), [{}] * nothing, [{}] * nothing)
     with Pool() as pool:
         adapters = [
-            _adapter(pool, checkpoint, name)
+            adapter_of(pool, checkpoint, name)
             for checkpoint, name in zip(checkpoints, shown, strict=True)
         ]
     places = {tuple(each.place for each in adapter.settings) for adapter in adapters}
@@ -127,89 +97,27 @@ def joined(
     return joining
 
 
-def _adapter(pool: Pool, checkpoint: Checkpoint, shown: str) -> _Adapter:
-    settings = settings_of(pool, checkpoint)
-    names = checkpoint.tensors.index
-    pairs: dict[str, _Pair] = {}
-    rest: list[str] = []
-    try:
-        for each in settings:
-            each.check_plain()
-        for name in names:
-            own = next((pair for pair in LORA if pair[0] in name), None)
-            if own is not None:
-                pairs[canonical(name)] = _pair(checkpoint, name, own, settings)
-            elif any(up in name for _, up in LORA) or any(text in name for text in _NOT_LORA):
-                rest.append(name)
-        known = {each for pair in pairs.values() for each in (pair.up.spec.name, pair.bias)}
-        for name in rest:
-            if name not in known:
-                raise ValueError(f"'{name}' is no factor of a plain product")
-    except ValueError as problem:
-        raise MismatchError(
-            f"{shown}: {problem}: lora=exact is for plain LoRA.", hint=_MERGE
-        ) from None
-    if not pairs:
-        raise MismatchError(f"{shown} has no low-rank factors, which lora=exact is for.")
-    check_readable(checkpoint, settings)
-    peft = any(name.rpartition("lora_")[2].startswith(("A", "embedding_A")) for name in pairs)
-    unscaled = peft and not settings and not any(pair.alpha for pair in pairs.values())
-    return _Adapter(checkpoint, settings, pairs, unscaled)
-
-
-def _pair(
-    checkpoint: Checkpoint, name: str, own: tuple[str, str], settings: Sequence[Settings]
-) -> _Pair:
-    """The factors that begin with the tensor ``name``. ValueError if they are none."""
-    tensors, (down, up) = checkpoint.tensors, own
-    other = name.replace(down, up)
-    if other not in tensors:
-        raise ValueError(f"'{name}' has no other factor")
-    first, second = tensors[name], tensors[other]
-    shape, wide = first.spec.shape, second.spec.shape
-    if len(shape) < 2 or len(wide) < 2 or wide[1] != shape[0] or not shape[0]:
-        raise ValueError(f"'{name}' and '{other}' are {list(shape)} and {list(wide)}")
-    if (first.grid, second.grid) != (shape, wide):
-        raise ValueError(f"'{name}' lies in pieces")
-    if not (first.spec.dtype.kind == second.spec.dtype.kind == "float"):
-        raise ValueError(f"'{name}' is {first.spec.dtype}")
-    stem = name[: name.index(down)]
-    bias = other.removesuffix("weight") + "bias"
-    alpha = next((each for each in (f"{stem}alpha", f"{stem}lora.alpha") if each in tensors), "")
-    module, rank = stem.rstrip("."), shape[0]
-    scale = 1.0
-    if alpha:
-        scale = _number(checkpoint, alpha) / rank
-    else:
-        of = next((each for each in settings if module.startswith(each.prefix)), None)
-        scale = 1.0 if of is None else of.scale(module, rank)
-    return _Pair(module, first, second, alpha, bias if bias in tensors else "", scale)
-
-
-def _number(checkpoint: Checkpoint, name: str) -> float:
-    tensor = checkpoint[name]
-    if math.prod(tensor.shape) != 1 or tensor.dtype.bits < 8:
-        raise ValueError(f"'{name}' is {tensor.dtype} {list(tensor.shape)}")
-    value = float(tensor[...].astype("f8").item())
-    if not math.isfinite(value):
-        raise ValueError(f"'{name}' is {value}")
-    return value
-
-
 class _Concatenation:
     """The factors of a row's members side by side."""
 
     def __init__(
-        self, adapters: Sequence[_Adapter], weights: Sequence[float], *, strict: bool
+        self, adapters: Sequence[Adapter], weights: Sequence[float], *, strict: bool
     ) -> None:
         self._adapters = adapters
         self._strict = strict
+        names = [adapter.checkpoint.tensors.columns.names for adapter in adapters]
+        # As they are matched later.
+        self._spell = spelling(*names)
+        self._pairs = [
+            {self._spell(name): pair for name, pair in adapter.pairs.items()}
+            for adapter in adapters
+        ]
         self.ranks: dict[str, int] = {}
         self._begins: list[dict[str, int]] = []
-        for adapter in adapters:
-            own = {name: self.ranks.get(name, 0) for name in adapter.pairs}
+        for pairs in self._pairs:
+            own = {name: self.ranks.get(name, 0) for name in pairs}
             self._begins.append(own)
-            for name, pair in adapter.pairs.items():
+            for name, pair in pairs.items():
                 self.ranks[name] = own[name] + pair.rank
         self.joined: dict[str, Joined] = {}
         self._shapes: dict[str, Shape] = {}
@@ -221,7 +129,7 @@ class _Concatenation:
 
     def _add(self, name: str, rank: int, weights: Sequence[float]) -> None:
         """How the tensors of a pair are made."""
-        pairs = [adapter.pairs.get(name) for adapter in self._adapters]
+        spell, pairs = self._spell, [own.get(name) for own in self._pairs]
         last = next(pair for pair in reversed(pairs) if pair is not None)
         scaled = tuple(
             0.0 if pair is None else weight * pair.scale
@@ -231,32 +139,34 @@ class _Concatenation:
         down, up = last.down.spec, last.up.spec
         self.joined[name] = Joined((1.0,) * len(pairs), _widest(dtypes))
         self._shapes[name] = (rank, *down.shape[1:])
-        self.joined[canonical(up.name)] = Joined(scaled, _FLOAT32)
-        self._shapes[canonical(up.name)] = (up.shape[0], rank, *up.shape[2:])
+        self.joined[spell(up.name)] = Joined(scaled, _FLOAT32)
+        self._shapes[spell(up.name)] = (up.shape[0], rank, *up.shape[2:])
         for adapter, pair in zip(self._adapters, pairs, strict=True):
             if pair is not None and pair.bias:
                 shape = adapter.checkpoint.tensors[pair.bias].spec.shape
-                self.joined[canonical(pair.bias)] = Joined(scaled, _FLOAT32)
-                self._shapes[canonical(pair.bias)] = shape
+                self.joined[spell(pair.bias)] = Joined(scaled, _FLOAT32)
+                self._shapes[spell(pair.bias)] = shape
             if pair is not None and pair.alpha:
-                self.joined[canonical(pair.alpha)] = Joined(None, _FLOAT32)
-                self._alphas[canonical(pair.alpha)] = rank
+                self.joined[spell(pair.alpha)] = Joined(None, _FLOAT32)
+                self._alphas[spell(pair.alpha)] = rank
 
     def checkpoints(self) -> list[Checkpoint]:
         """The members, with factors of the rank of all."""
         return [
-            self._virtual(adapter, begins)
-            for adapter, begins in zip(self._adapters, self._begins, strict=True)
+            self._virtual(*member)
+            for member in zip(self._adapters, self._pairs, self._begins, strict=True)
         ]
 
-    def _virtual(self, adapter: _Adapter, begins: Mapping[str, int]) -> Checkpoint:
+    def _virtual(
+        self, adapter: Adapter, pairs: Mapping[str, Pair], begins: Mapping[str, int]
+    ) -> Checkpoint:
         checkpoint, memory = adapter.checkpoint, len(adapter.checkpoint.sources)
-        parts = {canonical(pair.up.spec.name): (name, 1) for name, pair in adapter.pairs.items()}
-        parts |= {name: (name, 0) for name in adapter.pairs}
+        parts = {self._spell(pair.up.spec.name): (name, 1) for name, pair in pairs.items()}
+        parts |= {name: (name, 0) for name in pairs}
         builder = TableBuilder()
         table, written = checkpoint.tensors, {}
         for number, own in enumerate(table):
-            name = canonical(own)
+            name = self._spell(own)
             written[name] = own
             if name in self._alphas:
                 continue
@@ -287,7 +197,7 @@ class _Concatenation:
             extras=replace(checkpoint.extras, template=None),
         )
 
-    def _metadata(self, adapter: _Adapter) -> dict[str, str]:
+    def _metadata(self, adapter: Adapter) -> dict[str, str]:
         metadata = dict(adapter.checkpoint.metadata)
         ranks = set(self.ranks.values())
         for name in ("ss_network_dim", "ss_network_alpha"):
@@ -307,10 +217,9 @@ class _Concatenation:
         return {CONFIG: (json.dumps(self._renewed(config), indent=2) + "\n").encode()}
 
     def _renewed(self, settings: Settings) -> dict[str, object]:
-        last = self._adapters[-1]
-        pairs = {name: pair for each in self._adapters for name, pair in each.pairs.items()}
+        pairs = {name: pair for own in self._pairs for name, pair in own.items()}
         ranks = {pairs[name].module: rank for name, rank in self.ranks.items()}
-        return settings.renewed(ranks, retarget=self.ranks.keys() != last.pairs.keys())
+        return settings.renewed(ranks, retarget=self.ranks.keys() != self._pairs[-1].keys())
 
     def note(self) -> str:
         """The ranks, in words."""

@@ -23,8 +23,8 @@ def canonical(name: str) -> str:
     return ".".join([*(part for part in path if part not in WRAPPERS), last])
 
 
-def _without_outer(name: str) -> str:
-    """As :func:`canonical`, but ``module`` goes in front of everything else only."""
+def unwrapped(name: str) -> str:
+    """The name without what is of wrappers for certain: ``module`` is in front only."""
     path, last = name.split(".")[:-1], name.rpartition(".")[2]
     path = [part for part in path if part == "module" or part not in WRAPPERS]
     own = next((at for at, part in enumerate(path) if part != "module"), len(path))
@@ -40,7 +40,7 @@ def spelling(*names: Sequence[str]) -> Spelling:
     texts = map("\n".join, names)
     if not any("module." in text or "_orig_mod." in text for text in texts):
         return str
-    for spell in (canonical, _without_outer):
+    for spell in (canonical, unwrapped):
         if all(len(set(map(spell, own))) == len(own) for own in names):
             return spell
     return str
@@ -142,7 +142,9 @@ class SideBySide:
     def warnings(self, shown: Sequence[str]) -> list[str]:
         """What keeps most names apart though it is only a prefix, in words."""
         found = self.prefixes(shown)
-        return [] if found is None else [f"{found.fact}, and are not averaged with them"]
+        if found is None:
+            return []
+        return [f"{found.fact}, and are not averaged with them. {found.hint}"]
 
     def notes(self) -> list[str]:
         """What was taken as tied though no file says so."""

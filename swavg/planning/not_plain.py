@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import Checkpoint, Shape
+from swavg.formats.checkpoint import Checkpoint, Columns, Shape
 from swavg.formats.composite import find_composite
 from swavg.formats.part_names import part_mark, rank_mark
 from swavg.planning.match import canonical
@@ -181,12 +181,14 @@ def codes_of(names: Sequence[str]) -> Finding:
 def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     columns = checkpoint.tensors.columns
     numbers: dict[str, int] = {}
+    has_small_floats = any(is_code(dtype) and dtype.floating for dtype, _, _ in columns.forms)
     yield from _empty(checkpoint)
     for name in columns.names:
         stem, dot, last = name.rpartition(".")
         stem += dot
         if not (
-            "scal" in last
+            has_small_floats
+            or "scal" in last
             or last in _CODES
             or last in ("absmax", "alpha")
             or last.endswith(SET_APART)
@@ -201,6 +203,8 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
                 if is_code(dtype) and math.prod(shape) > 1:
                     begun = (code,) if dtype.kind == "integer" else ()
                     yield _Suspect("codes", code, (name,), begun)
+        if has_small_floats and (scaled := _behind(columns, numbers, name)) is not None:
+            yield _Suspect("codes", scaled, (name,))
         for one, other in _FACTORS:
             if one in name and name.replace(one, other) in numbers:
                 shape = columns.forms[columns.form[numbers[name]]][1]
@@ -211,6 +215,20 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
 def is_code(dtype: DType) -> bool:
     """Whether quantised weights may be of this dtype."""
     return dtype.kind == "integer" or (dtype.kind == "float" and dtype.bits <= 8)
+
+
+def _behind(columns: Columns, numbers: Mapping[str, int], name: str) -> str | None:
+    """The small floats that a tensor of fewer floats says something of, going by its name:
+    ``weight_amax``, ``weight.scales``."""
+    dtype, shape, _ = columns.forms[columns.form[numbers[name]]]
+    if not dtype.floating or is_code(dtype):
+        return None
+    for at, letter in enumerate(name):
+        if letter in "._" and (number := numbers.get(name[:at])) is not None:
+            code, of, _ = columns.forms[columns.form[number]]
+            if code.floating and is_code(code) and math.prod(shape) < math.prod(of):
+                return name[:at]
+    return None
 
 
 def _codes_of(stem: str, last: str) -> Iterator[str]:

@@ -74,12 +74,13 @@ def _changed(
         ]
         if must and changed == list(tables):
             raise _unused(rule, {name for names in tables for name in names})
+        spelled = [set(map(canonical, names)) for names in changed]
         kept = list(changed)
         for at, (old, new) in enumerate(zip(tables, changed, strict=True)):
             if old == new:
                 continue
-            others = [*changed[:at], *changed[at + 1 :]]
-            if rule.argument == "strip_prefix" and _fits_better(old, new, others):
+            own, others = spelled[at], [*spelled[:at], *spelled[at + 1 :]]
+            if rule.argument == "strip_prefix" and _fits_better(old, own, others):
                 kept[at] = old
             else:
                 _check_distinct(rule, old, new)
@@ -87,12 +88,11 @@ def _changed(
     return list(tables)
 
 
-def _fits_better(old: Names, new: Names, others: Sequence[Names]) -> bool:
+def _fits_better(old: Names, new: set[str], others: Sequence[set[str]]) -> bool:
     """Whether ``old`` names have more in common with another table than ``new`` ones."""
-    kept, made = set(map(canonical, old)), set(map(canonical, new))
-    there = [set(map(canonical, other)) for other in others]
-    return max((len(kept & each) for each in there), default=0) > max(
-        (len(made & each) for each in there), default=0
+    kept = set(map(canonical, old))
+    return max((len(kept & each) for each in others), default=0) > max(
+        (len(new & each) for each in others), default=0
     )
 
 

@@ -69,11 +69,14 @@ def found_ties(
     groups: list[tuple[str, ...]] = []
     taken: set[str] = set()
     with Pool() as pool:
-        for checkpoint, own in zip(reversed(checkpoints), reversed(numbers), strict=True):
+        # A tie holds in all checkpoints: of those with the same names one will do.
+        pairs = zip(checkpoints, numbers, strict=True)
+        for checkpoint, own in {id(own): (each, own) for each, own in pairs}.values():
             for names in _alike(pool, checkpoint, own, missing, several):
                 for name in names:
                     if name in missing and name not in taken:
-                        group = _group(pool, name, names, checkpoints, numbers)
+                        others = [other for other in names if other not in taken]
+                        group = _group(pool, name, others, checkpoints, numbers)
                         groups += [group] if group else []
                         taken.update(group)
     return groups

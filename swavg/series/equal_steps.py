@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 
 from swavg.errors import InputError, RequestError
-from swavg.formats import open_checkpoint
+from swavg.formats.parts import open_whole
 from swavg.series.candidates import Candidate, open_inside
 from swavg.series.model import Series, Unit, label
 from swavg.storage.filesystems import absolute
@@ -25,10 +25,6 @@ def without_twins(
     name says the most. Those of one step that differ know of each other. With ``look`` files are
     read: without, all of one step differ."""
     dropped: set[int] = set()
-    found = [candidate for candidate in candidates if candidate.searched]
-    # Models of several runs, each at its end: not one run.
-    ends = unit and len({c.counts.get(unit) for c in found}) == 1
-    several_runs = ends and not any(candidate.from_name for candidate in found)
     for first, second in _pairs(candidates, unit):
         if dropped & {id(first), id(second)} or not _may_be_of_one_step(first, second):
             continue
@@ -37,7 +33,9 @@ def without_twins(
             dropped.add(id(worse))
             notes.append(f"ignored {label(worse.path)}: the same bytes as {label(better.path)}")
             continue
-        if several_runs or not {unit} <= first.counts.keys() & second.counts:
+        # Names without steps may be of several runs, each at its end.
+        named = first.from_name or second.from_name
+        if not named or unit not in first.counts or unit not in second.counts:
             continue
         if look:
             open_inside(first)
@@ -88,7 +86,7 @@ def _are_the_same(first: str, second: str) -> bool:
 
 
 def _sources(path: str) -> Sequence[Source]:
-    return open_checkpoint(path).sources if os.path.isdir(path) else (LocalFile.find(path),)
+    return open_whole(path).sources if os.path.isdir(path) else (LocalFile.find(path),)
 
 
 def check_equal_steps(chosen: Series) -> None:

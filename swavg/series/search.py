@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from swavg.errors import InputError
 from swavg.formats.composite import Composite, components, find_composite
-from swavg.formats.configuration import is_training_state
+from swavg.formats.configuration import is_configuration, is_training_state
 from swavg.formats.folder import explain_folder, is_checkpoint_folder
 from swavg.formats.parts import open_parts
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
+from swavg.storage.filesystems import absolute
 
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", ".swavg-partial", ".incomplete", ".lock")
 
@@ -31,7 +32,9 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
         for name in names
     )
     snapshots = [name for name in names if name.endswith(SUFFIXES) and read_name(name).counts]
-    if snapshots and not usual:
+    # checkpoint-100/checkpoint-100.pt beside a configuration
+    one_of_many = len(snapshots) == 1 and bool(read_name(os.path.basename(absolute(path))).counts)
+    if snapshots and not usual and not (one_of_many and any(map(is_configuration, names))):
         # A lone safetensors file among a run's snapshots does not make their folder a checkpoint.
         return False
     inner = [

@@ -516,3 +516,16 @@ def test_a_model_that_the_checkpoints_are_not_of_is_to_blame(bowls, capsys):
     assert call(*wrong) == 3
     err = " ".join(capsys.readouterr().err.split())
     assert "the model has 'weight' and 1 more that no checkpoint has" in err
+
+
+def test_a_prefix_of_some_checkpoints_is_taken_off(bowls, capsys):
+    state = {f"model.{name}": tensor for name, tensor in weights(CORNERS["a"]).items()}
+    save("wrapped.safetensors", state)
+    paths = ["b.safetensors", "wrapped.safetensors", "c.safetensors", "--mark", "a.safetensors"]
+    command = ["landscape", *paths, *MODEL, "--grid", "3", "--json", "--strip-prefix"]
+    assert call(*command, "modle.") == 2
+    assert "Did you mean 'model.'?" in capsys.readouterr().err
+    assert call(*command, "model.") == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    losses = {point["name"]: point["loss"] for point in points}
+    assert losses["W2"] == losses["a"] == bowl(CORNERS["a"])

@@ -87,6 +87,14 @@ def test_one_snapshot_beside_configuration_is_a_run(tmp_path: Path) -> None:
     assert discover([run]).paths == (str(run / "step-10.pt"),)
 
 
+def test_a_folder_of_one_step_is_a_checkpoint_though_its_file_names_it_too(tmp_path: Path) -> None:
+    paths = [
+        folder(tmp_path / f"checkpoint-{n}", f"checkpoint-{n}.pt", "config.json") for n in (20, 3)
+    ]
+    assert discover(paths).paths == (str(paths[1]), str(paths[0]))
+    assert discover([tmp_path]).paths == (str(paths[1]), str(paths[0]))
+
+
 def test_a_file_beside_the_snapshots_of_a_run_is_no_checkpoint_of_its_own(tmp_path: Path) -> None:
     run = folder(tmp_path / "run", "averaged.pt", "config.yaml")
     inner = folder(run / "checkpoint-5", "open_clip_pytorch_model.bin", "open_clip_config.json")

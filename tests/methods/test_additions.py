@@ -139,6 +139,23 @@ def test_every_format_says_what_it_holds(tmp_path, suffix):
     assert swavg("update", output, paths[2], "-o", "new", cwd=tmp_path).returncode == 0
 
 
+def test_the_parts_of_composites_are_known_too(tmp_path):
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step}").mkdir()
+        for rank in range(2):
+            weights = {"w": torch.full((3,), 10.0 * step + rank)}
+            torch.save(weights, tmp_path / f"step-{step}/consolidated.0{rank}.pth")
+    done("average", "step-1", "step-2", "-o", "avg", cwd=tmp_path)
+    refused = swavg("update", "avg", "step-2", "-o", "new", cwd=tmp_path)
+    assert (refused.returncode, "holds step-2" in refused.stderr) == (2, True)
+    done("update", "avg", "step-3", "-o", "new", cwd=tmp_path)
+    found = [torch.load(tmp_path / f"new/consolidated.0{rank}.pth")["w"] for rank in range(2)]
+    torch.testing.assert_close(found, [torch.full((3,), value) for value in (20.0, 21.0)])
+    assert swavg("update", "new", "step-3", "-o", "x", cwd=tmp_path).returncode == 2
+    told = done("update", "avg", "--add", "step-3", "--drop", "step-1", "-o", "y", cwd=tmp_path)
+    assert "does not hold" not in told.stderr
+
+
 def test_an_ema_is_not_resumed_with_what_it_holds(tmp_path):
     paths = [save(tmp_path / f"{name}.safetensors", state(n)) for n, name in enumerate("abc")]
     done("ema", *paths[:2], "--decay", "0.5", "-o", "ema.safetensors", cwd=tmp_path)

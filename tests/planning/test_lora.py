@@ -279,6 +279,17 @@ def test_other_names_and_convolutions(tmp_path, names, suffix):
         assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "162"
 
 
+def test_floats_may_be_converted_but_an_alpha_is_exact(tmp_path):
+    names = FILES["kohya"]
+    paths = [file_of(tmp_path / f"{i}.safetensors", names, 171 + i, 1.0, i) for i in range(2)]
+    policy = Policy(lora="exact", dtype="bfloat16")
+    swavg.average(paths, output=tmp_path / "o.safetensors", policy=policy)
+    state = load(tmp_path / "o.safetensors")
+    assert {state[name.format(0)].dtype for name in names[:2]} == {torch.bfloat16}
+    # bfloat16 has no 343.
+    assert state[names[2].format(0)].item() == 343
+
+
 def test_a_bias_of_the_second_factor_is_scaled_with_it(tmp_path):
     folders = []
     for i, alpha in enumerate((8, 2)):
@@ -368,3 +379,56 @@ def test_what_would_lose_the_scale_is_refused(tmp_path):
     plain = save(tmp_path / "plain.safetensors", {"w": torch.ones(2)})
     with pytest.raises(MismatchError, match="has no low-rank factors"):
         swavg.average([plain, plain], output=tmp_path / "o.st", policy=EXACT)
+
+
+def test_shards_stay_shards(tmp_path):
+    folders = [adapter(tmp_path / f"a{i}", {**BASE, "r": i + 2}, i) for i in range(2)]
+    expected = mean_of(folders)
+    for folder in folders:
+        state = load(folder / "adapter_model.safetensors")
+        (folder / "adapter_model.safetensors").unlink()
+        names = sorted(state)
+        homes = {}
+        for number, part in enumerate((names[:4], names[4:]), 1):
+            shard = f"adapter_model-0000{number}-of-00002.safetensors"
+            save(folder / shard, {name: state[name] for name in part})
+            homes |= dict.fromkeys(part, shard)
+        index = {"metadata": {}, "weight_map": homes}
+        (folder / "adapter_model.safetensors.index.json").write_text(json.dumps(index))
+    out = tmp_path / "o"
+    swavg.average(folders, output=out, policy=EXACT)
+    shards = sorted(out.glob("adapter_model-*.safetensors"))
+    assert len(shards) == 2
+    state = {name: tensor for shard in shards for name, tensor in load(shard).items()}
+    save(out / "adapter_model.safetensors", state)
+    close(products(out), expected)
+
+
+def test_settings_need_not_be_said_and_are_compared_by_what_they_are(tmp_path):
+    folders = [adapter(tmp_path / f"a{i}", BASE, i) for i in range(2)]
+    text = json.dumps({"r": 4, "lora_alpha": 8.0, "use_rslora": None, "revision": "main"})
+    (folders[1] / "adapter_config.json").write_text(text)
+    swavg.average(folders, output=tmp_path / "mean")
+    swavg.average(folders, output=tmp_path / "o", policy=EXACT)
+    close(products(tmp_path / "o"), mean_of(folders))
+    # PEFT's own alpha is 8.
+    (folders[1] / "adapter_config.json").write_text('{"r": 4}')
+    swavg.average(folders, output=tmp_path / "o", policy=EXACT, force=True)
+    close(products(tmp_path / "o"), mean_of(folders))
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_names_match_whatever_wrapped_them(tmp_path, wrapper):
+    names = FILES["alpha beside A"]
+    wrapped = [None if name is None else wrapper + name for name in names]
+    # A module of the model that is called so itself: wrappers inside names then count.
+    more = {"unet.a.module.b": torch.ones(2), "unet.a.b": torch.ones(2)}
+    products = []
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, (path, own) in enumerate(zip(paths, (names, wrapped, names), strict=True)):
+        file_of(path, own, 2 + i, 3.0, i)
+        products.append(products_of(path, own))
+        save(path, load(path) | (more if wrapper == "module." else {}))
+    swavg.average(paths, output=tmp_path / "o.safetensors", policy=EXACT)
+    expected = {module: sum(each[module] for each in products) / 3 for module in SHAPES}
+    close(products_of(tmp_path / "o.safetensors", names), expected)

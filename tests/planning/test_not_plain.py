@@ -80,6 +80,8 @@ FP8 = "float8_e4m3fn 8x16"
         {"experts.w1": FP8, "experts.w1_scaling_factor": "float32"},
         {"a.weight": "int32 8x4", "a.scales_and_zeros": "bfloat16 1x8x2"},
         {"a.qweight": "int8 8x16", "a.wscales": "bfloat16 1x8"},
+        {"a.weight": FP8, "a.weight_amax": "float32"},
+        {"a.w1": FP8, "a.w1.s": "float32 8x1"},
     ],
     ids=lambda tensors: " ".join(tensors)[:60],
 )  # fmt: skip
@@ -135,6 +137,8 @@ def test_plain_models_are_not_suspected(names):
         {"logit_scale": "float32", "embeddings.position_ids": "int64 1x512"},
         # fp8 without scales: cast, not quantised.
         {"double_blocks.0.img_mod.lin.weight": FP8, "final.norm.scale": "bfloat16 8"},
+        {"a.in_proj_weight": FP8, "a.in_proj_bias": "float32 8", "a.bias_k": "float32 1"},
+        {"gamma": FP8, "gamma_1": FP8, "pos": FP8, "pos_embed": "bfloat16 80x16"},
         {"steps": "int64", "steps_scale": "float32"},
         {"a.weight": "bfloat16 8x4", "a.weight_scale": "float32"},
         {"relative_position_index": "int64 49x49", "attn.scale": "float32 1"},

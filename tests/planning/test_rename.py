@@ -202,9 +202,9 @@ def test_lenient_inputs_with_a_name_in_common_are_warned_of_their_prefix(tmp_pat
     save(tmp_path / "a.safetensors", values([*BERT, "head"], 0))
     save(tmp_path / "b.safetensors", values(BERT, 1, "bert.") | values(["head"], 1))
     made = done("average", "a.safetensors", "b.safetensors", "--lenient", cwd=tmp_path)
-    assert "warning 3 of 4 names of a.safetensors are in b.safetensors under 'bert.'" in (
-        " ".join(made.stderr.split())
-    )
+    said = " ".join(made.stderr.split())
+    assert "warning 3 of 4 names of a.safetensors are in b.safetensors under 'bert.'" in said
+    assert "Use --strip-prefix bert. to match" in said
 
 
 def test_a_sharded_folder_keeps_its_shape(tmp_path):

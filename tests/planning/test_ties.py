@@ -120,3 +120,34 @@ def test_the_heads_of_an_average_equal_its_embedding(tmp_path, whole, strict, su
     if whole[-1]:
         assert torch.equal(made["lm_head.weight"], made["embed.weight"])
     assert any("tied" in note for note in report.notes) == (not all(whole))
+
+
+def folder(path, config, **tensors):
+    path.mkdir()
+    named = {f"model.{name}" if name != "lm_head" else name: t for name, t in tensors.items()}
+    save(path / "model.safetensors", {f"{name}.weight": tensor for name, tensor in named.items()})
+    (path / "config.json").write_text(config)
+    return path
+
+
+TIED = '{"tie_word_embeddings": true}'
+
+
+def test_an_untied_head_is_averaged_by_itself_and_told_if_the_config_says_tied(tmp_path):
+    tied = folder(tmp_path / "tied", TIED, embed_tokens=values(0), lm_head=values(0))
+    untied = folder(tmp_path / "untied", TIED, embed_tokens=values(1), lm_head=values(2))
+    report = swavg.average([untied, tied], output=tmp_path / "out")
+    made = load_file(tmp_path / "out" / "model.safetensors")
+    expected = (values(2).double() + values(0).double()) / 2
+    assert torch.equal(made["lm_head.weight"], expected.float())
+    (warning,) = [text for text in report.warnings if "tie_word_embeddings" in text]
+    assert warning.startswith("untied: config.json says")
+
+
+@pytest.mark.parametrize("config", ["{}", '{"tie_word_embeddings": false}', "[]", "{", "\x00"])
+def test_a_config_that_does_not_say_tied_is_no_matter(tmp_path, config):
+    paths = [
+        folder(tmp_path / name, config, embed_tokens=values(1), lm_head=values(2))
+        for name in ("a", "b")
+    ]
+    assert not [w for w in swavg.average(paths, output=tmp_path / "o").warnings if "tie" in w]

@@ -433,3 +433,51 @@ def test_sharded_models_get_their_shards(tmp_path):
         for rank in range(2):
             found = torch.load(tmp_path / f"{name}.{rank}.pt")
             torch.testing.assert_close(found, whole(torch.ones(2, 4)))
+
+
+class Inside(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        self.model = Net(seed)
+
+
+@pytest.mark.parametrize("prefix", ["model.", ["model."], ("model",)])
+def test_a_prefix_does_not_count_in_files_or_model(tmp_path, prefix):
+    bare = saved(tmp_path)
+    state = {f"module.model.{name}": tensor for name, tensor in Net(4).state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "lightning.ckpt")
+    torch.save(Net(4).state_dict(), tmp_path / "same.pt")
+    paths, expected = [*bare, tmp_path / "lightning.ckpt"], [*bare, str(tmp_path / "same.pt")]
+    model, inside = Net(9), Inside(9)
+    with pytest.raises(MismatchError, match=r"of the model are in lightning.ckpt under 'model\.'"):
+        apply_swa(model, paths)
+    with pytest.raises(MismatchError, match=r"of step-1.safetensors are in the model under"):
+        apply_swa(inside, bare)
+    assert apply_swa(model, paths, strip_prefix=prefix) == ()
+    assert apply_swa(inside, paths, strip_prefix=prefix) == ()
+    same(model.state_dict(), averaged(expected))
+    same(inside.model.state_dict(), averaged(expected))
+    opened = [swavg.open_checkpoint(path) for path in paths]
+    apply_swa(inside, opened, strip_prefix=prefix)
+    same(inside.model.state_dict(), averaged(expected))
+
+
+def test_a_prefix_of_nothing_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"'modle\.' begins no name of any input"):
+        apply_swa(Net(), saved(tmp_path), strip_prefix="modle.")
+
+
+def test_modules_called_module_do_not_take_the_tensors_of_others(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 2, bias=False)
+            self.a.module = nn.Linear(2, 2, bias=False)
+
+    one, model = Odd(), Odd()
+    torch.save({f"module.{n}": t for n, t in one.state_dict().items()}, tmp_path / "ddp.pt")
+    apply_swa(model, [tmp_path / "ddp.pt"])
+    same(model.state_dict(), one.state_dict())
+    torch.save({"a.weight": one.a.weight}, tmp_path / "lacks.pt")
+    with pytest.raises(MismatchError, match=r"'a\.module\.weight' is missing"):
+        apply_swa(model, [tmp_path / "lacks.pt"])
