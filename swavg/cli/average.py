@@ -50,9 +50,10 @@ def average(
 ) -> None:
     """Average checkpoints into one, streamed in constant memory.
 
-    CKPT are safetensors or PyTorch files, folders as Hugging Face writes them, or a folder of
-    checkpoints to choose from; '-' reads paths from stdin, a line each. The path of what was
-    written is the one line on stdout.
+    CKPT are safetensors or PyTorch files, folders as Hugging Face writes them, folders of parts
+    (ranks, pipelines: each part is averaged with its namesakes), or a folder of checkpoints to
+    choose from; '-' reads paths from stdin, a line each. The path of what was written is the one
+    line on stdout.
 
     \b
     swavg average a.pt b.pt                        the mean, in averaged.pt

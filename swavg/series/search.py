@@ -66,8 +66,9 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
 
 def _has_components(found: Composite) -> bool:
     """Whether all weights in a folder have names that say what they are: no step, no copy."""
-    facts = [read_name(each) for name in found.parts for each in name.split(os.sep)]
-    return bool(facts) and not any(each.counts or each.is_copy for each in facts)
+    names = [each for name in found.parts for each in name.split(os.sep)]
+    facts = [(read_name(name), is_generic(name)) for name in names]
+    return bool(names) and not any(f.counts or (f.is_copy and not generic) for f, generic in facts)
 
 
 def are_composites(paths: Sequence[str]) -> bool:

@@ -101,6 +101,10 @@ def two(tmp_path, files, names=("a", "b")):
             {"model/model.safetensors": 0.5, "ema/model.safetensors": 10.5},
         ),
         (
+            lambda i: {"checkpoint.pt": w(i), "ema.pt": w(10 + i)},
+            {"checkpoint.pt": 0.5, "ema.pt": 10.5},
+        ),
+        (
             lambda i: {"encoder/model.pt": w(i), "decoder/model.pt": w(10 + i)},
             {"encoder/model.pt": 0.5, "decoder/model.pt": 10.5},
         ),
@@ -259,6 +263,7 @@ def test_other_parts_are_refused_by_name(tmp_path, one, other, said):
     {"best.pt": w(1), "last.pt": w(2)},
     {"model.pt": w(1), "vocab.bin": "words"},
     {"model.pt": w(1), "optimizer.pt": {"state": {}}},
+    {"checkpoint.pt": w(1), "best.pt": w(2)},
 ])  # fmt: skip
 def test_runs_that_are_given_together_are_one_series(tmp_path, files):
     for name in "ab":
