@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from swavg.analysis.figures import Distance, jsonable
 from swavg.engine.recipe import short_names
-from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
-from swavg.planning.match import by_canonical_name, canonical
+from swavg.formats.parts import open_whole
+from swavg.planning.match import WRAPPERS, Spelling, spelling
+from swavg.planning.prefixes import behind_prefix
+from swavg.planning.rename import renamed, rules
 
 if TYPE_CHECKING:
     from swavg.analysis.chunks import OnProgress
@@ -73,19 +75,24 @@ def diff(
     b: str | os.PathLike[str],
     *,
     key: str | None = None,
+    strip_prefix: Sequence[str] = (),
     values: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Comparison:
     """In what the checkpoints ``a`` and ``b`` differ: names, shapes, dtypes, and with ``values``
     how far the tensors lie apart. ``key`` is the dotted path of the state dict in PyTorch files.
 
-    What wrappers put into names (``module.``, ``_orig_mod.``) does not count. Raises InputError.
+    What wrappers put into names (``_orig_mod.``, say) does not count, nor a ``strip_prefix`` that
+    they begin with. Raises InputError.
     """
     paths = [os.fspath(a), os.fspath(b)]
     shared = Shared()
-    one, other = (open_checkpoint(path, key=key, shared=shared) for path in paths)
+    one, other = renamed(
+        [open_whole(path, key=key, shared=shared) for path in paths], rules(strip_prefix)
+    )
     shown = short_names(paths)
-    names = [by_canonical_name(list(checkpoint.tensors)) for checkpoint in (one, other)]
+    spell = spelling(one.tensors.columns.names, other.tensors.columns.names)
+    names = [{spell(name): name for name in checkpoint} for checkpoint in (one, other)]
     both = {
         name: (one.tensors[actual], other.tensors[names[1][name]])
         for name, actual in names[0].items()
@@ -104,9 +111,11 @@ def diff(
         for note in (
             *(f"{shown[i]}: {note}" for note in checkpoint.notes),
             *_wrapper_notes(shown[i], names[i]),
-            *_tie_notes(checkpoint, lacking[i], names[1 - i], shown[1 - i]),
+            *_tie_notes(checkpoint, spell, lacking[i], names[1 - i], shown[1 - i]),
         )
     ]
+    if found := behind_prefix(names, shown):
+        notes.append(f"{found.fact}. {found.hint}")
     distances, summed = None, None
     if values:
         alike = {
@@ -131,17 +140,21 @@ def diff(
 
 def _wrapper_notes(shown: str, names: Mapping[str, str]) -> Iterator[str]:
     wrapped = [actual for name, actual in names.items() if name != actual]
-    for wrapper in ("module.", "_orig_mod."):
-        count = sum(wrapper in actual for actual in wrapped)
+    for wrapper in reversed(WRAPPERS):
+        count = sum(f".{wrapper}." in f".{actual}" for actual in wrapped)
         if count:
-            yield f"{shown}: '{wrapper}' in {count} names does not count"
+            yield f"{shown}: '{wrapper}.' in {count} names does not count"
 
 
 def _tie_notes(
-    checkpoint: Checkpoint, lacking: Sequence[str], there: Mapping[str, str], shown: str
+    checkpoint: Checkpoint,
+    spell: Spelling,
+    lacking: Sequence[str],
+    there: Mapping[str, str],
+    shown: str,
 ) -> Iterator[str]:
     for group in checkpoint.ties:
-        members = [canonical(name) for name in group]
+        members = [spell(name) for name in group]
         partner = next((name for name in members if name in there), None)
         for name in members:
             if partner is not None and name in lacking:

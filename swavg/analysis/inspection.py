@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from swavg.analysis.figures import Statistics, jsonable
 from swavg.engine.recipe import recorded_in
 from swavg.errors import RequestError
-from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.parts import open_whole
 from swavg.planning.match import canonical
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def inspect(
     ``include`` are globs of the tensors to look at (all by default). Raises InputError, or
     RequestError for globs that match nothing.
     """
-    checkpoint = open_checkpoint(path, key=key)
+    checkpoint = open_whole(path, key=key)
     chosen = _chosen(checkpoint, include)
     ties = tuple(
         group
@@ -217,7 +217,7 @@ def _folder(checkpoint: Checkpoint) -> Folder | None:
 def _pickled(checkpoint: Checkpoint, key: str | None) -> Pickled | None:
     """What a PyTorch file holds; of a folder the first."""
     if checkpoint.extras.shards:
-        checkpoint = open_checkpoint(checkpoint.sources[0].name, key=key)
+        checkpoint = open_whole(checkpoint.sources[0].name, key=key)
     extras = checkpoint.extras
     if extras.root_key is None:
         return None

@@ -50,9 +50,10 @@ def average(
 ) -> None:
     """Average checkpoints into one, streamed in constant memory.
 
-    CKPT are safetensors or PyTorch files, folders as Hugging Face writes them, or a folder of
-    checkpoints to choose from; '-' reads paths from stdin, a line each. The path of what was
-    written is the one line on stdout.
+    CKPT are safetensors or PyTorch files, folders as Hugging Face writes them, folders of parts
+    (ranks, pipelines: each part is averaged with its namesakes), or a folder of checkpoints to
+    choose from; '-' reads paths from stdin, a line each. The path of what was written is the one
+    line on stdout.
 
     \b
     swavg average a.pt b.pt                        the mean, in averaged.pt
@@ -82,5 +83,5 @@ def average(
     steps = series.steps
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
     row = Row(numbers, tuple(range(n)), details=details)
-    request = Request(series.paths, (row,), policy)
+    request = Request(series.paths, (row,), policy, shared=series.shared)
     execute_and_report(request, [path], run, series.notes)

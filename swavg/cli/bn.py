@@ -9,7 +9,7 @@ import click
 from swavg.cli.printing import print_published
 from swavg.cli.run import output_path
 from swavg.cli.signals import ignore_signals
-from swavg.cli.values import COUNT, KEY
+from swavg.cli.values import COUNT, KEY, STRIP
 
 
 @click.command()
@@ -44,6 +44,7 @@ from swavg.cli.values import COUNT, KEY
     help="Where to run the model.",
 )
 @KEY
+@STRIP
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -55,6 +56,7 @@ def bn(
     batches: int | None,
     device: str,
     key: str | None,
+    strip_prefix: tuple[str, ...],
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -84,7 +86,7 @@ def bn(
 
     # Building the data may take minutes: what can be refused is refused before.
     device_of(device)
-    check_output(averaged, path, key=key, force=force)
+    check_output(averaged, path, key=key, strip_prefix=strip_prefix, force=force)
     with loading.prints_on_stderr():
         net = loading.build_model(model)
         loader = loading.build_batches(data)
@@ -97,6 +99,7 @@ def bn(
                 limit=batches,
                 device=device,
                 key=key,
+                strip_prefix=strip_prefix,
                 force=force,
                 on_batch=on_batch,
                 on_publish=ignore_signals,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
+from swavg.cli.errors import with_options
 from swavg.cli.printing import print_json
+from swavg.cli.values import KEY, STRIP
 from swavg.errors import MismatchError
 
 
@@ -13,18 +17,23 @@ from swavg.errors import MismatchError
 @click.argument("b", metavar="B")
 @click.option("--values", is_flag=True, help="Read the values: how far the tensors lie apart.")
 @click.option("--all", "everything", is_flag=True, help="List everything, not the first 20.")
-@click.option(
-    "--key",
-    metavar="PATH",
-    help="Where the state dict lies in each .pt, such as model.state_dict. [default: found]",
-)
+@KEY
+@STRIP
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def diff(a: str, b: str, values: bool, everything: bool, key: str | None, as_json: bool) -> int:
+def diff(
+    a: str,
+    b: str,
+    values: bool,
+    everything: bool,
+    key: str | None,
+    strip_prefix: tuple[str, ...],
+    as_json: bool,
+) -> int:
     """Show in what two checkpoints differ: names, shapes, dtypes, and values.
 
-    What wrappers put into names (module., _orig_mod.) does not count. Only headers are read, unless
-    --values is given; that streams both in constant memory, and lists ||a-b||/||a||, the largest
-    |a-b| and the cosine of each tensor in float64, the farthest first. NaN equals NaN.
+    What wrappers put into names (module., _orig_mod., ...) does not count. Only headers are read,
+    unless --values is given; that streams both in constant memory, and lists ||a-b||/||a||, the
+    largest |a-b| and the cosine of each tensor in float64, the farthest first. NaN equals NaN.
 
     \b
     swavg diff a.pt b.safetensors                  do they fit together?
@@ -38,7 +47,11 @@ def diff(a: str, b: str, values: bool, everything: bool, key: str | None, as_jso
     from swavg.console.progress import progress_bar
 
     with progress_bar("comparing", "bytes", shown=values) as on_progress:
-        found = analysis.diff(a, b, key=key, values=values, on_progress=on_progress)
+        found = analysis.diff(
+            a, b, key=key, strip_prefix=strip_prefix, values=values, on_progress=on_progress
+        )
+    params = click.get_current_context().command.params
+    found = replace(found, notes=tuple(with_options(note, params) for note in found.notes))
     if as_json:
         print_json("comparison", found.to_json())
     else:

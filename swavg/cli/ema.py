@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.run import OUTPUT, Run, averaging_command, execute_and_report, output_path
+from swavg.cli.run import AGAIN, OUTPUT, Run, averaging_command, execute_and_report, output_path
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
@@ -43,6 +43,7 @@ from swavg.weights import WARMUPS
     metavar="EMA",
     help="Go on from an EMA that swavg wrote, with the checkpoints after it.",
 )
+@AGAIN
 @NULL
 @selection_options
 def ema(
@@ -55,6 +56,7 @@ def ema(
     debias: bool,
     warmup: str | None,
     resume: str | None,
+    again: bool,
     null: bool,
     selection: Selection,
     policy: Policy,
@@ -67,6 +69,8 @@ def ema(
     swavg ema run/ --half-life 2000steps --dtype float32 -o ema.safetensors
     swavg ema run/ --decay 0.9 --resume ema.safetensors -o later.safetensors
     """
+    if again and resume is None:
+        raise click.UsageError("--again says what --resume may add; give --resume EMA.")
     path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     from swavg import methods
 
@@ -85,5 +89,5 @@ def ema(
     if half_life is not None or span is not None:
         unit = f"{series.unit or 'step'}s" if smoothing.per_step else "checkpoints"
         notes.append(f"counted in {unit}: the decay is {smoothing.decay:.8g} per {unit[:-1]}")
-    request = methods.ema(series, smoothing, policy=policy, resume=resume)
+    request = methods.ema(series, smoothing, policy=policy, resume=resume, again=again)
     execute_and_report(request, [path], run, notes)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -111,6 +112,8 @@ def with_options(text: str, params: Sequence[click.Parameter]) -> str:
                 return _longest((each.secondary_opts if value == "False" else []) or each.opts)
         if value is not None and isinstance(named[0].type, click.Choice):
             value = value.strip("'")
+        elif value is not None and named[0].metavar != "GLOB":
+            value = shlex.quote(value.strip("'"))
         return _longest(named[0].opts) + (f" {value}" if value is not None else "")
 
     return _ARGUMENT.sub(option, text)

@@ -64,7 +64,7 @@ def landscape(
             corners,
             marks,
             passing,
-            options.weights(model),
+            options.weights(model, [*corners, *marks, *passing]),
             shape=shape,
             margin=margin,
             on_read=on_read,

@@ -72,16 +72,14 @@ def _metrics(series: Series, first: str | None) -> Sequence[str]:
 def _rows(series: Series, chosen: set[str] | None) -> tuple[Sequence[Listed], Sequence[str]]:
     """A row for each snapshot, and what is wrong with those that cannot be read."""
     from swavg.console.listing import Listed
-    from swavg.formats import open_checkpoint
-    from swavg.formats.checkpoint import Shared
+    from swavg.formats.parts import open_whole
 
-    shared = Shared()
     rows, problems = [], []
     for snapshot in series.snapshots:
         size: int | None = None
         dtypes: dict[str, int] | None = None
         try:
-            checkpoint = open_checkpoint(snapshot.path, shared=shared)
+            checkpoint = open_whole(snapshot.path, shared=series.shared)
         except InputError as error:
             problems.append(str(error))
         else:

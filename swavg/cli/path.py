@@ -50,7 +50,12 @@ def path(
     model = options.build()
     with options.measuring() as on_read:
         route = routes.route(
-            opened, options.weights(model), points=points, start=start, end=end, on_read=on_read
+            opened,
+            options.weights(model, opened),
+            points=points,
+            start=start,
+            end=end,
+            on_read=on_read,
         )
     labels = options.label(len(paths), route.names)
     survey = routes.survey_of(route, opened, options.cache_key(model))

@@ -6,17 +6,18 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
+from swavg.cli.errors import with_options
 from swavg.cli.options import Command, Option, SectionedCommand, filled
 from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import ignore_signals
 from swavg.cli.streams import require_stdout
-from swavg.cli.values import COUNT, KEY_HELP, Size
+from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, Size
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 OUTPUT = click.option(
     "-o", "--output", metavar="OUT",
-    help="Where to write; '-' streams to stdout. [default: averaged, with the suffix of the first"
-    " input]",
+    help="Where to write (folders above it are made); '-' streams to stdout. [default: averaged,"
+    " with the suffix of the first input]",
 )  # fmt: skip
+AGAIN = click.option(
+    "--again", is_flag=True, help="Add also what the average holds already: it counts once more."
+)
 FOLDER = click.option(
     "-d", "--folder", metavar="OUTDIR", help="The folder for the outputs; made if need be."
 )
@@ -46,9 +50,19 @@ _POLICY = {
         Option("include", "--include", "Average only these tensors.", "GLOB"),
         Option("exclude", "--exclude",
                "Do not average these; they are copied from the last checkpoint.", "GLOB"),
+        Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
+        Option("rename", "--rename",
+               "Put B for A where A is a part of a name, or some, between dots: 'gamma=weight',"
+               " 'encoder.layer=blocks', 'base_model='. Names of the output are the new ones.",
+               "A=B"),
         Option("drop_excluded", "--drop-excluded", "Leave them out instead of copying them."),
         Option("key", "--key", KEY_HELP, "PATH"),
-        Option("integers", "--integers", "Integer and bool tensors that differ."),
+        Option("integers", "--integers",
+               "Integer and bool tensors that differ; auto: the last of a single element, an error"
+               " of more."),
+        Option("lora", "--lora",
+               "LoRA: the mean of A and that of B, or factors of more rank whose product is exactly"
+               " the average."),
         Option("drop_ties", "--drop-ties",
                "Write tied tensors once in safetensors (under their first name)."),
         Option("allow_nonfinite", "--allow-nonfinite", "Let NaN and Inf through."),
@@ -158,18 +172,24 @@ def execute_and_report(
         distances=run.distances,
         folder=folder,
         notes=request.notes,
+        warnings=request.warnings,
+        shared=request.shared,
     )
     if run.dry_run:
         _show_plan(plan, resources, run, notes)
         return
-    reports = _executed(plan, resources, run, notes)
+    params = click.get_current_context().command.params
+    reports = [
+        replace(report, warnings=tuple(with_options(text, params) for text in report.warnings))
+        for report in _executed(plan, resources, run, notes)
+    ]
     if not run.quiet:
         from swavg.console import report as console
 
         console.summary(reports, verbose=run.verbose)
     paths = [output.target.path for output in plan.outputs if output.target.path is not None]
     values = [report.to_json() for report in reports]
-    print_published("report", values, paths, as_json=run.as_json)
+    print_published("report", values, [*dict.fromkeys(paths)], as_json=run.as_json)
 
 
 def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:

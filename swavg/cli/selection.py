@@ -84,14 +84,17 @@ def select(series: Series, selection: Selection) -> Series:
     return select(series, Chosen(**{name: getattr(selection, name) for name in names}))
 
 
-def selected(paths: Sequence[str], selection: Selection) -> Series:
+def selected(
+    paths: Sequence[str], selection: Selection, *, one_for_each_step: bool = True
+) -> Series:
     """The checkpoints that ``paths`` and the options choose, in order.
 
     Where nothing is to be chosen among plain checkpoints, only their names are read, and they are
     left in the order given unless all names have a step. Raises RequestError, InputError, or
-    UsageError.
+    UsageError; so it does for different files of one step in a folder, unless they are averages of
+    several widths.
     """
-    from swavg.series import in_given_order
+    from swavg.series import check_equal_steps, in_given_order
 
     if selection.best is None and (selection.metric or selection.metrics_file):
         raise click.UsageError("--metric and --metrics say what is best; add --best K.")
@@ -100,4 +103,7 @@ def selected(paths: Sequence[str], selection: Selection) -> Series:
         if plain is not None:
             return plain
     series = discover(paths, selection)
-    return select(series, selection) if selection.selects else series
+    chosen = select(series, selection) if selection.selects else series
+    if one_for_each_step:
+        check_equal_steps(chosen)
+    return chosen

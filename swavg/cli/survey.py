@@ -15,7 +15,7 @@ import click
 from swavg.cli.options import Option, filled
 from swavg.cli.printing import print_published
 from swavg.cli.signals import exit_code
-from swavg.cli.values import COUNT, KEY_HELP
+from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP
 
 if TYPE_CHECKING:
     from swavg.console.progress import OnProgress
@@ -43,6 +43,7 @@ class SurveyOptions:
     csv: str | None = None
     device: str = "cpu"
     key: str | None = None
+    strip_prefix: tuple[str, ...] = ()
     force: bool = False
     anew: bool = False
     dry_run: bool = False
@@ -62,8 +63,11 @@ class SurveyOptions:
 
     def open(self, paths: Sequence[str]) -> list[Checkpoint]:
         from swavg.engine.average import open_all
+        from swavg.planning.rename import renamed_with_model, rules
 
-        return open_all(paths, self.key)
+        # It may be the model alone whose names have the prefix.
+        opened = open_all(paths, self.key)
+        return renamed_with_model((), opened, rules(self.strip_prefix), must=False)[1]
 
     def build(self) -> Module:
         """The model on its device. What the user's code prints goes to stderr."""
@@ -78,11 +82,16 @@ class SurveyOptions:
         with loading.prints_on_stderr():
             return loading.build_model(self.model).to(self.device)
 
-    def weights(self, model: Module) -> Sequence[Sequence[str]]:
-        """The names of what counts as weights."""
+    def weights(self, model: Module, checkpoints: Sequence[Checkpoint]) -> Sequence[Sequence[str]]:
+        """The names of what counts as weights, as the opened checkpoints have them."""
         from swavg.evaluation.evaluate import parameter_names
+        from swavg.planning.rename import renamed_with_model, rules
 
-        return parameter_names(model)
+        groups = parameter_names(model)
+        own = tuple(name for group in groups for name in group)
+        names, _ = renamed_with_model(own, checkpoints, rules(self.strip_prefix))
+        known_as = dict(zip(own, names, strict=True))
+        return [[known_as[name] for name in group] for group in groups]
 
     def measuring(self) -> AbstractContextManager[OnProgress | None]:
         """Progress of reading how far checkpoints lie apart."""
@@ -145,12 +154,16 @@ class SurveyOptions:
         from swavg.console import messages
         from swavg.console import survey as console
         from swavg.evaluation.landscape.table import opened
+        from swavg.storage.publish import parents_made
 
         if not self.quiet:
             messages.notes(self.notes(model))
-        with opened(
-            outputs.csv, survey.cache_key, survey.columns, anew=self.anew, force=self.force
-        ) as table:
+        with (
+            parents_made(outputs.csv),
+            opened(
+                outputs.csv, survey.cache_key, survey.columns, anew=self.anew, force=self.force
+            ) as table,
+        ):
             try:
                 values = self._values(survey, table, model, checkpoints, others)
             except KeyboardInterrupt as stopped:
@@ -185,7 +198,7 @@ class SurveyOptions:
             loss = None if self.loss is None else loading.load_callable(self.loss, "--loss")
             score_model = partial(evaluate, model, data, loss, bn_data)
             with (
-                scoring(model, score_model, checkpoints, others) as score,
+                scoring(model, score_model, checkpoints, others, self.strip_prefix) as score,
                 progress_bar("evaluating", "points", shown=not self.quiet) as on_point,
             ):
                 return run(survey, table, score, on_point)
@@ -246,6 +259,7 @@ _OPTIONS = (
     Option("csv", "--csv", "The values. [default: beside the figure]", "CSV"),
     Option("device", "--device", "Where to run the model.", "cpu|cuda|cuda:N"),
     Option("key", "--key", KEY_HELP, "PATH"),
+    Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
     Option("force", "--force", "Replace existing outputs."),
     Option("anew", "--restart", "Compute all points anew."),
     Option("dry_run", "-n --dry-run", "Print what would be computed."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.run import OUTPUT, Run, averaging_command, execute_and_report, output_path
+from swavg.cli.run import AGAIN, OUTPUT, Run, averaging_command, execute_and_report, output_path
 from swavg.cli.values import COUNT
 from swavg.planning.policy import Policy
 
@@ -21,6 +21,7 @@ from swavg.planning.policy import Policy
     metavar="N",
     help="Of how many AVERAGE is the mean. [default: as recorded in it]",
 )
+@AGAIN
 def update(
     average: str,
     new: tuple[str, ...],
@@ -28,6 +29,7 @@ def update(
     add: tuple[str, ...],
     drop: tuple[str, ...],
     count: int | None,
+    again: bool,
     policy: Policy,
     run: Run,
 ) -> None:
@@ -35,6 +37,7 @@ def update(
 
     AVERAGE is the mean of n checkpoints; n is read from it and written to the result, which equals
     the mean of all. It is kept in float32 unless --dtype says otherwise, so that it does not drift.
+    A checkpoint that is in it already is refused, whatever its name.
 
     \b
     swavg update avg.safetensors step-1100.safetensors -o avg2.safetensors
@@ -47,7 +50,7 @@ def update(
 
     added = [*new, *add]
     if drop:
-        request = methods.slide(average, added, drop, policy=policy, count=count)
+        request = methods.slide(average, added, drop, policy=policy, count=count, again=again)
     else:
-        request = methods.update(average, added, policy=policy, count=count)
+        request = methods.update(average, added, policy=policy, count=count, again=again)
     execute_and_report(request, [path], run)

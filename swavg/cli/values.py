@@ -20,6 +20,11 @@ _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 COUNT = click.IntRange(min=1)
 KEY_HELP = "Where the state dict lies in a .pt, such as model.state_dict. [default: found]"
 KEY = click.option("--key", metavar="PATH", help=KEY_HELP)
+STRIP_HELP = (
+    "Take this off the names that begin with it, such as model. in those of Lightning. Can be"
+    " repeated."
+)
+STRIP = click.option("--strip-prefix", metavar="PREFIX", multiple=True, help=STRIP_HELP)
 NULL = click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
 
 

@@ -174,7 +174,7 @@ def _recipe(page: Page, recipe: Mapping[str, object], everything: bool) -> None:
         if len(inputs) > most:
             page.fact("", f"and {len(inputs) - most} more; --all shows them")
     for name, value in recipe.items():
-        known = ("method", "version", "inputs", "weights")
+        known = ("method", "version", "inputs", "weights", "holds")
         if name not in known and value not in ({}, [], None):
             page.fact("", f"{shortened(name)} = {shortened(str(value))}")
 

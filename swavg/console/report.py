@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,9 +50,10 @@ def _figures(report: Report, outputs: int) -> str:
     seconds = report.seconds or 0.0
     rate = f", {size(report.read / seconds)}/s read" if seconds > 0.01 and outputs < 2 else ""
     name = f" {printable(report.output)}" if outputs > 1 else ""
+    parts = f" {counted(len(report.parts), 'part')}," if report.parts else ""
     return (
         f"{counted(len(report.inputs), 'checkpoint')}{name}:"
-        f" {counted(report.tensors['averaged'], 'tensor')}, {number(report.elements)}"
+        f"{parts} {counted(report.tensors['averaged'], 'tensor')}, {number(report.elements)}"
         f" element{'s' * (report.elements != 1)},"
         f" {size(report.written)} in {seconds:.2f} s{rate}"
     )
@@ -64,6 +66,8 @@ def _warnings(report: Report, verbose: bool) -> Iterator[str]:
     if report.running_statistics:
         names = ", ".join(some(sorted(report.running_statistics), 2))
         output = "OUT" if report.output == STDOUT else shlex.quote(report.output)
+        if part := next((p for p in report.parts if names.startswith(f"{p}/")), ""):
+            output = shlex.quote(os.path.join(report.output, part))
         yield (
             f"batch-norm statistics were averaged ({names}): before judging the result recompute"
             f" them with: swavg bn {output} --model ... --data ..."
@@ -127,6 +131,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     parts += [f"{counts[kind]} {kind}" for kind in ("integer", "copied", "dropped") if counts[kind]]
     ties = f", {len(report.ties)} tied" if report.ties else ""
     yield "tensors", ", ".join(parts) + f" ({number(report.elements)} elements{ties})"
+    if report.parts:
+        yield "parts", ", ".join(report.parts)
     yield "reads", size(report.read)
     files = f" in {report.files} files" if report.files > 1 else ""
     name = "standard output" if report.output == STDOUT else report.output

@@ -10,22 +10,29 @@ from functools import partial
 from swavg import weights as schedules
 from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
+from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
-from swavg.engine.report import Progress, Report, Tally, read_and_written, report
+from swavg.engine.remarks import metrics_kept, warnings_of
+from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
+from swavg.engine.whole_report import reports
 from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
+from swavg.planning.composite import Singles, find_parts
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
+from swavg.planning.lora import joined
 from swavg.planning.match import SideBySide
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
+from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
-from swavg.planning.targets import choose_target, default_path
+from swavg.planning.side_files import differing_files
+from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
 
 OnProgress = Callable[[Progress], None]
@@ -74,12 +81,15 @@ def prepare(
     distances: bool = True,
     folder: Path | None = None,
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    shared: Shared | None = None,
 ) -> Plan:
     """Open, match and plan; write nothing.
 
     Row ``i`` goes to ``outputs[i]``, as for :func:`average`. All are made of one read. ``folder``
-    is the one that all of them lie in, made if there is none; ``notes`` are reported with the
-    plan's own. Raises as :func:`average`.
+    is the one that all of them lie in, made if there is none; ``notes`` and ``warnings`` are
+    reported with the plan's own; ``shared`` is what was read of the inputs before. Raises as
+    :func:`average`.
     """
     policy = Policy() if policy is None else policy
     paths = paths_of(inputs)
@@ -87,37 +97,57 @@ def prepare(
         raise RequestError(f"There are {len(rows)} rows and {len(outputs)} outputs.")
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
-    checkpoints = open_all(paths, policy.key)
-    shown = short_names([checkpoint.path for checkpoint in checkpoints])
+    parts = find_parts(paths, policy, shared)
+    found = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
+    rows, outputs = found.times(rows, outputs)
+    opened = renamed(found.checkpoints, rules(policy.strip_prefix, policy.rename))
+    names = short_names([checkpoint.path for checkpoint in opened])
+    joining = joined(opened, names, rows, policy)
+    checkpoints, shown = joining.checkpoints, joining.shown
+    whole = short_names(found.roots)
+    held = found.of_inputs(held_by_each(found.wholes, whole))
+    of_inputs = found.of_inputs(whole)
     decided, targets, recipes = [], [], []
-    warnings: dict[str, None] = {}
-    for row, output in zip(rows, outputs, strict=True):
+    warned = dict.fromkeys((*warnings, *broken_ties(opened, names), *joining.warnings))
+    tied: dict[str, None] = {}
+    for asked, row, made, output in zip(rows, joining.rows, joining.joined, outputs, strict=True):
         members = [checkpoints[member] for member in row.members]
+        called = [shown[member] for member in row.members]
         match = SideBySide(members)
-        warnings |= dict.fromkeys(
-            check_plain(
-                members, [shown[member] for member in row.members], selection(match, policy)
-            )
+        tied |= dict.fromkeys(match.notes())
+        if not policy.strict:
+            warned |= dict.fromkeys(match.warnings(called))
+        exact = policy.lora == "exact"
+        warned |= dict.fromkeys(check_plain(members, called, selection(match, policy), exact=exact))
+        warned |= dict.fromkeys(warnings_of(asked, opened, of_inputs))
+        decided.append(
+            decide(checkpoints, match, row, policy, shown, made, of_several=parts is not None)
         )
-        decided.append(decide(checkpoints, match, row, policy, shown))
         path = None if output is None else os.fsdecode(output)
-        path = default_path(members[0], policy.max_shard_size) if path == "" else path
-        targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
-        recipes.append(recipe(shown, row, policy))
-    entries, planned = lay_out(checkpoints, rows, decided, targets, map(as_text, recipes), policy)
+        targets.append(found.target(path, asked, policy.max_shard_size, force=force))
+        recipes.append(recipe(shown, row, policy, held_by(asked, held)))
+    found.check_averaged(decided)
+    texts = map(as_text, recipes)
+    entries, planned = lay_out(
+        checkpoints, joining.rows, decided, targets, texts, policy, joining.files
+    )
+    kept = metrics_kept(rows, planned, opened, names)
+    said = (*_notes(names, opened), *_same_twice(whole, found.wholes), *found.notes(rows))
     return Plan(
         tuple(checkpoints),
-        shown,
-        tuple(rows),
+        tuple(shown),
+        tuple(joining.rows),
         policy,
         entries,
         planned,
         tuple(recipes),
-        (*_notes(shown, checkpoints), *_same_twice(shown, checkpoints), *notes),
-        tuple(warnings),
-        distances,
+        (*said, *tied, *kept, *dict.fromkeys(joining.notes), *notes),
+        (*warned, *differing_files(found.side_files, whole)),
+        # The parts of an input point nowhere.
+        distances and policy.lora != "exact",
         None if folder is None else os.fsdecode(folder),
         GATHERED_CUT if entries.gathered else CUT,
+        parts,
     )
 
 
@@ -152,14 +182,13 @@ def execute(
             for source in checkpoint.sources:
                 source.check()
     seconds = time.monotonic() - begun
-    rows = range(len(plan.rows))
-    return [report(plan, row, chosen, resources, tally, seconds) for row in rows]
+    return reports(plan, chosen, resources, tally, seconds)
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
     """The reports before a run."""
     _, _, chosen = start(plan, resources)
-    return [report(plan, row, chosen, resources) for row in range(len(plan.rows))]
+    return reports(plan, chosen, resources)
 
 
 def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
@@ -178,7 +207,9 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
     chosen = sizes(plan, resources, forked=forks)
     forks = forks and chosen.workers > 1 and can_fork()
     rows = plan.rows if plan.distances else ()
-    distances = tuple(Distances(len(row.members)) for row in rows)
+    # The parts of one output are measured as one.
+    whole = [Distances(len(row.members)) for row in rows[:: plan.width]]
+    distances = tuple(whole[number // plan.width] for number in range(len(rows)))
     executor = forked(chosen.workers) if forks else threads(chosen.workers)
     return Tally(plan, total, planned, distances), executor, chosen
 
@@ -233,9 +264,11 @@ def paths_of(inputs: Sequence[Path]) -> list[str]:
     return paths
 
 
-def open_all(paths: Sequence[str], key: str | None = None) -> list[Checkpoint]:
+def open_all(
+    paths: Sequence[str], key: str | None = None, shared: Shared | None = None
+) -> list[Checkpoint]:
     """Open checkpoints; what they have in common is kept once."""
-    shared = Shared()
+    shared = Shared() if shared is None else shared
     return [open_checkpoint(path, key=key, shared=shared) for path in paths]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import zlib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, Inputs, position_of
 from swavg.engine.resources import Sizes
 from swavg.errors import MismatchError, NumericsError
+from swavg.planning.not_plain import UNMASK
 from swavg.planning.plan import Plan
 from swavg.storage.sinks import Sink
 
@@ -258,10 +260,24 @@ class Tools:
                 " scales are in other tensors, so that their sum means nothing.",
                 hint="Average the checkpoints before they are quantized.",
             )
+        if operation.dtype.floating:
+            raise MismatchError(
+                f"'{name}' differs between the inputs: it is a pruning mask, and the average of"
+                " masks is none.",
+                hint=UNMASK,
+            )
+        decides = "integers=last, first, max or mean decides what becomes of it."
         if rule == "error":
             raise MismatchError(
-                f"'{name}' ({operation.dtype}) differs between the inputs.",
-                hint="integers=last, first, max or mean decides what becomes of it.",
+                f"'{name}' ({operation.dtype}) differs between the inputs.", hint=decides
+            )
+        shape, _ = self.plan.entries.forms[self.plan.entries.form[entry]]
+        if rule == "auto" and math.prod(shape) > 1:
+            raise MismatchError(
+                f"'{name}' ({operation.dtype} {list(shape)}) differs between the inputs, and is no"
+                " counter.",
+                hint="If it holds codes of quantised weights, average the originals and quantise"
+                f" the average. Else {decides}",
             )
         from swavg.engine.kernels.integers import combine
 
@@ -273,7 +289,10 @@ class Tools:
         for part in (slice(start, start + step) for start in range(0, batch.count, step)):
             try:
                 target[part] = combine(
-                    rule, [array[part] for array in arrays], term.weights, term.uniform
+                    "last" if rule == "auto" else rule,
+                    [array[part] for array in arrays],
+                    term.weights,
+                    term.uniform,
                 )
             except OverflowError as error:
                 raise NumericsError(f"'{name}': the mean {error}.") from None

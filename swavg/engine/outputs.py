@@ -10,7 +10,7 @@ from functools import partial
 from swavg.engine.compute import Sinks
 from swavg.engine.report import Tally
 from swavg.errors import OutputError
-from swavg.formats.folder import weights_stem
+from swavg.formats.folder import LOGS, weights_stem
 from swavg.planning.plan import Output, Plan
 from swavg.storage import publish
 from swavg.storage.destination import Destination, check_destinations, is_stream
@@ -25,6 +25,7 @@ def check(plan: Plan) -> None:
     """Raise OutputError if the outputs could not be published: one exists and may not be replaced,
     is an input, or the disk has no room."""
     inputs = [(checkpoint.path, checkpoint.sources) for checkpoint in plan.checkpoints]
+    inputs += [(root, ()) for root in (plan.parts.roots if plan.parts is not None else ())]
     for output in plan.outputs:
         path = output.target.path
         if path is None:
@@ -33,18 +34,26 @@ def check(plan: Plan) -> None:
             check_stdout_not_input(inputs)
             return
         check_not_input(path, inputs)
-    destinations = _destinations(plan)
-    check_destinations(destinations, [output.size for output in plan.outputs], inside=plan.folder)
+    sizes: dict[str | None, int] = {}
     for output in plan.outputs:
-        _check_replaced(output)
+        sizes[output.target.path] = sizes.get(output.target.path, 0) + output.size
+    check_destinations(_destinations(plan), [*sizes.values()], inside=plan.folder)
+    _check_replaced(plan)
 
 
-def _check_replaced(output: Output) -> None:
-    """OutputError if a folder would be replaced that holds more than an older checkpoint."""
-    path = output.target.path
-    if output.target.folder and path is not None and os.path.isdir(path):
-        written = {file.layout.name for file in output.files}
-        check_only_ours(path, written | {*output.small, *output.side_files}, weights_stem)
+def _check_replaced(plan: Plan) -> None:
+    """OutputError if a folder would be replaced that holds more than an older checkpoint, which
+    may have logs that are left out now."""
+    written: dict[str, set[str]] = {}
+    for row, output in zip(plan.rows, plan.outputs, strict=True):
+        path = output.target.path
+        if output.target.folder and path is not None and os.path.isdir(path):
+            files = (file.layout.name for file in output.files)
+            logs = {*LOGS}.intersection(plan.checkpoints[row.members[-1]].extras.left_out)
+            own = (os.path.join(output.target.part or "", name) for name in logs)
+            written.setdefault(path, set()).update(files, output.small, output.side_files, own)
+    for path, names in written.items():
+        check_only_ours(path, names, weights_stem)
 
 
 @contextmanager
@@ -60,25 +69,33 @@ def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> It
         return
     destinations = _destinations(plan)
     with publish.publishing(destinations, inside=plan.folder, on_publish=on_publish) as pendings:
+        of_path = dict(zip((each.path for each in destinations), pendings, strict=True))
+        places = [of_path[os.fspath(output.target.path or "")] for output in plan.outputs]
         yield [
-            _create(output, pending) for output, pending in zip(plan.outputs, pendings, strict=True)
+            _create(output, pending) for output, pending in zip(plan.outputs, places, strict=True)
         ]
-        for output, pending in zip(plan.outputs, pendings, strict=True):
-            _write_others(output, pending)
+        for pending in pendings:
+            own = [output for output, place in zip(plan.outputs, places, strict=True)
+                   if place is pending]  # fmt: skip
+            for output in own:
+                _write_others(output, pending)
             pending.sync()
-            _verify(output, pending)
-            # The run may have taken an hour, in which someone put something there.
-            _check_replaced(output)
+            for output in own:
+                _verify(output, pending)
+        # The run may have taken an hour, in which someone put something there.
+        _check_replaced(plan)
     for pending in pendings:
         tally.notes += pending.notes
         tally.warnings += pending.warnings
 
 
 def _destinations(plan: Plan) -> list[Destination]:
-    return [
+    """Where the outputs go: the parts of a composite to one place."""
+    found = (
         Destination(os.fspath(output.target.path or ""), output.target.folder, output.target.force)
         for output in plan.outputs
-    ]
+    )
+    return [*dict.fromkeys(found)] if plan.parts is not None else [*found]
 
 
 def _create(output: Output, pending: Pending) -> list[Sink]:

@@ -10,8 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from swavg import __version__
-from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.parts import open_whole
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.storage.filesystems import absolute
@@ -28,10 +28,12 @@ def short_names(paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def recipe(shown: Sequence[str], row: Row, policy: Policy) -> dict[str, object]:
+def recipe(
+    shown: Sequence[str], row: Row, policy: Policy, held: Sequence[str]
+) -> dict[str, object]:
     """How a row is made, as plain values: method with its details, inputs (``shown`` are the
-    names of all) with their weights, options that are not the default, and swavg's version. A
-    mean says of how many (``n``)."""
+    names of all) with their weights, which checkpoints it ``held``, options that are not the
+    default, and swavg's version. A mean says of how many (``n``)."""
     mean = is_uniform(row.weights)
     return {
         "method": row.method or ("mean" if mean else "weighted"),
@@ -39,15 +41,18 @@ def recipe(shown: Sequence[str], row: Row, policy: Policy) -> dict[str, object]:
         **row.details,
         "inputs": [shown[member] for member in row.members],
         "weights": list(row.weights),
+        "holds": list(held),
         "options": policy.changed,
         "version": __version__,
     }
 
 
-def recipe_of(path: str | os.PathLike[str], key: str | None = None) -> dict[str, object]:
+def recipe_of(
+    path: str | os.PathLike[str], key: str | None = None, shared: Shared | None = None
+) -> dict[str, object]:
     """The recipe that swavg recorded in a checkpoint; empty if there is none. ``key`` as in
     :class:`swavg.planning.policy.Policy`."""
-    return recorded_in(open_checkpoint(path, key=key))
+    return recorded_in(open_whole(path, key=key, shared=shared))
 
 
 def recorded_in(checkpoint: Checkpoint) -> dict[str, object]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from swavg.engine.checksums import Reads
 from swavg.engine.compute import TaskResult
 from swavg.engine.distances import Distances
+from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, Sizes
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.plan import Plan
@@ -78,10 +79,13 @@ class Report:
     recipe: Mapping[str, object] = field(default_factory=dict)
     seconds: float | None = None
     """None before a run."""
+    parts: tuple[str, ...] = ()
+    """Of a composite."""
 
     def to_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.parts else {k: v for k, v in values.items() if k != "parts"}
 
 
 @dataclass(slots=True)
@@ -164,13 +168,17 @@ def report(
     """The report of one row, before a run or with what it found out."""
     output, members = plan.outputs[row], plan.rows[row].members
     names = [plan.shown[member] for member in members]
-    distances = tally.distances[row] if tally is not None and tally.distances else None
+    if plan.parts is not None:
+        whole = short_names(plan.parts.roots)
+        names = [whole[member // plan.width] for member in members]
+    measured = tally is not None and tally.distances and row % plan.width == 0
+    distances = tally.distances[row] if tally is not None and measured else None
     nothing = (None,) * len(members)
     far = (distances and distances.distances()) or nothing
     cosines = (distances and distances.cosines()) or nothing
     return Report(
         output=STDOUT if output.target.path is None else output.target.path,
-        format=output.target.format,
+        format="folder" if output.target.folder else output.target.format,
         inputs=tuple(
             summary_of(plan.checkpoints[member], name, weight, distance, cosine)
             for member, name, weight, distance, cosine in zip(
@@ -197,7 +205,6 @@ def report(
             *plan.warnings,
             *(distances.warnings(names) if distances is not None else ()),
             *(tally.warnings if tally is not None else ()),
-            *(_codes_that_differ(plan, row, tally.differing) if tally is not None else ()),
         ),
         running_statistics=output.running_statistics,
         recipe=plan.recipes[row],
@@ -210,20 +217,6 @@ def _names(plan: Plan, row: int, found: set[tuple[int, int]] | tuple[()]) -> tup
     home = plan.outputs[row].home
     entries = sorted((entry for at, entry in found if at == row), key=home.__getitem__)
     return tuple(plan.name(row, entry) for entry in entries)
-
-
-def _codes_that_differ(plan: Plan, row: int, differing: set[tuple[int, int]]) -> tuple[str, ...]:
-    """A warning of integers that are no mere counters, of which nobody asked for the last."""
-    forms, form = plan.entries.forms, plan.entries.form
-    several = {(at, entry) for at, entry in differing if math.prod(forms[form[entry]][0]) > 1}
-    names = _names(plan, row, several)
-    if not names or plan.policy.integers != "last":
-        return ()
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return (
-        f"integers that differ were not averaged but taken from the last input:"
-        f" {', '.join(names[:4])}{more}",
-    )
 
 
 def summary_of(

@@ -14,7 +14,8 @@ from swavg.engine.kernels.torch import check_device
 from swavg.errors import MismatchError, RequestError
 from swavg.evaluation.user_objects import users_code
 from swavg.formats.checkpoint import Checkpoint
-from swavg.planning.match import by_canonical_name, canonical
+from swavg.planning.match import spelling
+from swavg.planning.rename import renamed_with_model, rules
 from swavg.training.apply import apply_swa
 from swavg.training.batches import examples, to_device
 from swavg.training.batchnorm import update_bn
@@ -45,26 +46,31 @@ def fresh_statistics(
     limit: int | None = None,
     device: str = "cpu",
     on_batch: OnBatch | None = None,
+    strip_prefix: Sequence[str] = (),
 ) -> FreshStatistics:
     """Put a checkpoint into ``model``, on ``device``, and recompute its statistics on at most
-    ``limit`` batches. Raises MismatchError and RequestError."""
+    ``limit`` batches. ``strip_prefix`` does not count in the model's names. Raises MismatchError
+    and RequestError."""
     _check_layers(model)
     model.to(device_of(device))
-    notes = _fill(model, checkpoint)
+    own = tuple(own_tensors(model))
+    names, _ = renamed_with_model(own, [checkpoint], rules(strip_prefix))
+    known_as = dict(zip(own, names, strict=True))
+    notes = _fill(model, checkpoint, known_as, strip_prefix)
     seen = _Seen(limit, device, on_batch)
     with torch.no_grad():
-        names = _run(model, seen.of(batches))
-    own = own_tensors(model)
-    changed = {id(own[name]) for name in names if name in own}
-    layers, unused = _used(own, changed)
+        written = _run(model, seen.of(batches))
+    tensors = own_tensors(model)
+    changed = {id(tensors[name]) for name in written if name in tensors}
+    layers, unused = _used(tensors, changed)
     if not layers:
         raise RequestError(f"No batch came by a batch-norm layer of {type(model).__name__}.")
     if unused:
         notes.append(
             f"no batch came by {_first_few(unused)} ({len(unused)} layers): as in the average"
         )
-    tensors = _by_checkpoint_name(own, changed, checkpoint)
-    return FreshStatistics(tensors, layers, seen.batches, seen.examples, tuple(notes))
+    found = _by_checkpoint_name(tensors, known_as, changed, checkpoint)
+    return FreshStatistics(found, layers, seen.batches, seen.examples, tuple(notes))
 
 
 def device_of(name: str) -> torch.device:
@@ -89,11 +95,18 @@ def _check_layers(model: nn.Module) -> None:
         )
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+def _fill(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    known_as: Mapping[str, str],
+    strip_prefix: Sequence[str],
+) -> list[str]:
     """Put the checkpoint into the model; notes on what of it the model lacks."""
     try:
-        apply_swa(model, [checkpoint], allow_nonfinite=True)
+        apply_swa(model, [checkpoint], strip_prefix=strip_prefix, allow_nonfinite=True)
     except MismatchError as error:
+        if not error.differences:
+            raise
         # Files of torch before 0.4.1 do not count the batches.
         counters = [
             each.what == "missing" and each.name.endswith("num_batches_tracked")
@@ -105,10 +118,12 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
                 differences=error.differences,
                 hint="Is it the model that was averaged? In a .pt, key= chooses the state dict.",
             ) from None
-        apply_swa(model, [checkpoint], strict=False, allow_nonfinite=True)
-    own = own_tensors(model)
-    known = {*own, *map(canonical, own)}
-    others = [name for name in by_canonical_name(list(checkpoint.tensors)) if name not in known]
+        apply_swa(
+            model, [checkpoint], strict=False, strip_prefix=strip_prefix, allow_nonfinite=True
+        )
+    spell = spelling(list(known_as.values()), list(checkpoint.tensors))
+    known = set(map(spell, known_as.values()))
+    others = [name for name in map(spell, checkpoint.tensors) if name not in known]
     if not others:
         return []
     count = f"{len(others)} of {len(checkpoint)} tensors"
@@ -174,17 +189,19 @@ def _used(own: Mapping[str, torch.Tensor], changed: Set[int]) -> tuple[int, list
 
 
 def _by_checkpoint_name(
-    own: Mapping[str, torch.Tensor], changed: Set[int], checkpoint: Checkpoint
+    own: Mapping[str, torch.Tensor],
+    known_as: Mapping[str, str],
+    changed: Set[int],
+    checkpoint: Checkpoint,
 ) -> dict[str, torch.Tensor]:
     """The new buffers by the names that they have in the checkpoint."""
-    actual = by_canonical_name(list(checkpoint.tensors))
+    spell = spelling(list(known_as.values()), list(checkpoint.tensors))
+    actual = {spell(name): name for name in checkpoint.tensors}
     found = {}
     for name, tensor in own.items():
-        # A layer that the model itself calls "module" has lost that name there, as a wrapper has.
-        spelling = name if name in actual else canonical(name)
         # One that is used under two names has its statistics under both.
-        if id(tensor) in changed and spelling in actual:
-            found[actual[spelling]] = tensor
+        if id(tensor) in changed and spell(known_as[name]) in actual:
+            found[actual[spell(known_as[name])]] = tensor
     for group in checkpoint.ties:
         given = next((found[name] for name in group if name in found), None)
         if given is not None:

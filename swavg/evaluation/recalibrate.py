@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from swavg.evaluation.fresh_statistics import FreshStatistics, OnBatch, fresh_st
 from swavg.evaluation.statistics_shift import StatisticsShift, statistics_shift
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
+from swavg.planning.rename import renamed_with_model, rules
 from swavg.planning.targets import default_path
 
 Path = str | os.PathLike[str]
@@ -57,6 +58,7 @@ def recalibrate(
     limit: int | None = None,
     device: str = "cpu",
     key: str | None = None,
+    strip_prefix: Sequence[str] = (),
     force: bool = False,
     on_batch: OnBatch | None = None,
     on_publish: Callable[[], object] = lambda: None,
@@ -69,14 +71,15 @@ def recalibrate(
     averages over them (:func:`swavg.training.update_bn`). All but the statistics is copied as
     bytes, and they keep their dtypes. ``output`` is a path, None for standard output, or empty for
     the default: ``averaged`` with ``-bn`` behind its stem. ``key`` is the dotted path of the state
-    dict in a PyTorch file. ``on_batch`` is called after each batch with the number done and in
+    dict in a PyTorch file; names lose a ``strip_prefix`` that they begin with, in the output
+    too. ``on_batch`` is called after each batch with the number done and in
     all (None: unknown), ``on_publish`` before the output gets its name: from then on there is no
     way back. Raises a SwavgError; the destination is then as it was.
     """
     begun = time.monotonic()
-    checkpoint = open_checkpoint(averaged, key=key)
+    checkpoint = _opened(averaged, key, strip_prefix)
     path = _checked_output(checkpoint, output, force)
-    found = fresh_statistics(model, checkpoint, batches, limit, device, on_batch)
+    found = fresh_statistics(model, checkpoint, batches, limit, device, on_batch, strip_prefix)
     values = _recipe(checkpoint, found)
     fresh = in_memory(found.tensors, checkpoint)
     plan = copy_with(checkpoint, fresh, path, values, force=force)
@@ -98,11 +101,22 @@ def recalibrate(
 
 
 def check_output(
-    averaged: Path, output: Path | None = "", *, key: str | None = None, force: bool = False
+    averaged: Path,
+    output: Path | None = "",
+    *,
+    key: str | None = None,
+    strip_prefix: Sequence[str] = (),
+    force: bool = False,
 ) -> None:
     """Raise what :func:`recalibrate` would for these arguments before the model runs: InputError,
     or OutputError if the output exists, is the input, or has no room."""
-    _checked_output(open_checkpoint(averaged, key=key), output, force)
+    _checked_output(_opened(averaged, key, strip_prefix), output, force)
+
+
+def _opened(averaged: Path, key: str | None, strip_prefix: Sequence[str]) -> Checkpoint:
+    # It may be the model alone whose names have the prefix.
+    opened = [open_checkpoint(averaged, key=key)]
+    return renamed_with_model((), opened, rules(strip_prefix), must=False)[1][0]
 
 
 def _checked_output(checkpoint: Checkpoint, output: Path | None, force: bool) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
+from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Shared
 
-__all__ = ["open_checkpoint"]
+__all__ = ["open_checkpoint", "recipe_in"]
 
 
 def open_checkpoint(
@@ -28,3 +29,21 @@ def open_checkpoint(
     from swavg.formats.files import open_file
 
     return open_file(path, key, shared)
+
+
+def recipe_in(path: str) -> str | None:
+    """The text that swavg wrote into an average, found without reading its names and objects; None
+    if there is none, or if ``path`` is no checkpoint."""
+    try:
+        if os.path.isdir(path):
+            from swavg.formats import composite, folder
+
+            if (found := composite.as_composite(path)) is not None:
+                places = (found.place(name) for name in found.parts if name)
+                return next(filter(None, map(recipe_in, places)), None)
+            return folder.recipe_in(path)
+        from swavg.formats import files
+
+        return files.recipe_in(path)
+    except InputError:
+        return None

@@ -255,7 +255,7 @@ class Checkpoint:
 
     ``format`` is the name of its row in the table of formats. ``metadata`` are the strings of a
     safetensors header. ``notes`` are things its user should know (another state dict that was not
-    chosen, say).
+    chosen, say). ``renamed``: its user has changed names of tensors, which are not the file's.
     """
 
     path: str
@@ -265,6 +265,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     extras: Extras = field(default_factory=Extras)
+    renamed: bool = False
 
     @property
     def dtypes(self) -> dict[str, int]:

@@ -27,6 +27,13 @@ def open_file(path: str, key: str | None = None, shared: Shared | None = None) -
     raise _unknown(path, head)
 
 
+def recipe_in(path: str) -> str | None:
+    """What swavg wrote of an average into a file; None if it is none. InputError."""
+    head = read_file(path, _HEAD)
+    row = next((row for row in FILES.values() if row.recognises(head)), None)
+    return None if row is None else row.recipe_in(path)
+
+
 def _unknown(path: str, head: bytes) -> InputError:
     from swavg.formats.foreign import explain, first_line
 

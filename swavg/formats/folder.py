@@ -1,17 +1,27 @@
-"""Folders as Hugging Face writes them: one file or shards with an index, and side files."""
+"""Folders of one file of weights, or of shards with an index as Hugging Face writes them, and of
+side files."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
+from swavg.formats.configuration import (
+    is_configuration,
+    is_training_state,
+    with_written_dtypes,
+)
 from swavg.formats.files import FILES, open_file
+from swavg.formats.files import recipe_in as recipe_in_file
 from swavg.formats.foreign import explain_name
+from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.packed import output_for
 from swavg.formats.safetensors import unique, without_ties
@@ -22,22 +32,36 @@ _INDEX_LIMIT = 64 << 20
 _INDEX_ENTRIES = 1_000_000
 _BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 """Which format the shards of a folder have."""
+_LONE = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
+"""How the one torch file of a folder may end."""
 
-_SINGLE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_WEIGHT_SUFFIXES = (
-    *_SINGLE_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
+WEIGHT_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
     ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
 
+LOGS = (
+    "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json",
+    "test_results.json", "predict_results.json",
+)  # fmt: skip
+"""What a trainer has logged of the one checkpoint: it does not hold for an average."""
 
-def is_checkpoint_folder(path: str) -> bool:
-    """True if the folder holds weights under a name that :func:`open_folder` finds."""
+
+def is_checkpoint_folder(path: str, *, any_name: bool = True) -> bool:
+    """True if the folder holds weights that :func:`open_folder` finds. ``any_name``: also by being
+    the only ones beside configuration."""
     try:
-        _weights(hub_snapshot(path))
+        names, _ = _weights(hub_snapshot(path))
     except InputError:
         return False
-    return True
+    return any_name or not names or _is_usual(names[0])
+
+
+def _is_usual(name: str) -> bool:
+    """Whether a library gives this name to the weights of a folder."""
+    stem, suffix = os.path.splitext(name)
+    return suffix == ".safetensors" or (suffix in _BY_SUFFIX and stem in _STEMS)
 
 
 def hub_snapshot(path: str) -> str:
@@ -95,7 +119,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
                 raise InputError(full, f"'{tensor_name}' is also in another shard")
             seen.add(tensor_name)
             kept.append(tensor_name)
-            _add(builder, shard, number, len(sources))
+            add_tensor(builder, shard, number, len(sources))
         shards[name] = tuple(kept)
         for source, stretches in shard.extras.records.items():
             records[len(sources) + source] = stretches
@@ -104,7 +128,9 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
         if name not in seen:
             raise InputError(os.path.join(path, home), f"has no '{name}', though '{index}' says so")
     side, left_out = _others(path, set(names) | ({index} if index is not None else set()))
-    extras = Extras(
+    extras = replace(
+        # All else that a single file holds is kept with it.
+        shard.extras if len(names) == 1 else Extras(),
         recipe=recipe,
         records=records,
         shards=shards,
@@ -117,6 +143,14 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
     return Checkpoint(path, "folder", tuple(sources), table, metadata, tuple(notes), extras)
 
 
+def recipe_in(path: str) -> str | None:
+    """What swavg wrote of an average into the weights of a folder. InputError."""
+    names, index = _weights(path)
+    if index is not None:
+        names = list(_read_index(path, index)[1].values())
+    return recipe_in_file(os.path.join(path, names[0]))
+
+
 def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | None) -> Checkpoint:
     if index is not None and not os.path.exists(path):
         raise InputError(path, f"missing, though '{index}' lists it")
@@ -125,13 +159,16 @@ def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | 
     return open_file(path, key, shared)
 
 
-def _add(builder: TableBuilder, shard: Checkpoint, number: int, first: int) -> None:
-    """The tensor of a shard whose sources begin at ``first``."""
+def add_tensor(
+    builder: TableBuilder, shard: Checkpoint, number: int, first: int, prefix: str = ""
+) -> None:
+    """The tensor of a shard whose sources begin at ``first``, its name behind ``prefix``."""
     table = shard.tensors
     if number in table.columns.others:
         raise InputError(shard.path, "lies in several places, which a shard does not")
     offset = table.base + table.columns.offset[number]
-    builder.add(table.columns.names[number], table.form_of(number), offset, first)
+    source = first + table.columns.source[number]
+    builder.add(prefix + table.columns.names[number], table.form_of(number), offset, source)
 
 
 def explain_folder(path: str, present: Collection[str]) -> None:
@@ -176,7 +213,10 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     if len(singles) == 1:
         return singles, None
     explain_folder(path, present)
-    files = sorted(name for name in present if name.endswith(_SINGLE_SUFFIXES))
+    lone = [name for name in present if name.endswith(_LONE) and not is_training_state(name)]
+    if len(lone) == 1 and any(map(is_configuration, present)):
+        return lone, None
+    files = sorted(name for name in present if name.endswith((*_LONE, ".safetensors")))
     if not files:
         explain_files(path, present)
     raise InputError(
@@ -220,7 +260,8 @@ def _others(path: str, weights: set[str]) -> tuple[dict[str, str], tuple[str, ..
     for entry in entries:
         if entry.name in weights:
             continue
-        weighty = entry.name.endswith(_WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
+        weighty = entry.name.endswith(WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
+        weighty = weighty or entry.name in LOGS
         if entry.is_file() and not weighty and not entry.name.endswith(".swavg-partial"):
             side[entry.name] = os.path.join(path, entry.name)
         else:
@@ -248,7 +289,12 @@ def lay_out(request: WriteRequest) -> Layout:
     stem, suffix = re.sub(r"(-\d+-of-\d+)?\.[^.]+$", "", first), os.path.splitext(first)[1]
     if suffix == ".bin" and stem == "model":
         stem = "pytorch_model"
-    row = FILES[_BY_SUFFIX[suffix]]
+    if request.max_shard_size is not None and not _is_usual(f"{stem}{suffix}"):
+        # Shards of another name would not be found.
+        stem, suffix = "model", ".safetensors"
+    row = FILES[_BY_SUFFIX.get(suffix, "torch")]
+    assert row.lay_out is not None
+    assert row.plan_file is not None
     numbers: Sequence[int] = range(len(request.specs))
     if request.drop_ties and suffix == ".safetensors":
         numbers = without_ties(request)
@@ -257,32 +303,42 @@ def lay_out(request: WriteRequest) -> Layout:
     else:
         groups = _by_size(request, numbers)
         shards = dict(zip(shard_names(stem, suffix, len(groups)), groups, strict=True))
-    assert row.plan_file is not None
-    layouts = tuple(row.plan_file(request, group, name) for name, group in shards.items())
-    files = {}
+    files, notes = with_written_dtypes(request)
+    if len(shards) == 1 and suffix != ".safetensors":
+        # With all else that the template's file holds.
+        whole = row.lay_out(request)
+        layouts = tuple(replace(file, name=next(iter(shards))) for file in whole.layouts)
+        notes += whole.notes
+    else:
+        layouts = tuple(row.plan_file(request, group, name) for name, group in shards.items())
+        notes += stale_notes(request)
     if len(shards) > 1 or (extras.shards and f"{stem}{suffix}" not in shards):
         name = f"{stem}{suffix}.index.json"
         if extras.index and request.max_shard_size is None:
             name = extras.index
-        files[name] = _index(request, shards, extras.index_metadata)
-    notes: tuple[str, ...] = ()
+        files[name] = _index(request, shards)
     if extras.left_out:
         shown = ", ".join(extras.left_out[:6]) + (", ..." if len(extras.left_out) > 6 else "")
         base = os.path.basename(request.template.path.rstrip("/"))
-        notes = (f"not copied from {base}: {shown}",)
-    return Layout(layouts, files, extras.side_files, notes)
+        notes = (f"not copied from {base}: {shown}", *notes)
+    side_files = {name: path for name, path in extras.side_files.items() if name not in files}
+    return Layout(layouts, files, side_files, notes)
 
 
-def _index(
-    request: WriteRequest, shards: Mapping[str, Sequence[int]], metadata: Mapping[str, object]
-) -> bytes:
-    names, sizes = request.specs.names, request.specs.sizes
-    total = sum(sizes[number] for group in shards.values() for number in group)
-    weight_map = {names[number]: name for name, group in shards.items() for number in group}
-    content = {
-        "metadata": {**metadata, "total_size": total},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
+def _index(request: WriteRequest, shards: Mapping[str, Sequence[int]]) -> bytes:
+    specs, sizes = request.specs, request.specs.sizes
+    written = [number for group in shards.values() for number in group]
+    weight_map = {specs.names[number]: name for name, group in shards.items() for number in group}
+    metadata = request.template.extras.index_metadata
+    metadata = {name: value for name, value in metadata.items() if not is_stale(name)}
+    metadata["total_size"] = sum(map(sizes.__getitem__, written))
+    if isinstance(parameters := metadata.get("total_parameters"), int):
+        # Buffers do not count as such: what is new and what is left out, and nothing else.
+        columns = request.template.tensors.columns
+        before = [math.prod(columns.forms[form][1]) for form in columns.form]
+        after = [math.prod(specs.forms[specs.form[number]][1]) for number in written]
+        metadata["total_parameters"] = parameters + sum(after) - sum(before)
+    content = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
@@ -312,4 +368,4 @@ def _by_size(request: WriteRequest, numbers: Sequence[int]) -> list[Sequence[int
     return list(groups)
 
 
-FORMAT = Format("folder", (), lambda head: False, open_folder, lay_out)
+FORMAT = Format("folder", (), lambda head: False, open_folder, lay_out, recipe_in=recipe_in)

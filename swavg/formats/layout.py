@@ -147,7 +147,8 @@ class Format:
     ``recognises`` tells by the first bytes of a file (a folder's row by none). ``open`` reads
     headers only; ``key`` is the dotted path of the state dict, where a format has one. ``lay_out``
     plans an output (None: it is only read), ``plan_file`` one file of some of the tensors, as a
-    shard. An output is of the format that its suffix names.
+    shard. ``recipe_in`` reads what swavg wrote of an average (None: the format has no place for
+    it), and little else. An output is of the format that its suffix names.
     """
 
     name: str
@@ -156,3 +157,4 @@ class Format:
     open: Open
     lay_out: Callable[[WriteRequest], Layout] | None = None
     plan_file: Callable[[WriteRequest, Sequence[int], str], FileLayout] | None = None
+    recipe_in: Callable[[str], str | None] = lambda path: None

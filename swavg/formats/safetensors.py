@@ -25,7 +25,9 @@ from swavg.formats.checkpoint import (
     TableBuilder,
     TensorTable,
 )
+from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import FileLayout, Format, Layout, Specs, WriteRequest, losses
+from swavg.formats.metrics import metrics_among
 from swavg.storage.sources import LocalFile, Pool
 
 HEADER_LIMIT = 100_000_000
@@ -42,11 +44,16 @@ NAME_LIMIT = 4096
 
 _HEADER_ALIGNMENT = 8
 
+_BLANKS = b" \t\n\r"
+"""What may stand before the object, as in any JSON."""
+
 
 def looks_like_safetensors(head: bytes) -> bool:
     """True if the first bytes of a file are a header's length and the start of a JSON object."""
     # Any length below 4 GiB: one beyond the limit is refused as such when the file is opened.
-    return len(head) >= 9 and head[8:9] == b"{" and 1 < int.from_bytes(head[:8], "little") < 2**32
+    if len(head) < 9 or not 1 < int.from_bytes(head[:8], "little") < 2**32:
+        return False
+    return head[8:].lstrip(_BLANKS)[:1] in (b"{", b"")
 
 
 def open_safetensors(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -54,21 +61,7 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
 
     ``key`` means nothing here.
     """
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        if file.size < 8:
-            raise InputError(path, f"truncated: {file.size} bytes, less than a safetensors header")
-        (length,) = struct.unpack("<Q", pool.read(file, 0, 8))
-        if length > HEADER_LIMIT:
-            raise InputError(
-                path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT:,} are allowed"
-            )
-        if 8 + length > file.size:
-            raise InputError(
-                path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
-            )
-        header = pool.read(file, 8, length)
-    base = 8 + length
+    file, header, base = _read_header(path)
     shared = Shared() if shared is None else shared
     metadata, rest = _split(path, header)
     # Offsets count from the data on: equal however long the metadata is.
@@ -90,6 +83,30 @@ def open_safetensors(path: str, key: str | None = None, shared: Shared | None = 
     return Checkpoint(path, "safetensors", (file,), table, metadata, extras=extras)
 
 
+def recipe_in(path: str) -> str | None:
+    """What swavg wrote of an average. InputError if the header has no such beginning."""
+    return _split(path, _read_header(path)[1])[0].get("swavg")
+
+
+def _read_header(path: str) -> tuple[LocalFile, bytearray, int]:
+    """The file, its header without length and blanks before it, and the offset of the data."""
+    file = LocalFile.find(path)
+    with Pool() as pool:
+        if file.size < 8:
+            raise InputError(path, f"truncated: {file.size} bytes, less than a safetensors header")
+        (length,) = struct.unpack("<Q", pool.read(file, 0, 8))
+        if length > HEADER_LIMIT:
+            raise InputError(
+                path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT:,} are allowed"
+            )
+        if 8 + length > file.size:
+            raise InputError(
+                path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
+            )
+        header = pool.read(file, 8, length)
+    return file, header if header[:1] == b"{" else header.lstrip(_BLANKS), 8 + length
+
+
 _HUGE = re.compile(rb"[0-9]{400}")
 _METADATA = b'{"__metadata__":'
 
@@ -101,7 +118,7 @@ def _split(path: str, header: bytearray) -> tuple[dict[str, str], bytearray]:
         return {}, header
     text = _decoded(path, header)
     with _as_json(path):
-        metadata, end = _decoder(path).raw_decode(text, len(_METADATA))
+        metadata, end = _decoder(path, header).raw_decode(text, len(_METADATA))
     if not text.startswith((',"', "}"), end):
         return {}, header
     rest = "{" + text[end:].removeprefix(",")
@@ -139,8 +156,16 @@ def _as_json(path: str) -> Iterator[None]:
         raise InputError(path, f"its safetensors header is not valid JSON ({error})") from None
 
 
-def _decoder(path: str) -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=partial(unique, path))
+def _decoder(path: str, header: bytearray) -> json.JSONDecoder:
+    # For the reference library -0 is a float, and no offset or extent; Python reads the integer 0.
+    parse = _not_minus_zero if b"-0" in header else None
+    return json.JSONDecoder(object_pairs_hook=partial(unique, path), parse_int=parse)
+
+
+def _not_minus_zero(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("-0 is no count")
+    return int(digits)
 
 
 def _parsed(path: str, header: bytearray) -> dict[str, object]:
@@ -149,13 +174,15 @@ def _parsed(path: str, header: bytearray) -> dict[str, object]:
         raise InputError(path, "its header has a number of hundreds of digits")
     text = _decoded(path, header)
     with _as_json(path):
-        entries: dict[str, object] = _decoder(path).decode(text)
+        entries: dict[str, object] = _decoder(path, header).decode(text)
     if b"\\u" in header and not all(map(_is_text, entries)):
         raise InputError(path, "its header has half a surrogate pair, which is no text")
     return entries
 
 
 def _checked_metadata(path: str, metadata: object) -> dict[str, str]:
+    if metadata is None:
+        return {}
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
@@ -328,7 +355,7 @@ def lay_out(request: WriteRequest) -> Layout:
         numbers = without_ties(request)
     lost = losses(request)
     notes = (f"safetensors holds tensors only: {lost} left out",) if lost else ()
-    return Layout((plan_file(request, numbers),), notes=notes)
+    return Layout((plan_file(request, numbers),), notes=(*notes, *stale_notes(request)))
 
 
 def without_ties(request: WriteRequest) -> list[int]:
@@ -343,7 +370,13 @@ _OF_ONE = ("metrics", "snapshots", "ema_state")
 
 def metadata_of(request: WriteRequest) -> dict[str, str]:
     """The strings of the header: the template's, and how the tensors were made."""
-    found = {n: text for n, text in request.template.metadata.items() if n not in _OF_ONE}
+    found = {
+        name: text
+        for name, text in request.template.metadata.items()
+        if name not in _OF_ONE and not is_stale(name)
+    }
+    for name in metrics_among(found):
+        del found[name]
     # transformers refuses files that do not say which framework wrote them.
     found.setdefault("format", "pt")
     found["swavg"] = request.recipe
@@ -386,5 +419,6 @@ def plan_specs(
 
 
 FORMAT = Format(
-    "safetensors", (".safetensors",), looks_like_safetensors, open_safetensors, lay_out, plan_file
-)
+    "safetensors", (".safetensors",), looks_like_safetensors, open_safetensors, lay_out, plan_file,
+    recipe_in,
+)  # fmt: skip

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 from swavg import weights
 from swavg.errors import InputError, RequestError
-from swavg.methods.recorded import EarlierEma, earlier_ema
+from swavg.methods.additions import check_new
+from swavg.methods.recorded import Earlier, EarlierEma, earlier_ema
 from swavg.methods.smooth import Smoothing, known
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
@@ -17,29 +17,39 @@ from swavg.series import Series
 
 
 def ema(
-    series: Series, smoothing: Smoothing, *, policy: Policy, resume: Path | None = None
+    series: Series,
+    smoothing: Smoothing,
+    *,
+    policy: Policy,
+    resume: Path | None = None,
+    again: bool = False,
 ) -> Request:
-    """The EMA of a series; ``resume`` continues an earlier one with its later checkpoints.
+    """The EMA of a series; ``resume`` continues an earlier one with its later checkpoints, which
+    it does not hold yet unless they are to count ``again``.
 
     An EMA that is continued equals one done all at once, to the rounding of the file it was kept
     in: keep it in float32 (``Policy(dtype="float32")``). Raises RequestError, and InputError for an
     earlier one that is none or that does not say what is needed.
     """
     if resume is not None:
-        return _resumed(series, smoothing, resume, policy)
+        return _resumed(series, smoothing, resume, policy, again=again)
     details = smoothing.details(series.steps, len(series))
     row = Row(smoothing.weights_at(series.steps), tuple(range(len(series))), "ema", details)
-    return Request(series.paths, (row,), policy)
+    return Request(series.paths, (row,), policy, shared=series.shared)
 
 
-def _resumed(series: Series, smoothing: Smoothing, resume: Path, policy: Policy) -> Request:
-    path = os.fspath(resume)
-    earlier = earlier_ema(resume, policy.key)
+def _resumed(
+    series: Series, smoothing: Smoothing, resume: Path, policy: Policy, *, again: bool
+) -> Request:
+    average = Earlier.open(resume, policy.key, series.shared)
+    path, earlier = average.path, earlier_ema(average)
     _check_same(path, earlier.smoothing, smoothing)
     step = earlier.step
     new = [s for s in series.snapshots if step is None or s.step is None or s.step > step]
     if not new:
         raise RequestError(f"No checkpoint is later than step {step}, where {path} ended.")
+    later = [snapshot.path for snapshot in new]
+    warnings = [] if again else check_new(average, later)
     steps = [snapshot.step for snapshot in new]
     decays = _later_decays(path, earlier, smoothing, steps)
     mass = earlier.mass
@@ -50,14 +60,16 @@ def _resumed(series: Series, smoothing: Smoothing, resume: Path, policy: Policy)
     if smoothing.debias:
         details["mass"] = 1 - (1 - mass) * math.prod(decays)
     numbers = weights.resume_with_decays(decays, mass=mass)
-    row = Row(numbers, tuple(range(len(numbers))), "ema", details)
+    row = Row(numbers, tuple(range(len(numbers))), "ema", details, of_averages=True)
     left = len(series) - len(new)
     note = f"left out {left} up to step {step}, which the EMA holds already"
     return Request(
-        (path, *(snapshot.path for snapshot in new)),
+        (path, *later),
         (row,),
         replace(policy, mixed_dtypes=True),
         (note,) if left else (),
+        tuple(warnings),
+        series.shared,
     )
 
 

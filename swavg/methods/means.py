@@ -7,23 +7,33 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from swavg import weights
-from swavg.methods.recorded import counted
+from swavg.formats.checkpoint import Shared
+from swavg.methods.additions import check_dropped, check_new
+from swavg.methods.recorded import Earlier, counted
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
 
 
 def update(
-    average: Path, new: Sequence[Path], *, policy: Policy, count: int | None = None
+    average: Path,
+    new: Sequence[Path],
+    *,
+    policy: Policy,
+    count: int | None = None,
+    again: bool = False,
 ) -> Request:
     """Running SWA: ``average`` of n checkpoints, and ``new`` ones: the mean of all.
 
     n is read from the average's recipe unless ``count`` gives it. Kept in float32 unless the
-    policy says otherwise, so that it does not drift. Raises RequestError, and InputError where n
-    is not known.
+    policy says otherwise, so that it does not drift. Raises RequestError, also for one that the
+    average holds already (unless it is to count ``again``), and InputError where n is not known.
     """
-    n = counted(average, count, policy.key)
+    earlier = Earlier.open(average, policy.key)
+    n = counted(earlier, count)
+    warnings = [] if again else check_new(earlier, new)
     numbers = weights.running(n, len(new))
-    return _request([average, *new], numbers, "running mean", n + len(new), policy)
+    request = _request([average, *new], numbers, "running mean", n + len(new), policy)
+    return replace(request, warnings=tuple(warnings), shared=earlier.shared)
 
 
 def slide(
@@ -33,17 +43,22 @@ def slide(
     *,
     policy: Policy,
     count: int | None = None,
+    again: bool = False,
 ) -> Request:
     """A window moved on: the mean ``average`` with ``add`` let in and ``drop`` let out.
 
     Otherwise as :func:`update`.
     """
-    n = counted(average, count, policy.key)
+    earlier = Earlier.open(average, policy.key)
+    n = counted(earlier, count)
+    warnings = [] if again else check_new(earlier, add)
+    warnings += check_dropped(earlier, drop)
     held, *others = weights.slide(n, len(add), len(drop))
     # The order also decides the template: the newest comes last.
     numbers = (*others[len(add) :], held, *others[: len(add)])
     left = n + len(add) - len(drop)
-    return _request([*drop, average, *add], numbers, "sliding mean", left, policy)
+    request = _request([*drop, average, *add], numbers, "sliding mean", left, policy)
+    return replace(request, warnings=tuple(warnings), shared=earlier.shared)
 
 
 def window(
@@ -54,11 +69,14 @@ def window(
     ``counts`` are s and e, in checkpoints or steps; by default the ``n`` of the two recipes.
     Otherwise as :func:`update`.
     """
+    shared = Shared()
     if counts is None:
-        s, e = (float(counted(path, None, policy.key, "counts")) for path in (start, end))
+        means = (Earlier.open(path, policy.key, shared) for path in (start, end))
+        s, e = (float(counted(mean, None, "counts")) for mean in means)
     else:
         s, e = counts
-    return _request([start, end], weights.window(s, e), "window", e - s, policy)
+    request = _request([start, end], weights.window(s, e), "window", e - s, policy)
+    return replace(request, shared=shared)
 
 
 def _request(
@@ -66,7 +84,7 @@ def _request(
 ) -> Request:
     """One row over all inputs, recorded as a mean of ``n``, in float32 unless told otherwise."""
     details = {"n": int(n) if n == int(n) else n}
-    row = Row(numbers, tuple(range(len(inputs))), method, details)
+    row = Row(numbers, tuple(range(len(inputs))), method, details, of_averages=True)
     dtype = "float32" if policy.dtype == "keep" else policy.dtype
     # The average is wider than the checkpoints that are added to it.
     policy = replace(policy, dtype=dtype, mixed_dtypes=True)

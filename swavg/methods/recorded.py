@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, RequestError
+from swavg.formats.checkpoint import Shared
 from swavg.methods.smooth import Smoothing
 from swavg.planning.row import Path
 
 _MEANS = ("mean", "running mean", "sliding mean", "window")
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """An average that is to be continued."""
+
+    path: str
+    recipe: Mapping[str, object]
+    key: str | None
+    """As in :class:`swavg.planning.policy.Policy`."""
+    shared: Shared
+    """What was read of it, and will be of what is added to it."""
+
+    @classmethod
+    def open(cls, path: Path, key: str | None, shared: Shared | None = None) -> Earlier:
+        """The average at ``path``. InputError if it cannot be opened."""
+        shared = Shared() if shared is None else shared
+        return cls(os.fspath(path), recipe_of(path, key, shared), key, shared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +48,9 @@ class EarlierEma:
     """:func:`swavg.weights.debias_mass`; 1 if it was started from the first."""
 
 
-def earlier_ema(path: Path, key: str | None) -> EarlierEma:
-    """The EMA at ``path``, as its recipe says. InputError if it is none that swavg wrote."""
-    recipe = recipe_of(path, key)
+def earlier_ema(average: Earlier) -> EarlierEma:
+    """The EMA, as its recipe says. InputError if it is none that swavg wrote."""
+    recipe = average.recipe
     n, decay, step = recipe.get("n"), recipe.get("decay"), recipe.get("step")
     mass, warmup = recipe.get("mass", 1.0), recipe.get("warmup")
     if (
@@ -40,7 +61,7 @@ def earlier_ema(path: Path, key: str | None) -> EarlierEma:
         or not is_number(mass)
     ):
         raise InputError(
-            path,
+            average.path,
             "is no ema that swavg wrote: its metadata has no such recipe",
             hint=f"It says {recipe['method']}." if "method" in recipe else None,
         )
@@ -49,8 +70,8 @@ def earlier_ema(path: Path, key: str | None) -> EarlierEma:
     return EarlierEma(smoothing, int(n), step, float(mass))
 
 
-def counted(path: Path, count: int | None, key: str | None, argument: str = "count") -> int:
-    """Of how many checkpoints ``path`` is the mean: ``count``, else as recorded.
+def counted(average: Earlier, count: int | None, argument: str = "count") -> int:
+    """Of how many checkpoints it is the mean: ``count``, else as its recipe says.
 
     Raises RequestError for a count below 1, and InputError where none is recorded.
     """
@@ -58,11 +79,10 @@ def counted(path: Path, count: int | None, key: str | None, argument: str = "cou
         if count < 1:
             raise RequestError(f"A mean of {count} checkpoints is none.")
         return count
-    recipe = recipe_of(path, key)
-    n = recipe.get("n")
-    if recipe.get("method") not in _MEANS or not _is_count(n):
+    n = average.recipe.get("n")
+    if average.recipe.get("method") not in _MEANS or not _is_count(n):
         raise InputError(
-            path,
+            average.path,
             "does not say of how many checkpoints it is the mean",
             hint=f"Give the number with {argument}=.",
         )

@@ -86,6 +86,7 @@ def sweep(series: Series, specs: Sequence[SweepSpec], *, policy: Policy) -> Requ
             for row in rows
         ),
         policy,
+        shared=series.shared,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from swavg import weights
 from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, RequestError
+from swavg.formats.checkpoint import Shared
 from swavg.methods.recorded import is_number
 from swavg.methods.smooth import known
 from swavg.planning.policy import Policy
@@ -32,7 +33,7 @@ def posthoc(
     if profiles:
         gammas = _given_gammas(profiles, len(series))
     else:
-        gammas = [_recorded_gamma(path, policy.key) for path in series.paths]
+        gammas = [_recorded_gamma(path, policy.key, series.shared) for path in series.paths]
     target = max(steps) if at_step is None else at_step
     # Snapshots after the target are no part of it, not parts of weight 0.
     members = tuple(index for index, step in enumerate(steps) if step <= target)
@@ -41,8 +42,9 @@ def posthoc(
         gamma = weights.gamma_from_sigma_rel(sigma_rel)
         numbers = weights.posthoc(steps, gammas, target, gamma)
         details = {"profile": {"sigma_rel": sigma_rel, "gamma": gamma}, "step": target}
-        rows.append(Row(tuple(numbers[i] for i in members), members, "posthoc", details))
-    return Request(series.paths, tuple(rows), policy)
+        held = tuple(numbers[i] for i in members)
+        rows.append(Row(held, members, "posthoc", details, of_averages=True))
+    return Request(series.paths, tuple(rows), policy, shared=series.shared)
 
 
 def _given_gammas(profiles: Sequence[float], count: int) -> list[float]:
@@ -52,8 +54,8 @@ def _given_gammas(profiles: Sequence[float], count: int) -> list[float]:
     return [weights.gamma_from_sigma_rel(width) for width in widths]
 
 
-def _recorded_gamma(path: str, key: str | None) -> float:
-    profile = recipe_of(path, key).get("profile")
+def _recorded_gamma(path: str, key: str | None, shared: Shared) -> float:
+    profile = recipe_of(path, key, shared).get("profile")
     gamma = profile.get("gamma") if isinstance(profile, Mapping) else None
     if not is_number(gamma):
         raise InputError(

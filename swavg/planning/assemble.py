@@ -33,7 +33,7 @@ class Assembly:
         self._form = array("I")
         self._tables, self._table_of = distinct_tables(checkpoints)
         self._numbers = [array("q") for _ in self._tables]
-        self._by_name: dict[str, int] = {}
+        self._by_name: dict[tuple[str | None, str], int] = {}
         self._by_bytes: dict[tuple[int, int, int], int] = {}
         self._merged: dict[tuple[int, Operation], Operation | None] = {}
 
@@ -59,10 +59,11 @@ class Assembly:
         alone: bool,
     ) -> Output:
         """Row ``number``'s output. ``alone``: there is no other row to share with."""
-        entry_of = self._entries_of(number, row, decisions, layout, alone)
+        part = target.part
+        entry_of = self._entries_of(number, row, decisions, layout, part, alone)
         template = row.members[-1]
         files = tuple(self._file(number, template, file, entry_of) for file in layout.layouts)
-        home = array("q", [-1]) * len(self._form)
+        home = array("i", [-1]) * len(self._form)
         starts, region = [], 0
         for file in files:
             starts.append(region)
@@ -90,6 +91,7 @@ class Assembly:
         row: Row,
         decisions: Decisions,
         layout: Layout,
+        part: str | None,
         alone: bool,
     ) -> array[int]:
         """The entry of each tensor of a row; one that is not written, as it is tied, has none."""
@@ -117,11 +119,11 @@ class Assembly:
                 own_form = self._form_of(tuple(shape[axis] for axis in order), order)
             for place, column in zip(places, decisions.numbers, strict=True):
                 numbers[place] = column[at]
-            shared = None if alone else self._shared(name, own[made], own_form, numbers)
+            shared = None if alone else self._shared((part, name), own[made], own_form, numbers)
             if shared is None:
                 shared = self._add(interned[made], own_form, numbers)
                 if not alone:
-                    self._by_name.setdefault(name, shared)
+                    self._by_name.setdefault((part, name), shared)
             found.append(shared)
         return found
 
@@ -142,9 +144,13 @@ class Assembly:
         return len(self._form) - 1
 
     def _shared(
-        self, name: str, operation: Operation, form: int, numbers: Sequence[int]
+        self,
+        name: tuple[str | None, str],
+        operation: Operation,
+        form: int,
+        numbers: Sequence[int],
     ) -> int | None:
-        """The entry of an earlier row that serves this one too."""
+        """The entry of an earlier row (of the same part) that serves this one too."""
         entry = self._by_name.get(name)
         if entry is None or self._form[entry] != form:
             return None
@@ -175,11 +181,13 @@ class Assembly:
             regions.append((kept.offset, kept.nbytes, entry, -1))
         # Of several that begin at one byte all but the last are empty: a task looks no further.
         regions.sort()
+        offsets = array("q", [offset for offset, _, _, _ in regions])
         return File(
             layout,
-            array("q", [offset for offset, _, _, _ in regions]),
+            # Mostly the layout's own: one array serves both.
+            layout.offsets if offsets == layout.offsets else offsets,
             array("I", [entry for _, _, entry, _ in regions]),
-            array("q", [tensor for _, _, _, tensor in regions]),
+            array("i", [tensor for _, _, _, tensor in regions]),
         )
 
     def _bytes(self, number: int, template: int, start: int, nbytes: int) -> int:

@@ -3,37 +3,71 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from swavg.errors import InputError, MismatchError
+from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Columns
+from swavg.planning.adapters import SETTINGS, json_of, settings_of
 from swavg.planning.match import by_canonical_name
-from swavg.planning.not_plain import MERGE, Finding, not_plain
-from swavg.storage.sources import LocalFile, Pool
+from swavg.planning.not_plain import MERGE, Finding, codes_of, is_code, not_plain
+from swavg.storage.sources import Pool
 
 _BEGIN = 4096
 """Bytes at which codes and masks are compared."""
 _STEP = 1 << 20
-_MAX_JSON = 1 << 20
-
-_SETTINGS = ("lora_alpha", "r", "use_rslora", "alpha_pattern", "rank_pattern")
-"""What PEFT multiplies products of factors by, as adapter_config.json has it."""
 
 
 def check_plain(
-    checkpoints: Sequence[Checkpoint], shown: Sequence[str], averaged: Callable[[str], bool]
+    checkpoints: Sequence[Checkpoint],
+    shown: Sequence[str],
+    averaged: Callable[[str], bool],
+    *,
+    exact: bool = False,
 ) -> list[str]:
     """What may make an average useless, in words; MismatchError for what certainly does.
 
-    ``averaged`` tells of a canonical name whether it is to be averaged. Raises InputError too.
+    ``averaged`` tells of a canonical name whether it is to be averaged; ``exact``: low-rank
+    factors are not (:mod:`swavg.planning.lora`). Raises InputError too.
     """
     warnings = []
-    for finding in confirmed(not_plain(checkpoints, shown, averaged), checkpoints, shown):
+    findings = not_plain(checkpoints, shown, averaged)
+    if exact:
+        findings = [each for each in findings if each.kind not in ("alpha", "rank", "factors")]
+    if not any(finding.kind == "codes" for finding in findings):
+        findings += _declared(checkpoints, averaged)
+    for finding in confirmed(findings, checkpoints, shown):
         if finding.level == "refuse":
             raise MismatchError(f"{finding.message}.", hint=finding.hint)
         warnings.append(f"{finding.message}. {finding.hint}")
     return warnings
+
+
+def _declared(
+    checkpoints: Sequence[Checkpoint], averaged: Callable[[str], bool]
+) -> Iterator[Finding]:
+    """The refusal of codes that no name tells, in checkpoints whose config.json says that they are
+    quantised."""
+    for checkpoint in checkpoints:
+        columns = checkpoint.tensors.columns
+        codes = [is_code(dtype) and math.prod(shape) > 1 for dtype, shape, _ in columns.forms]
+        if len(checkpoints) < 2 or not any(codes):
+            continue
+        with Pool() as pool:
+            config = json_of(pool, checkpoint, "config.json") or {}
+        # Of a model of several, each has its own.
+        configs = [config, *(each for each in config.values() if isinstance(each, dict))]
+        if any(each.get("quantization_config") for each in configs):
+            short = by_canonical_name(columns.names)
+            numbers = {name: number for number, name in enumerate(columns.names)}
+            names = [
+                name
+                for name, own in short.items()
+                if codes[columns.form[numbers[own]]] and averaged(name)
+            ]
+            if names:
+                yield codes_of(names)
+            return
 
 
 def confirmed(
@@ -103,29 +137,20 @@ def _equal(
 def _settings_of(
     pool: Pool, checkpoints: Sequence[Checkpoint], shown: Sequence[str]
 ) -> Iterator[Finding]:
-    """The refusal of PEFT adapters whose factors are scaled differently."""
+    """The refusal of adapters whose factors are scaled differently."""
     known = [
         (name, settings)
         for name, checkpoint in zip(shown, checkpoints, strict=True)
-        if (settings := _adapter_config(pool, checkpoint)) is not None
+        for settings in settings_of(pool, checkpoint)
     ]
-    for setting in _SETTINGS:
-        first: dict[str, str] = {}
-        for name, settings in known:
-            first.setdefault(json.dumps(settings.get(setting), sort_keys=True), name)
-        if len(first) > 1:
-            facts = " and ".join(f"{value} in {name}" for value, name in list(first.items())[:2])
-            message = f"adapter_config.json differs: {setting} is {facts}"
-            yield Finding("alpha", "refuse", message, MERGE)
-            return
-
-
-def _adapter_config(pool: Pool, checkpoint: Checkpoint) -> Mapping[str, object] | None:
-    """What stands in the adapter_config.json of a folder, or beside a file; None if nothing."""
-    beside = os.path.join(os.path.dirname(checkpoint.path), "adapter_config.json")
-    try:
-        file = LocalFile.find(checkpoint.extras.side_files.get("adapter_config.json", beside))
-        content = json.loads(bytes(pool.read(file, 0, min(file.size, _MAX_JSON))))
-    except (InputError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+    for place in dict.fromkeys(settings.place for _, settings in known):
+        for setting in SETTINGS:
+            first: dict[str, str] = {}
+            for name, settings in known:
+                if settings.place == place:
+                    first.setdefault(json.dumps(settings.get(setting), sort_keys=True), name)
+            if len(first) > 1:
+                facts = " and ".join(f"{value} in {name}" for value, name in [*first.items()][:2])
+                message = f"{place} differs: {setting} is {facts}"
+                yield Finding("alpha", "refuse", message, MERGE)
+                return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -12,7 +12,9 @@ from swavg.dtypes import BY_NAME, Accumulator, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form, Shape, TensorTable
 from swavg.formats.layout import Specs
+from swavg.planning.lora import Joined
 from swavg.planning.match import SideBySide
+from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.weights import is_uniform, renormalized
@@ -34,7 +36,8 @@ class Operation:
     """How a tensor of the output is made, whichever it is.
 
     ``average`` is a weighted sum of floats, taken in ``accumulate``; ``integer`` (and floats
-    narrower than a byte) is what all members have, or follows the policy for integers; ``copy``
+    narrower than a byte, and masks) is what all members have, or follows the policy for integers;
+    ``copy``
     takes the bytes of its one member. ``members`` are checkpoints,
     ascending, with their ``weights``; ``uniform`` is their mean.
     """
@@ -84,13 +87,19 @@ def decide(
     row: Row,
     policy: Policy,
     shown: Sequence[str],
+    joined: Mapping[str, Joined] | None = None,
+    *,
+    of_several: bool = False,
 ) -> Decisions:
     """Decide for every tensor of a row. ``shown`` are the names of all checkpoints.
 
-    ``side_by_side`` is of the row's members, whose last is the template. Raises MismatchError with
-    every difference, RequestError for globs that leave nothing to average.
+    ``side_by_side`` is of the row's members, whose last is the template. ``joined`` says of some
+    canonical names that they are made otherwise. ``of_several``: one part of a composite, of which
+    globs may leave nothing to average. Raises MismatchError with every difference, RequestError for
+    globs that leave nothing to average otherwise.
     """
-    return _Decider(checkpoints, side_by_side, row, policy, shown).decide()
+    decider = _Decider(checkpoints, side_by_side, row, policy, shown, joined or {})
+    return decider.decide(of_several=of_several)
 
 
 def selection(match: SideBySide, policy: Policy) -> Callable[[str], bool]:
@@ -118,7 +127,9 @@ class _Decider:
         row: Row,
         policy: Policy,
         shown: Sequence[str],
+        joined: Mapping[str, Joined],
     ) -> None:
+        self._special = joined
         self._match = side_by_side
         self._template = checkpoints[row.members[-1]].tensors
         self._row = row
@@ -129,9 +140,11 @@ class _Decider:
         self._joined = False
         self._verdicts: dict[tuple[object, ...], _Verdict] = {}
 
-    def decide(self) -> Decisions:
+    def decide(self, *, of_several: bool) -> Decisions:
         match = self._match
         names = match.names()
+        all_names = frozenset(names)
+        assert self._special.keys() <= all_names, "names are matched in another way"
         written: list[str] = []
         forms: dict[tuple[DType, Shape], int] = {}
         operations: dict[Operation, int] = {}
@@ -143,7 +156,8 @@ class _Decider:
         others: list[NotAveraged] = []
         for name, column in zip(names, match.columns(names), strict=True):
             selected = self._selected(name)
-            verdict = self._verdict(column, selected)
+            apart = set_apart(name, all_names) if name.endswith(SET_APART) else None
+            verdict = self._verdict(name, column, selected, apart)
             shown = match.output_name(name)
             if verdict.what:
                 facts = tuple(zip(self._shown, verdict.facts, strict=True))
@@ -168,8 +182,9 @@ class _Decider:
                 numbers_there.append(number)
             unchanged.append(made.op == "copy" and self._is_own(shown, made, column))
         if differences:
-            raise _mismatch(differences, self._shown)
-        if not self._joined:
+            raise self._behind_prefix() or _mismatch(differences, self._shown)
+        kept = of_several and written and not any(map(self._selected, names))
+        if not self._joined and not kept:
             raise self._nothing(names)
         return Decisions(
             Specs(tuple(written), tuple(forms), form),
@@ -194,10 +209,19 @@ class _Decider:
             and columns.form[own] == columns.form[taken]
         )
 
-    def _verdict(self, column: Sequence[int], selected: bool) -> _Verdict:
+    def _verdict(
+        self,
+        name: str,
+        column: Sequence[int],
+        selected: bool,
+        apart: Literal["spectral", "mask"] | None,
+    ) -> _Verdict:
         columns = [table.columns for table in self._match.tables]
+        joined = self._special.get(name)
         key = (
             selected,
+            apart,
+            joined,
             *(
                 number if number < 0 or number in of.others else (of.form[number],)
                 for of, number in zip(columns, column, strict=True)
@@ -209,10 +233,22 @@ class _Decider:
                 for place, number in enumerate(column)
             ]
             forms = [places[place] for place in self._match.table_of]
-            self._verdicts[key] = self._judged(forms, selected)
+            if joined is None:
+                self._verdicts[key] = self._judged(forms, selected, apart)
+            elif selected:
+                self._verdicts[key] = self._joined_by(joined, forms)
+            else:
+                raise RequestError(
+                    f"include= and exclude= leave out '{name}': lora=exact takes whole adapters."
+                )
         return self._verdicts[key]
 
-    def _judged(self, forms: Sequence[Form | None], selected: bool) -> _Verdict:
+    def _judged(
+        self,
+        forms: Sequence[Form | None],
+        selected: bool,
+        apart: Literal["spectral", "mask"] | None,
+    ) -> _Verdict:
         """What becomes of a tensor that has these forms (None: it is missing), one per member."""
         last = max(index for index, form in enumerate(forms) if form is not None)
         reference = forms[last]
@@ -225,7 +261,20 @@ class _Decider:
             return _Verdict(made, reference[1], "excluded", reason)
         if self._policy.strict and (differs := self._differs(forms)) is not None:
             return differs
-        alike = [index for index, form in enumerate(forms) if _compatible(form, reference)]
+        if apart == "spectral":
+            made = self._copy(last, reference[0])
+            reason = f"from {self._shown[last]}{_as(made)}: a vector of spectral norm"
+            return _Verdict(made, reference[1], "copied", reason)
+        alike = [
+            index
+            for index, form in enumerate(forms)
+            if _compatible(form, reference, same_dtype=apart == "mask")
+        ]
+        if len(alike) == len(forms) and apart == "mask":
+            made = Operation(
+                "integer", reference[0], "float32", self._row.members, self._row.weights
+            )
+            return _Verdict(made, reference[1])
         if len(alike) == len(forms):
             return _Verdict(self._average(forms, alike, self._row.weights), reference[1])
         reason = "; ".join(
@@ -243,6 +292,21 @@ class _Decider:
         made = self._average(forms, alike, weights)
         return _Verdict(made, reference[1], "averaged over some", reason)
 
+    def _joined_by(self, joined: Joined, forms: Sequence[Form | None]) -> _Verdict:
+        present = [form for form in forms if form is not None]
+        shape = present[-1][1]
+        if len(present) < len(forms) or any(form[1] != shape for form in present):
+            differs = self._differs(forms)
+            assert differs is not None
+            return differs
+        members, weights = self._row.members, joined.weights
+        output = self._output_dtype(joined.dtype)
+        if weights is None:
+            members, weights, output = members[-1:], (1.0,), joined.dtype
+        accumulate = self._accumulate([form[0] for form in present])
+        made = Operation("average", output, accumulate, members, weights, uniform=False)
+        return _Verdict(made, shape)
+
     def _differs(self, forms: Sequence[Form | None]) -> _Verdict | None:
         """Why strict inputs do not match, or None."""
         present = [form for form in forms if form is not None]
@@ -253,7 +317,7 @@ class _Decider:
             facts = tuple(str(list(shape)) for _, shape, _ in present)
             return _Verdict(None, (), what="shape", facts=facts)
         mixed = self._policy.mixed_dtypes
-        if mixed and all(_compatible(form, present[-1]) for form in present):
+        if mixed and all(_compatible(form, present[-1], same_dtype=False) for form in present):
             return None
         if len({dtype.name for dtype, _, _ in present}) > 1:
             facts = tuple(dtype.name for dtype, _, _ in present)
@@ -296,6 +360,11 @@ class _Decider:
         kept = (tuple(name for name in group if name in names) for group in groups)
         return tuple(group for group in kept if len(group) > 1)
 
+    def _behind_prefix(self) -> MismatchError | None:
+        """The error if it is a prefix that keeps names apart."""
+        found = self._match.prefixes(self._shown)
+        return None if found is None else MismatchError(f"{found.fact}.", hint=found.hint)
+
     def _nothing(self, names: Sequence[str]) -> RequestError | MismatchError:
         """The error of a row in which nothing is averaged."""
         policy = self._policy
@@ -306,19 +375,19 @@ class _Decider:
             )
         if not names:
             return MismatchError("The checkpoints hold no tensors.")
-        return MismatchError(
+        return self._behind_prefix() or MismatchError(
             "The checkpoints have no tensor in common: no name has the same shape and kind of"
             " dtype in all.",
             hint="Are they of the same model? For a .pt file, key= chooses the state dict.",
         )
 
 
-def _compatible(form: Form | None, reference: Form) -> bool:
+def _compatible(form: Form | None, reference: Form, *, same_dtype: bool) -> bool:
     """True if a lenient average may join the two: same shape, both floats or the same integers."""
     if form is None or form[1] != reference[1]:
         return False
     one, other = form[0], reference[0]
-    return one is other or (one.kind == other.kind and one.floating)
+    return one is other or (one.kind == other.kind and one.floating and not same_dtype)
 
 
 def _as(made: Operation) -> str:

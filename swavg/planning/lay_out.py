@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from swavg.errors import RequestError
 from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import WriteRequest
+from swavg.formats.layout import Layout, WriteRequest
 from swavg.formats.table import FORMATS
 from swavg.planning.assemble import Assembly
 from swavg.planning.decide import Decisions
@@ -22,9 +25,10 @@ def lay_out(
     targets: Sequence[Target],
     recipes: Iterable[str],
     policy: Policy,
+    changed: Sequence[Mapping[str, bytes]] = (),
 ) -> tuple[Entries, tuple[Output, ...]]:
-    """The entries of all rows, and where each of them lies. RequestError for what a format cannot
-    hold."""
+    """The entries of all rows, and where each of them lies. ``changed`` has, by row, what is
+    written in place of side files, by name. RequestError for what a format cannot hold."""
     assembly = Assembly(checkpoints)
     outputs = []
     for number, (row, decisions, target, recipe) in enumerate(
@@ -43,6 +47,32 @@ def lay_out(
         write = FORMATS[target.format].lay_out
         assert write is not None
         layout = write(request)
-        alone = len(rows) == 1
+        if changed and changed[number]:
+            layout = _with_files(layout, target, changed[number])
+        if target.part is not None:
+            layout = _in_folder(layout, target.part, target.side_files)
+        alone = len({target.path for target in targets}) == 1
         outputs.append(assembly.output(number, row, decisions, target, layout, alone=alone))
     return assembly.entries(), tuple(outputs)
+
+
+def _with_files(layout: Layout, target: Target, files: Mapping[str, bytes]) -> Layout:
+    if not target.folder:
+        raise RequestError(
+            f"The output is one file, and needs {', '.join(files)} beside it.",
+            hint="Give it a name without a suffix: it becomes a folder.",
+        )
+    sides = {name: path for name, path in layout.side_files.items() if name not in files}
+    return replace(layout, files={**layout.files, **files}, side_files=sides)
+
+
+def _in_folder(layout: Layout, part: str, side_files: Mapping[str, str]) -> Layout:
+    """The layout of a part: its names are relative to the composite."""
+
+    def name(own: str) -> str:
+        return os.path.join(part, own) if own else part
+
+    layouts = tuple(replace(file, name=name(file.name)) for file in layout.layouts)
+    files = {name(own): data for own, data in layout.files.items()}
+    own_side = {name(own): path for own, path in layout.side_files.items()}
+    return Layout(layouts, files, {**side_files, **own_side}, layout.notes)

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from swavg.formats.checkpoint import Checkpoint, Columns, Form, Tensor, TensorTable
-from swavg.storage.sources import Pool
+from swavg.formats.checkpoint import Checkpoint, Form, TensorTable
+from swavg.planning.prefixes import Prefixes, behind_prefix
+from swavg.planning.ties import declared_ties, found_ties
+
+WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
+"""Parts of names that wrappers add: FSDP, activation checkpointing, torch.compile, data parallel
+training. A model may have modules called ``module``, never one of the other names."""
+
+Spelling = Callable[[str], str]
 
 
 def canonical(name: str) -> str:
-    """The name without what wrappers add: ``module.`` in front (DataParallel), ``_orig_mod.``
-    anywhere (torch.compile)."""
-    if "_orig_mod." in name:
-        name = (
-            "".join(part + "." for part in name.split(".")[:-1] if part != "_orig_mod")
-            + name.rsplit(".", 1)[-1]
-        )
-    while name.startswith("module."):
-        name = name[len("module.") :]
-    return name
+    """The name without what wrappers add, anywhere before its last part."""
+    if "module." not in name and "_orig_mod." not in name:
+        return name
+    *path, last = name.split(".")
+    return ".".join([*(part for part in path if part not in WRAPPERS), last])
+
+
+def unwrapped(name: str) -> str:
+    """The name without what is of wrappers for certain: ``module`` is in front only."""
+    path, last = name.split(".")[:-1], name.rpartition(".")[2]
+    path = [part for part in path if part == "module" or part not in WRAPPERS]
+    own = next((at for at, part in enumerate(path) if part != "module"), len(path))
+    return ".".join([*path[own:], last])
+
+
+def spelling(*names: Sequence[str]) -> Spelling:
+    """How the ``names`` of several checkpoints (or a model) are compared, all in one way.
+
+    Wrappers do not count, but for those that keep two names of one checkpoint apart: then only a
+    leading ``module`` does not count, and if that is not enough, names stay as they are.
+    """
+    texts = map("\n".join, names)
+    if not any("module." in text or "_orig_mod." in text for text in texts):
+        return str
+    for spell in (canonical, unwrapped):
+        if all(len(set(map(spell, own))) == len(own) for own in names):
+            return spell
+    return str
 
 
 def by_canonical_name(names: Sequence[str]) -> dict[str, str]:
-    """Canonical names to actual ones; names that would collide stay as they are."""
-    found = {canonical(name): name for name in names}
-    return found if len(found) == len(names) else {name: name for name in names}
+    """Canonical names to actual ones; names that would collide stay apart."""
+    spell = spelling(names)
+    return {spell(name): name for name in names}
 
 
 def distinct_tables(
@@ -48,20 +73,37 @@ class SideBySide:
     Those of one run have equal columns, and are matched once: ``tables`` are the distinct ones,
     ``table_of[i]`` says which is checkpoint ``i``'s. A column of the match is a number per table:
     the tensor's there, or -1. ``ties`` are groups of canonical names that are one tensor in every
-    checkpoint that has them.
+    checkpoint that has them; ``found`` are those among them that no file declares. ``spell`` makes
+    a name canonical here.
     """
 
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
         self.tables, self.table_of = distinct_tables(checkpoints)
-        self._numbers = [_numbers(table.columns) for table in self.tables]
-        self.ties = _confirmed_ties(checkpoints, self._numbers, self.table_of)
+        self.spell = spelling(*(table.columns.names for table in self.tables))
+        self._numbers = [self._numbered(table) for table in self.tables]
+        numbers = [self._numbers[place] for place in self.table_of]
+        self.ties = declared_ties(checkpoints, numbers, self.spell)
+        self.found = found_ties(checkpoints, numbers, self.ties)
+        for group in self.found:
+            self.ties = [*(tie for tie in self.ties if not set(tie) <= set(group)), group]
         self._tied = {name: group for group in self.ties for name in group}
 
+    def _numbered(self, table: TensorTable) -> Mapping[str, int]:
+        if self.spell is str:
+            return table.index
+        return {self.spell(name): number for number, name in enumerate(table.columns.names)}
+
     def names(self) -> list[str]:
-        """All canonical names: the last checkpoint's in its order, then those of earlier ones."""
+        """All canonical names: the last checkpoint's in its order, then those of earlier ones, but
+        for what the last one leaves out as it has the same under another name."""
         found: dict[str, None] = {}
         for place in dict.fromkeys(reversed(self.table_of)):
             found.update(dict.fromkeys(self._numbers[place]))
+        last = self._numbers[self.table_of[-1]]
+        for group in self.found:
+            if not last.keys().isdisjoint(group):
+                for name in set(group) - last.keys():
+                    del found[name]
         return list(found)
 
     def columns(self, names: Sequence[str]) -> Iterator[tuple[int, ...]]:
@@ -91,67 +133,27 @@ class SideBySide:
                 return self.tables[place].columns.names[number]
         return name
 
+    def prefixes(self, shown: Sequence[str]) -> Prefixes | None:
+        """The prefixes that keep names of the checkpoints, which are ``shown`` so, apart."""
+        places = sorted(range(len(self.tables)), key=self.table_of[::-1].index, reverse=True)
+        firsts = [shown[self.table_of.index(place)] for place in places]
+        return behind_prefix([self._numbers[place] for place in places], firsts)
+
+    def warnings(self, shown: Sequence[str]) -> list[str]:
+        """What keeps most names apart though it is only a prefix, in words."""
+        found = self.prefixes(shown)
+        if found is None:
+            return []
+        return [f"{found.fact}, and are not averaged with them. {found.hint}"]
+
+    def notes(self) -> list[str]:
+        """What was taken as tied though no file says so."""
+        return [
+            f"{', '.join(map(repr, group))} have the same bytes wherever they stand together, and"
+            " some inputs leave some of them out: taken as one tied tensor"
+            for group in self.found
+        ]
+
     def form(self, place: int, number: int) -> Form:
         """Dtype, shape and strides of a tensor."""
         return self.tables[place].form_of(number)
-
-
-def _numbers(columns: Columns) -> dict[str, int]:
-    names = columns.names
-    found = {canonical(name): number for number, name in enumerate(names)}
-    return found if len(found) == len(names) else {name: n for n, name in enumerate(names)}
-
-
-def _confirmed_ties(
-    checkpoints: Sequence[Checkpoint], numbers: Sequence[dict[str, int]], table_of: Sequence[int]
-) -> list[tuple[str, ...]]:
-    """Groups of canonical names that are one tensor in every checkpoint that has them.
-
-    A tie that one checkpoint declares (a .pt, by sharing storage) is looked up in the others;
-    where a format cannot tell, the bytes are compared.
-    """
-    candidates: dict[tuple[str, ...], None] = {}
-    taken: set[str] = set()
-    for checkpoint, place in zip(reversed(checkpoints), reversed(table_of), strict=True):
-        for group in checkpoint.ties:
-            names = tuple(n if n in numbers[place] else canonical(n) for n in group)
-            if taken.isdisjoint(names):
-                candidates[names] = None
-                taken.update(names)
-    if not candidates:
-        return []
-    with Pool() as pool:
-        return [
-            group
-            for group in candidates
-            if all(
-                _is_tied(
-                    pool, checkpoint, [numbers[place][n] for n in group if n in numbers[place]]
-                )
-                for checkpoint, place in zip(checkpoints, table_of, strict=True)
-            )
-        ]
-
-
-def _is_tied(pool: Pool, checkpoint: Checkpoint, numbers: Sequence[int]) -> bool:
-    tensors = [checkpoint.tensors.at(number) for number in numbers]
-    return all(_same_bytes(pool, checkpoint, tensors[0], other) for other in tensors[1:])
-
-
-def _same_bytes(pool: Pool, checkpoint: Checkpoint, one: Tensor, other: Tensor) -> bool:
-    if (one.spec.dtype, one.spec.shape) != (other.spec.dtype, other.spec.shape):
-        return False
-    if one.boxes == other.boxes:
-        return True
-    if one.single is None or other.single is None or one.single.strides or other.single.strides:
-        return False
-    step = 1 << 20
-    for start in range(0, one.spec.nbytes, step):
-        size = min(step, one.spec.nbytes - start)
-        first, second = (
-            pool.read(checkpoint.sources[box.source], box.offset + start, size)
-            for box in (one.single, other.single)
-        )
-        if first != second:
-            return False
-    return True

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import Checkpoint, Shape
+from swavg.formats.checkpoint import Checkpoint, Columns, Shape
+from swavg.formats.composite import find_composite
+from swavg.formats.part_names import part_mark, rank_mark
 from swavg.planning.match import canonical
 from swavg.storage.filesystems import absolute
 
-Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "parts"]
+Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "hollow", "parts"]
 Level = Literal["refuse", "warn"]
 
 
@@ -35,35 +37,48 @@ class Finding:
     """and so are the first bytes of these."""
 
 
-MERGE = "Merge each into its model first, and average the models."
+MERGE = (
+    "lora=exact writes the average of what they do; or merge each into its model first, and average"
+    " the models."
+)
+
+UNMASK = (
+    "Make the pruning permanent first (torch.nn.utils.prune.remove), and prune the average; or take"
+    " the last input's masks with exclude='*mask'."
+)
 
 _SAID: Mapping[Kind, tuple[Level, str, str]] = {
     "codes": (
         "refuse",
         "quantised weights cannot be averaged: {} holds codes, whose scales are another tensor",
-        "Dequantise the checkpoints first, average, and quantise the average.",
+        "Average the original checkpoints, or dequantised ones, and quantise the average.",
     ),
     "alpha": ("refuse", "low-rank factors are scaled by alpha, which differs: {}", MERGE),
     "rank": ("refuse", "low-rank factors are of different ranks: {}", MERGE),
     "factors": (
         "warn",
         "the mean of low-rank factors (LoRA) is not the mean of their products: {}",
-        "To average what they do: merge each into its model first, and average the models.",
+        MERGE,
     ),
     "spectral": (
         "warn",
-        "averaged vectors of spectral norm do not belong to the averaged weight: {}",
-        "A few passes of the average in training mode find them again.",
+        "vectors of spectral norm are not averaged but the last input's: {}",
+        "One forward pass of the average in training mode sets them right.",
     ),
     "mask": (
-        "warn",
+        "refuse",
         "pruning masks differ, and their average is no mask: {}",
-        "Average checkpoints of one mask, or prune the average.",
+        UNMASK,
     ),
     "empty": (
         "refuse",
         "weights are empty, as ZeRO-3 leaves them in a model that is spread over ranks: {}",
         "Gather them first, with DeepSpeed's zero_to_fp32.py.",
+    ),
+    "hollow": (
+        "warn",
+        "tensors are empty, though others say that they have elements: {}",
+        "A model that is spread over ranks must be gathered before it is saved.",
     ),
 }
 """Level, message and hint of a kind; ``{}`` stands for the tensors."""
@@ -71,7 +86,10 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
 _CODES: Mapping[str, tuple[str, ...]] = {
     "scales": ("qweight", "weight"),  # GPTQ and AWQ; MLX
     "SCB": ("weight",),  # bitsandbytes, 8 bits
-    "scale": ("W_q",),  # HQQ
+    "scale": ("W_q", "weight"),  # HQQ; DeepSeek's own
+    "wscales": ("qweight",),  # Nunchaku
+    "weights_scaling_factor": ("weight",),  # TensorRT-LLM
+    "scales_and_zeros": ("weight",),  # gpt-fast
     "_scale": ("_data", "_data._data"),  # Quanto
     "q_scale": ("q_weight",),  # ExLlamaV2
     "suh": ("trellis",),  # ExLlamaV3
@@ -80,30 +98,22 @@ _CODES: Mapping[str, tuple[str, ...]] = {
 }
 """The last part of a scale's name, and of those that its codes may have."""
 
-_SCALE = re.compile(r"scale_(.+)|(.+?)_(?:scales?|scale_inv|scale_2)")
+_SCALE = re.compile(r"scale_(.+)|(.+?)_(?:scales?|scale_inv|scale_2|scaling_factor)")
 """The last part of a scale's name that holds the one of its codes: ``weight_scale``."""
 
 _OF_SCALE = ("", "_packed", "_blocks", "_qdata")
 """What follows in the name of the codes: fp8 and int8, compressed-tensors, MXFP4, torchao."""
 
-_FACTORS = (
+LORA = (
     ("lora_A", "lora_B"),
     ("lora_embedding_A", "lora_embedding_B"),
     ("lora_down", "lora_up"),
     ("lora.down", "lora.up"),
     ("lora_linear_layer.down", "lora_linear_layer.up"),
-    ("hada_w1_a", "hada_w1_b"),
-    ("lokr_w1", "lokr_w2"),
 )
+"""What the names of two factors have in place of each other; the first is applied first."""
+_FACTORS = (*LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"))
 _SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
-
-_PART = re.compile(
-    r"consolidated\.\d+(?=\.)"  # Llama
-    r"|-\d{5}-of-\d{5}(?=\.)"  # shards
-    r"|(?<![a-z])(?:zero_)?(?:mp|tp|pp|dp|ep|cp)_rank_\d+(?:_\d+)*"  # Megatron, DeepSpeed
-    r"|layer_\d+-model_\d+(?=-model_states)"
-    r"|-model_part-\d+|-shard\d+(?=\.)"  # fairseq
-)
 
 
 class _Suspect(NamedTuple):
@@ -162,18 +172,26 @@ def not_plain(
     return [*_parts(checkpoints, shown), *findings]
 
 
+def codes_of(names: Sequence[str]) -> Finding:
+    """The refusal of these codes, whose scales no name tells: by their canonical names."""
+    collected = _Collected(dict.fromkeys(names), {}, dict.fromkeys(names))
+    return collected.finding("codes")
+
+
 def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     columns = checkpoint.tensors.columns
     numbers: dict[str, int] = {}
+    has_small_floats = any(is_code(dtype) and dtype.floating for dtype, _, _ in columns.forms)
     yield from _empty(checkpoint)
     for name in columns.names:
         stem, dot, last = name.rpartition(".")
         stem += dot
         if not (
-            "scale" in last
+            has_small_floats
+            or "scal" in last
             or last in _CODES
             or last in ("absmax", "alpha")
-            or last.endswith(("_u", "_v", "_mask"))
+            or last.endswith(SET_APART)
             or "lora" in name
             or last.startswith(("hada_w", "lokr_w"))
         ):
@@ -182,9 +200,11 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
         for code in _codes_of(stem, last):
             if code in numbers:
                 dtype, shape, _ = columns.forms[columns.form[numbers[code]]]
-                if _is_code(dtype) and math.prod(shape) > 1:
+                if is_code(dtype) and math.prod(shape) > 1:
                     begun = (code,) if dtype.kind == "integer" else ()
                     yield _Suspect("codes", code, (name,), begun)
+        if has_small_floats and (scaled := _behind(columns, numbers, name)) is not None:
+            yield _Suspect("codes", scaled, (name,))
         for one, other in _FACTORS:
             if one in name and name.replace(one, other) in numbers:
                 shape = columns.forms[columns.form[numbers[name]]][1]
@@ -192,14 +212,29 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
         yield from _other_suspects(name, stem, last, numbers)
 
 
-def _is_code(dtype: DType) -> bool:
+def is_code(dtype: DType) -> bool:
+    """Whether quantised weights may be of this dtype."""
     return dtype.kind == "integer" or (dtype.kind == "float" and dtype.bits <= 8)
+
+
+def _behind(columns: Columns, numbers: Mapping[str, int], name: str) -> str | None:
+    """The small floats that a tensor of fewer floats says something of, going by its name:
+    ``weight_amax``, ``weight.scales``."""
+    dtype, shape, _ = columns.forms[columns.form[numbers[name]]]
+    if not dtype.floating or is_code(dtype):
+        return None
+    for at, letter in enumerate(name):
+        if letter in "._" and (number := numbers.get(name[:at])) is not None:
+            code, of, _ = columns.forms[columns.form[number]]
+            if code.floating and is_code(code) and math.prod(shape) < math.prod(of):
+                return name[:at]
+    return None
 
 
 def _codes_of(stem: str, last: str) -> Iterator[str]:
     """Names that the codes may have, of which ``stem + last`` may be the scale."""
     yield from (stem + code for code in _CODES.get(last, ()))
-    if last == "absmax":
+    if last in ("absmax", "scale", "_scale"):
         yield stem[:-1]  # bitsandbytes, 4 bits
     if (scale := _SCALE.fullmatch(last)) is not None:
         base = stem + (scale[1] or scale[2])
@@ -209,13 +244,30 @@ def _codes_of(stem: str, last: str) -> Iterator[str]:
 def _other_suspects(name: str, stem: str, last: str, names: Collection[str]) -> Iterator[_Suspect]:
     if last == "alpha" and any(stem + each in names for each in _SCALED_BY_ALPHA):
         yield _Suspect("alpha", name, (name,))
-    base, _, ending = last.rpartition("_")
-    if ending in ("u", "v") and (
-        f"{stem}{base}_orig" in names or (not base and ".parametrizations." in name)
-    ):
+    apart = set_apart(name, names)
+    if apart == "spectral":
         yield _Suspect("spectral", name, (name,))
-    if ending == "mask" and f"{stem}{base}_orig" in names:
+    if apart == "mask":
         yield _Suspect("mask", name, (), (name,))
+
+
+SET_APART = ("_u", "_v", "mask", "u0", "sv0")
+"""How the names end that :func:`set_apart` knows."""
+
+
+def set_apart(name: str, names: Collection[str]) -> Literal["spectral", "mask"] | None:
+    """Whether a float tensor among others of these names is a vector of spectral norm (which goes
+    with one weight) or a pruning mask (which is the same in all, or nothing is averaged)."""
+    stem, dot, last = name.rpartition(".")
+    stem += dot
+    base, _, ending = last.rpartition("_")
+    parametrized = not base and ".parametrizations." in name
+    of = any(f"{stem}{base}{tail}" in names for tail in ("_orig", "_bar"))
+    if ending in ("u", "v") and (of or parametrized):
+        return "spectral"
+    if last in ("u0", "sv0") and all(f"{stem}{each}" in names for each in ("u0", "sv0", "weight")):
+        return "spectral"
+    return "mask" if ending == "mask" and (of or parametrized) else None
 
 
 def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
@@ -223,7 +275,7 @@ def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     columns = checkpoint.tensors.columns
     floats = [dtype.floating and dtype.bits > 8 for dtype, _, _ in columns.forms]
     nothing = [
-        is_float and form[1] == (0,) for is_float, form in zip(floats, columns.forms, strict=True)
+        is_float and 0 in form[1] for is_float, form in zip(floats, columns.forms, strict=True)
     ]
     if not any(nothing):
         return
@@ -232,17 +284,30 @@ def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
         floats[form] and name.endswith("weight")
         for name, form in zip(columns.names, columns.form, strict=True)
     )
-    gone = sum(name.endswith("weight") for name in empty)
+    spread = [name for name in empty if checkpoint.tensors[name].spec.shape == (0,)]
+    gone = sum(name.endswith("weight") for name in spread)
     if "param_shapes" in checkpoint.extras.others or (gone > 1 and 2 * gone >= weights):
-        yield from (_Suspect("empty", name) for name in empty)
+        yield from (_Suspect("empty", name) for name in spread)
+        return
+    kinds = {_kind(name) for name in {*columns.names}.difference(empty)}
+    for name in empty:
+        stem, _, last = name.rpartition(".")
+        partner = f"{stem}.{'bias' if last == 'weight' else 'weight'}"
+        if _kind(name) in kinds or (last in ("weight", "bias") and _kind(partner) in kinds):
+            yield _Suspect("hollow", name)
+
+
+def _kind(name: str) -> str:
+    """A name without its numbers: the same for tensors of one kind in all layers."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
     """The refusal of parts of one checkpoint, going by the names of files and their folders."""
     first: dict[str, int] = {}
     for number, checkpoint in enumerate(checkpoints):
-        path = absolute(checkpoint.path).split(os.sep)
-        part = "".join(_PART.findall("/".join(path[-2:])))
+        path = absolute(checkpoint.path)
+        part = part_mark("/".join(path.split(os.sep)[-2:])) or rank_mark(path)
         if part:
             first.setdefault(part, number)
     if len(first) < 2:
@@ -255,5 +320,13 @@ def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[
     elif "zero_" in part:
         hint = "Gather them first, with DeepSpeed's zero_to_fp32.py."
     else:
-        hint = "Merge the parts first, or average each part with the same part of the others."
+        path = absolute(checkpoints[one].path)
+        folder, name = os.path.split(path)
+        if part_mark(os.path.basename(folder)):
+            folder = os.path.dirname(folder)
+        if find_composite(folder) is not None:
+            hint = f"Give the folders that hold all parts of a checkpoint, such as {folder}."
+        else:
+            mark = part_mark(name) or rank_mark(path)
+            hint = f"Average those of each part alone, such as with pattern='*{mark}*'."
     yield Finding("parts", "refuse", message, hint)

@@ -18,6 +18,7 @@ from swavg.dtypes import Accumulator, DType
 from swavg.formats.checkpoint import Box, Checkpoint, Shape, Tensor, TensorSpec, TensorTable
 from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import FileLayout
+from swavg.planning.composite import Parts
 from swavg.planning.decide import NotAveraged
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
@@ -246,6 +247,13 @@ class Plan:
     folder: str | None = None
     """A folder to be made for the outputs, which appears with all of them."""
     cut: int = CUT
+    parts: Parts | None = None
+    """Of inputs that are composites: each output then has a row for each part."""
+
+    @property
+    def width(self) -> int:
+        """How many rows make an output."""
+        return 1 if self.parts is None else self.parts.count
 
     @cached_property
     def stretches(self) -> list[tuple[int, int, int, int]]:

@@ -8,11 +8,13 @@ from typing import Literal, get_args
 from swavg.errors import RequestError
 
 Missing = Literal["keep", "drop", "average"]
-Integers = Literal["last", "first", "max", "mean", "error"]
+Integers = Literal["auto", "last", "first", "max", "mean", "error"]
+Lora = Literal["mean", "exact"]
 Accumulate = Literal["auto", "float32", "float64"]
 Floats = Literal["keep", "float32", "float64", "float16", "bfloat16"]
 
-_CHOICES = {"missing": Missing, "integers": Integers, "accumulate": Accumulate, "dtype": Floats}
+_CHOICES = {"missing": Missing, "integers": Integers, "lora": Lora, "accumulate": Accumulate,
+            "dtype": Floats}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,10 @@ class Policy:
     """Globs over names: only these are averaged; the rest is copied from the last checkpoint."""
     exclude: tuple[str, ...] = ()
     """Globs over names: these are not averaged."""
+    strip_prefix: tuple[str, ...] = ()
+    """Prefixes that names of inputs lose, and those of the output with them."""
+    rename: tuple[str, ...] = ()
+    """``A=B`` puts B for A wherever A is a part of a name, or several, between dots."""
     drop_excluded: bool = False
     """What is not averaged is left out instead of copied."""
     key: str | None = None
@@ -36,8 +42,12 @@ class Policy:
     """Floats in the output; ``keep``: as in the first input."""
     accumulate: Accumulate = "auto"
     """The dtype of sums; ``auto``: float32 for floats of 8 and 16 bits, else float64."""
-    integers: Integers = "last"
-    """What becomes of integer and bool tensors that differ."""
+    integers: Integers = "auto"
+    """What becomes of integer and bool tensors that differ; ``auto``: the last one's of a single
+    element (a counter), an error of more."""
+    lora: Lora = "mean"
+    """Low-rank factors: ``mean`` averages each; ``exact`` averages their products, by factors whose
+    rank is the sum of the ranks."""
     drop_ties: bool = False
     """A tied tensor is written once where a format cannot express ties."""
     allow_nonfinite: bool = False
@@ -56,9 +66,10 @@ class Policy:
                 raise RequestError(
                     f"{name} is {value!r}; it can be {', '.join(get_args(choices))}."
                 )
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "strip_prefix", "rename"):
             if isinstance(getattr(self, name), str):
-                raise RequestError(f"{name} is one string; it is a tuple of globs.")
+                kind = "globs" if name.endswith("clude") else "strings"
+                raise RequestError(f"{name} is one string; it is a tuple of {kind}.")
         if self.max_shard_size is not None and self.max_shard_size < 1:
             raise RequestError("max_shard_size is a number of bytes, at least 1.")
 

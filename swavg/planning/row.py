@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from swavg.errors import RequestError
+from swavg.formats.checkpoint import Shared
 from swavg.planning.policy import Policy
 
 Path = str | os.PathLike[str]
@@ -25,6 +26,8 @@ class Row:
     """Recorded with the output; None: mean or weighted."""
     details: Mapping[str, object] = field(default_factory=dict)
     """Decay, step, ...: recorded too."""
+    of_averages: bool = False
+    """Some inputs are averages on purpose: they are continued, or taken apart."""
 
     def __post_init__(self) -> None:
         if not self.members or len(self.weights) != len(self.members):
@@ -48,3 +51,7 @@ class Request:
     """The caller's, as far as the method does not need it otherwise."""
     notes: tuple[str, ...] = ()
     """What one may like to know of how the rows came about."""
+    warnings: tuple[str, ...] = ()
+    """What may make the results useless."""
+    shared: Shared | None = None
+    """What was read of the inputs on the way."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from swavg.errors import RequestError
 from swavg.formats.checkpoint import Checkpoint
@@ -14,15 +15,18 @@ from swavg.storage.destination import is_stream
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where an output goes (``path`` is None for standard output), the name of its format, and
-    whether it may replace what is there."""
+    whether it may replace what is there. Of a composite it is the ``part`` of this name (empty:
+    what lies in the folder itself), with which ``side_files`` go along."""
 
     path: str | None
     format: str
     force: bool = False
+    part: str | None = None
+    side_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> bool:
-        return self.format == "folder"
+        return self.format == "folder" or self.part is not None
 
 
 def default_path(first: Checkpoint, max_shard_size: int | None = None) -> str:
@@ -51,12 +55,11 @@ def choose_target(
             raise RequestError("Standard output takes one file: leave max_shard_size= out.")
         return Target(None, "safetensors")
     bare = path.rstrip("/") or path
-    suffix = os.path.splitext(bare)[1].lower()
-    named = next((row.name for row in FORMATS.values() if suffix in row.suffixes), None)
+    named = _named(bare)
     if os.path.isdir(bare) and first.format != "folder" and max_shard_size is None:
         # As cp does: a file goes into an existing folder.
         return choose_target(os.path.join(bare, default_path(first)), first, None, force=force)
-    own = _writable(first.format)
+    own = writable(first.format)
     if is_stream(bare):
         # A FIFO or a device takes one file.
         return Target(bare, named or ("safetensors" if own == "folder" else own), force)
@@ -70,6 +73,17 @@ def choose_target(
     return Target(bare, named or own, force)
 
 
-def _writable(name: str) -> str:
+def names_file(path: str) -> bool:
+    """Whether a path that is no folder has the suffix of a format of files."""
+    return _named(path.rstrip("/")) is not None and not os.path.isdir(path)
+
+
+def _named(path: str) -> str | None:
+    """The format that the suffix of a path names."""
+    suffix = os.path.splitext(path)[1].lower()
+    return next((row.name for row in FORMATS.values() if suffix in row.suffixes), None)
+
+
+def writable(name: str) -> str:
     """The format that an output like an input of this one gets."""
     return name if FORMATS[name].lay_out is not None else "torch"

@@ -1,6 +1,7 @@
 """Series: which checkpoints, in which order, with which steps and metrics."""
 
 from swavg.series.discover import discover, in_given_order
+from swavg.series.equal_steps import check_equal_steps
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, Unit
 from swavg.series.select import Selection, guess_mode, select
@@ -10,6 +11,7 @@ __all__ = [
     "Series",
     "Snapshot",
     "Unit",
+    "check_equal_steps",
     "discover",
     "guess_mode",
     "in_given_order",

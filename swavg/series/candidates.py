@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from swavg.errors import InputError
+from swavg.formats.checkpoint import Shared
 from swavg.series.inside import Facts, read_inside
 from swavg.series.model import Unit, label, labels
 from swavg.series.names import NameFacts
@@ -19,9 +20,14 @@ class Candidate:
     path: str
     name: NameFacts
     searched: bool = False
+    recipe: str | None = None
+    """What swavg wrote into it, if it was searched."""
+    shared: Shared | None = None
     inside: Facts | None = None
     unreadable: bool = False
     counts: dict[Unit, int] = field(default_factory=dict)
+    rivals: list[str] = field(default_factory=list)
+    """Others of the same step, and other bytes."""
 
     @property
     def from_name(self) -> bool:
@@ -68,8 +74,8 @@ def without_unreadable(candidates: list[Candidate], notes: list[str]) -> list[Ca
 def without_copies(
     candidates: list[Candidate], unit: Unit | None, notes: list[str]
 ) -> list[Candidate]:
-    """A searched folder without ``best`` and ``last`` copies and earlier averages, if it has
-    snapshots with steps of their own."""
+    """A searched folder without ``best`` and ``last`` copies, if it has snapshots with steps of
+    their own."""
     own = {
         count: candidate.path
         for candidate in candidates
@@ -81,12 +87,7 @@ def without_copies(
         # last.ckpt of epoch 3 may be of a later step than the snapshot of epoch 3.
         kinds = [unit] if unit in candidate.counts else [*candidate.counts]
         at = next((kind for kind in kinds if (kind, candidate.counts[kind]) in own), None)
-        is_average = candidate.inside is not None and candidate.inside.averaged
-        if not own or not candidate.searched or candidate.from_name:
-            kept.append(candidate)
-        elif is_average:
-            notes.append(f"ignored {label(candidate.path)}: swavg wrote it")
-        elif not candidate.name.is_copy:
+        if not own or not candidate.searched or not candidate.name.is_copy:
             kept.append(candidate)
         elif at is not None:
             count = candidate.counts[at]
@@ -159,7 +160,7 @@ def open_inside(candidate: Candidate) -> None:
     """Add what the checkpoint says to what its name says."""
     if candidate.inside is None:
         try:
-            candidate.inside = read_inside(candidate.path)
+            candidate.inside = read_inside(candidate.path, candidate.shared)
         except InputError:
             candidate.unreadable = True
             return

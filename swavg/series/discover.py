@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from swavg.formats.checkpoint import Shared
 from swavg.series.candidates import (
     Candidate,
     add_steps,
@@ -17,10 +18,12 @@ from swavg.series.candidates import (
     without_links,
     without_unreadable,
 )
+from swavg.series.equal_steps import without_twins
+from swavg.series.left_out import without_averages, without_marked
 from swavg.series.metrics import beside
 from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
 from swavg.series.names import NameFacts, read_name
-from swavg.series.search import is_one_checkpoint, search
+from swavg.series.search import are_composites, is_one_checkpoint, search
 from swavg.series.tables import from_file
 from swavg.storage.filesystems import absolute
 from swavg.storage.sources import LocalFile
@@ -45,25 +48,32 @@ def discover(
     notes: list[str] = []
     candidates: list[Candidate] = []
     named = [os.fspath(path) for path in paths]
+    composites = pattern is None and are_composites(named)
     for path in named:
-        if os.path.isdir(path) and (pattern is not None or not is_one_checkpoint(path, notes)):
+        if os.path.isdir(path) and not (
+            composites or (pattern is None and is_one_checkpoint(path, notes))
+        ):
             candidates += search(path, pattern, notes)
         else:
             if not os.path.exists(path):
                 LocalFile.find(path)
             candidates.append(Candidate(path, _named(path, named)))
     candidates = without_links(candidates, notes)
+    shared = Shared()
     for candidate in candidates:
+        candidate.shared = shared
         candidate.counts = dict(candidate.name.counts)
         if read_inside and not candidate.counts:
             open_inside(candidate)
-    candidates = without_unreadable(candidates, notes)
+    candidates = without_averages(without_unreadable(candidates, notes), notes)
+    candidates = without_marked(candidates, pattern, notes)
     unit = common_unit(candidates, search=read_inside)
     if unit == "epoch" and read_inside and repeats(candidates, unit):
         add_steps(candidates)
     candidates = without_copies(candidates, unit, notes)
     # A copy that was left out may have been all that stood in the way.
     unit = common_unit(candidates) or prevailing_unit(candidates, notes)
+    candidates = without_twins(candidates, unit, notes, look=read_inside)
     snapshots = [_snapshot(candidate, unit) for candidate in candidates]
     if not keep_order:
         snapshots = _in_order(snapshots, unit, notes, explicit=len(named) > 1)
@@ -73,7 +83,7 @@ def discover(
     if metrics_file is not None:
         snapshots, more = from_file(os.fspath(metrics_file), snapshots, unit)
         notes += more
-    return Series(tuple(snapshots), tuple(notes), unit)
+    return Series(tuple(snapshots), tuple(notes), unit, shared)
 
 
 def in_given_order(
@@ -85,7 +95,10 @@ def in_given_order(
     Where not all names have a step in a common unit, the order given stands. Opens nothing.
     """
     names = [os.fspath(path) for path in paths]
-    if not all(is_one_checkpoint(p, []) if os.path.isdir(p) else os.path.exists(p) for p in names):
+    if not (
+        all(is_one_checkpoint(p, []) if os.path.isdir(p) else os.path.exists(p) for p in names)
+        or are_composites(names)
+    ):
         return None
     candidates = [Candidate(path, _named(path, names)) for path in names]
     for candidate in candidates:
@@ -119,7 +132,13 @@ def _snapshot(candidate: Candidate, unit: Unit | None) -> Snapshot:
     source: StepFrom = "name" if unit in candidate.name.counts else "file"
     opened = candidate.inside is not None or candidate.unreadable
     return Snapshot(
-        candidate.path, step, metrics, "none" if step is None else source, candidate.counts, opened
+        candidate.path,
+        step,
+        metrics,
+        "none" if step is None else source,
+        candidate.counts,
+        opened,
+        tuple(candidate.rivals),
     )
 
 

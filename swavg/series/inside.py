@@ -10,10 +10,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 from swavg.errors import InputError
-from swavg.formats import open_checkpoint
+from swavg.formats import recipe_in
+from swavg.formats.checkpoint import Shared
+from swavg.formats.parts import open_whole
 from swavg.series.model import Unit
 from swavg.storage.sources import read_file
 
@@ -23,6 +27,7 @@ _COUNTS: Mapping[Unit, tuple[str, ...]] = {
 }
 _SCORES = ("metric", "best_score", "val_loss", "valid_loss", "loss", "val_acc", "acc")
 _MAX_JSON = 16 << 20
+_MAX_LINES = 1 << 16
 _TOO_LARGE = "too large to be read in one piece"
 _MAX_NODES = 500_000
 """Objects and lists in JSON: each takes up to 24 times the bytes of its text."""
@@ -49,6 +54,12 @@ def facts_of(scalars: Mapping[str, object], recipe: str | None = None) -> Facts:
     # fairseq
     progress = _counts_in(_below(scalars, "optimizer_history.-1."))
     counts = _counts_in(_below(scalars, "extra_state.train_iterator.")) | progress | counts
+    if recipe is not None:
+        # The scores beside it are those of the last of its inputs.
+        made = _object(recipe)
+        own = made.get("metrics")
+        measured = _numbers_in(own) if isinstance(own, Mapping) else {}
+        return Facts(counts | _counts_in(made), measured, averaged=True)
     metrics = _numbers_in(scalars, _SCORES)
     # timm
     metrics |= _numbers_in(_below(scalars, "metrics."))
@@ -59,13 +70,21 @@ def facts_of(scalars: Mapping[str, object], recipe: str | None = None) -> Facts:
         if callback != name and isinstance(monitor, str) and score is not None:
             metrics[monitor] = score
     metrics |= _numbers_in(_below(scalars, "extra_state."), _SCORES)
-    if recipe is None:
-        # A snapshot (swavg.training). In an average these are those of the last of its inputs.
-        return Facts(counts, metrics | _numbers_in(_object(scalars.get("metrics"))))
+    # A snapshot (swavg.training)
+    return Facts(counts, metrics | _numbers_in(_object(scalars.get("metrics"))))
+
+
+def is_of_inputs(recipe: str) -> bool:
+    """Whether what is averaged was checkpoints, or cannot be told: a recipe that swavg writes in
+    training names no inputs."""
     made = _object(recipe)
-    own = made.get("metrics")
-    metrics |= _numbers_in(own) if isinstance(own, Mapping) else {}
-    return Facts(counts | _counts_in(made), metrics, averaged=True)
+    return "inputs" in made or not made
+
+
+def averages_inputs(path: str) -> bool:
+    """Whether swavg made the checkpoint at ``path`` of others, as its recipe alone says."""
+    recipe = recipe_in(path)
+    return recipe is not None and is_of_inputs(recipe)
 
 
 def metrics_by_epoch(scalars: Mapping[str, object]) -> dict[int, dict[str, float]]:
@@ -79,20 +98,40 @@ def metrics_by_epoch(scalars: Mapping[str, object]) -> dict[int, dict[str, float
     return metrics
 
 
-def read_inside(path: str) -> Facts:
+def read_inside(path: str, shared: Shared | None = None) -> Facts:
     """The facts in the checkpoint at ``path``. InputError if it cannot be opened."""
-    if os.path.isdir(path):
+    if os.path.isdir(path) and recipe_in(path) is None:
         state = read_json(os.path.join(path, "trainer_state.json"))
         facts = facts_of(state) if isinstance(state, dict) else Facts()
         if facts.counts:
             return facts
-    return facts_of(*read_scalars(path))
+        facts = _speechbrain(path)
+        if facts != Facts():
+            return facts
+    return facts_of(*read_scalars(path, shared))
 
 
-def read_scalars(path: str) -> tuple[Mapping[str, object], str | None]:
+def _speechbrain(path: str) -> Facts:
+    """What stands in the CKPT.yaml of a folder of SpeechBrain's (a line each), and beside it."""
+    try:
+        lines = str(read_file(os.path.join(path, "CKPT.yaml"), _MAX_LINES), "utf-8").splitlines()
+    except (InputError, ValueError):
+        return Facts()
+    values = {name.strip(): text for name, _, text in (line.partition(":") for line in lines)}
+    with suppress(InputError, ValueError):
+        epochs = read_file(os.path.join(path, "counter.ckpt"), 20)
+        values.setdefault("epoch", str(epochs, "ascii").strip())
+    counts = _counts_in(values)
+    names = [name for name in values if name not in ("unixtime", *chain(*_COUNTS.values()))]
+    return Facts(counts, _numbers_in(values, names))
+
+
+def read_scalars(
+    path: str, shared: Shared | None = None
+) -> tuple[Mapping[str, object], str | None]:
     """What a checkpoint holds besides tensors, as :func:`facts_of` takes it. InputError if it
     cannot be opened."""
-    extras = open_checkpoint(path).extras
+    extras = open_whole(path, shared=shared).extras
     return extras.scalars, extras.recipe
 
 

@@ -9,7 +9,14 @@ from contextlib import suppress
 from dataclasses import replace
 
 from swavg.errors import InputError
-from swavg.series.inside import metrics_by_epoch, number, read_inside, read_json, read_scalars
+from swavg.series.inside import (
+    averages_inputs,
+    metrics_by_epoch,
+    number,
+    read_inside,
+    read_json,
+    read_scalars,
+)
 from swavg.series.model import Series, Snapshot, label
 from swavg.storage.filesystems import absolute
 from swavg.storage.sources import read_file
@@ -35,6 +42,8 @@ def beside(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:
             found |= by_epoch[parent].get(epoch, {})
         if (step := snapshot.counts.get("step")) is not None:
             found |= logged.get(parent, {}).get(step, {})
+        if found and averages_inputs(snapshot.path):
+            found = {}
         # The name of a checkpoint belongs to it alone.
         result.append(replace(snapshot, metrics={**found, **snapshot.metrics}))
     return result, notes
@@ -99,7 +108,7 @@ def with_inner_metrics(series: Series, metric: str | None = None) -> Series:
             return snapshot
         inner: Mapping[str, float] = {}
         with suppress(InputError):
-            inner = read_inside(snapshot.path).metrics
+            inner = read_inside(snapshot.path, series.shared).metrics
         return replace(snapshot, metrics={**inner, **snapshot.metrics}, opened=True)
 
     return replace(series, snapshots=tuple(map(opened, series.snapshots)))

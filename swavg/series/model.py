@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from swavg.formats.checkpoint import Shared
 from swavg.storage.filesystems import absolute
 
 Unit = Literal["step", "epoch", "number"]
@@ -32,6 +33,8 @@ class Snapshot:
     """All the counts that were found, by unit."""
     opened: bool = False
     """Whether the file was read, so that ``metrics`` has all that it says."""
+    rivals: tuple[str, ...] = ()
+    """Other files of the searched folder that are of the same step, and other bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Series:
     """What was understood, reordered and ignored."""
     unit: Unit | None = None
     """What the steps count, None if there are none."""
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
+    """What was read of those that had to be opened: it need not be read again."""
 
     @property
     def paths(self) -> tuple[str, ...]:

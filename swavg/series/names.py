@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from swavg.series.model import Unit
+from swavg.series.model import Unit, is_generic
 
 SUFFIXES = (
     ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl", ".model", ".zip",
@@ -38,7 +39,8 @@ _CHECKPOINT = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
-    r"(?:(?:.*[._-])?(?:model|net|network|weights|params|state|snapshot|save|iterate)[-_=.])?"
+    r"(?:(?:.*[._-])?(?:model|net|network|weights|params|state|snapshot|save|iterate"
+    r"|ema_0?\.\d+)[-_=.]|model(?=\d{6}))?"
     rf"(?P<number>\d{{1,9}}){_TAG}",
     re.IGNORECASE,
 )
@@ -51,6 +53,13 @@ _COPY = re.compile(
     re.IGNORECASE,
 )
 """Names of what is a copy of another snapshot, or the state from which training resumes."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_MARKS = {
+    "avg", "ave", "average", "averages", "averaged", "swa", "ema", "soup", "merged", "best",
+    "final", "pretrained", "init",
+}  # fmt: skip
+"""Words for what is an average, a copy, or where training began: no step of it."""
 
 _ASSIGNED = re.compile(
     r"(?<![A-Za-z\d])(?P<name>[A-Za-z][A-Za-z\d_/.@]*?)="
@@ -70,11 +79,13 @@ _NO_METRIC = {
 
 @dataclass(frozen=True, slots=True)
 class NameFacts:
-    """What a name says: counts by unit, metrics, and whether it is a copy by its name."""
+    """What a name says: counts by unit, metrics, whether it is a copy by its name, and the words
+    in it for averages and the like (``avg``), as they are spelled."""
 
     counts: Mapping[Unit, int] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     is_copy: bool = False
+    marks: frozenset[str] = frozenset()
 
 
 def read_name(name: str) -> NameFacts:
@@ -85,7 +96,20 @@ def read_name(name: str) -> NameFacts:
     stem, suffixes = _split(name)
     counts: dict[Unit, int] = dict(_counts(stem, suffixes))
     metrics = {} if _SHARD.search(stem) else _metrics(stem)
-    return NameFacts(counts, metrics, not counts and _COPY.fullmatch(stem) is not None)
+    is_copy = not counts and _COPY.fullmatch(stem) is not None
+    return NameFacts(counts, metrics, is_copy, marks_in(stem))
+
+
+def marks_in(text: str) -> frozenset[str]:
+    """The whole words for averages and the like: ``epochAvg_5`` has one, ``swarm`` has none."""
+    return frozenset(word for word in _WORD.findall(text) if word.lower() in _MARKS)
+
+
+def counts_of(path: str) -> Mapping[Unit, int]:
+    """The counts in the name of a checkpoint, or in its folder's where it is called ``model``."""
+    parent, name = os.path.split(path.rstrip("/"))
+    counts = read_name(name).counts
+    return counts or (read_name(os.path.basename(parent)).counts if is_generic(name) else {})
 
 
 def is_shard(name: str) -> bool:

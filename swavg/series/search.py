@@ -8,47 +8,86 @@ import re
 from collections.abc import Sequence
 
 from swavg.errors import InputError
+from swavg.formats.composite import Composite, components, find_composite
+from swavg.formats.configuration import is_configuration, is_training_state
 from swavg.formats.folder import explain_files, explain_folder, is_checkpoint_folder
+from swavg.formats.parts import open_parts
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
+from swavg.storage.filesystems import absolute
 
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", ".swavg-partial", ".incomplete", ".lock")
-_TRAINING_STATE = re.compile(
-    r"(?:optim|optimi[sz]er|(?:lr_)?scheduler|(?:grad_)?scaler|rng_state|random_states?"
-    r"|training_args|train_args|trainer_state)s?(?:[-_.].*)?"
-    r"|.*[-_.](?:optim|optimi[sz]er|scheduler|scaler|optim_states?)(?:[-_.]?\d+)?",
-    re.IGNORECASE,
-)
-# Megatron's weights.
-_NOT_TRAINING_STATE = "model_optim_rng"
 
 
 def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     """Whether a folder is one checkpoint, rather than a place where a run keeps its own."""
-    if not is_checkpoint_folder(path):
+    composite = find_composite(path) is not None
+    if not composite and not is_checkpoint_folder(path):
         return False
     names = _listed(path)
-    usual = any(
+    usual = composite or any(
         name.endswith(".index.json")
         or (is_generic(name) and name.endswith((".safetensors", ".bin")) and not is_shard(name))
         for name in names
     )
     snapshots = [name for name in names if name.endswith(SUFFIXES) and read_name(name).counts]
-    if snapshots and not usual:
+    # checkpoint-100/checkpoint-100.pt beside a configuration
+    one_of_many = len(snapshots) == 1 and bool(read_name(os.path.basename(absolute(path))).counts)
+    if snapshots and not usual and not (one_of_many and any(map(is_configuration, names))):
         # A lone safetensors file among a run's snapshots does not make their folder a checkpoint.
         return False
     inner = [
         os.path.join(path, name)
         for name in names
-        if read_name(name).counts and is_checkpoint_folder(os.path.join(path, name))
+        if read_name(name).counts
+        and (_is_snapshot if composite else is_checkpoint_folder)(os.path.join(path, name))
     ]
+    if inner and not composite and not is_checkpoint_folder(path, any_name=False):
+        # A file beside a run's snapshots, as is its configuration.
+        return False
     if inner:
         notes.append(
             f"{path} is a checkpoint itself and was taken as one; to choose among"
             f" {labels(inner)} in it, give a --pattern"
         )
     return True
+
+
+def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
+    """Whether a folder in a run is a checkpoint; one that is called after a step may have parts of
+    any name, but no steps of its own."""
+    if not os.path.isdir(path):
+        return False
+    if is_checkpoint_folder(path, any_name=stepped) or find_composite(path) is not None:
+        return True
+    return stepped and _has_components(components(path))
+
+
+def _has_components(found: Composite) -> bool:
+    """Whether all weights in a folder have names that say what they are: no step, no copy."""
+    names = [each for name in found.parts for each in name.split(os.sep)]
+    facts = [(read_name(name), is_generic(name)) for name in names]
+    return bool(names) and not any(f.counts or (f.is_copy and not generic) for f, generic in facts)
+
+
+def are_composites(paths: Sequence[str]) -> bool:
+    """Whether several folders, which are no checkpoints otherwise, hold the parts of one each:
+    weights of the same names, which are no steps. Of more names in one than in another too, as
+    those cannot be a series either. Opens the files, to tell what weights are."""
+    if len(paths) < 2 or any(not os.path.isdir(p) or is_one_checkpoint(p, []) for p in paths):
+        return False
+    found = [components(path) for path in paths]
+    if not all(map(_has_components, found)):
+        return False
+    if len(set[str]().union(*(each.parts for each in found))) < 2:
+        return False
+    try:
+        names = [set(open_parts(each).parts) for each in found]
+    except InputError:
+        # Where they are averaged it is said.
+        names = [set(each.parts) for each in found]
+    return len(set[str]().union(*names)) > 1 and bool(set.intersection(*names))
 
 
 def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate]:
@@ -59,11 +98,10 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
             continue
         path = os.path.join(folder, name)
         facts = read_name(name)
-        stem = name.partition(".")[0]
         if os.path.isdir(path):
             if name.endswith(_PARTIAL) or (name.startswith(".") and facts.counts):
                 partial.append(path)
-            elif is_checkpoint_folder(path):
+            elif _is_snapshot(path, stepped=bool(facts.counts)):
                 found.append(Candidate(path, facts, searched=True))
             elif facts.counts:
                 foreign.append(path)
@@ -76,7 +114,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
             continue
         if whole != name.lower() or name.startswith(".") or _is_empty(path):
             partial.append(path)
-        elif _TRAINING_STATE.fullmatch(stem) and not stem.startswith(_NOT_TRAINING_STATE):
+        elif is_training_state(name):
             training.append(path)
         elif is_shard(name):
             shards.append(path)

@@ -7,23 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from swavg.errors import RequestError, did_you_mean
+from swavg.formats.metrics import HIGHER, LOWER
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, finite, labels
 from swavg.weights import Mode
-
-_LOWER = ("loss", "ppl", "perplexity", "error", "err", "wer", "cer", "ter", "eer", "nll", "mae",
-          "mse", "rmse", "fid", "bpc", "bpb")  # fmt: skip
-_HIGHER = ("acc", "accuracy", "top1", "top5", "bleu", "chrf", "rouge", "rougel", "f1", "auc",
-           "auroc", "map", "miou", "iou", "dice", "psnr", "ssim", "precision", "recall", "reward",
-           "mrr", "ndcg", "em", "score")  # fmt: skip
 
 
 def guess_mode(metric: str) -> Mode | None:
     """Whether lower or higher is better, going by the words of a metric's name; None if they do
     not say, or say both."""
     words = set(re.split(r"[^a-z0-9]+", metric.lower()))
-    lower = any(name in words for name in _LOWER) or metric.lower().endswith("loss")
-    higher = any(name in words for name in _HIGHER)
+    lower = any(name in words for name in LOWER) or metric.lower().endswith("loss")
+    higher = any(name in words for name in HIGHER)
     if lower == higher:
         return None
     return "min" if lower else "max"
@@ -96,7 +91,7 @@ def select(series: Series, selection: Selection) -> Series:
         candidates = replace(series, snapshots=tuple(chosen))
         chosen, more = _best(candidates, selection.best, selection)
         notes += more
-    return Series(tuple(chosen), tuple(notes), series.unit)
+    return replace(series, snapshots=tuple(chosen), notes=tuple(notes))
 
 
 def _require(asked: int, found: Sequence[Snapshot], at_most: bool, what: str) -> None:

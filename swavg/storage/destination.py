@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -41,6 +40,15 @@ def parent(path: str) -> str:
     return os.path.dirname(path.rstrip("/")) or ("/" if path.startswith("/") else ".")
 
 
+def is_empty_folder(path: str) -> bool:
+    """True for a folder in which nothing lies: one that is written takes its place."""
+    try:
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except OSError:
+        return False
+
+
 def is_stream(path: str | os.PathLike[str]) -> bool:
     """True for a FIFO, a device or a socket: written to, never replaced. OutputError for a path
     that none can have."""
@@ -58,7 +66,8 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 def check_destination(
     path: str | os.PathLike[str], size: int, *, force: bool, folder: bool = False
 ) -> None:
-    """Raise OutputError for what would fail later: an existing file, no folder, no space."""
+    """Raise OutputError for what would fail later: an existing file, a folder that cannot be made,
+    no space."""
     shown = os.fspath(path)
     if is_stream(shown):
         if folder:
@@ -74,24 +83,55 @@ def check_destination(
     else:
         if stat.S_ISLNK(mode):
             raise OutputError(shown, "is a link that leads back to itself")
-        if not force:
+        empty = folder and is_empty_folder(target)
+        if not (force or empty):
             raise exists_error(shown, "exists already")
         if stat.S_ISDIR(mode) != folder:
             kind = "a file" if folder else "a folder"
             raise OutputError(shown, f"is {kind}, which the output would not be")
-    _check_folder(parent(target), shown)
-    check_room(parent(target), size, shown=shown)
+        if folder and (kept := _kept_in_place(target, empty=empty)):
+            inner = os.path.join(shown, "averaged")
+            raise OutputError(
+                shown,
+                f"{kept}: no new folder can take its place",
+                hint=f"Give a name in it, such as {inner}.",
+            )
+    check_room(_place_for(parent(target), shown), size, shown=shown)
 
 
-def _check_folder(folder: str, shown: str) -> None:
+def _kept_in_place(folder: str, *, empty: bool) -> str:
+    """Why an existing folder cannot be replaced, in words; empty if it can."""
+    if os.path.ismount(folder):
+        return "is a mount point"
+    if empty and os.path.samefile(folder, "."):
+        return "is the current folder"
+    if empty and not os.access(parent(folder), os.W_OK | os.X_OK):
+        return "lies in a folder that is not writable"
+    return ""
+
+
+def _place_for(folder: str, shown: str) -> str:
+    """The folder, or the nearest one above it in which it would be made; OutputError where that
+    cannot be."""
     try:
         os.path.abspath(folder)
     except OSError:
-        raise OutputError(shown, "cannot be written: the current folder is gone") from None
-    if not os.path.isdir(folder):
-        raise OutputError(shown, f"there is no folder '{folder}'", hint="Create it first.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(shown, f"the folder '{folder}' is not writable")
+        raise OutputError(shown, "cannot be made: the current folder is gone") from None
+    place = folder
+    try:
+        while True:
+            try:
+                mode = os.stat(place).st_mode
+                break
+            except FileNotFoundError:
+                place = parent(place)
+    except OSError as error:
+        raise OutputError(shown, f"cannot be made: {error.strerror}") from None
+    if not stat.S_ISDIR(mode):
+        raise OutputError(shown, f"cannot be made: '{place}' is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(shown, f"cannot be made: the folder '{place}' is not writable")
+    return place
 
 
 def check_destinations(
@@ -100,7 +140,7 @@ def check_destinations(
     """:func:`check_destination` of outputs that appear together, of ``sizes`` bytes; ``inside``
     is as for ``publishing``. OutputError too if two would replace one."""
     if inside is not None and not os.path.isdir(destination(inside)):
-        _check_new_folder(destination(inside), sum(sizes), inside)
+        check_room(_place_for(destination(inside), inside), sum(sizes), shown=inside)
         return
     for output, size in zip(destinations, sizes, strict=True):
         if len(destinations) > 1 and is_stream(output.path):
@@ -115,31 +155,7 @@ def check_destinations(
     together: dict[int, int] = {}
     for output, size in zip(destinations, sizes, strict=True):
         if not is_stream(output.path):
-            folder = parent(destination(output.path))
+            folder = _place_for(parent(destination(output.path)), output.path)
             device = os.stat(folder).st_dev
             together[device] = together.get(device, 0) + size
             check_room(folder, together[device], shown=folder)
-
-
-def _check_new_folder(target: str, size: int, shown: str) -> None:
-    """Raise OutputError where the folder could not be made, with those above it."""
-    try:
-        wanted = place = os.path.abspath(target)
-    except OSError:
-        raise OutputError(shown, "cannot be made: the current folder is gone") from None
-    try:
-        while True:
-            try:
-                mode = os.stat(place).st_mode
-                break
-            except FileNotFoundError:
-                place = os.path.dirname(place)
-        if not stat.S_ISDIR(mode):
-            code = errno.EEXIST if place == wanted else errno.ENOTDIR
-        else:
-            code = 0 if os.access(place, os.W_OK | os.X_OK) else errno.EACCES
-    except OSError as error:
-        code = error.errno or errno.EIO
-    if code:
-        raise OutputError(shown, f"cannot be made: {os.strerror(code)}")
-    check_room(place, size, shown=shown)

@@ -8,7 +8,7 @@ import stat
 from contextlib import suppress
 
 from swavg.errors import OutputError
-from swavg.storage.destination import Destination, destination, exists_error
+from swavg.storage.destination import Destination, destination, exists_error, is_empty_folder
 from swavg.storage.filesystems import exchange, rename_new, reserve, sync_folder
 from swavg.storage.sinks import FileSink, write_error
 from swavg.storage.temporary import Temporary, clear_partials, old_name, remove, temporary_name
@@ -24,18 +24,26 @@ class Pending:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self._sinks: list[FileSink] = []
+        self._folders: dict[str, None] = {}
 
     def create(self, name: str = "", size: int = 0) -> FileSink:
-        """The file itself, or the file ``name`` in the folder; ``size`` bytes are reserved where
-        that is cheap. OutputError."""
+        """The file itself, or the file ``name`` in the folder (or in one below it, made if need
+        be); ``size`` bytes are reserved where that is cheap. OutputError."""
         path = os.path.join(self.path, name) if name else self.path
         try:
+            self._make_folders(os.path.dirname(name))
             sink = FileSink(path, self._open(path), self.output.path)
             self._sinks.append(sink)
             reserve(sink.fd, size, path)
         except OSError as error:
             raise write_error(self.output.path, error) from None
         return sink
+
+    def _make_folders(self, name: str) -> None:
+        if name and name not in self._folders:
+            self._make_folders(os.path.dirname(name))
+            os.mkdir(os.path.join(self.path, name))
+            self._folders[name] = None
 
     def _open(self, path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -47,6 +55,8 @@ class Pending:
             self._sinks.pop().close()
         if self.output.folder:
             try:
+                for name in reversed(self._folders):
+                    sync_folder(os.path.join(self.path, name))
                 sync_folder(self.path)
             except OSError as error:
                 raise write_error(self.output.path, error) from None
@@ -64,6 +74,8 @@ class Renamed(Pending):
         self.target = destination(output.path)
         self._temporary = Temporary(self.target)
         self._named = False
+        # In the place of a folder in which nothing lay.
+        self._in_empty = output.folder and is_empty_folder(self.target)
         self._old: str | None = None  # a second name of what was there
         super().__init__(output, self._temporary.path)
 
@@ -80,22 +92,25 @@ class Renamed(Pending):
         return super()._open(path)
 
     def keep_mode(self) -> None:
-        """A file that is replaced gives its mode to the new one."""
-        if not self.output.folder:
-            with suppress(OSError):
-                os.chmod(self.path, stat.S_IMODE(os.stat(self.target).st_mode))
+        """What is replaced gives its mode to the new one."""
+        with suppress(OSError):
+            os.chmod(self.path, stat.S_IMODE(os.stat(self.target).st_mode))
 
     def give_name(self, *, keep_old: bool) -> None:
         """The rename. ``keep_old``: so that :meth:`take_back` can undo it. OutputError."""
         try:
             if self.output.force and os.path.lexists(self.target):
                 self._replace(keep_old)
+            elif self._in_empty:
+                # The system does so only while nothing is in it.
+                os.rename(self.path, self.target)
             else:
                 rename_new(self.path, self.target)
             self._named = True
-        except FileExistsError:
-            raise exists_error(self.output.path, "was created by someone else meanwhile") from None
         except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                problem = "was created by someone else meanwhile"
+                raise exists_error(self.output.path, problem) from None
             raise write_error(self.output.path, error) from None
 
     def _replace(self, keep_old: bool) -> None:
@@ -146,6 +161,9 @@ class Renamed(Pending):
                     os.rename(self.target, self.path)
                 if self._old is not None:
                     os.rename(self._old, self.target)
+                elif self._in_empty:
+                    os.mkdir(self.target)
+                    os.chmod(self.target, stat.S_IMODE(os.stat(self.path).st_mode))
         except OSError as error:
             return self._keep_old(str(error.strerror))
         self._named, self._old = False, None

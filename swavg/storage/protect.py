@@ -111,19 +111,28 @@ def check_only_ours(
 ) -> None:
     """Raise OutputError if replacing ``folder`` would lose anything but an older checkpoint.
 
-    ``names`` are the files that are written. ``stem_of`` gives the name of the checkpoint whose
-    weights a file holds, None for another file: older weights of the same name may go.
+    ``names`` are the files that are written, in folders below it too. ``stem_of`` gives the name
+    of the checkpoint whose weights a file holds, None for another file: older weights of the same
+    name may go.
     """
     stems = {stem_of(name) for name in names} - {None}
+    below: dict[str, set[str]] = {}
+    for name in names:
+        first, _, rest = name.partition(os.sep)
+        below.setdefault(first, set()).update([rest] if rest else [])
     try:
         with os.scandir(folder) as entries:
-            foreign = sorted(
-                entry.name
-                for entry in entries
-                if entry.name not in names
-                # Weights of another name (step-100.safetensors) are not ours to remove.
-                and (entry.is_dir(follow_symlinks=False) or stem_of(entry.name) not in stems)
-            )
+            found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        foreign = sorted(
+            name
+            for name, is_folder in found.items()
+            if name not in below
+            # Weights of another name (step-100.safetensors) are not ours to remove.
+            and (is_folder or stem_of(name) not in stems)
+        )
+        for name, is_folder in found.items():
+            if is_folder and name in below:
+                check_only_ours(os.path.join(folder, name), below[name], stem_of)
     except OSError as error:
         raise OutputError(folder, f"cannot be looked into: {error.strerror}") from None
     if foreign:

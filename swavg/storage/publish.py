@@ -30,18 +30,21 @@ def publishing(
 ) -> Iterator[Sequence[Pending]]:
     """Gives one pending output per destination; they get their names when the block ends well.
 
-    ``inside`` is the folder that all lie in directly: if there is none yet, it is made with its
-    parents, and appears in one step with all that is in it. ``on_publish`` is called once, before
-    the first name is given, from where on signals should wait. OutputError: all names are as they
-    were, and nothing else is left.
+    Folders that are missing above them are made. ``inside`` is the folder that all lie in directly:
+    if there is none yet, it is made, and appears in one step with all that is in it.
+    ``on_publish`` is called once, before the first name is given, from where on signals should
+    wait. OutputError: all names are as they were, and nothing else is left.
     """
     if inside is None or os.path.lexists(destination(inside)):
-        with _publishing(outputs, on_publish) as pending:
-            yield pending
+        with ExitStack() as stack:
+            above: list[str] = []
+            for output in outputs:
+                above += stack.enter_context(parents_made(output.path))
+            yield stack.enter_context(_publishing(outputs, on_publish, above))
         return
     folder = Destination(inside, folder=True, force=False)
     with (
-        _parents(destination(inside), shown=inside) as made,
+        parents_made(inside) as made,
         _publishing([folder], on_publish, made) as (whole,),
     ):
         parts = [_part(output, whole) for output in outputs]
@@ -68,11 +71,11 @@ def _part(output: Destination, whole: Pending) -> Pending:
 
 
 @contextmanager
-def _parents(target: str, *, shown: str) -> Iterator[Sequence[str]]:
-    """Make the folders above ``target``; if the block fails they are removed again."""
+def parents_made(path: str) -> Iterator[Sequence[str]]:
+    """Make the folders above ``path``; if the block fails they are removed again."""
     made: list[str] = []
     missing = []
-    folder = parent(target)
+    folder = parent(destination(path))
     while not os.path.lexists(folder):
         missing.append(folder)
         folder = parent(folder)
@@ -84,7 +87,7 @@ def _parents(target: str, *, shown: str) -> Iterator[Sequence[str]]:
             except FileExistsError:
                 pass
             except OSError as error:
-                raise write_error(shown, error) from None
+                raise write_error(path, error) from None
         yield made
     except BaseException:
         for folder in reversed(made):

@@ -20,14 +20,17 @@ def apply_swa(
     sum_to: schedules.Sum = "one",
     buffers: bool = True,
     key: str | None = None,
+    strip_prefix: str | Sequence[str] = (),
     allow_nonfinite: bool = False,
 ) -> tuple[str, ...]:
     """Put the weighted sum of checkpoints into a model, without a second copy of it.
 
     ``checkpoints`` are files or folders of any format that swavg opens (``key`` is the dotted path
-    of the state dict in PyTorch files). ``weights`` are one number each (None: the mean); they
-    must sum to 1 unless ``sum_to`` is ``normalize`` or ``raw``. Parameters and floating-point
-    buffers (running statistics) become the sum, rounded once to their own dtype: the bits that
+    of the state dict in PyTorch files). Names are compared without what wrappers add, and without
+    ``strip_prefix`` (one or several) where they begin with it, in files and model alike.
+    ``weights`` are one number each (None: the mean); they must sum to 1 unless ``sum_to`` is
+    ``normalize`` or ``raw``. Parameters and floating-point buffers (running statistics) become
+    the sum, rounded once to their own dtype: the bits that
     ``swavg.average`` and ``load_state_dict`` give where the files have the model's dtypes.
     Integer buffers take the last checkpoint's values. With ``buffers`` False only parameters are
     written. What else the checkpoints hold is not looked at.
@@ -53,6 +56,7 @@ def apply_swa(
         strict=strict,
         buffers=buffers,
         key=key,
+        strip_prefix=strip_prefix,
         allow_nonfinite=allow_nonfinite,
     ) as plan:
         n = len(checkpoints)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Form, TensorTable
-from swavg.planning.match import by_canonical_name, canonical
+from swavg.planning.match import spelling
+from swavg.planning.prefixes import behind_prefix
 from swavg.training.wrapped import check_shape
 
 _NAMED = 20
@@ -31,9 +32,11 @@ def match_model(
     shown: Sequence[str],
     *,
     strict: bool,
+    known_as: Mapping[str, str],
 ) -> tuple[list[Match], tuple[str, ...]]:
     """What each tensor of a model is made of, and the names of those that cannot be made.
 
+    ``known_as`` has the name by which each is looked for.
     ``tables`` and ``table_of`` are those of :func:`swavg.planning.match.distinct_tables`. A tied
     tensor is matched once, by any of its names. Raises MismatchError if ``strict`` and a
     checkpoint lacks one, or has it in another shape or of another kind; and if none can be made.
@@ -43,12 +46,19 @@ def match_model(
     for name, tensor in tensors.items():
         _check(name, tensor)
         groups.setdefault(id(tensor), []).append(name)
-    spellings = [by_canonical_name(table.columns.names) for table in tables]
+    spell = spelling(list(known_as.values()), *(table.columns.names for table in tables))
+    spelled = [
+        {spell(name): number for number, name in enumerate(table.columns.names)} for table in tables
+    ]
     matches: list[Match] = []
     differences: list[Difference] = []
     kept: list[str] = []
     for names in groups.values():
-        numbers = tuple(map(_number, [names] * len(tables), tables, spellings))
+        # The last of its names is the one that load_state_dict would leave in place.
+        own = [spell(known_as[name]) for name in reversed(names)]
+        numbers = tuple(
+            next((place[name] for name in own if name in place), -1) for place in spelled
+        )
         forms = [
             None if numbers[place] < 0 else tables[place].form_of(numbers[place])
             for place in table_of
@@ -60,7 +70,9 @@ def match_model(
             differences.append(difference)
             kept += names
     if differences and (strict or not matches):
-        raise _mismatch(differences, len(groups))
+        raise _behind_prefix(known_as.values(), spell, spelled, table_of, shown) or _mismatch(
+            differences, len(groups)
+        )
     order = {name: place for place, name in enumerate(tensors)}
     return matches, tuple(sorted(kept, key=order.__getitem__))
 
@@ -84,15 +96,6 @@ def _check(name: str, tensor: Tensor) -> None:
 def model_dtype(tensor: Tensor) -> DType | None:
     """The dtype of a model's tensor; None for one that no checkpoint holds as such."""
     return BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
-
-
-def _number(names: Sequence[str], table: TensorTable, spelled: Mapping[str, str]) -> int:
-    # The last of its names, which is the one that load_state_dict would leave in place.
-    for name in reversed(names):
-        for spelling in (name, canonical(name)):
-            if spelling in spelled:
-                return table.index[spelled[spelling]]
-    return -1
 
 
 def _difference(
@@ -122,6 +125,19 @@ def _group(dtype: DType) -> str:
     if dtype.bits < 8:
         return dtype.name
     return "integer" if dtype.kind == "bool" else dtype.kind
+
+
+def _behind_prefix(
+    names: Iterable[str],
+    spell: Callable[[str], str],
+    spelled: Sequence[Collection[str]],
+    table_of: Sequence[int],
+    shown: Sequence[str],
+) -> MismatchError | None:
+    """The error if it is a prefix that keeps the names of model and checkpoints apart."""
+    firsts = [shown[table_of.index(place)] for place in range(len(spelled))]
+    found = behind_prefix([*spelled, list(map(spell, names))], [*firsts, "the model"])
+    return None if found is None else MismatchError(f"{found.fact}.", hint=found.hint)
 
 
 def _mismatch(differences: Sequence[Difference], count: int) -> MismatchError:

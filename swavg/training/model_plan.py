@@ -21,8 +21,10 @@ from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.layout import FileLayout, Specs, distinct
 from swavg.planning.confirm import check_plain
 from swavg.planning.match import canonical, distinct_tables
+from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.plan import Entries, File, Operation, Output, Plan, Term
 from swavg.planning.policy import Policy
+from swavg.planning.rename import renamed_with_model, rules
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
 from swavg.training.matching import Match, match_model, model_dtype
@@ -62,6 +64,7 @@ class ModelPlan:
         strict: bool = True,
         buffers: bool = True,
         key: str | None = None,
+        strip_prefix: str | Sequence[str] = (),
         allow_nonfinite: bool = False,
     ) -> None:
         if isinstance(checkpoints, (str, os.PathLike)):
@@ -70,21 +73,29 @@ class ModelPlan:
             raise RequestError("No checkpoints given.")
         check_module(model)
         shared = Shared()
-        self._checkpoints = tuple(
+        opened = [
             each if isinstance(each, Checkpoint) else open_checkpoint(each, key=key, shared=shared)
             for each in checkpoints
+        ]
+        tensors = own_tensors(model, buffers=buffers)
+        names, opened = renamed_with_model(
+            tuple(tensors),
+            opened,
+            rules(strip_prefix),
+            must=not any(isinstance(each, Checkpoint) for each in checkpoints),
         )
+        known_as = dict(zip(tensors, names, strict=True))
+        self._checkpoints = tuple(opened)
         self._shown = short_names([each.path for each in self._checkpoints])
         self._tables, self._table_of = distinct_tables(self._checkpoints)
         self._model = model
         self._buffers = buffers
         self._policy = Policy(allow_nonfinite=allow_nonfinite)
-        tensors = own_tensors(model, buffers=buffers)
         self._matches, self.kept = match_model(
-            tensors, self._tables, self._table_of, self._shown, strict=strict
+            tensors, self._tables, self._table_of, self._shown, strict=strict, known_as=known_as
         )
         self._prepared: _Prepared | None = None
-        made = {canonical(match.name) for match in self._matches}
+        made = {canonical(known_as[match.name]) for match in self._matches}
         for text in check_plain(self._checkpoints, self._shown, made.__contains__):
             warnings.warn(text, stacklevel=3)
 
@@ -190,7 +201,7 @@ class ModelPlan:
         last = self._table_of[-1]
         columns = self._tables[last].columns
         found = [
-            (match, self._operation(match, tensors[match.name]))
+            (match, self._operation(match, tensors))
             for match in self._matches
             if memory_of(tensors[match.name])[1].numel()
         ]
@@ -205,8 +216,10 @@ class ModelPlan:
 
         return sorted(found, key=place)
 
-    def _operation(self, match: Match, tensor: Tensor) -> Operation:
-        """How a tensor is made; a sum has no terms yet. Integers are the last checkpoint's."""
+    def _operation(self, match: Match, tensors: Mapping[str, Tensor]) -> Operation:
+        """How a tensor is made; a sum has no terms yet. Integers and vectors of spectral norm are
+        the last checkpoint's."""
+        tensor = tensors[match.name]
         dtype, last = model_dtype(tensor), len(self._checkpoints) - 1
         if dtype is None:
             raise MismatchError(f"'{match.name}' of the model is {tensor.dtype} now.")
@@ -214,11 +227,13 @@ class ModelPlan:
             table.form_of(number)[0]
             for table, number in zip(self._tables, match.numbers, strict=True)
         ]
+        term = Term(0, (0,), (1.0,), uniform=True)
         if not dtype.floating:
-            term = Term(0, (0,), (1.0,), uniform=True)
             return Operation("copy", inputs[self._table_of[last]], "float32", (last,), (term,))
         wide = any(dtype.accumulator == "float64" for dtype in inputs)
         accumulate: Accumulator = "float64" if wide else "float32"
+        if match.name.endswith(SET_APART) and set_apart(match.name, tensors) == "spectral":
+            return Operation("average", dtype, accumulate, (last,), (term,))
         return Operation("average", dtype, accumulate, tuple(range(last + 1)), ())
 
 
@@ -226,7 +241,7 @@ def _with_weights(plan: Plan, weights: tuple[float, ...]) -> Plan:
     members = tuple(range(len(weights)))
     term = Term(0, members, weights, is_uniform(weights))
     operations = tuple(
-        replace(operation, terms=(term,)) if operation.op == "average" else operation
+        replace(operation, terms=(term,)) if not operation.terms else operation
         for operation in plan.entries.operations
     )
     entries = replace(plan.entries, operations=operations)

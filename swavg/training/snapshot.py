@@ -14,7 +14,7 @@ from swavg.dtypes import BY_NAME, DType
 from swavg.errors import OutputError, RequestError
 from swavg.formats.layout import FileLayout, Specs, distinct
 from swavg.formats.safetensors import plan_specs
-from swavg.planning.match import by_canonical_name
+from swavg.planning.match import unwrapped
 from swavg.storage.destination import check_destination, is_stream
 from swavg.storage.publish import new_file
 from swavg.training.snapshot_metadata import checked_text, header_strings
@@ -93,7 +93,8 @@ def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     if isinstance(model, nn.Module):
         return found
     # A mapping may come from a wrapped model.
-    return {plain: found[name] for plain, name in by_canonical_name(list(found)).items()}
+    plain = {unwrapped(name): tensor for name, tensor in found.items()}
+    return plain if len(plain) == len(found) else found
 
 
 def _specs(tensors: Mapping[str, Tensor]) -> Specs:

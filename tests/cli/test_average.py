@@ -92,7 +92,7 @@ def test_the_flag_for_nul_is_no_weight(pair):
         (["a", "b", "--weights", "x"], 2, "--weights needs numbers, not 'x'"),
         ([], 2, "Give the checkpoints"),
         (["a", "missing"], 4, "missing: no such file"),
-        (["a", "b", "-o", "none/c.safetensors"], 5, "there is no folder 'none'"),
+        (["a", "b", "-o", "a/c.safetensors"], 5, "cannot be made: 'a' is no folder"),
         (["a", "b", "-o", "b"], 5, "is an input"),
         (["a", "b", "-o", "b", "--force"], 5, "is an input"),
         (["a", "b", "--memory", "lots"], 2, "is no size"),
@@ -112,6 +112,36 @@ def test_wrong_calls_say_what_is_wrong_and_write_nothing(pair, args, code, said)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
     assert {path.name: path.read_bytes() for path in pair.iterdir()} == before
+
+
+def test_folders_above_the_output_are_made_by_a_run_that_ends_well(pair):
+    args = ["average", "a.safetensors", "b.safetensors", "-o", "new/deep/c.safetensors"]
+    assert swavg(*args, "--dry-run", cwd=pair).returncode == 0
+    assert not (pair / "new").exists()
+    save(pair / "inf.safetensors", {**state(1), "body.bias": torch.full((7,), torch.inf)})
+    refused = swavg(*args[:2], "inf.safetensors", "-o", "new/deep/c.safetensors", cwd=pair)
+    assert (refused.returncode, (pair / "new").exists()) == (6, False)
+    done = swavg(*args, cwd=pair)
+    assert (done.returncode, done.stdout) == (0, "new/deep/c.safetensors\n")
+    assert torch.equal(load(pair / "new/deep/c.safetensors")["body.bias"], mean(pair))
+
+
+def test_a_folder_is_written_where_an_empty_one_is(pair):
+    for name in "ab":
+        (pair / name).mkdir()
+        (pair / f"{name}.safetensors").rename(pair / name / "model.safetensors")
+        (pair / name / "config.json").write_text("{}")
+    (pair / "out").mkdir()
+    (pair / "link").symlink_to("out")
+    assert swavg("average", "a", "b", "-o", "link", "--dry-run", cwd=pair).returncode == 0
+    assert swavg("average", "a", "b", "-o", "link", cwd=pair).returncode == 0
+    assert sorted(os.listdir(pair / "out")) == ["config.json", "model.safetensors"]
+    again = swavg("average", "a", "b", "-o", "out", cwd=pair)
+    assert (again.returncode, "exists already" in again.stderr) == (7, True)
+    (pair / "here").mkdir()
+    refused = swavg("average", "../a", "../b", "-o", ".", cwd=pair / "here")
+    assert (refused.returncode, "such as ./averaged" in refused.stderr) == (5, True)
+    assert swavg("average", "../a", "../b", "-o", "./averaged", cwd=pair / "here").returncode == 0
 
 
 def test_normalize_and_raw_weights_are_the_ways_out_that_the_error_offers(pair):
@@ -400,3 +430,55 @@ def test_shards_need_a_folder_and_take_the_default_name_for_one(pair):
     assert (pair / "averaged" / "model.safetensors.index.json").exists()
     done = shell("swavg average a.safetensors b.safetensors --max-shard-size 100 -o - | cat", pair)
     assert "leave --max-shard-size out" in done.stderr
+
+
+def adapters(folder, *alphas):
+    """Adapters as PEFT writes them, which differ in their alpha."""
+    for i, alpha in enumerate(alphas):
+        tensors = {"m.l.lora_A.weight": torch.randn(2, 4), "m.l.lora_B.weight": torch.randn(3, 2)}
+        save(folder / f"a{i}" / "adapter_model.safetensors", tensors)
+        config = {"r": 2, "lora_alpha": alpha, "revision": "main"}
+        (folder / f"a{i}" / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_the_way_out_for_adapters_works(tmp_path):
+    adapters(tmp_path, 2, 8)
+    refused = swavg("average", "a0", "a1", "-o", "o", cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "lora_alpha is 2 in a0 and 8 in a1" in refused.stderr
+    assert "--lora exact writes the average of what they do" in refused.stderr
+    done = swavg("average", "a0", "a1", "-o", "o", "--lora", "exact", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "warning" not in done.stderr
+    assert "lora: exact: factors of rank 2 + 2 side by side have rank 4" in done.stderr
+    config = json.loads((tmp_path / "o" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (4, 4)
+    state = load(tmp_path / "o" / "adapter_model.safetensors")
+    one, two = (load(tmp_path / name / "adapter_model.safetensors") for name in ("a0", "a1"))
+    product = state["m.l.lora_B.weight"] @ state["m.l.lora_A.weight"]
+    expected = sum(
+        scale / 2 * (each["m.l.lora_B.weight"] @ each["m.l.lora_A.weight"])
+        for each, scale in ((one, 1), (two, 4))
+    )
+    assert torch.allclose(product, expected, atol=1e-6)
+
+
+def test_adapters_of_one_scale_are_averaged_with_a_warning_that_says_what_to_use(tmp_path):
+    adapters(tmp_path, 4, 4)
+    done = swavg("average", "a0", "a1", "-o", "o", "--no-geometry", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "is not the mean of their products" in done.stderr
+    assert "--lora exact writes the average" in done.stderr
+
+
+def test_integers_that_are_no_counters_can_be_taken_as_the_error_says(tmp_path):
+    for i, name in enumerate("ab"):
+        save(tmp_path / f"{name}.safetensors", {"w": torch.ones(2), "ids": torch.tensor([i, 7])})
+    command = ["average", "a.safetensors", "b.safetensors", "-o", "o.safetensors"]
+    refused = swavg(*command, cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "'ids' (int64 [2]) differs" in refused.stderr
+    assert "--integers last, first, max or mean" in refused.stderr
+    assert not (tmp_path / "o.safetensors").exists()
+    assert swavg(*command, "--integers", "max", cwd=tmp_path).returncode == 0
+    assert load(tmp_path / "o.safetensors")["ids"].tolist() == [1, 7]

@@ -87,3 +87,14 @@ def test_wrong_calls_say_what_is_wrong(tmp_path, args, code, said):
 def test_equal_files_larger_than_the_promise_are_compared_within_it(tmp_path):
     paths = [sparse(tmp_path / f"{name}.safetensors", [64 * MIB]) for name in "ab"]
     assert peak("diff", *paths, "--values") <= PROMISE
+
+
+def test_a_prefix_is_named_and_taken_off(tmp_path):
+    names = ["a.weight", "b.weight", "c.bias"]
+    one, other = {name: torch.ones(2) for name in names}, {f"model.{n}": ONES for n in names}
+    paths = save(tmp_path / "a.safetensors", one), save(tmp_path / "b.safetensors", other)
+    found = swavg("diff", *paths)
+    assert found.returncode == 3
+    assert "all 3 names of a.safetensors are in b.safetensors under 'model.'" in found.stderr
+    assert "Use --strip-prefix model. to" in found.stderr
+    assert "3 tensors of the same name" in swavg("diff", *paths, "--strip-prefix", "model.").output

@@ -50,8 +50,8 @@ def test_wrong_calls_are_usage_errors(run, args, said):
     ("folder", "reason"),
     [
         ("file/out", "Not a directory"),
-        ("file", "File exists"),
-        ("closed/out", "Permission denied"),
+        ("file", "'file' is no folder"),
+        ("closed/out", "the folder 'closed' is not writable"),
         ("x" * 300, "File name too long"),
     ],
 )

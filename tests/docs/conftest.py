@@ -79,7 +79,8 @@ def checkpoints(tmp_path_factory):
         save_file(tensors(seed), file)
         swavg.average([file], output=folder / "ckpts" / f"step-{step}.pt")
         if step in (800, 900):
-            swavg.average([file], output=f"{folder}/run/checkpoint-{step}/")
+            (folder / f"run/checkpoint-{step}").mkdir()
+            shutil.copyfile(file, folder / f"run/checkpoint-{step}/model.safetensors")
         else:
             shutil.copyfile(file, folder / "run" / f"step-{step}-val_loss=0.{step}.safetensors")
     for name in ("train", "model", "data"):

@@ -86,7 +86,9 @@ def test_the_recipe_is_in_the_metadata_and_the_templates_own_stays(tmp_path):
     swavg.average([first, last], [0.25, 0.75], output=tmp_path / "out.safetensors")
     metadata = swavg.open_checkpoint(tmp_path / "out.safetensors").metadata
     assert metadata["epoch"] == "2"
-    assert json.loads(metadata["swavg"]) == {
+    found = json.loads(metadata["swavg"])
+    assert [entry.split()[1] for entry in found.pop("holds")] == ["a.safetensors", "b.safetensors"]
+    assert found == {
         "method": "weighted",
         "inputs": ["a.safetensors", "b.safetensors"],
         "weights": [0.25, 0.75],
@@ -118,19 +120,92 @@ def test_integers_follow_the_policy_and_are_reported_where_they_differ(tmp_path)
     assert not (tmp_path / "e.st").exists()
 
 
-def test_integers_that_are_no_counters_are_warned_of(tmp_path):
+@pytest.mark.parametrize(
+    "integers",
+    [
+        torch.tensor([4, 7]), torch.tensor([[True, False]]), torch.arange(3000, dtype=torch.uint8),
+        torch.tensor([2**40, 1, 2]), torch.full((2, 2), 3, dtype=torch.int16),
+    ],
+    ids=lambda tensor: f"{tensor.dtype} {list(tensor.shape)}",
+)  # fmt: skip
+def test_integers_that_differ_and_are_no_counters_are_an_error(tmp_path, integers):
+    other = integers.clone()
+    other.view(-1)[-1] = 1 - other.view(-1)[-1].int()
     paths = [
         save(tmp_path / f"{i}.safetensors",
-             {"x": torch.ones(2), "count": torch.tensor(i), "ids": torch.tensor([i, 7])})
-        for i in (4, 9)
+             {"x": torch.ones(2), "count": torch.tensor(i), "one": torch.tensor([i]), "ids": ids})
+        for i, ids in enumerate((integers, integers, other))
     ]  # fmt: skip
+    out = tmp_path / "out.st"
+    with pytest.raises(
+        swavg.MismatchError, match=r"'ids' .* differs .*, and is no counter"
+    ) as told:
+        swavg.average(paths, output=out)
+    assert "integers=last" in told.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{i}.safetensors" for i in (0, 1, 2)
+    ]
+    swavg.average(paths, output=out, policy=Policy(integers="last"))
+    assert load(out)["ids"].tolist() == other.tolist()
+    report = swavg.average(paths[:2], output=tmp_path / "two.st")
+    assert report.differing_integers == ("count", "one")
+    assert load(tmp_path / "two.st")["one"].tolist() == [1]
+
+
+def test_pruning_masks_are_equal_or_refused_wherever_they_differ(tmp_path):
+    def pruned(seed, mask):
+        return {"fc.weight_orig": state(seed)["head.weight"][:2], "fc.weight_mask": mask}
+
+    mask = torch.ones(3, 2000)
+    mask[1] = 0
+    other = mask.clone()
+    other[2, -1] = 0
+    paths = [
+        save(tmp_path / f"{i}.safetensors", pruned(i, each))
+        for i, each in enumerate((mask, mask, other))
+    ]
+    out = tmp_path / "out.st"
+    swavg.average(paths[:2], output=out)
+    assert load(out)["fc.weight_mask"].equal(mask)
+    # Behind the first bytes, which are looked at before.
+    with pytest.raises(swavg.MismatchError, match=r"'fc.weight_mask' differs .* pruning mask"):
+        swavg.average(paths, output=tmp_path / "three.st")
+    assert not (tmp_path / "three.st").exists()
+    policy = Policy(exclude=("*mask",))
+    swavg.average(paths, output=out, policy=policy, force=True)
+    assert load(out)["fc.weight_mask"].equal(other)
+
+
+SPECTRAL = {
+    "torch": ("conv.weight_orig", "conv.weight_u", "conv.weight_v"),
+    "before": ("conv.weight_bar", "conv.weight_u", "conv.weight_v"),
+    "parametrized": [f"conv.parametrizations.weight.{n}" for n in ("original", "0._u", "0._v")],
+    "biggan": ("conv.weight", "conv.u0", "conv.sv0"),
+}
+
+
+@pytest.mark.parametrize("names", SPECTRAL.values(), ids=SPECTRAL)
+def test_vectors_of_spectral_norm_are_the_last_inputs_bit_for_bit(tmp_path, names):
+    states = [{name: torch.randn(4, 4) for name in names} for _ in range(3)]
+    paths = [save(tmp_path / f"{i}.safetensors", each) for i, each in enumerate(states)]
     report = swavg.average(paths, output=tmp_path / "out.st", distances=False)
-    assert report.warnings == (
-        "integers that differ were not averaged but taken from the last input: ids",
-    )
-    policy = Policy(integers="max")
-    report = swavg.average(paths, output=tmp_path / "max.st", policy=policy, distances=False)
-    assert report.warnings == ()
+    found = load(tmp_path / "out.st")
+    for name in names[1:]:
+        assert found[name].equal(states[-1][name])
+    assert torch.allclose(found[names[0]], sum(each[names[0]] for each in states) / 3)
+    (warning,) = report.warnings
+    assert "One forward pass of the average in training mode" in warning
+
+
+def test_weight_norm_and_other_names_are_averaged(tmp_path):
+    names = ("conv.weight_g", "conv.weight_v", "attn.pos_bias_u", "attn_mask", "u0")
+    paths = [
+        save(tmp_path / f"{i}.safetensors", {name: torch.full((2,), float(i)) for name in names})
+        for i in range(2)
+    ]
+    swavg.average(paths, output=tmp_path / "out.st")
+    found = load(tmp_path / "out.st")
+    assert [found[name].tolist() for name in names] == [[0.5, 0.5]] * len(names)
 
 
 def test_identical_integers_and_bools_are_copied_whatever_the_policy(tmp_path):

@@ -279,11 +279,19 @@ def test_without_matplotlib_there_is_a_csv_and_a_note(bowls, monkeypatch, capsys
     assert not (bowls / "landscape.png").exists()
 
 
+def test_folders_above_the_outputs_are_made_where_there_is_something_to_keep(bowls):
+    more = ["--grid", "3", "-o", "new/deep/x.png"]
+    assert call(*LANDSCAPE, *more, "--loss", "bowl.py:fails") == 2
+    assert not (bowls / "new").exists()
+    assert call(*LANDSCAPE, *more) == 0
+    assert sorted(os.listdir(bowls / "new" / "deep")) == ["x.csv", "x.png"]
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [
         (["-o", "x.gif"], 2, "names no kind of figure"),
-        (["-o", "nowhere/x.png"], 5, "there is no folder"),
+        (["-o", "a.safetensors/x.png"], 5, "'a.safetensors' is no folder"),
         (["--csv", "a.safetensors", "--force"], 5, "is an input"),
         (["-o", "x.svg", "--csv", "x.svg"], 2, "the figure and the csv would both be"),
         (["--grid", "many"], 2, "--grid is 'many'"),
@@ -508,3 +516,16 @@ def test_a_model_that_the_checkpoints_are_not_of_is_to_blame(bowls, capsys):
     assert call(*wrong) == 3
     err = " ".join(capsys.readouterr().err.split())
     assert "the model has 'weight' and 1 more that no checkpoint has" in err
+
+
+def test_a_prefix_of_some_checkpoints_is_taken_off(bowls, capsys):
+    state = {f"model.{name}": tensor for name, tensor in weights(CORNERS["a"]).items()}
+    save("wrapped.safetensors", state)
+    paths = ["b.safetensors", "wrapped.safetensors", "c.safetensors", "--mark", "a.safetensors"]
+    command = ["landscape", *paths, *MODEL, "--grid", "3", "--json", "--strip-prefix"]
+    assert call(*command, "modle.") == 2
+    assert "Did you mean 'model.'?" in capsys.readouterr().err
+    assert call(*command, "model.") == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    losses = {point["name"]: point["loss"] for point in points}
+    assert losses["W2"] == losses["a"] == bowl(CORNERS["a"])

@@ -187,3 +187,15 @@ def test_the_middle_between_each_two_is_always_measured(bowls):
         file.readline()
         found = [float(row["t"]) for row in csv.DictReader(file) if row["t"]]
     assert {0.0, 0.5, 1.0, 1.5, 2.0} <= set(found)
+
+
+def test_a_prefix_of_one_checkpoint_is_taken_off(bowls, capsys):
+    state = {f"model.{name}": tensor for name, tensor in weights(CORNERS["a"]).items()}
+    save("wrapped.safetensors", state)
+    paths = ["wrapped.safetensors", "b.safetensors"]
+    assert call("path", *paths, *MODEL, "--points", "3") == 3
+    assert "are in wrapped.safetensors under 'model.'" in capsys.readouterr().err
+    assert call("path", *paths, *MODEL, "--points", "3", "--strip-prefix", "model.") == 0
+    losses = {row["name"]: float(row["loss"]) for row in rows("path.csv") if row["name"]}
+    assert losses["wrapped.safetensors"] == bowl(CORNERS["a"])
+    assert losses["b.safetensors"] == bowl(CORNERS["b"])

@@ -364,7 +364,7 @@ def test_the_output_is_checked_before_a_batch_is_asked_for(tmp_path):
         raise AssertionError("a batch was asked for")
         yield
 
-    for output, said in (("", "exists already"), (path, "is an input"), ("no/x", "no folder")):
+    for output, said in (("", "exists already"), (path, "is an input"), (f"{path}/x", "no folder")):
         with pytest.raises(OutputError, match=said):
             recalibrate(path, network(2), never(), output=output)
     with pytest.raises(InputError, match="no such file"):
@@ -494,3 +494,25 @@ def test_user_code_that_changes_the_folder_moves_nothing_of_ours(project, data):
     assert (done.returncode, done.stdout) == (0, "out.pt\n"), done.stderr
     assert (project / "out.pt").exists()
     assert sorted(os.listdir(project / "there")) == ["opened-at-start", "opened-later"]
+
+
+@pytest.mark.parametrize("wrapped", ["checkpoint", "model"])
+def test_a_prefix_of_the_checkpoint_or_the_model_is_taken_off(tmp_path, wrapped):
+    class Inside(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x)
+
+    model, before = network(1), "model." if wrapped == "checkpoint" else ""
+    state = {f"{before}{name}": tensor for name, tensor in model.state_dict().items()}
+    path = save(tmp_path / "avg.safetensors", state)
+    user = network(2) if before else Inside(network(2))
+    with pytest.raises(MismatchError, match=r"under 'model\.'"):
+        recalibrate(path, user, batches())
+    done = recalibrate(path, user, batches(), strip_prefix=["model."])
+    assert_equal(load(done.output), expected(model, batches()))
+    with pytest.raises(RequestError, match="begins no name of any input"):
+        recalibrate(path, user, batches(), strip_prefix=["zzz."], force=True)

@@ -48,6 +48,8 @@ def dtypes() -> list[Case]:
         files = {x: partial(build.dtype_file, code, x) for x in LETTERS}
         intended = NO_SUM if code in build.PACKED else ""
         lines = weighings(code in ("F4", "BF16", "F32", "C64", "I64", "BOOL"))
+        if code in build.INTEGERS:
+            lines = [f"{line} --integers last" for line in lines]
         cases.append(Case("dtypes", code, named(**files), lines, intended=intended))
     for code in build.PACKED:
         files = {x: partial(build.dtype_file, code, "a") for x in "abc"}
@@ -91,9 +93,11 @@ def converts() -> list[Case]:
             f"average {names(3)} --dtype {to} --accumulate {a} -o {a}.safetensors -q"
             for a in ("float32", "float64")
         ]
+        lines = [f"{line} --integers last" for line in lines]
         cases.append(Case("convert", f"mixed-to-{to}", files, lines))
     lines = [
         f"average {names(3)} --accumulate {a} -w 1 2 3 --normalize -o {a}.safetensors -q"
+        " --integers last"
         for a in ("auto", "float32", "float64")
     ]
     cases.append(Case("convert", "accumulate", files, lines))

@@ -19,7 +19,13 @@ X, Y = torch.arange(4.0), torch.arange(4.0) + 1
         ("_orig_mod.a.weight", "a.weight"),
         ("module._orig_mod.a", "a"),
         ("encoder._orig_mod.a.b", "encoder.a.b"),
-        ("encoder.module.a", "encoder.module.a"),
+        ("encoder.module.a", "encoder.a"),
+        ("_fsdp_wrapped_module.layers.0._fsdp_wrapped_module.w", "layers.0.w"),
+        ("layers.0._checkpoint_wrapped_module._fsdp_wrapped_module.w", "layers.0.w"),
+        ("module.model.layers.0._orig_mod.w", "model.layers.0.w"),
+        ("a._orig_mod", "a._orig_mod"),
+        ("a.module", "a.module"),
+        ("submodule.a", "submodule.a"),
         ("modules.a", "modules.a"),
         ("a", "a"),
     ],
@@ -86,3 +92,34 @@ def test_long_tied_tensors_are_compared_to_their_end(tmp_path):
     tied = {"a": long, "b": long}
     assert side_by_side(tmp_path, tied, ({"a": long, "b": long.clone()}, True)).ties
     assert not side_by_side(tmp_path, tied, ({"a": long, "b": other}, True)).ties
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "bare"),
+    [
+        (["module._orig_mod.a.w"], ["a.w"]),
+        (["_fsdp_wrapped_module.a._checkpoint_wrapped_module.w"], ["a.w"]),
+        (["a.0._fsdp_wrapped_module._checkpoint_wrapped_module.w", "b.w"], ["a.0.w", "b.w"]),
+        (["module.model.a.w", "module.model.b.module.w"], ["model.a.w", "model.b.module.w"]),
+        (["a.module.w", "b.module.module.w"], ["a.w", "b.w"]),
+    ],
+)
+def test_wrappers_of_one_input_anywhere_in_its_names_do_not_count(tmp_path, wrapped, bare):
+    states = [{name: X + number for number, name in enumerate(names)} for names in (wrapped, bare)]
+    for order in (states, states[::-1]):
+        match = side_by_side(tmp_path, *order)
+        assert all(-1 not in column for column in match.columns(match.names()))
+        assert list(map(match.output_name, match.names())) == list(order[-1])
+
+
+def test_modules_called_module_keep_names_apart_in_all_inputs(tmp_path):
+    both, wrapped = {"a.module.w": X, "a.w": Y}, {"module.a.module.w": X, "module.a.w": Y}
+    match = side_by_side(tmp_path, both, wrapped)
+    assert match.names() == ["a.module.w", "a.w"]
+    assert list(match.columns(match.names())) == [(0, 0), (1, 1)]
+    # Alone it would be 'a.w', and meet the wrong tensor of the other.
+    match = side_by_side(tmp_path, {"a.module.w": X}, both)
+    assert dict(zip(match.names(), match.columns(match.names()), strict=True)) == {
+        "a.module.w": (0, 0),
+        "a.w": (-1, 1),
+    }

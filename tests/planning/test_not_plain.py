@@ -8,9 +8,10 @@ import torch
 from checkpoints import save
 
 from swavg.dtypes import BY_NAME
+from swavg.errors import MismatchError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Extras, TableBuilder
-from swavg.planning.confirm import confirmed
+from swavg.planning.confirm import check_plain, confirmed
 from swavg.planning.not_plain import not_plain
 
 
@@ -73,6 +74,14 @@ FP8 = "float8_e4m3fn 8x16"
         {"a.weight": "uint32 8x4", "a.scales": "float16 8x1", "a.biases": "float16 8x1"},
         {"a.codes": "int8 8x4x1", "a.codebooks": "float16 1x256x1x8"},
         {"weight": FP8, "weight_scale": "float32"},
+        {"layers.0.attn.wq_a.weight": FP8, "layers.0.attn.wq_a.scale": "float32 1x1"},
+        {"a.weight": FP8, "a.weights_scaling_factor": "float32"},
+        {"a.weight": FP8, "a.weight.scale": "float32"},
+        {"experts.w1": FP8, "experts.w1_scaling_factor": "float32"},
+        {"a.weight": "int32 8x4", "a.scales_and_zeros": "bfloat16 1x8x2"},
+        {"a.qweight": "int8 8x16", "a.wscales": "bfloat16 1x8"},
+        {"a.weight": FP8, "a.weight_amax": "float32"},
+        {"a.w1": FP8, "a.w1.s": "float32 8x1"},
     ],
     ids=lambda tensors: " ".join(tensors)[:60],
 )  # fmt: skip
@@ -128,6 +137,8 @@ def test_plain_models_are_not_suspected(names):
         {"logit_scale": "float32", "embeddings.position_ids": "int64 1x512"},
         # fp8 without scales: cast, not quantised.
         {"double_blocks.0.img_mod.lin.weight": FP8, "final.norm.scale": "bfloat16 8"},
+        {"a.in_proj_weight": FP8, "a.in_proj_bias": "float32 8", "a.bias_k": "float32 1"},
+        {"gamma": FP8, "gamma_1": FP8, "pos": FP8, "pos_embed": "bfloat16 80x16"},
         {"steps": "int64", "steps_scale": "float32"},
         {"a.weight": "bfloat16 8x4", "a.weight_scale": "float32"},
         {"relative_position_index": "int64 49x49", "attn.scale": "float32 1"},
@@ -190,6 +201,22 @@ def test_weights_that_zero_3_left_empty_are_refused():
     few = {"w": "float16 0", "buf": "float32 3"}
     saved = [checkpoint(few, others=("ds_version", "param_shapes")) for _ in "ab"]
     assert [each.kind for each in not_plain(saved, "ab")] == ["empty"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({"layers.0.w": "float32 4", "layers.1.w": "float32 0"}, ["hollow"]),
+        ({"layers.0.w": "float32 2x4", "layers.12.w": "float16 0x4"}, ["hollow"]),
+        ({"norm.bias": "float32 4", "norm.weight": "float32 0", "a": "float32 3"}, ["hollow"]),
+        ({"norm.weight": "float32 4", "norm.bias": "float32 0"}, ["hollow"]),
+        ({"cache": "float32 0", "norm.weight": "float32 4"}, []),
+        ({"layers.0.w": "float32 0", "layers.1.w": "float32 0", "a": "float32 3"}, []),
+        ({"layers.0.n": "int64 4", "layers.1.n": "int64 0"}, []),
+    ],
+)
+def test_empty_tensors_are_told_where_others_say_that_they_have_elements(tensors, expected):
+    assert kinds(tensors) == expected
 
 
 def test_one_checkpoint_is_as_it_is():
@@ -331,7 +358,9 @@ def test_one_alpha_and_one_mask_do_no_harm(tmp_path):
         ({"lora_alpha": 32}, "lora_alpha is 8 in a0 and 32 in a1"),
         ({"use_rslora": True}, "use_rslora is false in a0 and true in a1"),
         ({"alpha_pattern": {"q": math.inf}}, "alpha_pattern is {} in a0 and"),
-        ({"target_modules": ["k"]}, None),
+        ({"target_modules": ["k"], "base_model_name_or_path": "elsewhere"}, None),
+        ({"lora_alpha": 8.0, "rank_pattern": {}, "alpha_pattern": None}, None),
+        ({"rank_pattern": {"q": 4}}, "rank_pattern is {} in a0 and"),
     ],
 )
 def test_adapters_whose_settings_differ_are_refused(tmp_path, given, settings, said):
@@ -354,3 +383,30 @@ def test_a_broken_adapter_config_says_nothing(tmp_path, text):
     state = {"l.lora_A.weight": torch.ones(4, 8), "l.lora_B.weight": torch.ones(8, 4)}
     (tmp_path / "adapter_config.json").write_text(text)
     assert matters(tmp_path, state, state) == ["factors"]
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        ({"quantization_config": {"quant_method": "torchao"}}, torch.int8),
+        ({"quantization_config": {"quant_method": "vptq"}}, torch.uint16),
+        ({"text_config": {"quantization_config": {"quant_method": "eetq"}}}, torch.uint8),
+        ({"quantization_config": {"quant_method": "fp8"}}, torch.float8_e4m3fn),
+    ],
+)
+def test_codes_that_no_name_tells_are_known_by_the_config(tmp_path, config, dtype):
+    paths = []
+    for i in range(2):
+        state = {"l.packed": torch.full((4,), 1 + i).to(dtype), "l.norm": torch.ones(2)}
+        paths.append(tmp_path / f"m{i}")
+        save(paths[-1] / "model.safetensors", state)
+        (paths[-1] / "config.json").write_text(json.dumps(config))
+    opened = [open_checkpoint(path) for path in paths]
+    with pytest.raises(MismatchError, match=r"quantised weights .*'l.packed'"):
+        check_plain(opened, ["m0", "m1"], lambda name: True)
+    # Codes that are the same in all, none, and such as are not averaged do no harm.
+    assert check_plain(opened[:1] * 2, ["m0", "m0"], lambda name: True) == []
+    assert check_plain(opened, ["m0", "m1"], lambda name: name != "l.packed") == []
+    (paths[0] / "config.json").write_text("{}")
+    (paths[1] / "config.json").write_text('{"quantization_config": null}')
+    assert check_plain(opened, ["m0", "m1"], lambda name: True) == []

@@ -167,7 +167,7 @@ def test_a_step_comes_from_the_file_where_the_name_has_none(tmp_path):
     torch_file(tmp_path / "a.pt", global_step=300, epoch=3)
     torch_file(tmp_path / "b.pt", step=100)
     save(tmp_path / "c.safetensors", state(1), {"step": "200"})
-    save(tmp_path / "d.safetensors", state(1), {"swavg": '{"method": "ema", "step": 400}'})
+    save(tmp_path / "d.safetensors", state(1), {"iteration": "400"})
     torch_file(tmp_path / "e.pt", num_updates=500)
     torch.save({"model": state(1), "iteration": 600}, tmp_path / "f.pt",
                _use_new_zipfile_serialization=False)  # fmt: skip
@@ -212,10 +212,11 @@ def test_steps_and_epochs_that_do_not_meet_are_said(tmp_path):
 
 
 def test_two_of_the_same_step_are_said(tmp_path):
-    named(tmp_path, "step_5.pt", "ema_step_5.pt", "step_6.pt")
+    named(tmp_path, "step_5.pt", "raw_step_5.pt", "step_6.pt")
+    (tmp_path / "raw_step_5.pt").write_bytes(b"another one")
     series = discover([tmp_path])
     assert series.steps == (5, 5, 6)
-    assert series.notes == ("2 are of step 5: ema_step_5.pt, step_5.pt",)
+    assert series.notes == ("2 are of step 5: raw_step_5.pt, step_5.pt",)
 
 
 def test_partial_and_foreign_files_are_ignored_and_said(tmp_path):
@@ -257,8 +258,8 @@ def test_copies_called_best_and_last_do_not_count_twice(tmp_path):
     assert series.notes == (
         "ignored last.pt: the same file as current.pt",
         "ignored current.pt: the same file as step_200.pt",
-        "ignored best.pt: it is of step 100, as is step_100.pt",
-        "ignored final.pt: going by its name a copy, and it has no step; give its path to take it",
+        "ignored best.pt, final.pt: by name no snapshots of the run (--pattern '*best*' takes"
+        " such ones)",
     )
 
 

@@ -28,8 +28,11 @@ def test_what_would_fail_later_is_refused_at_once(
         check_destination(tmp_path / "old", 0, force=False)
     assert (caught.value.exit_code, "force=True" in str(caught.value)) == (7, True)
     check_destination(tmp_path / "old", 0, force=True)
-    with pytest.raises(OutputError, match="there is no folder"):
-        check_destination(tmp_path / "nowhere" / "a", 0, force=False)
+    check_destination(tmp_path / "new" / "deep" / "a", 0, force=False)
+    with pytest.raises(OutputError, match=r"cannot be made: '.*old' is no folder"):
+        check_destination(tmp_path / "old" / "a", 0, force=False)
+    with pytest.raises(OutputError, match=r"needs [\d,]+ bytes"):
+        check_destination(tmp_path / "new" / "a", 1 << 62, force=False)
     with pytest.raises(OutputError, match=r"needs [\d,]+ bytes, and only [\d,]+ are free"):
         check_destination(tmp_path / "a", 1 << 62, force=False)
     with pytest.raises(OutputError, match="File name too long"):
@@ -111,7 +114,7 @@ def test_a_new_folder_must_be_possible(tmp_path: Path, monkeypatch: pytest.Monke
         check_destinations(outputs(tmp_path), [1, 1], inside=str(tmp_path / "file" / "new"))
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda *_: False)
-        with pytest.raises(OutputError, match="Permission denied"):
+        with pytest.raises(OutputError, match="is not writable"):
             check_destinations(outputs(new), [1, 1], inside=str(new))
     new.mkdir(parents=True)
     (new / "b").write_text("")

@@ -315,10 +315,102 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path: Path, force: bool) -
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_takes_the_place_of_an_empty_one_and_its_mode(tmp_path: Path, force: bool) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o2750)
+    check_destination(out, 0, force=force, folder=True)
+    publish_folder(out, force=force)
+    assert tree(tmp_path) == {"out": None, "out/a": b"new"}
+    assert mode(out) == 0o2750
+
+
+def test_a_link_to_an_empty_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    check_destination(tmp_path / "link", 0, force=False, folder=True)
+    publish_folder(tmp_path / "link")
+    assert os.readlink(tmp_path / "link") == "there"
+    assert (tmp_path / "there" / "a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["a", ".hidden"])
+def test_what_comes_into_an_empty_folder_meanwhile_stays(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    outputs = [Destination(str(out), folder=True, force=False)]
+    with pytest.raises(OutputExistsError, match="was created by someone else meanwhile"):
+        write_all(outputs, lambda: (out / name).write_bytes(b"mine"))
+    assert tree(tmp_path) == {"out": None, f"out/{name}": b"mine"}
+
+
+def test_a_failure_leaves_an_empty_folder_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(0o700)
+    with pytest.raises(KeyboardInterrupt):
+        break_off_folder(tmp_path / "out", KeyboardInterrupt())
+    assert tree(tmp_path) == {"out": None}
+
+
+def test_an_empty_folder_is_one_again_where_a_later_rename_fails(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one").chmod(0o711)
+    outputs = [
+        Destination(str(tmp_path / name), folder=True, force=False) for name in ("one", "two")
+    ]
+    with pytest.raises(OutputExistsError, match="two"):
+        write_all(outputs, lambda: put(tmp_path / "two", True, b"mine"))
+    assert tree(tmp_path) == {"one": None, "two": None, "two/a": b"mine"}
+    assert mode(tmp_path / "one") == 0o711
+
+
+def test_a_folder_whose_place_none_can_take_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (".", str(tmp_path)):
+        with pytest.raises(OutputError, match="is the current folder") as caught:
+            check_destination(path, 0, force=False, folder=True)
+        assert caught.value.hint == f"Give a name in it, such as {path}/averaged."
+    # Nothing can be mounted here.
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda _: True)
+    for force in (False, True):
+        with pytest.raises(OutputError, match="is a mount point"):
+            check_destination("out", 0, force=force, folder=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="lies in a folder that is not writable"):
+        check_destination(tmp_path / "out", 0, force=False, folder=True)
+
+
 @pytest.mark.parametrize("make_it", [publish_file, publish_folder])
-def test_a_missing_parent_is_an_output_error(tmp_path: Path, make_it: Any) -> None:
-    with pytest.raises(OutputError, match="No such file or directory"):
-        make_it(tmp_path / "nowhere" / "a")
+def test_missing_parents_are_made(tmp_path: Path, make_it: Any) -> None:
+    make_it(tmp_path / "new" / "deep" / "a")
+    make_it(tmp_path / "new" / "deep" / "b")
+    assert sorted(os.listdir(tmp_path / "new" / "deep")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("break_off", [break_off_file, break_off_folder])
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
+def test_missing_parents_go_again_where_the_output_fails(
+    tmp_path: Path, break_off: Any, error: BaseException
+) -> None:
+    with pytest.raises(type(error)):
+        break_off(tmp_path / "new" / "deep" / "a", error)
+    assert os.listdir(tmp_path) == []
+
+
+def test_several_outputs_share_the_parents_that_are_made(tmp_path: Path) -> None:
+    paths = [tmp_path / "new" / "a" / "x", tmp_path / "new" / "b" / "y", tmp_path / "new" / "z"]
+    outputs = [Destination(str(path), folder=False, force=False) for path in paths]
+    with pytest.raises(RuntimeError, match="stop"), publishing(outputs):
+        raise RuntimeError("stop")
+    assert os.listdir(tmp_path) == []
+    with publishing(outputs) as pendings:
+        for pending in pendings:
+            pending.create().pwrite(0, b"new")
+    assert [path.read_bytes() for path in paths] == [b"new"] * 3
 
 
 def test_a_folder_that_may_not_be_written_is_an_output_error(

@@ -1,6 +1,7 @@
 """Averages put into a model: the same bits as a file and load_state_dict, and nothing by halves."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -52,7 +53,8 @@ def saved(folder, count=3, suffix="safetensors", dtype=torch.float32):
 def averaged(paths, weights=None, **more):
     """The bits of swavg.average, as a state dict."""
     out = os.path.join(os.path.dirname(paths[0]), "average.safetensors")
-    swavg.average(paths, weights, output=out, force=True, **more)
+    policy = replace(more.pop("policy", swavg.Policy()), integers="last")
+    swavg.average(paths, weights, output=out, force=True, policy=policy, **more)
     return safetensors.torch.load_file(out)
 
 
@@ -308,8 +310,13 @@ def test_what_is_no_plain_weight_is_refused_or_told(tmp_path):
     with pytest.raises(MismatchError, match="quantised weights cannot be averaged"):
         apply_swa(model, files(Quantised))
     assert not model.weight.any()
+    model = spectral()
     with pytest.warns(UserWarning, match="vectors of spectral norm"):
-        apply_swa(spectral(), files(spectral))
+        apply_swa(model, files(spectral))
+    assert model.weight_v.equal(spectral(2).weight_v)
+    assert torch.allclose(
+        model.weight_orig, (spectral(1).weight_orig + spectral(2).weight_orig) / 2
+    )
 
 
 def test_gradients_and_optimizer_survive_and_autograd_notices(tmp_path):
@@ -426,3 +433,51 @@ def test_sharded_models_get_their_shards(tmp_path):
         for rank in range(2):
             found = torch.load(tmp_path / f"{name}.{rank}.pt")
             torch.testing.assert_close(found, whole(torch.ones(2, 4)))
+
+
+class Inside(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        self.model = Net(seed)
+
+
+@pytest.mark.parametrize("prefix", ["model.", ["model."], ("model",)])
+def test_a_prefix_does_not_count_in_files_or_model(tmp_path, prefix):
+    bare = saved(tmp_path)
+    state = {f"module.model.{name}": tensor for name, tensor in Net(4).state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "lightning.ckpt")
+    torch.save(Net(4).state_dict(), tmp_path / "same.pt")
+    paths, expected = [*bare, tmp_path / "lightning.ckpt"], [*bare, str(tmp_path / "same.pt")]
+    model, inside = Net(9), Inside(9)
+    with pytest.raises(MismatchError, match=r"of the model are in lightning.ckpt under 'model\.'"):
+        apply_swa(model, paths)
+    with pytest.raises(MismatchError, match=r"of step-1.safetensors are in the model under"):
+        apply_swa(inside, bare)
+    assert apply_swa(model, paths, strip_prefix=prefix) == ()
+    assert apply_swa(inside, paths, strip_prefix=prefix) == ()
+    same(model.state_dict(), averaged(expected))
+    same(inside.model.state_dict(), averaged(expected))
+    opened = [swavg.open_checkpoint(path) for path in paths]
+    apply_swa(inside, opened, strip_prefix=prefix)
+    same(inside.model.state_dict(), averaged(expected))
+
+
+def test_a_prefix_of_nothing_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"'modle\.' begins no name of any input"):
+        apply_swa(Net(), saved(tmp_path), strip_prefix="modle.")
+
+
+def test_modules_called_module_do_not_take_the_tensors_of_others(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 2, bias=False)
+            self.a.module = nn.Linear(2, 2, bias=False)
+
+    one, model = Odd(), Odd()
+    torch.save({f"module.{n}": t for n, t in one.state_dict().items()}, tmp_path / "ddp.pt")
+    apply_swa(model, [tmp_path / "ddp.pt"])
+    same(model.state_dict(), one.state_dict())
+    torch.save({"a.weight": one.a.weight}, tmp_path / "lacks.pt")
+    with pytest.raises(MismatchError, match=r"'a\.module\.weight' is missing"):
+        apply_swa(model, [tmp_path / "lacks.pt"])

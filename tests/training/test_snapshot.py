@@ -374,3 +374,16 @@ def test_the_file_opens_with_swavg_and_is_no_average(net, tmp_path):
     checkpoint = open_checkpoint(str(path))
     assert set(checkpoint) == set(net.state_dict())
     assert "swavg" not in checkpoint.metadata
+
+
+def test_a_mapping_loses_what_is_of_wrappers_for_certain_and_no_more(tmp_path):
+    names = {
+        "module._orig_mod.a.w": "a.w",
+        "module.b._fsdp_wrapped_module.w": "b.w",
+        "module.c.module.w": "c.module.w",
+    }
+    path = save_snapshot(tmp_path / "s.safetensors", dict.fromkeys(names, torch.ones(2)), step=1)
+    assert sorted(safetensors.torch.load_file(path)) == sorted(names.values())
+    both = ["module.a", "a"]
+    path = save_snapshot(tmp_path / "t.safetensors", dict.fromkeys(both, torch.ones(2)), step=1)
+    assert sorted(safetensors.torch.load_file(path)) == sorted(both)

@@ -11,7 +11,8 @@ from swavg.analysis.chunks import Array, check, in_order, ranges, read_chunk, su
 from swavg.engine.recipe import short_names
 from swavg.errors import Difference, MismatchError, NumericsError
 from swavg.formats.checkpoint import Checkpoint, Tensor
-from swavg.planning.match import by_canonical_name
+from swavg.planning.match import spelling
+from swavg.planning.prefixes import behind_prefix
 from swavg.storage.sources import Pool
 
 OnRead = Callable[[int, int], None]
@@ -88,11 +89,13 @@ def _matched(
     """For each group of names its tensor in every checkpoint."""
     found = []
     differences = []
-    tables = [by_canonical_name(list(checkpoint)) for checkpoint in checkpoints]
+    own = [name for group in names for name in group]
+    spell = spelling(own, *map(list, checkpoints))
+    tables = [{spell(name): name for name in checkpoint} for checkpoint in checkpoints]
     for group in names:
         tensors: list[Tensor | None] = []
         for checkpoint, table in zip(checkpoints, tables, strict=True):
-            name = next((table[name] for name in group if name in table), None)
+            name = next((table[name] for name in map(spell, group) if name in table), None)
             tensors.append(None if name is None else checkpoint.tensors[name])
         present = [tensor for tensor in tensors if tensor is not None]
         shapes = {tensor.spec.shape for tensor in present}
@@ -107,6 +110,9 @@ def _matched(
         differences.append(Difference(group[0], what, facts))
     if differences:
         first = differences[0]
+        found_prefix = behind_prefix([*tables, list(map(spell, own))], [*shown, "the model"])
+        if found_prefix is not None:
+            raise MismatchError(f"{found_prefix.fact}.", hint=found_prefix.hint)
         nowhere = [each for each in differences if {fact for _, fact in each.facts} == {"missing"}]
         if nowhere:
             more = f" and {len(nowhere) - 1} more" if len(nowhere) > 1 else ""

@@ -99,19 +99,23 @@ def scoring(
     evaluate: Callable[[], Score],
     checkpoints: Sequence[Checkpoint],
     others: Sequence[Checkpoint] = (),
+    strip_prefix: Sequence[str] = (),
 ) -> Iterator[Scorer]:
     """A scorer of sums of ``checkpoints``, and of ``others`` by themselves, in the block.
 
-    The model holds the weights of the point that was scored last. Raises MismatchError if a tensor
+    The model holds the weights of the point that was scored last. ``strip_prefix`` does not count
+    in its names. Raises MismatchError if a tensor
     of the model is missing in a file or has another shape there.
     """
     from swavg.training.model_plan import ModelPlan
 
     with ExitStack() as files:
-        sums = files.enter_context(ModelPlan(model, checkpoints, allow_nonfinite=True))
-        alone = [
-            files.enter_context(ModelPlan(model, [each], allow_nonfinite=True)) for each in others
-        ]
+        sums, *alone = (
+            files.enter_context(
+                ModelPlan(model, members, strip_prefix=strip_prefix, allow_nonfinite=True)
+            )
+            for members in (checkpoints, *([each] for each in others))
+        )
 
         def score(point: GridPoint) -> Value:
             if point.own is not None:

@@ -47,7 +47,14 @@ def _plan_file(request: WriteRequest, numbers: Sequence[int], name: str) -> File
     return plan_file(request, numbers, name)
 
 
+def _recipe_in(path: str) -> str | None:
+    from swavg.formats.torch.opened import recipe_in
+
+    return recipe_in(path)
+
+
 FORMAT = Format(
-    "torch", (".pt", ".pth", ".bin", ".ckpt", ".tar"), _is_archive, _open, _lay_out, _plan_file
-)
+    "torch", (".pt", ".pth", ".bin", ".ckpt", ".tar"), _is_archive, _open, _lay_out, _plan_file,
+    _recipe_in,
+)  # fmt: skip
 LEGACY = Format("torch-legacy", (), _is_legacy, _open_legacy)

@@ -26,6 +26,9 @@ from swavg.formats.torch.unpickler import Graph
 from swavg.formats.torch.views import placed
 from swavg.storage.sources import LocalFile, Pool
 
+_END = 4096
+"""Bytes of a zip in which its last member is named."""
+
 
 @dataclass(frozen=True, eq=False)
 class TorchTemplate:
@@ -86,6 +89,18 @@ def open_legacy(path: str, key: str | None = None, shared: Shared | None = None)
         contents = _contents(path, graph, locate, key, 0, shared)
         template = TorchTemplate(key, None)
         return _opened(path, "torch-legacy", file, contents, 0, read, template, None)
+
+
+def recipe_in(path: str) -> str | None:
+    """What swavg wrote of an average into a torch zip. InputError if it is damaged."""
+    file = LocalFile.find(path)
+    with Pool() as pool:
+        read = partial(pool.read, file)
+        # It is the last member, whose name stands at the end of the zip.
+        end = min(file.size, _END)
+        if RECIPE.encode() not in read(file.size - end, end):
+            return None
+        return _recipe(read, read_archive(read, path, file.size))
 
 
 def _contents(

@@ -54,6 +54,8 @@ def plan_file(request: WriteRequest, numbers: Sequence[int], name: str = "") -> 
 
 def _like_template(request: WriteRequest) -> FileLayout:
     template = request.template.extras.template
+    if request.template.renamed:
+        raise CannotKeep("names of tensors change")
     if not isinstance(template, TorchTemplate):
         raise CannotKeep("the last input is no PyTorch file")
     if template.archive is None:

@@ -1,0 +1,65 @@
+"""Which checkpoints an average holds: fingerprints in its recipe, so that none is added twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from swavg.engine.recipe import recorded_in
+from swavg.formats.checkpoint import Checkpoint
+from swavg.planning.row import Row
+from swavg.storage.fingerprints import fingerprint
+from swavg.storage.sources import Pool
+
+_MOST = 1000
+"""Entries at most: the newest are kept."""
+
+
+class Held(NamedTuple):
+    """A checkpoint that an average holds. In a recipe it is one text: ``0123456789abcdef a.pt``,
+    with a ``~`` before it where the digits are of some places only."""
+
+    digits: str
+    whole: bool
+    name: str
+
+    def __str__(self) -> str:
+        return f"{'' if self.whole else '~'}{self.digits} {self.name}"
+
+
+def held_in(recipe: Mapping[str, object]) -> list[Held]:
+    """What the recipe of an average says; empty if it says nothing, as those of before."""
+    entries = recipe.get("holds")
+    found = []
+    for entry in entries if isinstance(entries, list) else ():
+        digits, _, name = str(entry).partition(" ")
+        found.append(Held(digits.removeprefix("~"), not digits.startswith("~"), name))
+    return found
+
+
+def held_by_each(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list[Sequence[Held]]:
+    """What each checkpoint stands for: those that it is an average of, as far as it says, else
+    itself. InputError."""
+    with Pool() as pool:
+        return [
+            held_in(recorded_in(checkpoint)) or [Held(*fingerprint(pool, checkpoint.sources), name)]
+            for checkpoint, name in zip(checkpoints, shown, strict=True)
+        ]
+
+
+def held_by(row: Row, each: Sequence[Sequence[Held]]) -> list[str]:
+    """What the average of a row holds, as its recipe says it: what its members stand for, without
+    what those of negative weights do."""
+    held: list[Held] = []
+    dropped: list[Held] = []
+    for member, weight in zip(row.members, row.weights, strict=True):
+        (held if weight >= 0 else dropped).extend(each[member])
+    left = Counter(entry.digits for entry in dropped)
+    kept = []
+    for entry in held:
+        if left[entry.digits]:
+            left[entry.digits] -= 1
+        else:
+            kept.append(str(entry))
+    return kept[-_MOST:]

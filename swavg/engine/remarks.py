@@ -1,0 +1,55 @@
+"""What is said of inputs and outputs before anything is averaged, where all of it may be well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from swavg.engine.recipe import recorded_in
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.metrics import metrics_among
+from swavg.planning.plan import Output
+from swavg.planning.row import Row
+
+_LISTED = 4
+
+
+def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[str]:
+    """What may make a row useless: an average among its own inputs, or a single input."""
+    if row.members and row.weights == (1.0,):
+        yield f"one checkpoint: the average is a copy of {shown[row.members[0]]}"
+    if row.of_averages:
+        return
+    averages = [member for member in row.members if _is_average(checkpoints[member])]
+    if len(averages) < len(row.members):
+        for member in averages:
+            yield (
+                f"{shown[member]} is an average that swavg wrote, and counts as one checkpoint"
+                " beside the others"
+            )
+
+
+def _is_average(checkpoint: Checkpoint) -> bool:
+    if checkpoint.extras.recipe is None:
+        return False
+    made = recorded_in(checkpoint)
+    return "inputs" in made and made.get("method") != "copy"
+
+
+def metrics_kept(
+    rows: Sequence[Row],
+    outputs: Sequence[Output],
+    checkpoints: Sequence[Checkpoint],
+    shown: Sequence[str],
+) -> list[str]:
+    """What outputs have of metrics: those of the last input, whose objects they keep."""
+    told: dict[str, None] = {}
+    for row, output in zip(rows, outputs, strict=True):
+        last = row.members[-1]
+        found = metrics_among(checkpoints[last].extras.scalars)
+        # Those of a callback of Lightning have its settings in their path.
+        names = dict.fromkeys(name.rpartition(".")[2] for name in found)
+        if names and any(file.layout.kept for file in output.files):
+            listed = ", ".join(f"'{name}'" for name in [*names][:_LISTED])
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            told[f"metrics in it are those of {shown[last]}, the last input: {listed}{more}"] = None
+    return list(told)

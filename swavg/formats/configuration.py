@@ -1,0 +1,132 @@
+"""What lies beside weights: configuration, the dtypes that it states, and training state."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from swavg.dtypes import BY_NAME
+from swavg.errors import InputError
+from swavg.formats.layout import WriteRequest
+from swavg.storage.sources import read_file
+
+JSON_LIMIT = 1 << 20
+"""Bytes of JSON that is read: a parsed object takes many times its text."""
+
+_STATES_DTYPE = re.compile(r"(?!.*processor)(?:.+_)?config(?:_.+)?\.json")
+# What a quantiser says is its own: the dtype in which it computes.
+_FIELD = re.compile(
+    r'"(?:(?P<quantiser>(?:quantization|compression)_config)"\s*:\s*(?=\{)'
+    r'|(?P<key>(?:torch_)?dtype)"\s*:\s*"(?:torch\.)?(?P<dtype>\w+)")'
+)
+
+_SETTINGS = (".json", ".yaml", ".yml", ".toml", ".tiktoken", ".jinja", ".model")
+_VOCABULARY = re.compile(
+    r"(?:.*[-_.])?(?:vocab|merges|dict|tokens|bpe|spm|units|labels)(?:[-_.].*)?\.(?:txt|bpe|vocab)"
+)
+_CODE = re.compile(r"(?:configuration|modeling|tokenization|processing)_.*\.py")
+_OF_A_RUN = {
+    "ckpt", "eval", "events", "history", "log", "logs", "metric", "metrics", "predictions",
+    "result", "results", "state", "status", "trainer", "training", "wandb",
+}  # fmt: skip
+"""Words in the names of files that tell of a run, not of a model."""
+
+_TRAINING_STATE = re.compile(
+    r"(?:optim|optimi[sz]er|(?:lr_)?scheduler|(?:grad_)?scaler|rng_state|random_states?"
+    r"|training_args|train_args|trainer_state)s?(?:[-_.].*)?"
+    r"|.*[-_.](?:optim|optimi[sz]er|scheduler|scaler|optim_states?)(?:[-_.]?\d+)?",
+    re.IGNORECASE,
+)
+
+
+def is_configuration(name: str) -> bool:
+    """Whether a file beside weights is one without which they mean something else, going by its
+    name: configuration, tokenizer, template, code."""
+    low = name.lower()
+    if not (low.endswith(_SETTINGS) or _VOCABULARY.fullmatch(low) or _CODE.fullmatch(low)):
+        return False
+    return _OF_A_RUN.isdisjoint(re.split(r"[^a-z]+", low))
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a file of this name holds what training goes on with, and no weights."""
+    stem = name.partition(".")[0]
+    # That of Megatron holds its weights too.
+    return not stem.startswith("model_optim_rng") and bool(_TRAINING_STATE.fullmatch(stem))
+
+
+def with_written_dtypes(request: WriteRequest) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The template's configuration where the dtypes that it states are not those of what is
+    written any more; and a note on each. A loader would round the weights to what it says."""
+    files, notes = {}, []
+    names = [name for name in request.template.extras.side_files if _STATES_DTYPE.fullmatch(name)]
+    written = _written(request) if names else {}
+    for name in names if written else ():
+        text = _text(request.template.extras.side_files[name])
+        changes = [] if text is None else list(_changes(text, written))
+        if text is None or not changes:
+            continue
+        parts, end = [], 0
+        for match, dtype in changes:
+            parts += [text[end : match.start("dtype")], dtype]
+            end = match.end("dtype")
+        files[name] = "".join([*parts, text[end:]]).encode()
+        told = dict.fromkeys(f"{m['key']} is {new} (was {m['dtype']})" for m, new in changes)
+        notes.append(f"{name} says what is written: {', '.join(told)}")
+    return files, tuple(notes)
+
+
+def _text(path: str) -> str | None:
+    """A small JSON file; None for any other."""
+    try:
+        data = bytes(read_file(path, JSON_LIMIT + 1))
+        if len(data) > JSON_LIMIT:
+            return None
+        json.loads(data)
+        return data.decode()
+    except (InputError, ValueError, RecursionError):
+        return None
+
+
+def _changes(text: str, written: Mapping[str, str]) -> Iterator[tuple[re.Match[str], str]]:
+    """Each dtype that is stated and holds no more, with the one that does."""
+    at = 0
+    while (match := _FIELD.search(text, at)) is not None:
+        at = match.end()
+        if match["quantiser"]:
+            _, at = json.JSONDecoder().raw_decode(text, at)
+            continue
+        new = written.get(match["dtype"], written[""])
+        if match["dtype"] in BY_NAME and new not in ("", match["dtype"]):
+            yield match, new
+
+
+def _written(request: WriteRequest) -> dict[str, str]:
+    """What became of the template's floats: for each dtype that of most of its elements. Under
+    '' the one that all others became, empty if most elements are as they were. Empty where
+    nothing changed."""
+    columns, specs = request.template.tensors.columns, request.specs
+    dtypes = {form[0] for form in columns.forms} | {dtype for dtype, _ in specs.forms}
+    if sum(dtype.kind == "float" for dtype in dtypes) < 2:
+        return {}
+    counts: dict[tuple[str, str], int] = {}
+    index = request.template.tensors.index
+    for name, form in zip(specs.names, specs.form, strict=True):
+        number = index.get(name)
+        dtype, shape = specs.forms[form]
+        if number is not None and dtype.kind == "float":
+            before = columns.forms[columns.form[number]][0].name
+            counts[before, dtype.name] = counts.get((before, dtype.name), 0) + math.prod(shape)
+    most = sorted(counts, key=lambda pair: counts[pair])
+    written = dict(most)
+    was, now = (_most(counts, side) for side in (0, 1))
+    return {**written, "": "" if was == now else now}
+
+
+def _most(counts: Mapping[tuple[str, str], int], side: int) -> str:
+    totals: dict[str, int] = {}
+    for pair, count in counts.items():
+        totals[pair[side]] = totals.get(pair[side], 0) + count
+    return max(totals, key=lambda name: totals[name], default="")

@@ -1,0 +1,60 @@
+"""What names say of parts: which rank a file is of, and what is a namesake."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+_PART = re.compile(
+    r"consolidated\.\d+(?=\.)"  # Llama
+    r"|-\d{5}-of-\d{5}(?=\.)"  # shards
+    r"|(?<![a-z])(?:zero_)?(?:mp|tp|pp|dp|ep|cp)_rank_\d+(?:_\d+)*"  # Megatron, DeepSpeed
+    r"|layer_\d+-model_\d+(?=-model_states)"
+    r"|(?:layer_\d+_)?expert_\d+(?=_mp_rank)"
+    r"|-model_part-\d+|-shard\d+(?=[-.])"  # fairseq, metaseq
+)
+_RANK = re.compile(r"(?<![A-Za-z])rank[-_]?(\d+)", re.IGNORECASE)
+
+
+def part_mark(name: str) -> str:
+    """What in a name says which part of a checkpoint it is (``mp_rank_00``); empty for others."""
+    return "".join(_PART.findall(name))
+
+
+def rank_of(name: str) -> int | None:
+    """The number behind ``rank`` in a name, which may also count other things than processes."""
+    found = _RANK.search(name)
+    return None if found is None else int(found[1])
+
+
+def rank_mark(path: str) -> str:
+    """``rank1`` of one of the files of several ranks, which lie beside that of rank 0."""
+    folder, name = os.path.split(path)
+    found = _RANK.search(name)
+    if found is None:
+        return ""
+    first = name[: found.start(1)] + "0" * len(found[1]) + name[found.end(1) :]
+    return found[0] if os.path.exists(os.path.join(folder, first)) else ""
+
+
+def without_numbers(name: str) -> str:
+    """A name without the marks of parts, and without numbers (a step, an epoch)."""
+    return re.sub(r"\d+", "", _RANK.sub("", _PART.sub("", name)))
+
+
+def matched(parts: Sequence[Iterable[str]]) -> list[list[str]] | None:
+    """The names of several checkpoints' parts, each in the order of the last one's, namesakes
+    beside each other. Numbers that tell no parts apart do not count if they must not. None if the
+    names do not correspond."""
+    lists = [list(names) for names in parts]
+    for key in (str, _but_for_steps):
+        keyed = [{key(name): name for name in names} for names in lists]
+        distinct = all(len(keys) == len(names) for keys, names in zip(keyed, lists, strict=True))
+        if distinct and all(keys.keys() == keyed[-1].keys() for keys in keyed):
+            return [[keys[each] for each in keyed[-1]] for keys in keyed]
+    return None
+
+
+def _but_for_steps(name: str) -> tuple[str, int | None, str]:
+    return part_mark(name), rank_of(name), without_numbers(name)

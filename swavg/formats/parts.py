@@ -1,0 +1,108 @@
+"""Opening composites: their parts, or all of one to be looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from swavg.errors import InputError
+from swavg.formats import open_checkpoint
+from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
+from swavg.formats.composite import Composite, as_composite, find_composite
+from swavg.formats.folder import add_tensor
+from swavg.formats.part_names import part_mark, without_numbers
+from swavg.storage.sources import Source
+
+_WITHOUT = ("holds no ", "is neither ", "not a torch checkpoint", "a zip, but no torch checkpoint")
+"""What is said of files that are no checkpoints, and are not meant to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A composite whose files are open: the ``parts`` that hold weights, why the others do not,
+    and which hold the state of an optimizer."""
+
+    composite: Composite
+    parts: Mapping[str, Checkpoint]
+    without: Mapping[str, InputError]
+    optimizers: tuple[str, ...]
+
+    @property
+    def side_files(self) -> dict[str, str]:
+        """What is copied beside the parts: paths by name."""
+        places = {name: self.composite.place(name) for name in self.without}
+        return {**self.composite.side_files, **places}
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What is not."""
+        return (*self.composite.left_out, *self.optimizers)
+
+
+def open_parts(
+    composite: Composite, key: str | None = None, shared: Shared | None = None
+) -> Opened:
+    """Open all parts. InputError for one that is broken, and if none holds weights."""
+    parts: dict[str, Checkpoint] = {}
+    without: dict[str, InputError] = {}
+    optimizers = []
+    for name in composite.parts:
+        place = composite.place(name)
+        if "zero_" in part_mark(name):
+            raise InputError(
+                place,
+                "holds a part of weights that DeepSpeed's ZeRO-3 has spread over ranks",
+                hint="Gather them first, with DeepSpeed's zero_to_fp32.py.",
+            )
+        try:
+            part = open_checkpoint(place, key=key, shared=shared)
+        except InputError as error:
+            if os.path.isdir(place) or not error.problem.startswith(_WITHOUT):
+                raise
+            without[name] = error
+            continue
+        if part.extras.root_key == "state" and "param_groups" in part.extras.others:
+            optimizers.append(name)
+        else:
+            parts[name] = part if name else _beside_others(part, composite)
+    if not parts:
+        raise InputError(composite.path, "is a folder in which swavg finds no weights")
+    return Opened(composite, parts, without, tuple(optimizers))
+
+
+def _beside_others(own: Checkpoint, composite: Composite) -> Checkpoint:
+    """A folder's own weights, which do not leave out what other parts take care of."""
+    taken = {name.partition(os.sep)[0] for name in (*composite.parts, *composite.side_files)}
+    left = tuple(name for name in own.extras.left_out if name not in taken)
+    return replace(own, extras=replace(own.extras, left_out=left))
+
+
+def open_whole(
+    path: str | os.PathLike[str], *, key: str | None = None, shared: Shared | None = None
+) -> Checkpoint:
+    """Open a checkpoint to be looked at: of a composite all tensors, below the name of their part
+    (``unet/conv.weight``), and what its first part holds besides. Raises InputError."""
+    path = os.fspath(path)
+    composite = as_composite(path)
+    if composite is None or _is_series(composite):
+        return open_checkpoint(path, key=key, shared=shared)
+    opened = open_parts(composite, key, shared)
+    sources: list[Source] = []
+    notes: list[str] = []
+    builder = TableBuilder()
+    for name, part in opened.parts.items():
+        for number in range(len(part)):
+            add_tensor(builder, part, number, len(sources), name and f"{name}/")
+        sources += part.sources
+        notes += [f"{name}: {note}" if name else note for note in part.notes]
+    first = next(iter(opened.parts.values()))
+    extras = Extras(scalars=first.extras.scalars, recipe=first.extras.recipe)
+    table = builder.build(shared)
+    return Checkpoint(path, "composite", tuple(sources), table, {}, tuple(notes), extras)
+
+
+def _is_series(found: Composite) -> bool:
+    """Whether names differ by a number only: snapshots, unless the folder is known for parts."""
+    names = {without_numbers(name) for name in found.parts}
+    return len(names) < len(found.parts) and find_composite(found.path) is None

@@ -1,0 +1,67 @@
+"""Whether checkpoints that are added to an average, or taken out of it, are in it already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from swavg.engine.held import Held, held_by_each, held_in
+from swavg.errors import RequestError
+from swavg.formats.parts import open_whole
+from swavg.methods.recorded import Earlier
+from swavg.planning.row import Path
+from swavg.series.model import labels
+from swavg.series.names import counts_of
+
+_LISTED = 4
+
+
+def check_new(average: Earlier, new: Sequence[Path]) -> list[str]:
+    """Warnings of checkpoints that look like one which the average holds; RequestError for those
+    that it holds. An average of before this was recorded says nothing."""
+    held = held_in(average.recipe)
+    present, warnings = [], []
+    for path, digits in _digits_of(new if held else (), average):
+        matches = [entry for entry in held if entry.digits in digits]
+        same = [entry.name for entry in matches if _is_the_same(path, entry)]
+        if same:
+            name = os.path.basename(path)
+            known = name in map(os.path.basename, same)
+            present.append(name if known else f"{name} (as {same[-1]})")
+        elif matches:
+            warnings.append(
+                f"{labels([path])} looks like {matches[-1].name}, which {average.path} holds: it is"
+                " added, for its name is of another step"
+            )
+    if present:
+        more = f" and {len(present) - _LISTED} more" if len(present) > _LISTED else ""
+        raise RequestError(
+            f"{average.path} holds {', '.join(present[:_LISTED])}{more} already.",
+            hint="Leave out what it holds, or let it count once more with again=True.",
+        )
+    return warnings
+
+
+def check_dropped(average: Earlier, old: Sequence[Path]) -> list[str]:
+    """Warnings of checkpoints that are taken out of an average which does not hold them."""
+    held = {entry.digits for entry in held_in(average.recipe)}
+    return [
+        f"{average.path} does not hold {labels([path])}, which is dropped"
+        for path, digits in _digits_of(old if held else (), average)
+        if not digits <= held
+    ]
+
+
+def _digits_of(paths: Sequence[Path], average: Earlier) -> Iterator[tuple[str, set[str]]]:
+    """What each path stands for: itself, or what it is an average of."""
+    names = [os.fspath(path) for path in paths]
+    opened = [open_whole(path, key=average.key, shared=average.shared) for path in names]
+    for path, entries in zip(names, held_by_each(opened, names), strict=True):
+        yield path, {entry.digits for entry in entries}
+
+
+def _is_the_same(path: str, entry: Held) -> bool:
+    """Whether a checkpoint of the same digits is the same. In a run in which little is trained,
+    others may have the same at some places: a step in both names tells them apart."""
+    here, there = counts_of(path), counts_of(entry.name)
+    return entry.whole or not here or not there or here == there

@@ -1,0 +1,125 @@
+"""Configuration beside the weights that is not the same in all inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from swavg.errors import InputError
+from swavg.formats.configuration import JSON_LIMIT, is_configuration
+from swavg.storage.sources import LocalFile, Pool
+
+_SAYS_NOTHING = {
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_diffusers_version",
+    "_from_model_config", "_name_or_path", "dtype", "inference_mode", "name_or_path",
+    "peft_version", "torch_dtype", "transformers_version", "unsloth_fixed", "unsloth_version",
+}  # fmt: skip
+"""Fields that tell who wrote a file and how it is run, or that are made true of the output."""
+
+_ADAPTER = "adapter_config.json"
+_SCALING = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
+"""Fields of adapters that are looked at with their tensors."""
+_SETS = {"target_modules", "modules_to_save", "exclude_modules"}
+"""Fields of adapters whose order means nothing."""
+
+_STEP = 1 << 20
+_SHOWN = 6
+
+
+def differing_files(side_files: Sequence[Mapping[str, str]], shown: Sequence[str]) -> list[str]:
+    """A warning of the configuration, tokenizer and adapter files that differ between folders,
+    whose average gets those of the last; none where they say the same, or cannot be read.
+    ``side_files`` has the paths of those of each input, by name."""
+    last = max((i for i, each in enumerate(side_files) if each), default=0)
+    texts = []
+    with Pool() as pool:
+        for name, path in side_files[last].items():
+            if not is_configuration(name):
+                continue
+            for other, label in zip(side_files[:last], shown, strict=False):
+                beside = other.get(name)
+                told = beside and _told(pool, name, (beside, path), (label, shown[last]))
+                if told:
+                    texts.append(told)
+                    break
+    if not texts:
+        return []
+    more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return [
+        f"files beside the weights differ: {'; '.join(texts[:_SHOWN])}{more}. An average gets"
+        " those of its last input: check that they hold for all"
+    ]
+
+
+def _same_bytes(pool: Pool, one: str, other: str) -> bool:
+    files = LocalFile.find(one), LocalFile.find(other)
+    if files[0].identity == files[1].identity:
+        return True
+    size = files[0].size
+    return size == files[1].size and all(
+        pool.read(files[0], at, min(_STEP, size - at))
+        == pool.read(files[1], at, min(_STEP, size - at))
+        for at in range(0, size, _STEP)
+    )
+
+
+def _told(pool: Pool, name: str, paths: tuple[str, str], shown: tuple[str, str]) -> str:
+    """How two files differ, in words; empty if they say the same, or one cannot be read."""
+    try:
+        if _same_bytes(pool, *paths):
+            return ""
+        one, other = (_parsed(pool, path) if name.endswith(".json") else None for path in paths)
+        if one is None or other is None:
+            return f"{name} ({' and '.join(shown)})"
+        differences = _differences(
+            one, other, _SCALING if os.path.basename(name) == _ADAPTER else set()
+        )
+        first = next(differences, None)
+        more = sum(1 for _ in differences)
+    except InputError:
+        return ""
+    except RecursionError:
+        return f"{name} ({' and '.join(shown)})"
+    if first is None:
+        return ""
+    place, *values = first
+    facts = ", ".join(f"{_short(v)} in {label}" for v, label in zip(values, shown, strict=True))
+    return f"{name} ({_cut(place, 80)}: {facts}{f', and {more} more' if more else ''})"
+
+
+def _parsed(pool: Pool, path: str) -> object:
+    """The value of a small JSON file; None for another."""
+    file = LocalFile.find(path)
+    if file.size > JSON_LIMIT:
+        return None
+    try:
+        return json.loads(bytes(pool.read(file, 0, file.size)))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _differences(
+    one: object, other: object, skipped: set[str], place: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """Where two values of JSON differ, and what is there. A field that is null is not there."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in {**other, **one}:
+            if key not in _SAYS_NOTHING and key not in skipped:
+                left, right = one.get(key), other.get(key)
+                if key in _SETS and isinstance(left, list) and isinstance(right, list):
+                    left, right = sorted(left, key=str), sorted(right, key=str)
+                yield from _differences(left, right, skipped, f"{place}.{key}" if place else key)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for at, (left, right) in enumerate(zip(one, other, strict=True)):
+            yield from _differences(left, right, skipped, f"{place}[{at}]")
+    elif json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True):
+        yield place, one, other
+
+
+def _short(value: object) -> str:
+    return "nothing" if value is None else _cut(json.dumps(value, ensure_ascii=False))
+
+
+def _cut(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most - 4]}..."

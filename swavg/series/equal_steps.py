@@ -1,0 +1,116 @@
+"""Several files of one step in a searched folder: the same bytes count once, others are refused."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
+
+from swavg.errors import InputError, RequestError
+from swavg.formats.parts import open_whole
+from swavg.series.candidates import Candidate, open_inside
+from swavg.series.model import Series, Unit, label
+from swavg.storage.filesystems import absolute
+from swavg.storage.fingerprints import same_bytes
+from swavg.storage.sources import LocalFile, Pool, Source
+
+
+def without_twins(
+    candidates: Sequence[Candidate], unit: Unit | None, notes: list[str], *, look: bool
+) -> list[Candidate]:
+    """Of files with the same bytes in a searched folder that may be of one step, the one whose
+    name says the most. Those of one step that differ know of each other. With ``look`` files are
+    read: without, all of one step differ."""
+    dropped: set[int] = set()
+    for first, second in _pairs(candidates, unit):
+        if dropped & {id(first), id(second)} or not _may_be_of_one_step(first, second):
+            continue
+        if look and _are_the_same(first.path, second.path):
+            better, worse = sorted((first, second), key=_says_most)
+            dropped.add(id(worse))
+            notes.append(f"ignored {label(worse.path)}: the same bytes as {label(better.path)}")
+            continue
+        # Names without steps may be of several runs, each at its end.
+        named = first.from_name or second.from_name
+        if not named or unit not in first.counts or unit not in second.counts:
+            continue
+        if look:
+            open_inside(first)
+            open_inside(second)
+        if first.recipe is second.recipe is None and _may_be_of_one_step(first, second):
+            first.rivals.append(second.path)
+            second.rivals.append(first.path)
+    return [candidate for candidate in candidates if id(candidate) not in dropped]
+
+
+def _pairs(
+    candidates: Sequence[Candidate], unit: Unit | None
+) -> Iterator[tuple[Candidate, Candidate]]:
+    """Those in the same folder that may be of the same step: one without any may be of each. Where
+    no steps are known, those that are called copies, and the others."""
+    groups: dict[tuple[str, int | None], list[Candidate]] = {}
+    for candidate in candidates:
+        if candidate.searched:
+            folder = os.path.dirname(absolute(candidate.path))
+            step = None if unit is None else candidate.counts.get(unit)
+            groups.setdefault((folder, step), []).append(candidate)
+    for (folder, step), group in groups.items():
+        if step is not None:
+            yield from combinations(group, 2)
+            yield from product(group, groups.get((folder, None), ()))
+        elif unit is None:
+            copies = [each for each in group if each.name.is_copy or each.name.marks]
+            yield from product([each for each in group if each not in copies], copies)
+
+
+def _says_most(candidate: Candidate) -> tuple[bool, int]:
+    return not candidate.from_name, len(candidate.path)
+
+
+def _may_be_of_one_step(first: Candidate, second: Candidate) -> bool:
+    return all(
+        first.counts[each] == second.counts[each] for each in first.counts.keys() & second.counts
+    )
+
+
+def _are_the_same(first: str, second: str) -> bool:
+    try:
+        with Pool() as pool:
+            return same_bytes(pool, _sources(first), _sources(second))
+    except InputError:
+        # What is wrong with it is said when it is averaged.
+        return False
+
+
+def _sources(path: str) -> Sequence[Source]:
+    return open_whole(path).sources if os.path.isdir(path) else (LocalFile.find(path),)
+
+
+def check_equal_steps(chosen: Series) -> None:
+    """RequestError for a chosen snapshot if its folder has a different file of the same step: one
+    of them is no snapshot of the run, or they are of two runs. Paths that were given are not
+    judged."""
+    for snapshot in chosen.snapshots:
+        for rival in snapshot.rivals:
+            names = (os.path.basename(snapshot.path), os.path.basename(rival))
+            first, second = sorted(names, key=lambda name: (len(name), name))
+            pattern = _pattern(first, second) or _pattern(second, first)
+            raise RequestError(
+                f"{first} and {second} are of the same {chosen.unit} {snapshot.step} and differ:"
+                " which of them belongs to the run is not known.",
+                hint=(f"Choose by name with pattern='{pattern}', or give" if pattern else "Give")
+                + " the checkpoints themselves instead of their folder.",
+            )
+
+
+def _pattern(name: str, other: str) -> str | None:
+    """A glob over the steps that a name may have which leaves out the other name."""
+    for numbers in ("*", "*[0-9]", "[0-9]*"):
+        parts = re.split(r"\d+", name)
+        pattern = numbers.join(map(glob.escape, parts))
+        if not fnmatch.fnmatchcase(other, pattern):
+            return pattern
+    return None

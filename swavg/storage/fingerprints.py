@@ -1,0 +1,44 @@
+"""Whether two checkpoints are the same bytes: a digest of some places, and the whole comparison."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from swavg.storage.sources import Pool, Source
+
+_PLACE = 4096
+_PLACES = 16
+"""At most so many in each source, from its first bytes (a header) to its last, evenly."""
+_CHUNK = 1 << 20
+
+
+def fingerprint(pool: Pool, sources: Sequence[Source]) -> tuple[str, bool]:
+    """16 hexadecimal digits of the sizes and of places in the sources, equal wherever and whenever
+    they are taken; and whether the places are all that there is. InputError."""
+    digest = hashlib.blake2b(digest_size=8)
+    for source in sources:
+        digest.update(source.size.to_bytes(8, "little"))
+        for offset in _places(source.size):
+            digest.update(pool.read(source, offset, min(_PLACE, source.size - offset)))
+    return digest.hexdigest(), all(source.size <= _PLACE * _PLACES for source in sources)
+
+
+def _places(size: int) -> list[int]:
+    if size <= _PLACE * _PLACES:
+        return [*range(0, size, _PLACE)]
+    return [(size - _PLACE) * place // (_PLACES - 1) for place in range(_PLACES)]
+
+
+def same_bytes(pool: Pool, first: Sequence[Source], second: Sequence[Source]) -> bool:
+    """Whether the sources hold the same, one by one: read until they differ. InputError."""
+    if [source.size for source in first] != [source.size for source in second]:
+        return False
+    for one, other in zip(first, second, strict=True):
+        offset, size = 0, _PLACE
+        while offset < one.size:
+            size = min(size, one.size - offset)
+            if pool.read(one, offset, size) != pool.read(other, offset, size):
+                return False
+            offset, size = offset + size, min(4 * size, _CHUNK)
+    return True

@@ -1,0 +1,424 @@
+"""Folders of parts, from the command line: each part is averaged with its namesakes."""
+
+import json
+
+import pytest
+import torch
+from command_line import done, swavg
+from composites import (
+    deepspeed,
+    llama,
+    megatron,
+    modules,
+    pipeline,
+    speechbrain,
+    values,
+    w,
+    write,
+)
+
+from swavg.formats.parts import open_whole
+
+
+def two(tmp_path, files, names=("a", "b")):
+    for i, name in enumerate(names):
+        write(tmp_path / name, files(i))
+    return names
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            llama,
+            {
+                "consolidated.00.pth": 5.0,
+                "consolidated.01.pth": 6.0,
+                "params.json": b'{"a": 1}',
+                "tokenizer.model": b"pieces",
+            },
+        ),
+        (
+            megatron,
+            {"mp_rank_00/model_optim_rng.pt": 5.0, "mp_rank_01/model_optim_rng.pt": 6.0},
+        ),
+        (deepspeed, {"mp_rank_00_model_states.pt": 5.0, "mp_rank_01_model_states.pt": 6.0}),
+        (
+            pipeline,
+            {
+                "README.md": b"read me",
+                "model_index.json": b'{"_class_',
+                "tokenizer/vocab.txt": b"words",
+                "unet/config.json": b'{"a": 1}',
+                "unet/diffusion_pytorch_model.safetensors": 0.5,
+                "vae/diffusion_pytorch_model.bin": 100.5,
+            },
+        ),
+        (
+            modules,
+            {
+                "1_Pooling/config.json": b'{"b": 1}',
+                "2_Dense/config.json": b'{"c": 1}',
+                "2_Dense/model.safetensors": 50.5,
+                "config.json": b'{"a": 1}',
+                "model.safetensors": 0.5,
+                "modules.json": b'[{"path":',
+            },
+        ),
+        (
+            lambda i: {f"model_rank{rank}.pt": w(10 * i + rank) for rank in (0, 1, 2)},
+            {"model_rank0.pt": 5.0, "model_rank1.pt": 6.0, "model_rank2.pt": 7.0},
+        ),
+        (
+            lambda i: {
+                **{f"layer_0{n}-model_00-model_states.pt": w(10 * i + n) for n in (0, 1)},
+                "mp_rank_00_model_states.pt": {"module": None, "lr": 1},
+            },
+            {
+                "layer_00-model_00-model_states.pt": 5.0,
+                "layer_01-model_00-model_states.pt": 6.0,
+                "mp_rank_00_model_states.pt": b"PK\x03\x04\x00\x00\x08\x08\x00",
+            },
+        ),
+        (
+            lambda i: {f"checkpoint_{i}_{i}00-shard{n}.pt": w(10 * i + n) for n in (0, 1)},
+            {"checkpoint_1_100-shard0.pt": 5.0, "checkpoint_1_100-shard1.pt": 6.0},
+        ),
+        (
+            lambda i: {"model.safetensors": w(i), "model_1.safetensors": w(10 + i)},
+            {"model.safetensors": 0.5, "model_1.safetensors": 10.5},
+        ),
+        (
+            lambda i: {"encoder.pt": w(i), "decoder.pt": w(10 + i), "vocab.bin": "words"},
+            {"encoder.pt": 0.5, "decoder.pt": 10.5, "vocab.bin": b"words"},
+        ),
+        (
+            lambda i: {"text_encoder.safetensors": w(i), "unet.safetensors": w(10 + i)},
+            {"text_encoder.safetensors": 0.5, "unet.safetensors": 10.5},
+        ),
+        (
+            lambda i: {"model/model.safetensors": w(i), "ema/model.safetensors": w(10 + i)},
+            {"model/model.safetensors": 0.5, "ema/model.safetensors": 10.5},
+        ),
+        (
+            lambda i: {"checkpoint.pt": w(i), "ema.pt": w(10 + i)},
+            {"checkpoint.pt": 0.5, "ema.pt": 10.5},
+        ),
+        (
+            lambda i: {"encoder/model.pt": w(i), "decoder/model.pt": w(10 + i)},
+            {"encoder/model.pt": 0.5, "decoder/model.pt": 10.5},
+        ),
+    ],
+)
+def test_each_part_is_averaged_with_its_namesake(tmp_path, files, expected):
+    a, b = two(tmp_path, files)
+    done("average", a, b, "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o") == expected
+
+
+def test_speechbrain_checkpoints_keep_what_is_no_weight_and_lose_the_optimizer(tmp_path):
+    a, b = two(tmp_path, speechbrain, ("CKPT+2024-01-01+12-00-00+00", "CKPT+2024-01-02"))
+    run = done("average", a, b, "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o") == {
+        "CKPT.yaml": b"# yamllin",
+        "brain.ckpt": b"loss: 1\n",
+        "counter.ckpt": b"2",
+        "model.ckpt": 0.5,
+        "normalizer.ckpt": 20.5,
+    }
+    assert torch.load(tmp_path / "o" / "normalizer.ckpt")["count"] == 1
+    said = " ".join(run.stderr.split())
+    assert f"copied from {b}, as no weights are in them: brain.ckpt, counter.ckpt" in said
+    assert f"not copied from {b}: optimizer.ckpt, opt_class.ckpt" in said
+    assert f"metrics in CKPT.yaml are those of {b}" in said
+    assert "differ" not in said
+
+
+def test_weights_belong_to_the_folders_in_the_order_given(tmp_path):
+    names = two(tmp_path, lambda i: {"enc.pt": w(i), "dec.pt": w(10 + i)}, ("run-20", "run-10"))
+    done("average", *names, "--weights", "0.25", "0.75", "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o") == {"dec.pt": 10.75, "enc.pt": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "step"),
+    [
+        (megatron, "iter_{:07d}", 100),
+        (deepspeed, "global_step{}", 100),
+        (lambda i: {"unet/diffusion_pytorch_model.safetensors": w(i), "optimizer.bin": {}},
+         "checkpoint-{}", 500),
+        (pipeline, "checkpoint-{}", 500),
+        (lambda i: {"encoder.pt": w(i), "decoder.pt": w(10 + i)}, "epoch_{}", 1),
+    ],
+)  # fmt: skip
+def test_a_run_of_composites_is_a_series(tmp_path, files, name, step):
+    for i in range(3):
+        write(tmp_path / "run" / name.format(step * (i + 1)), files(i))
+    (tmp_path / "run" / "latest").write_text("1")
+    listed = json.loads(done("list", "run", "--json", cwd=tmp_path).stdout)["snapshots"]
+    assert [each["step"] for each in listed] == [step, 2 * step, 3 * step]
+    assert all(each["size"] for each in listed)
+    done("average", "run", "--last", "2", "-o", "o", cwd=tmp_path)
+    last, before = (values(tmp_path / "run" / name.format(step * number)) for number in (3, 2))
+    made = values(tmp_path / "o")
+    assert made
+    averaged = {k: v for k, v in made.items() if isinstance(v, float)}
+    assert averaged == {k: (last[k] + before[k]) / 2 for k in averaged}
+    weights = {k for k, v in last.items() if isinstance(v, float) and "optim" not in k}
+    assert weights - {"all_in_one.safetensors"} <= {*averaged} | {"mp_rank_00/model_optim_rng.pt"}
+
+
+def test_speechbrain_runs_have_epochs_and_metrics(tmp_path):
+    for i in range(3):
+        write(tmp_path / "save" / f"CKPT+2024-01-0{i + 1}+12-00-00+00", speechbrain(i))
+    listed = json.loads(done("list", "save", "--json", cwd=tmp_path).stdout)
+    assert listed["unit"] == "epoch"
+    assert [(s["step"], s["metrics"]) for s in listed["snapshots"]] == [
+        (i + 1, {"WER": 9.0 - i}) for i in range(3)
+    ]
+    done("average", "save", "--best", "2", "--metric", "WER", "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o")["model.ckpt"] == 1.5
+    # An average has no metrics of its own.
+    shown = json.loads(done("list", "o", "--json", cwd=tmp_path).stdout)
+    assert shown["snapshots"][0]["metrics"] == {}
+
+
+def test_rows_times_parts(tmp_path):
+    for i in range(3):
+        write(tmp_path / "run" / f"step_{i}", {"a.pt": w(i), "b.pt": w(10 * i)})
+    recipes = ("-r", "uniform:last=2", "-r", "ema:decay=0.5")
+    run = done("sweep", "run", *recipes, "-d", "s", cwd=tmp_path)
+    assert run.stdout.split() == ["s/uniform-last-2", "s/ema-decay-0.5"]
+    assert values(tmp_path / "s") == {
+        "uniform-last-2/a.pt": 1.5,
+        "uniform-last-2/b.pt": 15.0,
+        "ema-decay-0.5/a.pt": 1.25,
+        "ema-decay-0.5/b.pt": 12.5,
+    }
+
+
+def test_averages_of_composites_go_on(tmp_path):
+    for i in range(3):
+        write(tmp_path / "run" / f"step_{i}", {"a.pt": w(i), "b.pt": w(10 * i)})
+    steps = [f"run/step_{i}" for i in range(3)]
+    done("average", *steps[:2], "-o", "two", cwd=tmp_path)
+    done("update", "two", steps[2], "-o", "three", cwd=tmp_path)
+    assert values(tmp_path / "three") == {"a.pt": 1.0, "b.pt": 10.0}
+    again = swavg("update", "three", steps[1], "-o", "again", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "three holds step_1" in again.stderr
+    done("window", "two", "three", "-o", "window", cwd=tmp_path)
+    assert values(tmp_path / "window") == {"a.pt": 2.0, "b.pt": 20.0}
+    done("ema", *steps[:2], "--decay", "0.5", "-o", "ema", cwd=tmp_path)
+    done("ema", "run", "--decay", "0.5", "--resume", "ema", "-o", "later", cwd=tmp_path)
+    assert values(tmp_path / "later") == {"a.pt": 1.25, "b.pt": 12.5}
+
+
+@pytest.mark.parametrize(
+    ("output", "works"), [("o.pt", "o"), ("o.safetensors", "o"), ("-", "averaged")]
+)
+def test_a_file_for_several_parts_is_refused_with_the_folder_that_works(tmp_path, output, works):
+    two(tmp_path, llama)
+    run = swavg("average", "a", "b", "-o", output, cwd=tmp_path)
+    assert run.returncode == 2
+    assert "2 parts (consolidated.00.pth, consolidated.01.pth)" in " ".join(run.stderr.split())
+    assert f"--output {works}" in " ".join(run.stderr.split())
+    done("average", "a", "b", "--output", works, cwd=tmp_path)
+    assert values(tmp_path / works)["consolidated.01.pth"] == 6.0
+
+
+def test_one_part_may_be_written_to_a_file(tmp_path):
+    two(tmp_path, lambda i: {"mp_rank_00_model_states.pt": w(i, "module")})
+    done("average", "a", "b", "-o", "o.pt", cwd=tmp_path)
+    assert torch.load(tmp_path / "o.pt")["module"]["w"].tolist() == [0.5] * 3
+    done("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o") == {"mp_rank_00_model_states.pt": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (
+            {f"consolidated.0{n}.pth": w(n) for n in range(2)},
+            {f"consolidated.0{n}.pth": w(n) for n in range(4)},
+            "a has 2 and b has 4 (consolidated.02.pth, consolidated.03.pth only there)",
+        ),
+        (pipeline(0), {k: v for k, v in pipeline(1).items() if "vae" not in k}, "vae only there"),
+        ({"encoder.pt": w(0), "d.pt": w(1)}, {"encoder.pt": w(0), "d.pt": w(1), "x.pt": w(2)},
+         "a has 2 and b has 3 (x.pt only there)"),
+        ({"model.pt": w(0)}, {"model.pt": w(0), "ema.pt": w(1)}, "b has 2 (ema.pt only there)"),
+    ],
+)  # fmt: skip
+def test_other_parts_are_refused_by_name(tmp_path, one, other, said):
+    write(tmp_path / "a", one)
+    write(tmp_path / "b", other)
+    run = swavg("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert run.returncode == 3
+    assert said in " ".join(run.stderr.split())
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("files", [
+    {"step-1.pt": w(1), "step-2.pt": w(2)},
+    {"best.pt": w(1), "last.pt": w(2)},
+    {"model.pt": w(1), "vocab.bin": "words"},
+    {"model.pt": w(1), "optimizer.pt": {"state": {}}},
+    {"checkpoint.pt": w(1), "best.pt": w(2)},
+])  # fmt: skip
+def test_runs_that_are_given_together_are_one_series(tmp_path, files):
+    for name in "ab":
+        write(tmp_path / name, files)
+    done("average", "a", "b", "-o", "o.pt", cwd=tmp_path)
+    mean = 1.5 if sum(isinstance(each, dict) for each in files.values()) == 2 else 1.0
+    if "optimizer.pt" in files:
+        mean = 1.0
+    assert torch.load(tmp_path / "o.pt")["w"].tolist() == [mean] * 3
+
+
+def test_runs_of_composites_that_are_given_together_are_one_series(tmp_path):
+    for i, run in enumerate("ab"):
+        for step in (1, 2):
+            parts = {"encoder.pt": w(10 * i + step), "decoder.pt": w(100)}
+            write(tmp_path / run / f"step_{step}", parts)
+    done("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o") == {"encoder.pt": 6.5, "decoder.pt": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("globs", "expected"),
+    [
+        (("--exclude", "glob_*"), {"model.ckpt": 0.5, "normalizer.ckpt": 21.0}),
+        (("--include", "glob_*"), {"model.ckpt": 1.0, "normalizer.ckpt": 20.5}),
+    ],
+)
+def test_globs_may_leave_out_a_whole_part(tmp_path, globs, expected):
+    two(tmp_path, speechbrain)
+    done("average", "a", "b", *globs, "-o", "o", cwd=tmp_path)
+    found = values(tmp_path / "o")
+    assert {name: found[name] for name in expected} == expected
+    run = swavg("average", "a", "b", "--exclude", "*", "-o", "p", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "in any part" in run.stderr
+
+
+def test_what_is_done_for_each_row_is_done_for_each_part(tmp_path):
+    two(tmp_path, lambda i: {"a.pt": {"model.w": torch.ones(2)}, "b.pt": {"model.v": w(i)["w"]}})
+    done("average", "a", "b", "--dtype", "float16", "--strip-prefix", "model.", "-o", "o",
+         cwd=tmp_path)  # fmt: skip
+    assert torch.load(tmp_path / "o" / "b.pt")["v"].dtype == torch.float16
+    assert torch.load(tmp_path / "o" / "a.pt")["w"].tolist() == [1.0, 1.0]
+    run = swavg("average", "a", "b", "--lora", "exact", "-o", "p", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "such as a/a.pt" in " ".join(run.stderr.split())
+
+
+def test_batch_norm_names_the_part_that_bn_takes(tmp_path):
+    norm = {"running_mean": torch.ones(2), "running_var": torch.ones(2), "w": torch.ones(2)}
+    two(tmp_path, lambda i: {"d.pt": w(i), "e.pt": {f"n.{k}": v + i for k, v in norm.items()}})
+    run = done("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert "swavg bn o/e.pt" in " ".join(run.stderr.split())
+
+
+def test_a_run_of_several_parts_each_is_refused_with_the_pattern_that_works(tmp_path):
+    for epoch in (1, 2):
+        for part in (0, 1):
+            file = {f"checkpoint_{epoch}_{epoch}00-model_part-{part}.pt": w(epoch + 10 * part)}
+            write(tmp_path / "run", file)
+    run = swavg("average", "run", "-o", "o.pt", cwd=tmp_path)
+    assert run.returncode == 3
+    assert "--pattern '*-model_part-0*'" in run.stderr
+    done("average", "run", "--pattern", "*-model_part-0*", "-o", "o.pt", cwd=tmp_path)
+    assert torch.load(tmp_path / "o.pt")["w"].tolist() == [1.5] * 3
+
+
+def test_ranks_that_are_given_as_files_are_refused_with_the_folder_that_works(tmp_path):
+    for name, i in (("a", 0), ("b", 1)):
+        write(tmp_path / name, {f"model_rank{rank}.pt": w(10 * i + rank) for rank in (0, 1)})
+    run = swavg("average", "a/model_rank0.pt", "a/model_rank1.pt", "-o", "o.pt", cwd=tmp_path)
+    assert run.returncode == 3
+    assert f"such as {tmp_path}/a" in " ".join(run.stderr.split()).replace(" /", "/").replace(
+        "such as/", "such as /"
+    )
+    for rank in (8, 16):
+        write(tmp_path, {f"lora_rank{rank}.pt": w(rank)})
+    done("average", "lora_rank8.pt", "lora_rank16.pt", "-o", "o.pt", cwd=tmp_path)
+
+
+def test_weights_that_zero_3_has_spread_are_refused(tmp_path):
+    names = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in (0, 1)]
+    two(tmp_path, lambda i: {name: w(i, "module") for name in names})
+    run = swavg("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert run.returncode == 4
+    assert "zero_to_fp32.py" in run.stderr
+
+
+@pytest.mark.parametrize("damage", [b"", b"words", b"PK\3\4cut short"])
+def test_a_broken_part_is_an_error(tmp_path, damage):
+    two(tmp_path, llama)
+    (tmp_path / "b" / "consolidated.01.pth").write_bytes(damage)
+    run = swavg("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert run.returncode == 4
+    assert "b/consolidated.01.pth" in run.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_component_that_cannot_be_read_is_an_error(tmp_path):
+    two(tmp_path, pipeline)
+    for name in "ab":
+        (tmp_path / name / "vae" / "diffusion_pytorch_model.bin").unlink()
+        (tmp_path / name / "vae" / "model.onnx").write_text("graph")
+    run = swavg("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert run.returncode == 4
+    assert "/vae/model.onnx: is an ONNX model" in run.stderr
+
+
+def test_an_older_average_is_replaced_and_nothing_else(tmp_path):
+    two(tmp_path, modules)
+    done("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert swavg("average", "a", "b", "-o", "o", cwd=tmp_path).returncode == 7
+    done("average", "a", "a", "-o", "o", "--force", cwd=tmp_path)
+    assert values(tmp_path / "o")["2_Dense/model.safetensors"] == 50.0
+    (tmp_path / "o" / "2_Dense" / "notes.txt").write_text("mine")
+    run = swavg("average", "a", "b", "-o", "o", "--force", cwd=tmp_path)
+    assert run.returncode == 5
+    assert "notes.txt" in run.stderr
+    assert swavg("average", "a", "b", "-o", "a/2_Dense/o", cwd=tmp_path).returncode == 5
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_report_is_of_the_whole(tmp_path):
+    two(tmp_path, modules)
+    report = json.loads(done("average", "a", "b", "-o", "o", "--json", cwd=tmp_path).stdout)
+    assert report["parts"] == [".", "2_Dense"]
+    assert report["output"] == "o"
+    assert [(each["name"], each["tensors"]) for each in report["inputs"]] == [("a", 2), ("b", 2)]
+    assert report["tensors"]["averaged"] == 2
+    assert report["files"] == 2
+    assert report["notes"] == ["not copied from b: onnx"]
+    assert report["recipe"]["inputs"] == ["a", "b"]
+    # ||(0, 50) - (0.5, 50.5)|| / ||(0.5, 50.5)||
+    assert report["inputs"][0]["distance"] == pytest.approx(0.5 * 2**0.5 / 50.5025, rel=1e-5)
+    shown = done("average", "a", "b", "-o", "p", "-n", cwd=tmp_path).stdout
+    assert "parts     ., 2_Dense" in shown
+
+
+def test_a_composite_is_looked_at_by_part(tmp_path):
+    two(tmp_path, llama)
+    found = json.loads(done("inspect", "a", "--json", cwd=tmp_path).stdout)
+    assert [each["name"] for each in found["tensors"]] == [
+        "consolidated.00.pth/w",
+        "consolidated.01.pth/w",
+    ]
+    run = swavg("diff", "a", "b", "--values", cwd=tmp_path)
+    assert run.returncode == 3
+    assert "consolidated.01.pth/w" in run.stdout
+    assert open_whole(tmp_path / "a").read("consolidated.01.pth/w").tolist() == [1.0] * 3
+
+
+def test_a_composite_beside_a_file_is_refused(tmp_path):
+    two(tmp_path, llama)
+    write(tmp_path, {"c.pt": w(1)})
+    run = swavg("average", "a", "c.pt", "-o", "o", cwd=tmp_path)
+    assert run.returncode == 3
+    assert "such as a/consolidated.00.pth" in " ".join(run.stderr.split())
+    done("average", "a/consolidated.00.pth", "c.pt", "-o", "o.pt", cwd=tmp_path)

@@ -1,0 +1,46 @@
+"""Opening composites: parts by what is in them, and all of one to be looked at."""
+
+import pytest
+import torch
+from composites import llama, modules, speechbrain, w, write
+
+from swavg.errors import InputError
+from swavg.formats.composite import as_composite
+from swavg.formats.parts import open_parts, open_whole
+
+
+def opened(folder):
+    return open_parts(as_composite(str(folder)))
+
+
+def test_content_says_what_is_a_part(tmp_path):
+    found = opened(write(tmp_path / "a", speechbrain(0)))
+    assert [*found.parts] == ["model.ckpt", "normalizer.ckpt"]
+    assert [*found.without] == ["brain.ckpt", "counter.ckpt"]
+    assert found.optimizers == ("opt_class.ckpt",)
+    assert {*found.side_files} == {"brain.ckpt", "counter.ckpt", "CKPT.yaml"}
+
+
+def test_own_weights_leave_out_no_part(tmp_path):
+    found = opened(write(tmp_path / "a", modules(0)))
+    assert found.parts[""].extras.left_out == ("onnx",)
+    assert found.side_files == {"1_Pooling/config.json": f"{tmp_path}/a/1_Pooling/config.json"}
+
+
+def test_a_whole_has_the_tensors_of_all_parts_by_their_place(tmp_path):
+    folder = write(tmp_path / "a", llama(3) | {"consolidated.02.pth": {"w": torch.arange(4.0)[1:]}})
+    whole = open_whole(folder)
+    assert [*whole] == [f"consolidated.0{rank}.pth/w" for rank in range(3)]
+    assert [whole.read(name)[0] for name in whole] == [30, 31, 1]
+    assert [*open_whole(write(tmp_path / "b", modules(0)))] == ["w", "2_Dense/w"]
+
+
+def test_a_run_is_no_whole(tmp_path):
+    folder = write(tmp_path / "a", {"step-1.pt": w(0), "step-2.pt": w(0)})
+    with pytest.raises(InputError, match="is a folder without"):
+        open_whole(folder)
+
+
+def test_a_folder_without_weights_has_none(tmp_path):
+    with pytest.raises(InputError, match="finds no weights"):
+        opened(write(tmp_path / "a", {"CKPT.yaml": "a: 1", "brain.ckpt": "loss: 1"}))
