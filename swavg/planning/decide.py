@@ -107,7 +107,7 @@ def selection(match: SideBySide, policy: Policy) -> Callable[[str], bool]:
     include, exclude = policy.include, policy.exclude
 
     def matches(name: str) -> bool:
-        candidates = {name, match.output_name(name)}
+        candidates = match.spellings(name)
 
         def any_glob(globs: Sequence[str]) -> bool:
             return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
