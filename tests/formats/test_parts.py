@@ -6,7 +6,7 @@ from composites import llama, modules, speechbrain, w, write
 
 from swavg.errors import InputError
 from swavg.formats.composite import as_composite
-from swavg.formats.parts import open_first, open_parts, open_whole
+from swavg.formats.parts import open_parts, open_whole
 
 
 def opened(folder):
@@ -32,7 +32,6 @@ def test_a_whole_has_the_tensors_of_all_parts_by_their_place(tmp_path):
     whole = open_whole(folder)
     assert [*whole] == [f"consolidated.0{rank}.pth/w" for rank in range(3)]
     assert [whole.read(name)[0] for name in whole] == [30, 31, 1]
-    assert open_first(str(folder)).read("w")[0] == 30
     assert [*open_whole(write(tmp_path / "b", modules(0)))] == ["w", "2_Dense/w"]
 
 
