@@ -27,12 +27,13 @@ def _tagged(tag: str, texts: Sequence[str]) -> None:
 
 
 def error(message: str, hint: str | None) -> None:
-    """An error, with the way out on a line of its own."""
+    """An error, with the way out on a line of its own, and so each command of it."""
     page = Page(sys.stderr)
     # Not broken between words: a path that is copied from there stays whole.
     page.line(("error", "bold red"), f" {printable(message)}")
     if hint:
-        page.line(f"      {printable(hint)}")
+        for line in printable(hint).split("\n"):
+            page.line(f"      {line}")
 
 
 def differences(found: Sequence[Difference], *, everything: bool) -> None:

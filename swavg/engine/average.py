@@ -21,7 +21,7 @@ from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
-from swavg.planning.composite import Parts, find_parts
+from swavg.planning.composite import Singles, find_parts
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
 from swavg.planning.lay_out import lay_out
@@ -32,7 +32,6 @@ from swavg.planning.policy import Policy
 from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
 from swavg.planning.side_files import differing_files
-from swavg.planning.targets import choose_target, default_path
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
 
@@ -99,20 +98,15 @@ def prepare(
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
     parts = find_parts(paths, policy, shared)
-    if parts is None:
-        opened = open_all(paths, policy.key, shared)
-    else:
-        opened = parts.checkpoints
-        rows, outputs = parts.times(rows, outputs)
-        notes = (*parts.notes([row.members[-1] for row in rows]), *notes)
-    opened = renamed(opened, rules(policy.strip_prefix, policy.rename))
+    found = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
+    rows, outputs = found.times(rows, outputs)
+    opened = renamed(found.checkpoints, rules(policy.strip_prefix, policy.rename))
     names = short_names([checkpoint.path for checkpoint in opened])
     joining = joined(opened, names, rows, policy)
     checkpoints, shown = joining.checkpoints, joining.shown
-    inputs_shown = names if parts is None else short_names(parts.roots)
-    held = held_by_each(opened if parts is None else parts.wholes, inputs_shown)
-    if parts is not None:
-        inputs_shown, held = tuple(parts.of_inputs(inputs_shown)), parts.of_inputs(held)
+    whole = short_names(found.roots)
+    held = found.of_inputs(held_by_each(found.wholes, whole))
+    of_inputs = found.of_inputs(whole)
     decided, targets, recipes = [], [], []
     warned = dict.fromkeys((*warnings, *broken_ties(opened, names), *joining.warnings))
     tied: dict[str, None] = {}
@@ -125,29 +119,20 @@ def prepare(
             warned |= dict.fromkeys(match.warnings(called))
         exact = policy.lora == "exact"
         warned |= dict.fromkeys(check_plain(members, called, selection(match, policy), exact=exact))
-        warned |= dict.fromkeys(warnings_of(asked, opened, inputs_shown))
-        several = parts is not None
-        decided.append(decide(checkpoints, match, row, policy, shown, made, of_several=several))
+        warned |= dict.fromkeys(warnings_of(asked, opened, of_inputs))
+        decided.append(
+            decide(checkpoints, match, row, policy, shown, made, of_several=parts is not None)
+        )
         path = None if output is None else os.fsdecode(output)
-        if parts is not None:
-            template = row.members[-1]
-            targets.append(parts.target(path, template, policy.max_shard_size, force=force))
-        else:
-            path = default_path(members[0], policy.max_shard_size) if path == "" else path
-            targets.append(choose_target(path, members[0], policy.max_shard_size, force=force))
+        targets.append(found.target(path, asked, policy.max_shard_size, force=force))
         recipes.append(recipe(shown, row, policy, held_by(asked, held)))
-    if parts is not None:
-        parts.check_averaged(decided)
+    found.check_averaged(decided)
     texts = map(as_text, recipes)
     entries, planned = lay_out(
         checkpoints, joining.rows, decided, targets, texts, policy, joining.files
     )
     kept = metrics_kept(rows, planned, opened, names)
-    said = (*_notes(names, opened), *_same_twice(inputs_shown, opened, parts))
-    if parts is None:
-        differing = differing_files([each.extras.side_files for each in opened], names)
-    else:
-        differing = differing_files(parts.side_files, inputs_shown[:: parts.count])
+    said = (*_notes(names, opened), *_same_twice(whole, found.wholes), *found.notes(rows))
     return Plan(
         tuple(checkpoints),
         tuple(shown),
@@ -157,7 +142,7 @@ def prepare(
         planned,
         tuple(recipes),
         (*said, *tied, *kept, *dict.fromkeys(joining.notes), *notes),
-        (*warned, *differing),
+        (*warned, *differing_files(found.side_files, whole)),
         # The parts of an input point nowhere.
         distances and policy.lora != "exact",
         None if folder is None else os.fsdecode(folder),
@@ -300,12 +285,7 @@ def _notes(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]
     return notes
 
 
-def _same_twice(
-    shown: Sequence[str], checkpoints: Sequence[Checkpoint], parts: Parts | None
-) -> list[str]:
-    if parts is not None:
-        # Composites that have their first part in common are one.
-        shown, checkpoints = shown[:: parts.count], checkpoints[:: parts.count]
+def _same_twice(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
     seen: dict[tuple[object, ...], str] = {}
     notes = []
     for name, checkpoint in zip(shown, checkpoints, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -19,6 +19,47 @@ from swavg.planning.targets import Target, choose_target, default_path, names_fi
 from swavg.storage.destination import is_stream
 
 T = TypeVar("T")
+Outputs = list[str | os.PathLike[str] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Singles:
+    """Inputs that are one checkpoint each: as :class:`Parts`, of one part."""
+
+    checkpoints: list[Checkpoint]
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        return tuple(checkpoint.path for checkpoint in self.checkpoints)
+
+    @property
+    def wholes(self) -> list[Checkpoint]:
+        return self.checkpoints
+
+    @property
+    def side_files(self) -> list[Mapping[str, str]]:
+        return [checkpoint.extras.side_files for checkpoint in self.checkpoints]
+
+    def of_inputs(self, values: Sequence[T]) -> list[T]:
+        return list(values)
+
+    def times(
+        self, rows: Sequence[Row], outputs: Sequence[str | os.PathLike[str] | None]
+    ) -> tuple[list[Row], Outputs]:
+        return list(rows), list(outputs)
+
+    def target(
+        self, path: str | None, row: Row, max_shard_size: int | None, *, force: bool
+    ) -> Target:
+        first = self.checkpoints[row.members[0]]
+        path = default_path(first, max_shard_size) if path == "" else path
+        return choose_target(path, first, max_shard_size, force=force)
+
+    def notes(self, rows: Sequence[Row]) -> tuple[str, ...]:
+        return ()
+
+    def check_averaged(self, decided: Sequence[Decisions]) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +104,7 @@ class Parts:
         ]
 
     @property
-    def side_files(self) -> list[dict[str, str]]:
+    def side_files(self) -> list[Mapping[str, str]]:
         """What lies beside the weights of each input, its parts' files too: paths by name."""
         return [
             each.side_files
@@ -81,7 +122,7 @@ class Parts:
 
     def times(
         self, rows: Sequence[Row], outputs: Sequence[str | os.PathLike[str] | None]
-    ) -> tuple[list[Row], list[str | os.PathLike[str] | None]]:
+    ) -> tuple[list[Row], Outputs]:
         """A row for each part of each output."""
         count = self.count
         made = [
@@ -92,11 +133,11 @@ class Parts:
         return made, [output for output in outputs for _ in range(count)]
 
     def target(
-        self, path: str | None, template: int, max_shard_size: int | None, *, force: bool
+        self, path: str | None, row: Row, max_shard_size: int | None, *, force: bool
     ) -> Target:
-        """The output of a part in the folder ``path``, like that of the checkpoint ``template``:
-        with the first part go the files that belong to none. RequestError for a file's name."""
-        number, part = divmod(template, self.count)
+        """The output of a part in the folder ``path``, like that of the row's last member: with the
+        first part go the files that belong to none. RequestError for a file's name."""
+        number, part = divmod(row.members[-1], self.count)
         name, opened = self.names[number][part], self.inputs[number]
         checkpoint = opened.parts[name]
         file = path is None or is_stream(path) or names_file(path)
@@ -125,9 +166,9 @@ class Parts:
             if all(made.op == "copy" for each in own for made in each.operations):
                 raise RequestError("include= and exclude= leave nothing to average in any part.")
 
-    def notes(self, templates: Sequence[int]) -> Iterator[str]:
+    def notes(self, rows: Sequence[Row]) -> Iterator[str]:
         """What becomes of files of the inputs that give their parts to outputs."""
-        for number in dict.fromkeys(template // self.count for template in templates):
+        for number in dict.fromkeys(row.members[-1] // self.count for row in rows):
             opened = self.inputs[number]
             base = os.path.basename(opened.composite.path.rstrip("/"))
             if opened.without:

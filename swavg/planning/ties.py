@@ -16,6 +16,15 @@ _SAMPLE = 4096
 _LONG = 1024
 """Elements from which on a vector is no mere norm or list of constants, whatever its name."""
 
+_HEADS = ("lm_head.weight", "embed_out.weight", "proj_out.weight", "predictions.decoder.weight")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "shared.weight",
+    "word_embeddings.weight",
+    "embed_in.weight",
+)
+
 Numbers = Sequence[Mapping[str, int]]
 """For each checkpoint the number of each tensor, by canonical name."""
 
@@ -56,8 +65,8 @@ def found_ties(
 
     Looked for are names that some checkpoints leave out, as writers do with tied tensors: a
     partner must have the same bytes in every checkpoint that has both, and stand in one that
-    lacks the name. What many tensors are without being tied does not count: constants, integers
-    and short vectors.
+    lacks the name. What many tensors are without being tied does not count: integers, and but for
+    embeddings and heads that are called so constants and short vectors.
     """
     distinct = list({id(own): own for own in numbers}.values())
     if all(own.keys() == distinct[0].keys() for own in distinct[1:]):
@@ -82,10 +91,6 @@ def found_ties(
     return groups
 
 
-_HEAD = "lm_head.weight"
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "shared.weight", "word_embeddings.weight")
-
-
 def broken_ties(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list[str]:
     """Warnings of heads that are not the embedding, though config.json says that they are tied."""
     warnings = []
@@ -95,7 +100,7 @@ def broken_ties(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list
             if config is None or not _says_tied(config):
                 continue
             names = checkpoint.tensors.columns.names
-            heads = [each for each in names if each.endswith(_HEAD)]
+            heads = [each for each in names if each.endswith(_HEADS)]
             embeddings = [each for each in names if each.endswith(_EMBEDDINGS)]
             if len(heads) != 1 or len(embeddings) != 1:
                 continue
@@ -135,12 +140,14 @@ def _alike(
         if columns.form[number] in wanted:
             tensor = checkpoint.tensors.at(number)
             sample = _sample(pool, checkpoint, tensor)
-            if sample is not None:
-                short = len(tensor.spec.shape) < 2 and tensor.spec.numel < _LONG
-                # A short vector has a tie in BERT's heads: predictions.bias is decoder.bias.
-                alias = name.replace(".decoder.", ".") if short else ""
-                key = tensor.spec.dtype.name, tensor.spec.shape, sample, alias
-                alike.setdefault(key, []).append(name)
+            known = name.endswith((*_HEADS, *_EMBEDDINGS))
+            if sample is None or not (known or _varies(sample, tensor)):
+                continue
+            short = len(tensor.spec.shape) < 2 and tensor.spec.numel < _LONG
+            # A short vector has a tie in BERT's heads: predictions.bias is decoder.bias.
+            alias = name.replace(".decoder.", ".") if short and not known else ""
+            key = tensor.spec.dtype.name, tensor.spec.shape, sample, alias
+            alike.setdefault(key, []).append(name)
     return [names for names in alike.values() if len(names) > 1 and not missing.isdisjoint(names)]
 
 
@@ -153,8 +160,12 @@ def _sample(pool: Pool, checkpoint: Checkpoint, tensor: Tensor) -> bytes | None:
     start = (numel - count) // 2
     data = bytearray(dtype.nbytes(count))
     checkpoint.read_into(tensor, start, start + count, memoryview(data), pool)
-    constant = data == data[: dtype.itemsize] * count
-    return None if constant else bytes(data)
+    return bytes(data)
+
+
+def _varies(sample: bytes, tensor: Tensor) -> bool:
+    size = tensor.spec.dtype.itemsize
+    return sample != sample[:size] * (len(sample) // size)
 
 
 def _group(

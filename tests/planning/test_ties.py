@@ -53,6 +53,14 @@ def test_the_biases_of_berts_head(tmp_path):
     assert found(tmp_path, both, left) == [set(both) - {"a.bias"}]
 
 
+def test_constants_are_tied_where_they_are_called_embedding_and_head(tmp_path):
+    ones, zeros = torch.ones(3), torch.zeros(3)
+    both = {"shared.weight": ones, "lm_head.weight": ones, "norm.weight": ones}
+    once = {"shared.weight": zeros, "norm.weight": zeros}
+    assert found(tmp_path, both, once) == [{"shared.weight", "lm_head.weight"}]
+    assert found(tmp_path, both, {"shared.weight": zeros, "lm_head.weight": ones}) == []
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -23,6 +23,8 @@ from swavg.formats.torch.zip_directory import (
     LOCAL,
     MAX32,
     Entry,
+    big_endian,
+    no_data,
     read_directory,
     torchscript,
 )
@@ -96,7 +98,7 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise torchscript(path)
     if not slash or "data.pkl" not in names:
-        raise InputError(path, "a zip, but no torch checkpoint (it has no data.pkl)")
+        raise no_data(path)
     if len(names) != len(entries):
         raise InputError(path, "its zip has records outside its folder")
     sizes = array("q", [entry[2] for entry in entries])
@@ -108,7 +110,7 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
         return default if record is None else bytes(read(record.offset, min(record.size, 64)))
 
     if small("byteorder", b"little") != b"little":
-        raise InputError(path, "written on a big-endian machine, which swavg does not read")
+        raise big_endian(path)
     alignment = small(".storage_alignment", b"64") or b"64"
     if not alignment.isdigit() or not 0 < int(alignment) <= 1 << 30:
         raise InputError(path, "corrupt: its storage alignment is no number")

@@ -20,6 +20,7 @@ from swavg.formats.torch.unpickler import (
     TruncatedError,
     unpickle,
 )
+from swavg.formats.torch.zip_directory import big_endian
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -40,7 +41,7 @@ def read_legacy(read: Read, path: str, size: int) -> tuple[Graph, Callable[[Stor
         raise InputError(path, "a legacy torch file of an unknown protocol")
     system, at = _pickle(read, path, at, size, _FEW)
     if isinstance(system.top, dict) and system.top.get("little_endian") is False:
-        raise InputError(path, "written on a big-endian machine, which swavg does not read")
+        raise big_endian(path)
     graph, at = _pickle(read, path, at, size)
     keys, at = _pickle(read, path, at, size, MAX_OPCODES // 4)
     return graph, _places(read, path, size, graph, keys.top, at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from swavg.errors import InputError
+from swavg.formats.foreign import LOAD_AND_SAVE, STATE_DICT, UNZIP, with_paths
 from swavg.formats.torch.blocks import Read
 
 LOCAL = struct.Struct("<4s5H3I2H")
@@ -48,7 +49,25 @@ def torchscript(path: str) -> InputError:
     return InputError(
         path,
         "a TorchScript archive, which holds a program",
-        hint="Save its state_dict() with torch.save instead.",
+        hint=f"Save its state dict. This loads the program:\n{with_paths(STATE_DICT, path)}",
+    )
+
+
+def big_endian(path: str) -> InputError:
+    """The refusal of what another kind of machine wrote."""
+    return InputError(
+        path,
+        "written on a big-endian machine, which swavg does not read",
+        hint=f"torch does; load and save it again:\n{with_paths(LOAD_AND_SAVE, path)}",
+    )
+
+
+def no_data(path: str) -> InputError:
+    """The refusal of a zip that torch did not write."""
+    return InputError(
+        path,
+        "a zip, but no torch checkpoint (it has no data.pkl)",
+        hint=with_paths(UNZIP, path),
     )
 
 
@@ -114,7 +133,7 @@ def _entries(path: str, data: bytes, count: int) -> list[Entry]:
         if flags & ~KNOWN_FLAGS:
             raise InputError(path, f"its record '{name}' is encrypted or patched")
         if method != 0:
-            raise _compressed(path, name)
+            raise _compressed(path, name) if b"/data.pkl" in data else no_data(path)
         if packed != size or disk not in (0, MAX16):
             raise InputError(path, f"corrupt zip: '{name}' has two sizes")
         if name in seen:
@@ -132,7 +151,7 @@ def _compressed(path: str, name: str) -> InputError:
     return InputError(
         path,
         f"its record '{name}' is compressed; torch stores records as they are",
-        hint="Load it and save it again with torch.save.",
+        hint=f"Load and save it again:\n{with_paths(LOAD_AND_SAVE, path)}",
     )
 
 

@@ -1,0 +1,152 @@
+"""Files that are no checkpoints swavg reads: what they are, told by their bytes or else their name,
+and a way out.
+
+A hint that ends in commands has them on lines of their own, for this very file.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+from swavg.errors import InputError
+from swavg.formats.packed import output_for, unpacking
+from swavg.storage.sources import read_file
+
+_LOOK = 1 << 16
+_PICKLE = rb"(\x80[\x02-\x05]|\([dl]p\d+\n|[}\]]q\x00|c[A-Za-z_.]+\n\w+\n)"
+_TRUST = "Unpickling runs whatever code the file names; do it only if you trust who made it"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    problem: str
+    """Reads after the file's name."""
+    hint: str | None = None
+    """``FILE`` is the path, ``STEM`` the path without its last suffix."""
+    head: bytes = b""
+    """What the first bytes match; empty: they do not tell."""
+    name: str = ""
+    """What the end of the name matches, where the bytes tell nothing."""
+
+
+def _python(code: str, output: str) -> str:
+    return f'python -c "{code}" FILE STEM{output}'
+
+
+_FROM_PICKLE = _python(
+    "import pickle, sys, torch;"
+    " f = lambda v: {k: f(x) for k, x in v.items()} if isinstance(v, dict)"
+    " else torch.as_tensor(v) if hasattr(v, 'dtype') else v; torch.save(f(pickle.load("
+    "open(sys.argv[1], 'rb'), encoding='latin1')), sys.argv[2])",
+    ".pt",
+)
+_FROM_NUMPY = "import sys, numpy; from safetensors.numpy import save_file; save_file("
+_TO_NPZ = (
+    'python -c "import sys, numpy; from safetensors.numpy import load_file;'
+    ' numpy.savez(sys.argv[2], **load_file(sys.argv[1]))" averaged.safetensors averaged.npz'
+)
+LOAD_AND_SAVE = _python(
+    "import sys, torch; torch.save(torch.load(sys.argv[1],map_location='cpu',weights_only=True),"
+    " sys.argv[2])",
+    ".saved.pt",
+)
+STATE_DICT = _python(
+    "import sys, torch; torch.save(torch.jit.load(sys.argv[1], 'cpu').state_dict(), sys.argv[2])",
+    ".state.pt",
+)
+UNZIP = "Unpack it, and give what is in it:\nunzip FILE -d STEM"
+_KINDS = (
+    _Kind("is a Git LFS pointer, not the file itself", "Fetch the file with: git lfs pull.",
+          rb"version https://git-lfs"),
+    _Kind("is the text half of an OpenVINO model", None, rb"<\?xml[^>]*>\s*<net\b"),
+    _Kind("is a web page, not a checkpoint", "Was it a download that failed?",
+          rb"\s*<(?i:!doctype|html|\?xml)"),
+    _Kind("is a NumPy archive (.npz); they are not read yet",
+          "Convert each, average the .safetensors, and back if need be:\n"
+          + _python(_FROM_NUMPY + "dict(numpy.load(sys.argv[1])), sys.argv[2])", ".safetensors")
+          + "\n" + _TO_NPZ, rb"PK\x03\x04.{26}[^\0]+?\.npy", r"\.npz"),
+    _Kind("is a NumPy array (.npy), which swavg does not read", "Convert each:\n" + _python(
+        _FROM_NUMPY + "{'array': numpy.load(sys.argv[1])}, sys.argv[2])", ".safetensors"),
+        rb"\x93NUMPY", r"\.npy"),
+    _Kind("is a Keras archive (.keras), which swavg does not read", None,
+          rb"PK\x03\x04.{26}(metadata\.json|config\.json|model\.weights\.h5)", r"\.keras"),
+    _Kind("is a zip of files, not a checkpoint", UNZIP, rb"PK(\x03\x04|\x05\x06)", r"\.zip"),
+    _Kind("is a pickle of scikit-learn objects, which swavg does not read", None,
+          _PICKLE + b".*sklearn", r"\.joblib"),
+    _Kind("is a bare pickle of PyTorch tensors, not a file of torch.save",
+          f"Save it with torch. {_TRUST}:\n{_FROM_PICKLE}",
+          _PICKLE + b".*_rebuild_(tensor|parameter)"),
+    _Kind("is a pickle of NumPy arrays, not a PyTorch file",
+          f"Save it with torch. {_TRUST}:\n{_FROM_PICKLE}", _PICKLE + b".*numpy",
+          r"\.pdparams"),
+    _Kind("is a pickle, but not one that torch.save wrote",
+          f"Save it with torch. {_TRUST}:\n{_FROM_PICKLE}",
+          _PICKLE, r"\.(pkl|pickle)"),
+    _Kind("is an HDF5 file (Keras), which swavg does not read", None, rb"\x89HDF\r\n",
+          r"\.(h5|hdf5)"),
+    _Kind("is a GGUF file, which swavg does not read", "Average before converting to GGUF.",
+          rb"GGUF|lmgg|fmgg|tjgg", r"\.gguf"),
+    _Kind("is an ONNX model, which swavg does not read", "Average before exporting to ONNX.",
+          rb"\x08[\x03-\x20]\x12.(pytorch|tf2onnx|onnx|skl2onnx|keras2onnx)", r"\.onnx"),
+    _Kind("is a TensorFlow Lite model, which swavg does not read",
+          "Average before converting to it.", rb".{4}TFL3", r"\.tflite"),
+    _Kind("is of a TensorFlow SavedModel, which swavg does not read", None, b"",
+          r"(^|/)saved_model\.pb(txt)?"),
+    _Kind("is of a TensorFlow checkpoint, which swavg does not read", None,
+          rb"model_checkpoint_path:", r"\.data-\d{5}-of-\d{5}|\.ckpt(-\d+)?\.(index|meta)"),
+    _Kind("is a log of TensorBoard, not a checkpoint", None, b"", r"events\.out\.tfevents\.[^/]*"),
+    _Kind("is a Flax file (MessagePack), which swavg does not read", None, b"", r"\.msgpack"),
+    _Kind("is of an Orbax checkpoint (JAX), which swavg does not read", None, b"",
+          r"_CHECKPOINT_METADATA|manifest\.ocdbt"),
+    _Kind("is a Core ML model, which swavg does not read", "Average before converting to it.",
+          b"", r"\.mlmodel"),
+    _Kind("is a Parquet file, not a checkpoint", None, rb"PAR1"),
+    _Kind("is an SQLite database, not a checkpoint", None, rb"SQLite format 3\0"),
+    _Kind("is a 7z archive", "Unpack it, and give what is in it.", rb"7z\xbc\xaf\x27\x1c"),
+    _Kind("is only the index of a checkpoint", "Give its folder.", b"", r"\.index\.json"),
+    _Kind("starts with zeros: no checkpoint", "Was the copy or download cut short?", rb"\0{9}\0*$"),
+)  # fmt: skip
+
+
+def explain(path: str, head: bytes) -> InputError | None:
+    """What the file at ``path``, which begins with ``head``, is; None if that cannot be told."""
+    if (packed := unpacking(path, head)) is not None:
+        return packed
+    if re.match(_PICKLE, head):
+        head = read_file(path, _LOOK)
+    for kind in _KINDS:
+        if kind.head and re.match(kind.head, head, re.DOTALL):
+            return _error(path, kind)
+    return explain_name(path)
+
+
+def explain_name(path: str) -> InputError | None:
+    """What a file of that name is, if it is none that swavg reads."""
+    for kind in _KINDS:
+        if kind.name and re.search(f"({kind.name})$", path, re.IGNORECASE):
+            return _error(path, kind)
+    return None
+
+
+def with_paths(hint: str, path: str) -> str:
+    """The ``hint`` with the path of the file it is about, and what is made of it beside it."""
+    return re.sub(
+        r"\b(?:FILE|STEM(\S*))",
+        lambda found: shlex.quote(path) if found[1] is None else output_for(path, found[1]),
+        hint,
+    )
+
+
+def _error(path: str, kind: _Kind) -> InputError:
+    hint = None if kind.hint is None else with_paths(kind.hint, path)
+    return InputError(path, kind.problem, hint=hint)
+
+
+def first_line(head: bytes) -> str:
+    """The beginning of a text; empty if these bytes are none."""
+    text = head.decode(errors="replace")
+    if any(not (each.isprintable() or each in "\t\r\n") or each == "\ufffd" for each in text[:400]):
+        return ""
+    return text.strip().split("\n")[0][:60]
