@@ -433,3 +433,12 @@ def test_more_parts_than_files_may_be_open(tmp_path):
     assert run.returncode == 0, run.stderr
     assert {*values(tmp_path / "o").values()} == {0.5}
     assert len(values(tmp_path / "o")) == 80
+
+
+def test_an_average_of_a_run_is_not_taken_for_a_snapshot_of_it(tmp_path):
+    for i in range(2):
+        write(tmp_path / "save" / f"CKPT+2024-01-0{i + 1}", speechbrain(i))
+    done("average", "save", "-o", "save/CKPT+avg", cwd=tmp_path)
+    run = done("average", "save", "-o", "o", cwd=tmp_path)
+    assert "ignored CKPT+avg: swavg wrote it" in run.stderr
+    assert values(tmp_path / "o")["model.ckpt"] == 0.5
