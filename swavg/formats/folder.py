@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -19,8 +20,10 @@ from swavg.formats.configuration import (
 )
 from swavg.formats.files import FILES, open_file
 from swavg.formats.files import recipe_in as recipe_in_file
+from swavg.formats.foreign import explain_name
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.packed import output_for
 from swavg.formats.safetensors import unique, without_ties
 from swavg.storage.sources import LocalFile, Source, read_file
 
@@ -32,8 +35,9 @@ _BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 _LONE = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 """How the one torch file of a folder may end."""
 
+_SINGLE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
+    *_SINGLE_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
     ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
@@ -49,7 +53,7 @@ def is_checkpoint_folder(path: str, *, any_name: bool = True) -> bool:
     """True if the folder holds weights that :func:`open_folder` finds. ``any_name``: also by being
     the only ones beside configuration."""
     try:
-        names, _ = _weights(path)
+        names, _ = _weights(hub_snapshot(path))
     except InputError:
         return False
     return any_name or not names or _is_usual(names[0])
@@ -61,8 +65,32 @@ def _is_usual(name: str) -> bool:
     return suffix == ".safetensors" or (suffix in _BY_SUFFIX and stem in _STEMS)
 
 
+def hub_snapshot(path: str) -> str:
+    """The snapshot that ``refs/main`` names, if ``path`` is a repository in the cache of a hub
+    (``models--ORG--NAME``), or the only one there; any other path as it is. InputError if it cannot
+    be told which is meant."""
+    snapshots, main = os.path.join(path, "snapshots"), os.path.join(path, "refs", "main")
+    if not (os.path.isdir(snapshots) and os.path.isdir(os.path.dirname(main))):
+        return path
+    present = sorted(os.listdir(snapshots))
+    commit = read_file(main, 64).decode(errors="replace").strip() if os.path.isfile(main) else None
+    if commit not in present:
+        if len(present) != 1:
+            raise InputError(
+                path,
+                f"is a cached repository with {len(present)} snapshots, and refs/main names none",
+                hint=f"Give one of them: {os.path.join(snapshots, present[0])}"
+                if present
+                else None,
+            )
+        commit = present[0]
+    return os.path.join(snapshots, commit)
+
+
 def open_folder(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
-    """Open all shards of the folder ``path``. Raises InputError, naming the file at fault."""
+    """Open all shards of the folder ``path``, or of the snapshot in it if it is a repository in the
+    cache of a hub. Raises InputError, naming the file at fault."""
+    path = hub_snapshot(path)
     names, index = _weights(path)
     index_metadata: Mapping[str, object] = {}
     expected: dict[str, str] = {}
@@ -151,11 +179,20 @@ def explain_folder(path: str, present: Collection[str]) -> None:
         raise InputError(
             path,
             "is a distributed checkpoint, which swavg does not read yet",
-            hint="Convert it with torch.distributed.checkpoint.format_utils.dcp_to_torch_save.",
+            hint="Convert each (torch unpickles a file of it, so only if you trust who made it):\n"
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+            f" {shlex.quote(path)} {output_for(path.rstrip('/'), '.pt')}",
         )
     shards = [name for name in present if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", name)]
     if shards:
         raise InputError(path, f"has {len(shards)} shards but no index (*.index.json)")
+
+
+def explain_files(path: str, present: Iterable[str]) -> None:
+    """Raise InputError if a file of these names in a folder is of a format that is not read."""
+    for name in sorted(present):
+        if (known := explain_name(os.path.join(path, name))) is not None:
+            raise known
 
 
 def _weights(path: str) -> tuple[list[str], str | None]:
@@ -180,10 +217,13 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     lone = [name for name in present if name.endswith(_LONE) and not is_training_state(name)]
     if len(lone) == 1 and any(map(is_configuration, present)):
         return lone, None
+    files = sorted(name for name in present if name.endswith(_SINGLE_SUFFIXES))
+    if not files:
+        explain_files(path, present)
     raise InputError(
         path,
         "is a folder without model.safetensors, pytorch_model.bin or an index of shards",
-        hint="Give the checkpoint files themselves.",
+        hint="Give the checkpoint files themselves" + (f", such as {files[0]}." if files else "."),
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from swavg.errors import InputError
 from swavg.formats.composite import Composite, components, find_composite
 from swavg.formats.configuration import is_configuration, is_training_state
-from swavg.formats.folder import explain_folder, is_checkpoint_folder
+from swavg.formats.folder import explain_files, explain_folder, is_checkpoint_folder
 from swavg.formats.parts import open_parts
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
@@ -147,6 +147,8 @@ def _nothing_in(folder: str, pattern: str | None, ignored: Sequence[str]) -> Inp
         if os.path.isdir(path := os.path.join(folder, name))
         and any(other.lower().endswith(SUFFIXES) for other in _listed(path))
     ]
+    if not below and pattern is None:
+        explain_files(folder, _listed(folder))
     hint = f"Folders are searched one level deep; try {below[0]}." if below else None
     return InputError(folder, problem, hint=hint)
 

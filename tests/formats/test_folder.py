@@ -299,7 +299,7 @@ def test_shards_without_an_index_are_named(tmp_path: Path) -> None:
 def test_a_distributed_checkpoint_is_named_and_a_way_out_given(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(b"\x80\x02.")
     (tmp_path / "__0_0.distcp").write_bytes(b"PK")
-    assert "dcp_to_torch_save" in str(refused(tmp_path, "is a distributed checkpoint").hint)
+    assert "dcp_to_torch" in str(refused(tmp_path, "is a distributed checkpoint").hint)
 
 
 def averaged(tmp_path: Path, **options: Any) -> tuple[Path, Arrays]:
@@ -472,3 +472,69 @@ def test_a_folder_cannot_have_the_name_of_a_file(tmp_path: Path) -> None:
     policy = swavg.Policy(max_shard_size=10)
     with pytest.raises(RequestError, match="A folder of shards cannot be named"):
         swavg.average([one, one], output=tmp_path / "out.safetensors", policy=policy)
+
+
+def cached(folder: Path, name: str, *commits: str, main: str | None) -> Path:
+    """A repository in the cache of a hub: a snapshot per commit, its files links into blobs."""
+    repository = folder / f"models--org--{name}"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    for number, commit in enumerate(commits):
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        tensor = np.full(3, number, np.float32)
+        (repository / "blobs" / f"w{number}").write_bytes(safetensors.numpy.save({"w": tensor}))
+        (repository / "blobs" / f"c{number}").write_text(f'{{"commit": "{commit}"}}')
+        (snapshot / "model.safetensors").symlink_to(f"../../blobs/w{number}")
+        (snapshot / "config.json").symlink_to(f"../../blobs/c{number}")
+    if main is not None:
+        (repository / "refs" / "main").write_text(main)
+    return repository
+
+
+def test_a_repository_of_a_hub_cache_is_the_snapshot_that_main_names(tmp_path: Path) -> None:
+    inputs = [cached(tmp_path, name, "aaa", "bbb", main="bbb") for name in "xy"]
+    assert_holds(inputs[0], {"w": np.ones(3, np.float32)})
+    swavg.average([*inputs, inputs[0] / "snapshots" / "aaa"], output=tmp_path / "out")
+    assert_holds(tmp_path / "out", {"w": np.full(3, 2 / 3, np.float32)})
+    # The files themselves, not links to where they are not.
+    assert not (tmp_path / "out" / "config.json").is_symlink()
+    assert (tmp_path / "out" / "config.json").read_text() == '{"commit": "aaa"}'
+
+
+@pytest.mark.parametrize("main", [None, "gone", "gone\n"])
+def test_of_a_repository_without_the_main_snapshot_the_only_one_is_taken(
+    tmp_path: Path, main: str | None
+) -> None:
+    assert_holds(cached(tmp_path, "x", "aaa", main=main), {"w": np.zeros(3, np.float32)})
+    several = cached(tmp_path, "y", "aaa", "bbb", main=main)
+    error = refused(several, "2 snapshots, and refs/main names none")
+    assert error.hint == f"Give one of them: {several / 'snapshots' / 'aaa'}"
+    assert open_checkpoint(several / "snapshots" / "aaa").tensors
+
+
+@pytest.mark.parametrize("main", ["../../models--org--z/snapshots/aaa", "..", "", "/", "."])
+def test_a_reference_leads_nowhere_else(tmp_path: Path, main: str) -> None:
+    cached(tmp_path, "z", "aaa", main="aaa")
+    refused(cached(tmp_path, "y", "aaa", "bbb", main=main), "refs/main names none")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("tf_model.h5", "is an HDF5 file (Keras)"),
+        ("flax_model.msgpack", "is a Flax file"),
+        ("saved_model.pb", "is of a TensorFlow SavedModel"),
+        ("model.ckpt-7.index", "is of a TensorFlow checkpoint"),
+        ("_CHECKPOINT_METADATA", "is of an Orbax checkpoint"),
+        ("model.onnx", "is an ONNX model"),
+        ("model-q4.gguf", "is a GGUF file"),
+    ],
+)
+def test_what_a_folder_holds_instead_is_named(tmp_path: Path, name: str, problem: str) -> None:
+    for file in ("config.json", "README.md", name):
+        (tmp_path / file).write_bytes(b"x")
+    refused(tmp_path, problem, name)
+    (tmp_path / "step-1.pt").write_bytes(b"x")
+    hint = refused(tmp_path, "is a folder without model.safetensors").hint
+    assert hint == "Give the checkpoint files themselves, such as step-1.pt."

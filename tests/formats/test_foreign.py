@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+import torch.distributed.checkpoint as dcp
 from command_line import done, shell
 
 from swavg import open_checkpoint
@@ -138,8 +139,8 @@ def test_numpy_archives_are_converted_and_back(save: Any, name: str) -> None:
     done("average", *made, "-o", "averaged.safetensors")
     assert_average("averaged.safetensors")
     assert shell(commands(paths[0], "NumPy")[1], ".").returncode == 0
-    averaged = np.load("averaged.npz")
-    np.testing.assert_array_equal(averaged["a.weight"], weights(0)["a.weight"] + 0.5)
+    with np.load("averaged.npz") as averaged:
+        np.testing.assert_array_equal(averaged["a.weight"], weights(0)["a.weight"] + 0.5)
 
 
 def test_a_numpy_array_is_converted() -> None:
@@ -261,7 +262,6 @@ def test_what_only_torch_reads_is_saved_again() -> None:
         ("model.ckpt-7.data-00000-of-00001", b"\xff\xfe", "of a TensorFlow checkpoint"),
         ("checkpoint", b'model_checkpoint_path: "model.ckpt-7"\n', "of a TensorFlow checkpoint"),
         ("flax_model.msgpack", b"\x83\xa5model\xff", "a Flax file"),
-        ("events.out.tfevents.17.host.1.0", b"\x18\0\0\xff", "a log of TensorBoard"),
         ("x.gguf", b"GGUF\3\0\0\0", "a GGUF file"),
         ("x.bin", b"lmgg\1\0\0\0", "a GGUF file"),
         ("x.pdparams", b"\x01\xff", "a pickle of NumPy arrays"),
@@ -294,3 +294,17 @@ def test_safetensors_in_any_name_stay_readable() -> None:
     for name in ("m.npz", "m.pkl", "m.nemo", "m.onnx", "m.h5", "m"):
         Path(name).write_bytes(safetensors.numpy.save(weights(1)))
         assert set(open_file(name).tensors) == {"a.weight", "n"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_is_converted() -> None:
+    for i in range(2):
+        dcp.save({"model": tensors(i)}, checkpoint_id=f"m{i}")
+    with pytest.raises(InputError) as caught:
+        open_checkpoint("m0")
+    line = (caught.value.hint or "").split("\n")[1]
+    ran = shell(f"{line} && {line.replace('m0', 'm1')}", ".")
+    assert ran.returncode == 0, ran.stderr
+    done("average", "m0.pt", "m1.pt", "-o", "o.pt")
+    assert_average("o.pt")

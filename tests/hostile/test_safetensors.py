@@ -310,7 +310,7 @@ def test_arbitrary_bytes_are_an_input_error(tmp_path: Path, data: bytes) -> None
         (b"\xfd7zXZ\0" + b"\1" * 40, "is compressed with xz", "Decompress it first"),
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 40, "is an HDF5 file", None),
         (b"GGUF\3\0\0\0" + b"\0" * 40, "is a GGUF file", "before converting"),
-        (b"\x93NUMPY\1\0v\0" + b" " * 40, "is a NumPy array", None),
+        (b"\x93NUMPY\1\0v\0" + b" " * 40, "is a NumPy array", "Convert each"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a"])
