@@ -19,6 +19,7 @@ from swavg.formats.folder import (
     LOGS,
     WEIGHT_SUFFIXES,
     explain_folder,
+    hub_snapshot,
     is_checkpoint_folder,
     weights_stem,
 )
@@ -85,6 +86,7 @@ def find_composite(path: str) -> Composite | None:
     ranks. None for other folders, and for files. InputError if it cannot be read."""
     if not os.path.isdir(path):
         return None
+    path = hub_snapshot(path)
     names = _listed(path)
     for index, listed in (("model_index.json", _components_in), ("modules.json", _modules_in)):
         if index in names:
@@ -100,6 +102,7 @@ def find_composite(path: str) -> Composite | None:
 def as_composite(path: str) -> Composite | None:
     """The parts of a checkpoint that is a folder but not a plain one. InputError if it cannot be
     read, or is of a kind that is not."""
+    path = hub_snapshot(path)
     found = find_composite(path)
     if found is None and os.path.isdir(path) and not is_checkpoint_folder(path):
         explain_folder(path, os.listdir(path))

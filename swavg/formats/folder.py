@@ -35,9 +35,8 @@ _BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 _LONE = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 """How the one torch file of a folder may end."""
 
-_SINGLE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = (
-    *_SINGLE_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
     ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
@@ -217,7 +216,7 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     lone = [name for name in present if name.endswith(_LONE) and not is_training_state(name)]
     if len(lone) == 1 and any(map(is_configuration, present)):
         return lone, None
-    files = sorted(name for name in present if name.endswith(_SINGLE_SUFFIXES))
+    files = sorted(name for name in present if name.endswith((*_LONE, ".safetensors")))
     if not files:
         explain_files(path, present)
     raise InputError(

@@ -371,7 +371,7 @@ def test_a_component_that_cannot_be_read_is_an_error(tmp_path):
         (tmp_path / name / "vae" / "model.onnx").write_text("graph")
     run = swavg("average", "a", "b", "-o", "o", cwd=tmp_path)
     assert run.returncode == 4
-    assert "/vae: is a folder without" in run.stderr
+    assert "/vae/model.onnx: is an ONNX model" in run.stderr
 
 
 def test_an_older_average_is_replaced_and_nothing_else(tmp_path):

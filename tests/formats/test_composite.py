@@ -92,3 +92,13 @@ def test_shards_without_an_index_are_no_parts(tmp_path):
     files = {f"model-0000{n}-of-00002.safetensors": w(n) for n in (1, 2)}
     with pytest.raises(InputError, match="no index"):
         as_composite(str(write(tmp_path / "a", files)))
+
+
+def test_a_pipeline_in_the_cache_of_a_hub_is_the_snapshot_that_main_names(tmp_path):
+    root = tmp_path / "models--org--x"
+    snapshot = root / "snapshots" / "aaa"
+    write(snapshot, pipeline(0))
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("aaa")
+    for found in (find_composite(str(root)), as_composite(str(root))):
+        assert (found.path, found.parts) == (str(snapshot), ("unet", "vae"))

@@ -535,6 +535,7 @@ def test_what_a_folder_holds_instead_is_named(tmp_path: Path, name: str, problem
     for file in ("config.json", "README.md", name):
         (tmp_path / file).write_bytes(b"x")
     refused(tmp_path, problem, name)
-    (tmp_path / "step-1.pt").write_bytes(b"x")
+    for file in ("step-1.pt", "step-2.pt"):
+        (tmp_path / file).write_bytes(b"x")
     hint = refused(tmp_path, "is a folder without model.safetensors").hint
     assert hint == "Give the checkpoint files themselves, such as step-1.pt."
