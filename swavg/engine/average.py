@@ -32,6 +32,7 @@ from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
+from swavg.planning.siblings import join_siblings
 from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
@@ -105,15 +106,25 @@ def prepare(
     tables, _ = distinct_tables(opened)
     check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
     names = short_names([checkpoint.path for checkpoint in opened])
-    joining = joined(opened, names, rows, policy)
+    targets = [
+        found.target(
+            None if output is None else os.fsdecode(output),
+            row,
+            policy.max_shard_size,
+            force=force,
+        )
+        for row, output in zip(rows, outputs, strict=True)
+    ]
+    siblings = join_siblings(opened, names, rows, targets, policy, found.count)
+    joining = joined(siblings.checkpoints, names, rows, policy)
     checkpoints, shown = joining.checkpoints, joining.shown
     whole = short_names(found.roots)
     held = found.of_inputs(held_by_each(found.wholes, whole))
     of_inputs = found.of_inputs(whole)
-    decided, targets, recipes = [], [], []
+    decided, recipes = [], []
     warned = dict.fromkeys((*warnings, *broken_ties(opened, names), *joining.warnings))
     tied: dict[str, None] = {}
-    for asked, row, made, output in zip(rows, joining.rows, joining.joined, outputs, strict=True):
+    for asked, row, made in zip(rows, joining.rows, joining.joined, strict=True):
         members = [checkpoints[member] for member in row.members]
         called = [shown[member] for member in row.members]
         match = SideBySide(members)
@@ -126,8 +137,6 @@ def prepare(
         decided.append(
             decide(checkpoints, match, row, policy, shown, made, of_several=parts is not None)
         )
-        path = None if output is None else os.fsdecode(output)
-        targets.append(found.target(path, asked, policy.max_shard_size, force=force))
         recipes.append(recipe(shown, row, policy, held_by(asked, held)))
     found.check_averaged(decided)
     texts = map(as_text, recipes)
@@ -135,8 +144,12 @@ def prepare(
         checkpoints, joining.rows, decided, targets, texts, policy, joining.files
     )
     kept = metrics_kept(rows, planned, opened, names)
-    said = (*_notes(names, opened), *_same_twice(whole, found.wholes), *found.notes(rows))
-    return Plan(
+    said = (
+        *_notes(names, siblings.checkpoints),
+        *_same_twice(whole, found.wholes),
+        *found.notes(rows),
+    )
+    plan = Plan(
         tuple(checkpoints),
         tuple(shown),
         tuple(joining.rows),
@@ -152,6 +165,7 @@ def prepare(
         GATHERED_CUT if entries.gathered else CUT,
         parts,
     )
+    return siblings.told(plan)
 
 
 def execute(

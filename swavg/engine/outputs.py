@@ -16,7 +16,7 @@ from swavg.storage import publish
 from swavg.storage.destination import Destination, check_destinations, is_stream
 from swavg.storage.pending import Pending
 from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
-from swavg.storage.sinks import STDOUT, Sink
+from swavg.storage.sinks import STDOUT, Sink, allow_open
 from swavg.storage.sources import LocalFile, Pool
 from swavg.storage.streams import open_stream
 
@@ -26,18 +26,17 @@ def check(plan: Plan) -> None:
     is an input, or the disk has no room."""
     inputs = [(checkpoint.path, checkpoint.sources) for checkpoint in plan.checkpoints]
     inputs += [(root, ()) for root in (plan.parts.roots if plan.parts is not None else ())]
-    for output in plan.outputs:
-        path = output.target.path
+    # The parts of a composite go to one path.
+    for path in dict.fromkeys(output.target.path for output in plan.outputs):
         if path is None:
             if len(plan.outputs) > 1:
                 raise OutputError(STDOUT, "can only be a single output")
             check_stdout_not_input(inputs)
             return
         check_not_input(path, inputs)
-    sizes: dict[str | None, int] = {}
-    for output in plan.outputs:
-        sizes[output.target.path] = sizes.get(output.target.path, 0) + output.size
-    check_destinations(_destinations(plan), [*sizes.values()], inside=plan.folder)
+    sizes = [output.size for output in plan.outputs]
+    whole = [sum(sizes[first : first + plan.width]) for first in range(0, len(sizes), plan.width)]
+    check_destinations(_destinations(plan), whole, inside=plan.folder)
     _check_replaced(plan)
 
 
@@ -69,8 +68,8 @@ def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> It
         return
     destinations = _destinations(plan)
     with publish.publishing(destinations, inside=plan.folder, on_publish=on_publish) as pendings:
-        of_path = dict(zip((each.path for each in destinations), pendings, strict=True))
-        places = [of_path[os.fspath(output.target.path or "")] for output in plan.outputs]
+        places = [pendings[row // plan.width] for row in range(len(plan.outputs))]
+        allow_open(sum(len(output.files) + len(output.side_files) for output in plan.outputs))
         yield [
             _create(output, pending) for output, pending in zip(plan.outputs, places, strict=True)
         ]
@@ -91,11 +90,10 @@ def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> It
 
 def _destinations(plan: Plan) -> list[Destination]:
     """Where the outputs go: the parts of a composite to one place."""
-    found = (
+    return [
         Destination(os.fspath(output.target.path or ""), output.target.folder, output.target.force)
-        for output in plan.outputs
-    )
-    return [*dict.fromkeys(found)] if plan.parts is not None else [*found]
+        for output in plan.outputs[:: plan.width]
+    ]
 
 
 def _create(output: Output, pending: Pending) -> list[Sink]:

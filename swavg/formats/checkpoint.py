@@ -228,6 +228,9 @@ class Extras:
     format that keeps objects, ``root_key`` is the dotted path of the state dict (empty: the top
     level), ``others`` name what lies beside it (optimizer state, a class), ``non_tensors`` what is
     in it and no tensor; only a file of the same format keeps them.
+    ``siblings`` are its other state dicts by dotted path, the tensors in them under their paths in
+    the file; ``doubtful`` are the paths of what may be one, ``also`` the notes on both. ``joined``
+    are the siblings whose tensors stand in the checkpoint's own table, too.
 
     Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
     file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
@@ -241,12 +244,21 @@ class Extras:
     root_key: str | None = None
     others: tuple[str, ...] = ()
     non_tensors: tuple[str, ...] = ()
+    siblings: Mapping[str, TensorTable] = field(default_factory=dict)
+    doubtful: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
     shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     index: str | None = None
     index_metadata: Mapping[str, object] = field(default_factory=dict)
     side_files: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     template: object = None
+
+    @property
+    def names_beside(self) -> frozenset[str]:
+        """The names of the siblings' tensors that stand in the checkpoint's own table."""
+        return frozenset(name for path in self.joined for name in self.siblings[path])
 
 
 @dataclass(frozen=True, eq=False)

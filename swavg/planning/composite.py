@@ -27,6 +27,7 @@ class Singles:
     """Inputs that are one checkpoint each: as :class:`Parts`, of one part."""
 
     checkpoints: list[Checkpoint]
+    count = 1
 
     @property
     def roots(self) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+from contextlib import suppress
 from typing import Protocol
 
 from swavg.errors import OutputError, ReaderGoneError
@@ -12,8 +14,21 @@ from swavg.storage.filesystems import fsync
 STDOUT = "standard output"
 """The name of that in messages."""
 
+_OTHER_FILES = 512
+"""Inputs, pipes between processes, and what else a process has open."""
+
 Buffer = bytes | bytearray | memoryview
 """Bytes: a memoryview has items of one byte."""
+
+
+def allow_open(files: int) -> None:
+    """Let this process have so many more files open at once, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files + _OTHER_FILES
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class Sink(Protocol):

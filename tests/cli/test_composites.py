@@ -1,6 +1,8 @@
 """Folders of parts, from the command line: each part is averaged with its namesakes."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -422,3 +424,21 @@ def test_a_composite_beside_a_file_is_refused(tmp_path):
     assert run.returncode == 3
     assert "such as a/consolidated.00.pth" in " ".join(run.stderr.split())
     done("average", "a/consolidated.00.pth", "c.pt", "-o", "o.pt", cwd=tmp_path)
+
+
+def test_more_parts_than_files_may_be_open(tmp_path):
+    two(tmp_path, lambda i: {f"layer_{n:03d}-model_00-model_states.pt": w(i) for n in range(80)})
+    limited = f"ulimit -S -n 64 && exec {sys.executable} -m swavg average a b -o o --threads 1"
+    run = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert {*values(tmp_path / "o").values()} == {0.5}
+    assert len(values(tmp_path / "o")) == 80
+
+
+def test_an_average_of_a_run_is_not_taken_for_a_snapshot_of_it(tmp_path):
+    for i in range(2):
+        write(tmp_path / "save" / f"CKPT+2024-01-0{i + 1}", speechbrain(i))
+    done("average", "save", "-o", "save/CKPT+avg", cwd=tmp_path)
+    run = done("average", "save", "-o", "o", cwd=tmp_path)
+    assert "ignored CKPT+avg: swavg wrote it" in run.stderr
+    assert values(tmp_path / "o")["model.ckpt"] == 0.5

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from swavg.errors import InputError
 from swavg.formats.checkpoint import (
     Checkpoint,
     Extras,
@@ -19,8 +20,9 @@ from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_
 from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Element, Value, plain_values
 from swavg.formats.torch.legacy import read_legacy
-from swavg.formats.torch.objects import Storage
+from swavg.formats.torch.objects import Refused, Storage, View
 from swavg.formats.torch.plain import RECIPE
+from swavg.formats.torch.siblings import Beside
 from swavg.formats.torch.state import State, find_state
 from swavg.formats.torch.unpickler import Graph
 from swavg.formats.torch.views import placed
@@ -33,18 +35,22 @@ _END = 4096
 @dataclass(frozen=True, eq=False)
 class TorchTemplate:
     """What a writer needs to keep all else: the records of a zip (None: a legacy file, which has
-    none); ``key`` is what was asked for."""
+    none); ``key`` is what was asked for, ``names`` are those of the state dict's tensors."""
 
     key: str | None
     archive: Archive | None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class _Contents:
-    """What a pickle says, placed in a file whose first storage lies at ``base``."""
+    """What a pickle says, placed in a file whose first storage lies at ``base``. ``siblings`` are
+    the other state dicts; ``doubtful`` are paths of what may be one."""
 
     base: int
     table: TensorTable
+    siblings: Mapping[str, TensorTable]
+    doubtful: tuple[str, ...]
     state: State
     values: Mapping[str, Value]
 
@@ -112,13 +118,32 @@ def _contents(
     shared: Shared | None,
 ) -> _Contents:
     state = find_state(path, graph.top, graph.opcodes, key)
-    builder = TableBuilder()
-    for name, dtype, shape, strides, offset, _ in placed(path, state.views, locate):
-        builder.add(name, (dtype, shape, strides), offset)
+    table = _table(path, "", state.views, locate, shared)
+    siblings: dict[str, TensorTable] = {}
+    doubtful = [*state.beside.doubtful]
+    for place, views in state.beside.siblings.items():
+        try:
+            siblings[place] = _table(path, place + ".", views, locate, shared)
+        except InputError:
+            # One that is not read does no harm.
+            doubtful.append(place)
     values = plain_values(path, graph.top, locate, state=state.node)
     # The objects of the pickle have served.
-    state = replace(state, node=None, views={})
-    return _Contents(base, builder.build(shared), state, values)
+    state = replace(state, node=None, views={}, beside=Beside())
+    return _Contents(base, table, siblings, tuple(doubtful), state, values)
+
+
+def _table(
+    path: str,
+    prefix: str,
+    views: Mapping[str, View | Refused],
+    locate: Callable[[Storage], int],
+    shared: Shared | None,
+) -> TensorTable:
+    builder = TableBuilder()
+    for name, dtype, shape, strides, offset, _ in placed(path, views, locate):
+        builder.add(prefix + name, (dtype, shape, strides), offset)
+    return builder.build(shared)
 
 
 def _opened(
@@ -142,7 +167,13 @@ def _opened(
         others=state.other_entries,
         non_tensors=state.non_tensors,
         records={} if template.archive is None else {0: template.archive},
-        template=template,
+        siblings={
+            place: TensorTable(of.columns, of.base + shift)
+            for place, of in contents.siblings.items()
+        },
+        doubtful=contents.doubtful,
+        also=state.also,
+        template=replace(template, names=contents.table.columns.names),
     )
     table = TensorTable(contents.table.columns, contents.table.base + shift)
     return Checkpoint(path, format, (file,), table, notes=state.notes, extras=extras)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from itertools import islice
 
 from swavg.errors import InputError
@@ -20,9 +20,9 @@ from swavg.formats.torch.objects import (
     module_state,
     name_of,
 )
-from swavg.formats.torch.usual_names import EMA, PLAIN, is_never, is_weight
+from swavg.formats.torch.siblings import DEPTH, Beside, Views, are_weights, beside, places
+from swavg.formats.torch.usual_names import CALLBACKS, EMA, PLAIN, is_never, is_weight
 
-_DEPTH = 3
 _MAX_NAME = 4096
 _MAX_NAMES = 48 << 20
 _MAX_ENTRIES = 500_000
@@ -35,7 +35,10 @@ _LISTED = 8
 class State:
     """The chosen state dict: ``views`` by dotted name. ``root_key`` is the dotted path to it, empty
     for the top level. ``non_tensors`` are names in it that hold no tensor, ``other_entries`` the
-    top-level keys outside it (and the class of a pickled module). ``node`` is its object."""
+    top-level keys outside it (and the class of a pickled module). ``node`` is its object.
+
+    ``also`` are those of the ``notes`` that say what else could have been meant, ``beside`` what
+    other state dicts there are."""
 
     root_key: str
     node: object
@@ -43,6 +46,8 @@ class State:
     non_tensors: tuple[str, ...]
     other_entries: tuple[str, ...]
     notes: tuple[str, ...]
+    also: tuple[str, ...] = ()
+    beside: Beside = field(default_factory=Beside)
 
 
 def find_state(path: str, top: object, max_entries: int, key: str | None = None) -> State:
@@ -52,30 +57,34 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
     has more. InputError if there is none, or more than one that could be meant.
     """
     search = _Search(path, max_entries)
+    also: tuple[str, ...] = ()
     if key is not None:
         root_key, node = key, search.follow(top, key)
-        notes: tuple[str, ...] = ()
         if key and is_optimizer(node):
             raise InputError(path, f"'{key}' is the state of an optimizer, which is not averaged")
     else:
-        root_key, node, notes = search.locate(top)
+        root_key, node, also = search.locate(top)
     # Below a usual name, and in a module, every tensor belongs to the model.
     skip_never = key is None and not root_key and module_state(node) is None
     views, non_tensors, hidden = search.flatten(node, skip_never=skip_never)
+    notes: tuple[str, ...] = ()
     if hidden:
         shown = ", ".join(f"'{name[:80]}'" for name in hidden[:_LISTED])
-        notes = (*notes, f"tensors inside {shown} are not averaged: swavg does not know its kind")
+        notes = (f"tensors inside {shown} are not averaged: swavg does not know its kind",)
     if not views:
         raise InputError(path, f"no tensors under '{root_key}'" if root_key else "holds no tensors")
     if root_key:
         names = _names(top)
         first = root_key if root_key in names else root_key.split(".")[0]
         others = tuple(name for name in names if name != first)
+    elif node is not top:
+        others = tuple(name for name in _names(top) if name not in _names(node))
     else:
         others = tuple(name for name in non_tensors if "." not in name)
     if (kind := class_name(node)) is not None:
         others = (*others, f"class {kind}")
-    return State(root_key, node, views, non_tensors, others, notes)
+    further = search.beside(top, root_key, node, views.keys()) if key is None else Beside()
+    return State(root_key, node, views, non_tensors, others, (*also, *notes), also, further)
 
 
 def _names(top: object) -> list[str]:
@@ -114,6 +123,13 @@ class _Search:
             if direct or (scalar and not candidates):
                 return "", top, ()
             if len(candidates) > 1:
+                together = {
+                    name: found[name]
+                    for name in candidates
+                    if are_weights(str(name), self.tensors(found[name]))
+                }
+                if len(together) > 1:
+                    return "", together, ()
                 listed = ", ".join(f"'{name}'" for name in candidates[:_LISTED])
                 raise InputError(
                     self.path,
@@ -140,10 +156,22 @@ class _Search:
             and not is_never(name, node)
         )
 
+    def tensors(self, node: object) -> Views:
+        """All tensors of a state dict by dotted name."""
+        return self.flatten(node, skip_never=False)[0]
+
+    def beside(self, top: object, root_key: str, chosen: object, names: Collection[str]) -> Beside:
+        """What is beside the ``chosen`` state dict, whose tensors have these names."""
+        found = mapping(top)
+        if found is None or (chosen is top and CALLBACKS not in found):
+            return Beside()
+        around = places(top, root_key, chosen, self._holding)
+        return beside(around, self.tensors, names)
+
     def _deeper(self, parts: list[str], node: object) -> tuple[list[str], object]:
         """Down through wrappers such as ``model.state_dict``, as long as nothing is left behind
         but optimizer state and moving averages."""
-        while len(parts) < _DEPTH:
+        while len(parts) < DEPTH:
             found = mapping(node)
             if found is None or any(isinstance(v, (View, Refused)) for v in found.values()):
                 break

@@ -14,7 +14,10 @@ PLAIN = (
 EMA = (
     "state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model", "model_ema_state_dict",
     "params_ema", "g_ema", "G_ema", "shadow_params", "shadow", "averaged_model", "swa_model",
+    "model_avg",
 )  # fmt: skip
+CALLBACKS = "callbacks"
+"""Where Lightning keeps what callbacks have to say, among which averages may be."""
 # What is never the weights: dictionaries of these names, and tensors that hold a generator's state.
 _NEVER = re.compile(
     r"(.*_)?(optim|optims|optimi[sz]ers?|sched|schedulers?|scaler|amp|rng|callbacks|loops|hparams"

@@ -29,7 +29,7 @@ _MAX_ALIGNMENT = 1 << 15
 
 def lay_out(request: WriteRequest) -> Layout:
     """One file with all else that the template holds, if it is a torch file whose structure can
-    be kept; otherwise a state dict and nothing else, and a note on what that leaves out."""
+    be kept; otherwise the one state dict that was found, and a note on what that leaves out."""
     if request.weights_only:
         return Layout((plan_file(request, range(len(request.specs))),))
     try:
@@ -37,8 +37,9 @@ def lay_out(request: WriteRequest) -> Layout:
     except CannotKeep as reason:
         lost = losses(request)
         note = f"{lost} left out: the output is a bare state dict ({reason})"
-        layout = plan_file(request, range(len(request.specs)))
-        return Layout((layout,), notes=(note,) if lost else ())
+        beside = request.template.extras.names_beside
+        numbers = [n for n, name in enumerate(request.specs.names) if name not in beside]
+        return Layout((plan_file(request, numbers),), notes=(note,) if lost else ())
 
 
 def plan_file(request: WriteRequest, numbers: Sequence[int], name: str = "") -> FileLayout:
@@ -102,7 +103,7 @@ def _legacy_like(request: WriteRequest, template: TorchTemplate) -> CheckedLayou
         array("q", [offset for _, offset in places]),
         tuple(kept),
         {each.number: each.order for each in replaced if each.order is not None},
-        partial(_check, open_legacy, key=template.key, names=tuple(request.template.tensors)),
+        partial(_check, open_legacy, key=template.key, names=template.names),
     )
 
 
