@@ -18,6 +18,8 @@ from swavg.planning.rename import renamed, rules
 if TYPE_CHECKING:
     from swavg.analysis.chunks import OnProgress
 
+_NAMED = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
@@ -32,9 +34,10 @@ class Mismatch:
 class Comparison:
     """In what checkpoints A and B differ, by canonical names.
 
-    ``tensors`` counts those of each; ``matching`` those alike in name, shape and dtype. With
-    values, ``distances`` has every tensor that both have in one shape, the farthest first, and
-    ``total`` sums the floats among them (steps and positions would drown them), ties once.
+    ``tensors`` counts those of each; ``matching`` those alike in name, shape and dtype.
+    ``distances`` (None: the values were not read) has every tensor that both have in one shape, the
+    farthest first, and ``total`` sums the floats among them (steps and positions would drown them),
+    ties once.
     """
 
     a: str
@@ -49,9 +52,14 @@ class Comparison:
     notes: tuple[str, ...]
 
     @property
-    def same(self) -> bool:
-        """True if nothing that was looked at differs."""
-        return self.same_keys and not any(each.differing for each in self.distances or ())
+    def same(self) -> bool | None:
+        """True if names, shapes, dtypes and all values are the same; None if but for the values,
+        which were not read, nothing differs."""
+        if not self.same_keys:
+            return False
+        if self.distances is None:
+            return None
+        return self.identical == len(self.distances)
 
     @property
     def same_keys(self) -> bool:
@@ -76,11 +84,12 @@ def diff(
     *,
     key: str | None = None,
     strip_prefix: Sequence[str] = (),
-    values: bool = False,
+    values: bool = True,
     on_progress: OnProgress | None = None,
 ) -> Comparison:
-    """In what the checkpoints ``a`` and ``b`` differ: names, shapes, dtypes, and with ``values``
-    how far the tensors lie apart. ``key`` is the dotted path of the state dict in PyTorch files.
+    """In what the checkpoints ``a`` and ``b`` differ: names, shapes, dtypes, and how far the
+    tensors lie apart. Without ``values`` only headers are read. ``key`` is the dotted path of the
+    state dict in PyTorch files.
 
     What wrappers put into names (``_orig_mod.``, say) does not count, nor a ``strip_prefix`` that
     they begin with. Raises InputError.
@@ -114,6 +123,11 @@ def diff(
             *_tie_notes(checkpoint, spell, lacking[i], names[1 - i], shown[1 - i]),
         )
     ]
+    extras = [checkpoint.extras for checkpoint in (one, other)]
+    rest = dict.fromkeys(name for each in extras for name in (*each.others, *each.non_tensors))
+    if rest:
+        more = ", ..." if len(rest) > _NAMED else ""
+        notes.append(f"not compared: {', '.join([*rest][:_NAMED])}{more}")
     if found := behind_prefix(names, shown):
         notes.append(f"{found.fact}. {found.hint}")
     distances, summed = None, None

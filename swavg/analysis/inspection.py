@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from swavg.analysis.figures import Statistics, jsonable
 from swavg.engine.recipe import recorded_in
-from swavg.errors import RequestError
 from swavg.formats.checkpoint import Checkpoint, Tensor
 from swavg.formats.parts import open_whole
-from swavg.planning.match import canonical
+from swavg.planning.globs import check_globs
+from swavg.planning.match import canonical, spelling
 
 if TYPE_CHECKING:
     from swavg.analysis.chunks import OnProgress
@@ -188,17 +188,15 @@ def _grouped(entries: Sequence[Entry], by: Callable[[Entry], str]) -> dict[str, 
 
 
 def _chosen(checkpoint: Checkpoint, include: Sequence[str]) -> dict[str, Tensor]:
-    chosen = {
+    names = list(checkpoint.tensors)
+    check_globs([names], include)
+    spell = spelling(names)
+    return {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
         if not include
-        or any(fnmatchcase(text, glob) for text in (name, canonical(name)) for glob in include)
+        or any(fnmatchcase(text, glob) for text in (name, spell(name)) for glob in include)
     }
-    if include and not chosen:
-        globs = ", ".join(f"'{glob}'" for glob in include)
-        problem = f"{globs} matches none of {len(checkpoint)} tensors."
-        raise RequestError(problem, argument="include")
-    return chosen
 
 
 def _folder(checkpoint: Checkpoint) -> Folder | None:

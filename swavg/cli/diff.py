@@ -15,7 +15,8 @@ from swavg.errors import MismatchError
 @click.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--values", is_flag=True, help="Read the values: how far the tensors lie apart.")
+@click.option("--headers", is_flag=True, help="Look at names, shapes and dtypes only.")
+@click.option("--values", is_flag=True, hidden=True, expose_value=False, help="The default.")
 @click.option("--all", "everything", is_flag=True, help="List everything, not the first 20.")
 @KEY
 @STRIP
@@ -23,7 +24,7 @@ from swavg.errors import MismatchError
 def diff(
     a: str,
     b: str,
-    values: bool,
+    headers: bool,
     everything: bool,
     key: str | None,
     strip_prefix: tuple[str, ...],
@@ -31,24 +32,25 @@ def diff(
 ) -> int:
     """Show in what two checkpoints differ: names, shapes, dtypes, and values.
 
-    What wrappers put into names (module., _orig_mod., ...) does not count. Only headers are read,
-    unless --values is given; that streams both in constant memory, and lists ||a-b||/||a||, the
-    largest |a-b| and the cosine of each tensor in float64, the farthest first. NaN equals NaN.
+    What wrappers put into names (module., _orig_mod., ...) does not count. Both are streamed in
+    constant memory; ||a-b||/||a||, the largest |a-b| and the cosine of each tensor that differs are
+    listed, in float64, the farthest first. NaN equals NaN. Optimizer state, and what is no
+    tensor, is not compared.
 
     \b
-    swavg diff a.pt b.safetensors                  do they fit together?
-    swavg diff step-100.pt step-200.pt --values    what moved, and how far?
+    swavg diff step-100.pt step-200.pt            what moved, and how far?
+    swavg diff a.pt b.safetensors --headers       do they fit together?
 
-    Exit codes: 0 if nothing differs; 3 if names, shapes or dtypes differ or, with --values, any
-    value does; the others are those of swavg.
+    Exit codes: 0 if no tensor differs in what was read (with --headers no name, shape or dtype), 3
+    if any does; the others are those of swavg.
     """
     from swavg import analysis
     from swavg.console.comparison import show_comparison
     from swavg.console.progress import progress_bar
 
-    with progress_bar("comparing", "bytes", shown=values) as on_progress:
+    with progress_bar("comparing", "bytes", shown=not headers) as on_progress:
         found = analysis.diff(
-            a, b, key=key, strip_prefix=strip_prefix, values=values, on_progress=on_progress
+            a, b, key=key, strip_prefix=strip_prefix, values=not headers, on_progress=on_progress
         )
     params = click.get_current_context().command.params
     found = replace(found, notes=tuple(with_options(note, params) for note in found.notes))
@@ -56,4 +58,4 @@ def diff(
         print_json("comparison", found.to_json())
     else:
         show_comparison(found, everything=everything)
-    return 0 if found.same else MismatchError.exit_code
+    return MismatchError.exit_code if found.same is False else 0

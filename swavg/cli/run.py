@@ -47,6 +47,9 @@ _POLICY = {
         Option("missing", "--missing",
                "With --lenient: what some lack is taken from the last that has it, left out, or"
                " averaged over those that have it. [default: keep]"),
+        Option("mixed_dtypes", "--mixed-dtypes",
+               "Floats of different dtypes match; each tensor is summed in the widest accumulator"
+               " that its inputs ask for, and written as --dtype says or as in the first."),
         Option("include", "--include", "Average only these tensors.", "GLOB"),
         Option("exclude", "--exclude",
                "Do not average these; they are copied from the last checkpoint.", "GLOB"),

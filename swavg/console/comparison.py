@@ -44,8 +44,12 @@ def show_comparison(found: Comparison, *, everything: bool) -> None:
     if found.distances is not None:
         differ = len(found.distances) - found.identical
         page.fact("values", f"{counted(found.identical, 'tensor')} identical, {differ:,} differ")
-    verdict, style = ("the same", "green") if found.same else ("different", "yellow")
-    page.line(verdict, style=style)
+    if found.same is None:
+        page.line("the same names, shapes and dtypes; values were not read")
+    elif found.same:
+        page.line("the same names, shapes, dtypes and values", style="green")
+    else:
+        page.line("different", style="yellow")
     notes(found.notes)
 
 

@@ -24,9 +24,10 @@ from swavg.gc_pause import paused_gc
 from swavg.planning.composite import Singles, find_parts
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import decide, selection
+from swavg.planning.globs import check_globs
 from swavg.planning.lay_out import lay_out
 from swavg.planning.lora import joined
-from swavg.planning.match import SideBySide
+from swavg.planning.match import SideBySide, distinct_tables
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.rename import renamed, rules
@@ -102,6 +103,8 @@ def prepare(
     found = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
     rows, outputs = found.times(rows, outputs)
     opened = renamed(found.checkpoints, rules(policy.strip_prefix, policy.rename))
+    tables, _ = distinct_tables(opened)
+    check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
     names = short_names([checkpoint.path for checkpoint in opened])
     targets = [
         found.target(

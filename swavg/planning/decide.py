@@ -107,7 +107,7 @@ def selection(match: SideBySide, policy: Policy) -> Callable[[str], bool]:
     include, exclude = policy.include, policy.exclude
 
     def matches(name: str) -> bool:
-        candidates = {name, match.output_name(name)}
+        candidates = match.spellings(name)
 
         def any_glob(globs: Sequence[str]) -> bool:
             return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
@@ -259,7 +259,8 @@ class _Decider:
             made = self._copy(last, reference[0])
             reason = f"copied from {self._shown[last]}{_as(made)}"
             return _Verdict(made, reference[1], "excluded", reason)
-        if self._policy.strict and (differs := self._differs(forms)) is not None:
+        mask = apart == "mask"
+        if self._policy.strict and (differs := self._differs(forms, mask=mask)) is not None:
             return differs
         if apart == "spectral":
             made = self._copy(last, reference[0])
@@ -268,9 +269,9 @@ class _Decider:
         alike = [
             index
             for index, form in enumerate(forms)
-            if _compatible(form, reference, same_dtype=apart == "mask")
+            if _compatible(form, reference, same_dtype=mask)
         ]
-        if len(alike) == len(forms) and apart == "mask":
+        if len(alike) == len(forms) and mask:
             made = Operation(
                 "integer", reference[0], "float32", self._row.members, self._row.weights
             )
@@ -307,7 +308,7 @@ class _Decider:
         made = Operation("average", output, accumulate, members, weights, uniform=False)
         return _Verdict(made, shape)
 
-    def _differs(self, forms: Sequence[Form | None]) -> _Verdict | None:
+    def _differs(self, forms: Sequence[Form | None], *, mask: bool = False) -> _Verdict | None:
         """Why strict inputs do not match, or None."""
         present = [form for form in forms if form is not None]
         if len(present) < len(forms):
@@ -317,7 +318,7 @@ class _Decider:
             facts = tuple(str(list(shape)) for _, shape, _ in present)
             return _Verdict(None, (), what="shape", facts=facts)
         mixed = self._policy.mixed_dtypes
-        if mixed and all(_compatible(form, present[-1], same_dtype=False) for form in present):
+        if mixed and all(_compatible(form, present[-1], same_dtype=mask) for form in present):
             return None
         if len({dtype.name for dtype, _, _ in present}) > 1:
             facts = tuple(dtype.name for dtype, _, _ in present)
@@ -387,7 +388,12 @@ def _compatible(form: Form | None, reference: Form, *, same_dtype: bool) -> bool
     if form is None or form[1] != reference[1]:
         return False
     one, other = form[0], reference[0]
-    return one is other or (one.kind == other.kind and one.floating and not same_dtype)
+    return one is other or (not same_dtype and _may_mix(one, other))
+
+
+def _may_mix(one: DType, other: DType) -> bool:
+    """Whether elements of two dtypes can be summed; floats below 8 bits are codes."""
+    return one.kind == other.kind and one.floating and min(one.bits, other.bits) >= 8
 
 
 def _as(made: Operation) -> str:
@@ -409,8 +415,16 @@ def _mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> Misma
     )
     if len(differences) > 1:
         message += f" {len(differences)} tensors differ."
+    if all(map(_only_floats_differ, differences)):
+        hint = "Average them with mixed_dtypes=True."
+    elif len(differences) > 1:
         hint = "Use strict=False, or leave what differs out with exclude=."
     else:
         glob = f"{first.name.split('.')[0]}.*" if "." in first.name else first.name
         hint = f"Leave it out with exclude='{glob}' or use strict=False."
     return MismatchError(message, differences=differences, hint=hint)
+
+
+def _only_floats_differ(difference: Difference) -> bool:
+    dtypes = [BY_NAME[fact] for _, fact in difference.facts] if difference.what == "dtype" else []
+    return bool(dtypes) and all(_may_mix(dtype, dtypes[0]) for dtype in dtypes)

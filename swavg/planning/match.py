@@ -154,6 +154,14 @@ class SideBySide:
             for group in self.found
         ]
 
+    def spellings(self, name: str) -> set[str]:
+        """A canonical name, and what it is called in each checkpoint that has it."""
+        return {name} | {
+            table.columns.names[numbers[name]]
+            for table, numbers in zip(self.tables, self._numbers, strict=True)
+            if name in numbers
+        }
+
     def form(self, place: int, number: int) -> Form:
         """Dtype, shape and strides of a tensor."""
         return self.tables[place].form_of(number)

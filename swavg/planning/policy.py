@@ -55,8 +55,8 @@ class Policy:
     weights_only: bool = False
     """Write a bare state dict to a PyTorch file."""
     mixed_dtypes: bool = False
-    """Floats of different dtypes match even when strict (a float32 average and the bfloat16
-    checkpoint that is added to it)."""
+    """Floats of different dtypes match even when strict; the output's is ``dtype``, or that of the
+    first input."""
     max_shard_size: int | None = None
     """Bytes; makes the output a folder of shards."""
 

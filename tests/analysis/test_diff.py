@@ -21,12 +21,12 @@ def both(folder, a, b):
 
 
 def distance(folder, a, b):
-    (found,) = diff(*both(folder, {"w": a}, {"w": b}), values=True).distances
+    (found,) = diff(*both(folder, {"w": a}, {"w": b})).distances
     return found
 
 
 def test_a_checkpoint_does_not_differ_from_itself(tmp_path):
-    found = diff(*both(tmp_path, state(1), state(1)), values=True)
+    found = diff(*both(tmp_path, state(1), state(1)))
     assert found.same
     assert (found.matching, found.identical) == (4, 4)
     assert (found.total.relative, found.total.cosine, found.total.differing) == (0, 1, 0)
@@ -68,10 +68,10 @@ ONES, TWOS = torch.ones(2), torch.full((2,), 2.0)
     ],
 )
 def test_names_shapes_and_dtypes_that_differ(tmp_path, a, b, only_in_a, only_in_b, mismatches):
-    found = diff(*both(tmp_path, a, b))
+    found = diff(*both(tmp_path, a, b), values=False)
     assert (found.only_in_a, found.only_in_b) == (only_in_a, only_in_b)
     assert found.mismatches == mismatches
-    assert found.same == (not (only_in_a or only_in_b or mismatches))
+    assert found.same is (False if only_in_a or only_in_b or mismatches else None)
 
 
 def test_wrappers_do_not_count_but_are_said(tmp_path):
@@ -108,7 +108,7 @@ def test_distances_of_every_dtype_are_those_of_torch_whatever_the_chunk(
             pair.append(whole.to(dtype))
     for name, tensor in zip("ab", pair, strict=True):
         torch.save({"w": tensor}, tmp_path / f"{name}.pt")
-    (found,) = diff(tmp_path / "a.pt", tmp_path / "b.pt", values=True).distances
+    (found,) = diff(tmp_path / "a.pt", tmp_path / "b.pt").distances
     a, b = (each.to(torch.complex128).reshape(-1) for each in pair)
     assert found.differing == int((a != b).sum())
     assert found.distance == pytest.approx(torch.linalg.norm(a - b).item(), rel=1e-13)
@@ -132,14 +132,14 @@ def test_distances_of_packed_floats_are_those_of_their_elements(tmp_path, monkey
         wide.append(make.unpacked(data, code).astype(np.float64))
     a, b = wide
     paths = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    (found,) = diff(*paths, values=True).distances
+    (found,) = diff(*paths).distances
     assert found.relative == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-14)
     assert found.differing == np.count_nonzero(a != b)
 
 
 def test_values_of_different_dtypes_are_compared_in_float64(tmp_path):
     a = torch.tensor([1.0, 0.1], dtype=torch.float64)
-    found = diff(*both(tmp_path, {"w": a}, {"w": a.bfloat16()}), values=True)
+    found = diff(*both(tmp_path, {"w": a}, {"w": a.bfloat16()}))
     assert len(found.mismatches) == 1
     (each,) = found.distances
     assert each.differing == 1
@@ -210,13 +210,13 @@ def test_strides_do_not_matter(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     torch.save({"w": base.t()}, tmp_path / "a.pt")
     torch.save({"w": base.t().contiguous()}, tmp_path / "b.pt")
-    assert diff(tmp_path / "a.pt", tmp_path / "b.pt", values=True).same
+    assert diff(tmp_path / "a.pt", tmp_path / "b.pt").same
 
 
 def test_the_farthest_come_first_and_steps_do_not_drown_the_total(tmp_path):
     a = {"near": ONES, "far": ONES, "same": ONES, "nan": ONES, "zero": 0 * ONES, "step": ONES.int()}
     b = a | {"near": 1.1 * ONES, "far": 3 * ONES, "nan": math.nan * ONES, "zero": ONES}
-    found = diff(*both(tmp_path, a, b | {"step": 9000 * ONES.int()}), values=True)
+    found = diff(*both(tmp_path, a, b | {"step": 9000 * ONES.int()}))
     names = [each.name for each in found.distances]
     assert names == ["nan", "zero", "step", "far", "near", "same"]
     assert found.identical == 1
@@ -229,7 +229,7 @@ def test_tied_tensors_count_once_in_the_total(tmp_path):
     for name, value in (("a", 1.0), ("b", 3.0)):
         shared = torch.full((2,), value)
         torch.save({"x": shared, "y": shared, "z": torch.ones(4)}, tmp_path / f"{name}.pt")
-    found = diff(tmp_path / "a.pt", tmp_path / "b.pt", values=True)
+    found = diff(tmp_path / "a.pt", tmp_path / "b.pt")
     assert [each.name for each in found.distances] == ["x", "y", "z"]
     assert found.total.distance == pytest.approx(math.sqrt(8))
     assert found.total.elements == 6
@@ -248,7 +248,7 @@ def test_files_larger_than_the_promise_are_compared_within_it(tmp_path, codes):
         paths.append(path)
     code = (
         "import sys\nfrom swavg.analysis import diff\n"
-        "assert diff(*sys.argv[1:], values=True).distances[0].differing == 1\n"
+        "assert diff(*sys.argv[1:]).distances[0].differing == 1\n"
         "import re\nstatus = open('/proc/self/status').read()\n"
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])"
     )

@@ -482,3 +482,20 @@ def test_integers_that_are_no_counters_can_be_taken_as_the_error_says(tmp_path):
     assert not (tmp_path / "o.safetensors").exists()
     assert swavg(*command, "--integers", "max", cwd=tmp_path).returncode == 0
     assert load(tmp_path / "o.safetensors")["ids"].tolist() == [1, 7]
+
+
+@pytest.mark.parametrize("order", [("f32", "bf16"), ("bf16", "f32")])
+def test_dtypes_that_differ_are_averaged_by_the_option_that_the_error_names(tmp_path, order):
+    one, other = torch.linspace(-3, 3, 7), torch.linspace(1, 40, 7).bfloat16()
+    save(tmp_path / "f32.safetensors", {"w": one})
+    save(tmp_path / "bf16.safetensors", {"w": other})
+    line = ["average", *(f"{name}.safetensors" for name in order), "-o", "o.safetensors"]
+    refused = swavg(*line, cwd=tmp_path)
+    assert refused.returncode == 3
+    hint = refused.stderr.split("Average them with ")[1].split()[0].rstrip(".")
+    assert swavg(*line, hint, cwd=tmp_path).returncode == 0
+    mean = (one.double() + other.double()) / 2
+    found = load(tmp_path / "o.safetensors")["w"]
+    assert torch.equal(found, mean.to(one.dtype if order[0] == "f32" else other.dtype))
+    assert swavg(*line, hint, "--dtype", "float32", "--force", cwd=tmp_path).returncode == 0
+    assert torch.equal(load(tmp_path / "o.safetensors")["w"], mean.float())

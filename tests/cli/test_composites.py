@@ -411,7 +411,7 @@ def test_a_composite_is_looked_at_by_part(tmp_path):
         "consolidated.00.pth/w",
         "consolidated.01.pth/w",
     ]
-    run = swavg("diff", "a", "b", "--values", cwd=tmp_path)
+    run = swavg("diff", "a", "b", cwd=tmp_path)
     assert run.returncode == 3
     assert "consolidated.01.pth/w" in run.stdout
     assert open_whole(tmp_path / "a").read("consolidated.01.pth/w").tolist() == [1.0] * 3

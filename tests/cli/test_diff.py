@@ -14,18 +14,22 @@ def both(folder, a, b):
     return save(folder / "a.safetensors", a), save(folder / "b.safetensors", b)
 
 
+SAME = "the same names, shapes, dtypes and values"
+SAME_HEADERS = "the same names, shapes and dtypes; values were not read"
 ONES, TWOS = torch.ones(2), torch.full((2,), 2.0)
 
 
 @pytest.mark.parametrize(
     ("change", "flags", "code", "verdict"),
     [
-        ({}, [], 0, "the same"),
-        ({}, ["--values"], 0, "the same"),
-        ({"head.weight": torch.zeros(3, 7)}, [], 0, "the same"),
+        ({}, [], 0, SAME),
+        ({}, ["--headers"], 0, SAME_HEADERS),
+        ({"head.weight": torch.zeros(3, 7)}, [], 3, "different"),
         ({"head.weight": torch.zeros(3, 7)}, ["--values"], 3, "different"),
-        ({"head.weight": torch.zeros(2, 7)}, [], 3, "different"),
-        ({"head.weight": torch.zeros(3, 7).half()}, [], 3, "different"),
+        ({"head.weight": torch.zeros(3, 7)}, ["--headers"], 0, SAME_HEADERS),
+        ({"head.weight": torch.zeros(2, 7)}, ["--headers"], 3, "different"),
+        ({"head.weight": torch.zeros(3, 7).half()}, ["--headers"], 3, "different"),
+        ({"more": torch.zeros(1)}, ["--headers"], 3, "different"),
         ({"more": torch.zeros(1)}, [], 3, "different"),
     ],
 )
@@ -36,13 +40,47 @@ def test_the_exit_code_says_whether_anything_differs(tmp_path, change, flags, co
     assert done.stdout.splitlines()[-1] == verdict
     as_json = swavg("diff", "a.safetensors", "b.safetensors", "--json", *flags, cwd=tmp_path)
     assert as_json.returncode == code
-    assert json.loads(as_json.stdout)["same"] == (code == 0)
+    same = {SAME: True, SAME_HEADERS: None, "different": False}[verdict]
+    assert json.loads(as_json.stdout)["same"] is same
+
+
+def test_equal_values_of_other_dtypes_are_not_the_same(tmp_path):
+    done = swavg("diff", *both(tmp_path, {"w": ONES}, {"w": ONES.bfloat16()}))
+    assert done.returncode == 3
+    assert "1 tensor identical, 0 differ" in done.stdout
+    assert done.stdout.splitlines()[-1] == "different"
+
+
+def test_what_is_not_compared_is_said(tmp_path):
+    for name, step in (("a", 1), ("b", 2)):
+        content = {"model": {"w": ONES}, "optimizer": {"state": {}, "param_groups": []}}
+        torch.save(content | {"step": step}, tmp_path / f"{name}.pt")
+    done = swavg("diff", "a.pt", "b.pt", cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, SAME)
+    assert done.stderr == "note not compared: optimizer, step\n"
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ({"w": torch.arange(6).reshape(2, 3).t()}, {"w": torch.arange(6).reshape(2, 3).t() + 1}),
+        ({"w": torch.tensor(True)}, {"w": torch.tensor(False)}),
+        ({"w": torch.tensor([1, 2**62])}, {"w": torch.tensor([1, 2**62 + 1])}),
+        ({"w": torch.tensor([float("nan"), 1])}, {"w": torch.tensor([float("nan"), 2])}),
+        ({"w": torch.tensor([1 + 2j])}, {"w": torch.tensor([1 + 3j])}),
+    ],
+)
+def test_one_differing_element_of_any_kind_is_noticed(tmp_path, a, b):
+    for name, content in (("a", a), ("b", b)):
+        torch.save({"model": content}, tmp_path / f"{name}.pt")
+    assert swavg("diff", "a.pt", "b.pt", cwd=tmp_path).returncode == 3
+    assert swavg("diff", "a.pt", "a.pt", cwd=tmp_path).returncode == 0
 
 
 def test_the_report_names_what_differs(tmp_path):
     a = {"one.w": ONES, "both.w": ONES, "shape.w": ONES, "moved.w": ONES}
     b = {"two.w": ONES, "both.w": ONES, "shape.w": torch.ones(3), "moved.w": 1.5 * ONES}
-    done = swavg("diff", *both(tmp_path, a, b), "--values")
+    done = swavg("diff", *both(tmp_path, a, b))
     assert done.returncode == 3
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["only", "in", "A", "(1)"] in rows
@@ -56,15 +94,15 @@ def test_the_report_names_what_differs(tmp_path):
 def test_long_lists_are_cut_unless_all_is_asked_for(tmp_path):
     many = {f"t{i:02}": torch.tensor([i + 1.0]) for i in range(30)}
     paths = both(tmp_path, many, {name: -each for name, each in many.items()})
-    assert "and 10 more; --all" in swavg("diff", *paths, "--values").stdout
-    shown = swavg("diff", *paths, "--values", "--all").stdout
+    assert "and 10 more; --all" in swavg("diff", *paths).stdout
+    shown = swavg("diff", *paths, "--all").stdout
     assert all(name in shown for name in many)
 
 
 def test_names_can_neither_move_the_cursor_nor_pass_for_rows_or_markup(tmp_path):
     name = "a\x1b[2J[red]\n:smile:"
     paths = both(tmp_path, {name: ONES, "\x9bx": ONES}, {name: TWOS})
-    done = swavg("diff", *paths, "--values")
+    done = swavg("diff", *paths)
     assert not {"\x1b", "\x9b"} & set(done.stdout)
     assert r"a\x1b[2J[red]\n:smile:" in done.stdout
 
@@ -86,7 +124,7 @@ def test_wrong_calls_say_what_is_wrong(tmp_path, args, code, said):
 @pytest.mark.slow
 def test_equal_files_larger_than_the_promise_are_compared_within_it(tmp_path):
     paths = [sparse(tmp_path / f"{name}.safetensors", [64 * MIB]) for name in "ab"]
-    assert peak("diff", *paths, "--values") <= PROMISE
+    assert peak("diff", *paths) <= PROMISE
 
 
 def test_a_prefix_is_named_and_taken_off(tmp_path):

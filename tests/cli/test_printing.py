@@ -33,7 +33,7 @@ def test_standard_output_may_be_text_in_memory(as_json, said):
         (["average", "a.safetensors"], "swavg.report/1"),
         (["list", "a.safetensors"], "swavg.list/1"),
         (["inspect", "a.safetensors", "--stats"], "swavg.inspection/1"),
-        (["diff", "a.safetensors", "a.safetensors", "--values"], "swavg.comparison/1"),
+        (["diff", "a.safetensors", "a.safetensors"], "swavg.comparison/1"),
     ],
 )
 def test_every_report_says_what_it_is(tmp_path, args, schema):

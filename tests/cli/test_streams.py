@@ -56,7 +56,7 @@ def test_a_full_standard_output_is_told(pair, command):
     [
         "inspect ä.safetensors --tree",
         "list ä.safetensors b.safetensors",
-        "diff ä.safetensors b.safetensors --values",
+        "diff ä.safetensors b.safetensors",
         "average ä.safetensors b.safetensors -n",
     ],
 )

@@ -1,5 +1,6 @@
 """Decisions, as tables: what becomes of each tensor."""
 
+import make
 import pytest
 import torch
 
@@ -196,3 +197,52 @@ def test_zero_sized_tensors_and_scalars_are_tensors(tmp_path):
     plan = decided(tmp_path, states, Policy())
     shapes = [plan.specs.at(number)[2] for number in range(2)]
     assert dict(zip(plan.specs.names, shapes, strict=True)) == {"empty": (0, 3), "scalar": ()}
+
+
+@pytest.mark.parametrize(("one", "other"), [("float32", "bfloat16"), ("float16", "float64")])
+def test_floats_of_different_dtypes_are_refused_with_the_option_that_averages_them(
+    tmp_path, one, other
+):
+    states = [{"x": X.to(getattr(torch, dtype)), "y": X} for dtype in (one, other)]
+    with pytest.raises(MismatchError) as caught:
+        decided(tmp_path, states, Policy())
+    assert caught.value.hint == "Average them with mixed_dtypes=True."
+    plan = decided(tmp_path, states, Policy(mixed_dtypes=True))
+    made = operations(plan)["x"]
+    assert (made.op, made.dtype.name, made.accumulate) == ("average", one, "float64")
+    plan = decided(tmp_path, states, Policy(mixed_dtypes=True, dtype="float64"))
+    assert operations(plan)["x"].dtype.name == "float64"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (X, torch.ones(2).to(torch.int32)),
+        (torch.ones(2, dtype=torch.int32), torch.ones(2, dtype=torch.int64)),
+        (X, torch.ones(2, dtype=torch.complex64)),
+        (X, Y),
+    ],
+)
+def test_mixed_dtypes_joins_nothing_but_floats_of_one_shape(tmp_path, one, other):
+    for policy in (Policy(), Policy(mixed_dtypes=True)):
+        with pytest.raises(MismatchError) as caught:
+            decided(tmp_path, [{"x": one, "y": X}, {"x": other, "y": X}], policy)
+        assert "strict=False" in caught.value.hint
+    with pytest.raises(MismatchError, match="is missing"):
+        decided(tmp_path, [{"x": X, "y": X}, {"x": X}], Policy(mixed_dtypes=True))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_codes_narrower_than_a_byte_mix_with_nothing(tmp_path, order):
+    data = {"y": ("F32", [1], bytes(4))}
+    states = [{"x": ("F4", [2], b"\0")} | data, {"x": ("F32", [2], bytes(8))} | data]
+    checkpoints = []
+    for at in order:
+        (tmp_path / f"{at}").write_bytes(make.packed(states[at]))
+        checkpoints.append(open_checkpoint(tmp_path / f"{at}"))
+    row, match = Row((0.5, 0.5), (0, 1)), SideBySide(checkpoints)
+    made = operations(decide(checkpoints, match, row, LENIENT, "ab"))["x"]
+    assert (made.op, made.members) == ("copy", (1,))
+    with pytest.raises(MismatchError, match="'x' is") as caught:
+        decide(checkpoints, match, row, Policy(mixed_dtypes=True), "ab")
+    assert "strict=False" in caught.value.hint

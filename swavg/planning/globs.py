@@ -1,0 +1,46 @@
+"""Globs over the names of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import filter as matching
+from itertools import islice
+
+from swavg.errors import RequestError, did_you_mean
+from swavg.planning.match import spelling
+
+_MOST = 10_000
+
+
+def check_globs(
+    names: Sequence[Sequence[str]], include: Sequence[str], exclude: Sequence[str] = ()
+) -> None:
+    """RequestError, with the nearest name, for a glob that matches none of the ``names`` of any
+    checkpoint: neither as they are written there nor without what wrappers add."""
+    if not include and not exclude:
+        return
+    spell = spelling(*names)
+    spelled = dict.fromkeys(spell(name) for own in names for name in own)
+    written = [*dict.fromkeys((*spelled, *(name for own in names for name in own)))]
+    for argument, globs in (("include", include), ("exclude", exclude)):
+        for glob in globs:
+            if not matching(written, glob):
+                near = did_you_mean(glob, islice(dict.fromkeys(_globs(written, glob)), _MOST))
+                raise RequestError(
+                    f"'{glob}' matches none of {len(spelled):,} tensors.",
+                    argument=argument,
+                    hint=near or (f"Names look like '{written[0]}'." if written else None),
+                )
+
+
+def _globs(names: Sequence[str], like: str) -> Iterator[str]:
+    """Globs of the same kind that match some of the ``names``."""
+    for name in names:
+        if "*" not in like:
+            yield name
+        parts = name.split(".")
+        for cut in range(len(parts)):
+            if like.endswith("*"):
+                yield ".".join(parts[: cut + 1]) + (".*" if like.endswith(".*") else "*")
+            if like.startswith("*"):
+                yield ("*." if like.startswith("*.") else "*") + ".".join(parts[cut:])
