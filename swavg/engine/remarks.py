@@ -17,6 +17,15 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
     """What may make a row useless: an average among its own inputs, or a single input."""
     if row.members and row.weights == (1.0,):
         yield f"one checkpoint: the average is a copy of {shown[row.members[0]]}"
+    arrays = checkpoints[row.members[-1]].extras.arrays
+    if arrays and len(row.members) > 1:
+        listed = ", ".join(f"'{name}'" for name in arrays[:_LISTED])
+        more = f" and {len(arrays) - _LISTED} more" if len(arrays) > _LISTED else ""
+        yield (
+            f"NumPy arrays in the state dict are not averaged, but those of"
+            f" {shown[row.members[-1]]}, if they are in the output at all: {listed}{more}. Make"
+            " tensors of them first: torch.from_numpy"
+        )
     if row.of_averages:
         return
     averages = [member for member in row.members if _is_average(checkpoints[member])]

@@ -229,8 +229,9 @@ class Extras:
     level), ``others`` name what lies beside it (optimizer state, a class), ``non_tensors`` what is
     in it and no tensor; only a file of the same format keeps them.
     ``siblings`` are its other state dicts by dotted path, the tensors in them under their paths in
-    the file; ``doubtful`` are the paths of what may be one, ``also`` the notes on both. ``joined``
-    are the siblings whose tensors stand in the checkpoint's own table, too.
+    the file; ``doubtful`` are the paths of what may be one, ``also`` the notes on both; ``arrays``
+    name NumPy arrays, which are no tensors. ``joined`` are the siblings whose tensors stand in the
+    checkpoint's own table, too.
 
     Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
     file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
@@ -247,6 +248,7 @@ class Extras:
     siblings: Mapping[str, TensorTable] = field(default_factory=dict)
     doubtful: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
     shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     index: str | None = None

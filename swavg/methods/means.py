@@ -13,6 +13,9 @@ from swavg.methods.recorded import Earlier, counted
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
 
+_RUNNING = "model_avg"
+"""Where icefall keeps the running average beside the weights."""
+
 
 def update(
     average: Path,
@@ -66,13 +69,19 @@ def window(
 ) -> Request:
     """The mean over what lies between two running averages (icefall): ``(a_e e - a_s s)/(e - s)``.
 
-    ``counts`` are s and e, in checkpoints or steps; by default the ``n`` of the two recipes.
-    Otherwise as :func:`update`.
+    ``counts`` are s and e, in checkpoints or steps; by default the ``n`` of the two recipes, or
+    icefall's ``batch_idx_train``, of which ``model_avg`` is the average. Otherwise as
+    :func:`update`.
     """
     shared = Shared()
     if counts is None:
-        means = (Earlier.open(path, policy.key, shared) for path in (start, end))
-        s, e = (float(counted(mean, None, "counts")) for mean in means)
+        means = [Earlier.open(path, policy.key, shared) for path in (start, end)]
+        steps = [mean.steps for mean in means if mean.steps and _RUNNING in mean.extras.siblings]
+        if len(steps) == len(means) and policy.key is None:
+            s, e = map(float, steps)
+            policy = replace(policy, key=_RUNNING)
+        else:
+            s, e = (float(mean.steps or counted(mean, None, "counts")) for mean in means)
     else:
         s, e = counts
     request = _request([start, end], weights.window(s, e), "window", e - s, policy)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from swavg.engine.recipe import recipe_of
+from swavg.engine.recipe import recorded_in
 from swavg.errors import InputError, RequestError
-from swavg.formats.checkpoint import Shared
+from swavg.formats.checkpoint import Extras, Shared
+from swavg.formats.parts import open_whole
 from swavg.methods.smooth import Smoothing
 from swavg.planning.row import Path
 
@@ -27,12 +28,21 @@ class Earlier:
     """As in :class:`swavg.planning.policy.Policy`."""
     shared: Shared
     """What was read of it, and will be of what is added to it."""
+    extras: Extras
+    """What it holds besides tensors."""
 
     @classmethod
     def open(cls, path: Path, key: str | None, shared: Shared | None = None) -> Earlier:
         """The average at ``path``. InputError if it cannot be opened."""
         shared = Shared() if shared is None else shared
-        return cls(os.fspath(path), recipe_of(path, key, shared), key, shared)
+        opened = open_whole(path, key=key, shared=shared)
+        return cls(os.fspath(path), recorded_in(opened), key, shared, opened.extras)
+
+    @property
+    def steps(self) -> int | None:
+        """Of how many training steps it is the running average, as icefall says."""
+        steps = self.extras.scalars.get("batch_idx_train")
+        return int(steps) if _is_count(steps) else None
 
 
 @dataclass(frozen=True, slots=True)

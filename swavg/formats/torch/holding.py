@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 from itertools import islice
 
 from swavg.errors import InputError
-from swavg.formats.torch.objects import Opaque, Refused, View, entries, is_optimizer, module_state
+from swavg.formats.torch.objects import (
+    Global,
+    Opaque,
+    Refused,
+    View,
+    entries,
+    is_optimizer,
+    module_state,
+)
 
 _MAX_CONTAINERS = 500_000
 _SMALL = 8
 _NEAR = 100
 _TENSORS = (View, Refused)
-_CONTAINERS = (dict, list, tuple, Opaque)
+CONTAINERS = (dict, list, tuple, Opaque)
 
 
 def holding_tensors(path: str, root: object, max_entries: int) -> Set[int]:
@@ -37,7 +45,7 @@ def holding_tensors(path: str, root: object, max_entries: int) -> Set[int]:
                 raise InputError(path, "its pickle repeats its parts beyond reason")
             if isinstance(value, _TENSORS):
                 holds = True
-            elif isinstance(value, _CONTAINERS) and not _is_leaf(value):
+            elif isinstance(value, CONTAINERS) and not _is_leaf(value):
                 there = id(value)
                 if there in parents:
                     further.setdefault(there, []).append(here)
@@ -64,18 +72,33 @@ def _is_leaf(value: object) -> bool:
     if isinstance(value, Opaque):
         return not value.pairs and module_state(value) is None
     if isinstance(value, (list, tuple)) and len(value) <= _SMALL:
-        return not any(isinstance(part, _CONTAINERS + _TENSORS) for part in value)
+        return not any(isinstance(part, CONTAINERS + _TENSORS) for part in value)
     return not value
+
+
+def holds_arrays(node: object) -> bool:
+    """Whether a NumPy array is among the nearest of its parts."""
+    return any(
+        isinstance(part, Opaque)
+        and isinstance(part.of, Global)
+        and part.of.module.partition(".")[0] == "numpy"
+        and part.of.name == "_reconstruct"
+        for part in _near(node)
+    )
 
 
 def hides_tensors(node: object) -> bool:
     """Whether an object of an unknown class has tensors among the nearest of its parts."""
     if not isinstance(node, Opaque) or is_optimizer(node):
         return False
+    return any(isinstance(part, _TENSORS) for part in _near(node))
+
+
+def _near(node: object) -> Iterator[object]:
+    """An object and the nearest of its parts."""
     near: list[object] = [node]
     for part in near:
-        if isinstance(part, _TENSORS):
-            return True
+        yield part
         parts: Iterable[object] = ()
         if isinstance(part, Opaque):
             parts = (part.args, part.state, part.items, part.pairs)
@@ -84,4 +107,3 @@ def hides_tensors(node: object) -> bool:
         elif isinstance(part, dict):
             parts = part.values()
         near += islice(parts, _NEAR - len(near) if len(near) < _NEAR else 0)
-    return False

@@ -179,6 +179,7 @@ def _opened(
         },
         doubtful=contents.doubtful,
         also=state.also,
+        arrays=state.arrays,
         template=replace(template, names=contents.table.columns.names),
     )
     table = TensorTable(contents.table.columns, contents.table.base + shift)

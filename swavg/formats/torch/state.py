@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from swavg.errors import InputError
-from swavg.formats.torch.holding import hides_tensors, holding_tensors
+from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
 from swavg.formats.torch.objects import (
     HIDDEN,
-    Opaque,
     Refused,
     View,
     class_name,
@@ -38,7 +37,7 @@ class State:
     top-level keys outside it (and the class of a pickled module). ``node`` is its object.
 
     ``also`` are those of the ``notes`` that say what else could have been meant, ``beside`` what
-    other state dicts there are."""
+    other state dicts there are, ``arrays`` the names of NumPy arrays."""
 
     root_key: str
     node: object
@@ -48,6 +47,7 @@ class State:
     notes: tuple[str, ...]
     also: tuple[str, ...] = ()
     beside: Beside = field(default_factory=Beside)
+    arrays: tuple[str, ...] = ()
 
 
 def find_state(path: str, top: object, max_entries: int, key: str | None = None) -> State:
@@ -66,11 +66,17 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
         root_key, node, also = search.locate(top)
     # Below a usual name, and in a module, every tensor belongs to the model.
     skip_never = key is None and not root_key and module_state(node) is None
-    views, non_tensors, hidden = search.flatten(node, skip_never=skip_never)
+    views, non_tensors, hidden, arrays = search.flatten(node, skip_never=skip_never)
     notes: tuple[str, ...] = ()
     if hidden:
         shown = ", ".join(f"'{name[:80]}'" for name in hidden[:_LISTED])
         notes = (f"tensors inside {shown} are not averaged: swavg does not know its kind",)
+    if arrays and not views:
+        raise InputError(
+            path,
+            f"holds NumPy arrays ('{arrays[0][:80]}') and no tensors",
+            hint="Save it with tensors in their place: torch.from_numpy.",
+        )
     if not views:
         raise InputError(path, f"no tensors under '{root_key}'" if root_key else "holds no tensors")
     if root_key:
@@ -84,7 +90,8 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
     if (kind := class_name(node)) is not None:
         others = (*others, f"class {kind}")
     further = search.beside(top, root_key, node, views.keys()) if key is None else Beside()
-    return State(root_key, node, views, non_tensors, others, (*also, *notes), also, further)
+    notes = (*also, *notes)
+    return State(root_key, node, views, non_tensors, others, notes, also, further, arrays)
 
 
 def _names(top: object) -> list[str]:
@@ -201,14 +208,15 @@ class _Search:
 
     def flatten(
         self, root: object, *, skip_never: bool
-    ) -> tuple[dict[str, View | Refused], tuple[str, ...], tuple[str, ...]]:
+    ) -> tuple[dict[str, View | Refused], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
         """All tensors of ``root`` by dotted name in order, the names of what is no tensor, and of
-        those the ones that hold tensors in a way of their own."""
+        those the ones that hold tensors in a way of their own, and NumPy arrays."""
         if isinstance(root, (View, Refused)):
             raise InputError(self.path, "key= names a tensor, not a state dict")
         views: dict[str, View | Refused] = {}
         non_tensors: list[str] = []
         hidden: list[str] = []
+        arrays: list[str] = []
         room, count, looks = _MAX_NAMES, _MAX_ENTRIES, _MAX_LOOKS
         # Entries in order, one iterator per level; `open_ids` are the containers we are inside of.
         levels: list[tuple[str, object, Iterator[tuple[object, object]]]]
@@ -244,14 +252,16 @@ class _Search:
                     break
                 else:
                     non_tensors.append(name)
-                    if not never and isinstance(value, Opaque) and looks > 0:
+                    if not never and isinstance(value, CONTAINERS) and looks > 0:
                         looks -= 1
                         if hides_tensors(value):
                             hidden.append(name)
+                        if holds_arrays(value):
+                            arrays.append(name)
             else:
                 levels.pop()
                 open_ids.discard(id(node))
-        return views, tuple(non_tensors), tuple(hidden)
+        return views, tuple(non_tensors), tuple(hidden), tuple(arrays)
 
 
 def _listing(names: Iterable[str]) -> str:
