@@ -123,9 +123,11 @@ def _check(path: str, *, names: tuple[str, ...]) -> None:
 
 
 def _check_pickles(path: str, *, template: Source, size: int) -> None:
-    """OutputError unless the finished file begins with the template's ``size`` bytes: its pickles
-    say what follows."""
+    """OutputError unless the finished file is as long as the template, and begins with its
+    ``size`` bytes: its pickles say what follows."""
     file = LocalFile.find(path)
+    if file.size != template.size:
+        raise OutputError(path, "the finished file has not the size that was planned")
     with Pool() as pool:
         for start in range(0, size, _BLOCK):
             block = min(_BLOCK, size - start)
