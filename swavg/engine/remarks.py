@@ -43,7 +43,7 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_FORM = re.compile(
-    r"(model|pytorch_model|diffusion_pytorch_model|openvino_model|consolidated)([.-].*)?"
+    r"(model|pytorch_model|diffusion_pytorch_model|consolidated)[.-].*"
     r"|onnx.*|openvino.*|coreml.*|tflite.*|gguf.*|.*fp16.*"
 )
 """Names of the same weights in another form, beside those that are averaged."""

@@ -68,7 +68,8 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
 
 def _has_parts(path: str) -> bool:
     found = components(path)
-    return len(set(map(but_for_steps, found.parts))) > 1 and _has_components(found)
+    below = any(os.sep in name for name in found.parts)
+    return (below or len(set(map(but_for_steps, found.parts))) > 1) and _has_components(found)
 
 
 def _has_components(found: Composite) -> bool:
