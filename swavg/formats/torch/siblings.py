@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from swavg.errors import InputError
@@ -50,25 +50,27 @@ _MAX_PATTERN = 256
 @dataclass(frozen=True, slots=True)
 class Beside:
     """State dicts beside the chosen one: ``siblings`` by their dotted paths, ``doubtful`` the
-    paths of what may be one."""
+    paths of what may be one, ``arrays`` the names of NumPy arrays in them."""
 
     siblings: Mapping[str, Views] = field(default_factory=dict)
     doubtful: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
 
 
 def beside(
     around: Iterable[tuple[str, object]],
-    tensors: Callable[[object], Views],
+    tensors: Callable[[object], tuple[Views, Sequence[str]]],
     names: Collection[str],
 ) -> Beside:
     """Which of the nodes ``around`` a state dict, whose tensors have these ``names``, are others;
-    ``tensors`` gives those of a node."""
+    ``tensors`` gives those of a node, and the names of arrays in it."""
     siblings: dict[str, Views] = {}
     doubtful = []
+    arrays: list[str] = []
     room = _MAX_TENSORS
     for path, node in around:
         try:
-            views = tensors(node)
+            views, no_tensors = tensors(node)
         except InputError:
             # What cannot be read does no harm here.
             room -= _MAX_TENSORS // 10
@@ -80,9 +82,10 @@ def beside(
         are = are_weights(path, views, names)
         if are:
             siblings[path] = views
+            arrays += (f"{path}.{name}" for name in no_tensors)
         elif are is None:
             doubtful.append(path)
-    return Beside(siblings, tuple(doubtful))
+    return Beside(siblings, tuple(doubtful), tuple(arrays))
 
 
 def places(
