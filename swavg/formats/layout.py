@@ -114,12 +114,14 @@ class FileLayout:
 @dataclass(frozen=True, eq=False, slots=True)
 class Layout:
     """The files of one output. ``files`` are small ones made here (an index), ``side_files`` the
-    paths to copy beside the weights, by name; ``notes`` say what could not be kept."""
+    paths to copy beside the weights, by name; ``notes`` say what could not be kept,
+    ``warnings`` what stays that should not."""
 
     layouts: tuple[FileLayout, ...]
     files: Mapping[str, bytes] = field(default_factory=dict)
     side_files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def losses(request: WriteRequest) -> str:

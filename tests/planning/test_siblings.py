@@ -244,3 +244,34 @@ def test_a_state_dict_of_arrays_is_refused(tmp_path):
     run = swavg("average", *files, "-o", "o.pt", cwd=tmp_path)
     assert run.returncode == 4
     assert not (tmp_path / "o.pt").exists()
+
+
+def test_globs_are_over_full_names(tmp_path):
+    files = write(tmp_path, *({"model": {"w": w(i)}, "ema": {"w": w(10 + i)}} for i in range(2)))
+    done("average", *files, "--include", "ema.*", "-o", "in.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "in.pt")
+    assert (found["model"]["w"][0], found["ema"]["w"][0]) == (1, 10.5)
+    done("average", *files, "--exclude", "ema.*", "-o", "ex.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "ex.pt")
+    assert (found["model"]["w"][0], found["ema"]["w"][0]) == (0.5, 11)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda flat: {"w": flat[:1].expand(3)},
+        lambda flat: {"all": flat, "w": flat[1:3]},
+    ],
+    ids=["expanded", "overlapping"],
+)
+def test_one_that_cannot_be_written_in_place_costs_nothing_else(tmp_path, odd):
+    files = write(
+        tmp_path,
+        *({"model": {"w": w(i)}, "ema": odd(w(10 + i, 5)), "epoch": i} for i in range(2)),
+    )
+    run = done("average", *files, "-o", "o.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "o.pt")
+    assert (found["model"]["w"][0], found["ema"]["w"][0], found["epoch"]) == (0.5, 11, 1)
+    told = " ".join(run.stderr.split())
+    assert "warning 'ema' not averaged, but left as in b.pt" in told
+    assert "note averaged" not in told
