@@ -54,7 +54,8 @@ class WriteRequest:
 
     ``recipe`` says how it was made, as text. ``ties`` are groups of names that are one tensor.
     ``template`` gives structure and everything that is no tensor; ``unchanged[i]`` is true for a
-    tensor whose bytes are the template's own, of that name.
+    tensor whose bytes are the template's own, of that name. ``alike``: in all that is averaged
+    tensors lie as in the template.
     """
 
     specs: Specs
@@ -65,6 +66,7 @@ class WriteRequest:
     drop_ties: bool = False
     weights_only: bool = False
     max_shard_size: int | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True, slots=True)

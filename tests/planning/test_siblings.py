@@ -260,7 +260,7 @@ def test_globs_are_over_full_names(tmp_path):
     "odd",
     [
         lambda flat: {"w": flat[:1].expand(3)},
-        lambda flat: {"all": flat, "w": flat[1:3]},
+        lambda flat: {"v": flat[:3], "w": flat[2:5]},
     ],
     ids=["expanded", "overlapping"],
 )
