@@ -20,5 +20,5 @@ def test_what_all_inputs_say_is_said_once(tmp_path):
     for i in range(3):
         inner = {"w": torch.full((2,), float(i))}
         torch.save({"state_dict": inner, "state_dict_ema": inner}, tmp_path / f"{i}.pt")
-    finished = done("average", "0.pt", "1.pt", "2.pt", "-o", "c.pt", cwd=tmp_path)
+    finished = done("average", "0.pt", "1.pt", "2.pt", "-o", "c.safetensors", cwd=tmp_path)
     assert finished.stderr.count("there is also 'state_dict_ema'") == 1

@@ -88,6 +88,7 @@ def saved(value: object) -> bytes:
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 @pytest.mark.parametrize("folder", ["./", "", "it's $HOME/"])
+@pytest.mark.slow
 def test_a_nemo_archive_is_unpacked_averaged_and_packed(mode: str, folder: str) -> None:
     inner = f"{folder}model_weights.ckpt"
     for i in range(2):
@@ -129,6 +130,7 @@ def test_a_hostile_tar_is_still_only_a_tar(size: bytes) -> None:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("name", ["m{}.npz", "m {}'s", "m{}.safetensors"])
+@pytest.mark.slow
 def test_numpy_archives_are_converted_and_back(save: Any, name: str) -> None:
     paths = [name.format(i) for i in range(2)]
     for i, path in enumerate(paths):
@@ -143,6 +145,7 @@ def test_numpy_archives_are_converted_and_back(save: Any, name: str) -> None:
         np.testing.assert_array_equal(averaged["a.weight"], weights(0)["a.weight"] + 0.5)
 
 
+@pytest.mark.slow
 def test_a_numpy_array_is_converted() -> None:
     for i in range(2):
         np.save(f"m{i}.npy", weights(i)["a.weight"])
@@ -191,6 +194,7 @@ def test_a_pickle_of_anything_else_is_called_one() -> None:
 
 
 @pytest.mark.parametrize("program", ["gzip", "zstd", "xz", "bzip2", "lz4"])
+@pytest.mark.slow
 def test_a_compressed_checkpoint_is_decompressed(program: str) -> None:
     if shell(f"command -v {program}", ".").returncode:
         pytest.skip(f"there is no {program} here")
@@ -216,6 +220,7 @@ def members(data: bytes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("folder", ["", "run/"])
+@pytest.mark.slow
 def test_a_zip_of_a_checkpoint_is_unpacked(method: int, folder: str) -> None:
     for i in range(2):
         zipped(f"m{i}.zip", {f"{folder}model.pt": saved(tensors(i))}, method)
@@ -224,6 +229,7 @@ def test_a_zip_of_a_checkpoint_is_unpacked(method: int, folder: str) -> None:
     assert_average("o.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_torchscript_archive_gives_its_state_dict() -> None:
     for i in range(2):
@@ -235,6 +241,7 @@ def test_a_torchscript_archive_gives_its_state_dict() -> None:
     assert open_checkpoint("o.pt")["weight"][...].tolist() == [[0.5] * 3] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_what_only_torch_reads_is_saved_again() -> None:
     for i in range(2):
@@ -298,6 +305,7 @@ def test_safetensors_in_any_name_stay_readable() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.slow
 def test_a_distributed_checkpoint_is_converted() -> None:
     for i in range(2):
         dcp.save({"model": tensors(i)}, checkpoint_id=f"m{i}")
