@@ -275,3 +275,12 @@ def test_one_that_cannot_be_written_in_place_costs_nothing_else(tmp_path, odd):
     told = " ".join(run.stderr.split())
     assert "warning 'ema' not averaged, but left as in b.pt" in told
     assert "note averaged" not in told
+
+
+def test_plain_weights_at_the_top_level_are_averaged_beside_their_moving_average(tmp_path):
+    files = write(
+        tmp_path, *({"a.weight": w(i), "ema": {"a.weight": w(10 + i)}, "epoch": i} for i in (0, 1))
+    )
+    done("average", *files, "-o", "o.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "o.pt")
+    assert (found["a.weight"][0], found["ema"]["a.weight"][0], found["epoch"]) == (0.5, 10.5, 1)

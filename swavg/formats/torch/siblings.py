@@ -132,6 +132,11 @@ def _is_whole(node: object) -> bool:
     )
 
 
+def is_layers(name: object) -> bool:
+    """Whether a tensor is called as those of layers are."""
+    return isinstance(name, str) and name.rpartition(".")[2] in _LAYER
+
+
 def are_weights(path: str, views: Views, others: Collection[str] = ()) -> bool | None:
     """Whether the tensors at a path are weights of a model; None if that cannot be told.
 
@@ -153,6 +158,6 @@ def are_weights(path: str, views: Views, others: Collection[str] = ()) -> bool |
         return None
     if words & _WEIGHTS or not {*path.split("."), path}.isdisjoint((*PLAIN, *EMA)):
         return True
-    layers = sum(split[-1] in _LAYER for split in parts)
+    layers = sum(map(is_layers, floats))
     shared = sum(name in others or name.removeprefix("module.") in others for name in floats)
     return True if 2 * max(layers, shared) >= len(floats) else None

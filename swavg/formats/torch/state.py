@@ -19,7 +19,15 @@ from swavg.formats.torch.objects import (
     module_state,
     name_of,
 )
-from swavg.formats.torch.siblings import DEPTH, Beside, Views, are_weights, beside, places
+from swavg.formats.torch.siblings import (
+    DEPTH,
+    Beside,
+    Views,
+    are_weights,
+    beside,
+    is_layers,
+    places,
+)
 from swavg.formats.torch.usual_names import CALLBACKS, EMA, PLAIN, is_never, is_weight
 
 _MAX_NAME = 4096
@@ -123,6 +131,9 @@ class _Search:
             raise InputError(self.path, "holds no state dict")
         candidates = [name for name, node in found.items() if self._may_be_meant(name, node)]
         chosen: object = next((name for name in (*PLAIN, *EMA) if name in candidates), None)
+        if chosen in EMA and any(is_weight(*item) and is_layers(item[0]) for item in found.items()):
+            # Plain weights win: those of the top level, and the average is among them.
+            return "", top, ()
         if chosen is None:
             direct = any(is_weight(name, value) for name, value in found.items())
             scalar = any(
