@@ -76,12 +76,27 @@ def replacements(request: WriteRequest) -> list[Replacement]:
         if not covered[at] and (columns.offset[at], columns.form[at]) not in first_at:
             raise CannotKeep(f"'{name}' is left out")
     changed = {place: n for place, n in first_at.items() if not request.unchanged[n]}
-    inside = _inside_others(columns, changed) if request.alike else set()
+    try:
+        return _placed(request, changed)
+    except CannotKeep:
+        inside = _inside_others(columns, changed) if request.alike else set()
+        if not inside:
+            raise
+    return _placed(request, changed, inside)
+
+
+def _placed(
+    request: WriteRequest,
+    changed: Mapping[tuple[int, int], int],
+    inside: Collection[tuple[int, int]] = (),
+) -> list[Replacement]:
+    """Where the ``changed`` tensors (by offset and form) go, but for those ``inside`` others."""
+    specs, table = request.specs, request.template.tensors
     wanted = []
     for (offset, form), number in changed.items():
         if (offset, form) in inside:
             continue
-        dtype, shape, strides = columns.forms[form]
+        dtype, shape, strides = table.columns.forms[form]
         axes = tuple(range(len(shape)))
         order = axes if strides is None else storage_order(shape, strides)
         if order is None:
