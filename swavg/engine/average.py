@@ -103,8 +103,6 @@ def prepare(
     found = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
     rows, outputs = found.times(rows, outputs)
     opened = renamed(found.checkpoints, rules(policy.strip_prefix, policy.rename))
-    tables, _ = distinct_tables(opened)
-    check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
     names = short_names([checkpoint.path for checkpoint in opened])
     targets = [
         found.target(
@@ -116,6 +114,8 @@ def prepare(
         for row, output in zip(rows, outputs, strict=True)
     ]
     siblings = join_siblings(opened, names, rows, targets, policy, found.count)
+    tables, _ = distinct_tables(siblings.checkpoints)
+    check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
     joining = joined(siblings.checkpoints, names, rows, policy)
     checkpoints, shown = joining.checkpoints, joining.shown
     whole = short_names(found.roots)
