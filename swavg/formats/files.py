@@ -21,6 +21,9 @@ def open_file(path: str, key: str | None = None, shared: Shared | None = None) -
     head = read_file(path, _HEAD)
     if not head:
         raise InputError(path, "is empty (0 bytes)")
+    if path.endswith(".distcp"):
+        # It looks like a torch file.
+        raise InputError(path, "is a part of a distributed checkpoint", hint="Give its folder.")
     for row in FILES.values():
         if row.recognises(head):
             return row.open(path, key, shared)

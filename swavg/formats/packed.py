@@ -68,7 +68,8 @@ def _read(pool: Pool, file: LocalFile, at: int, size: int) -> bytes:
 
 
 def _members(read: Read) -> Iterator[str]:
-    """The names of the first files in a tar; none if it is no tar."""
+    """The names of the first files in a tar, empty if they are not fit to be shown in a command;
+    none if it is no tar."""
     at = 0
     for _ in range(_MOST_MEMBERS):
         block = read(at, _BLOCK)
@@ -76,8 +77,8 @@ def _members(read: Read) -> Iterator[str]:
         if block[257:262] != b"ustar" or not re.fullmatch(rb"[0-7]*[\0 ]*|\x80.*", size, re.DOTALL):
             return
         if block[156:157] in b"0\0":
-            name = block[:100].rstrip(b"\0")
-            yield name.decode(errors="replace").removeprefix("./")
+            name = block[:100].rstrip(b"\0").decode(errors="replace").removeprefix("./")
+            yield name if name.isprintable() and ".." not in name.split("/") else ""
         wide = size[:1] == b"\x80"
         nbytes = int.from_bytes(size[1:], "big") if wide else int(size.rstrip(b"\0 ") or b"0", 8)
         at += _BLOCK + -(-nbytes // _BLOCK) * _BLOCK

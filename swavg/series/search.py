@@ -5,7 +5,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from swavg.errors import InputError
 from swavg.formats.composite import Composite, components, find_composite
@@ -18,6 +19,8 @@ from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
 from swavg.storage.filesystems import absolute
 
+_MOST = 1000
+"""Folders that are looked into for a hint."""
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", ".swavg-partial", ".incomplete", ".lock")
 
 
@@ -153,16 +156,25 @@ def _nothing_in(folder: str, pattern: str | None, ignored: Sequence[str]) -> Inp
         problem += f" that match '{pattern}'"
     if ignored:
         problem += f" but what was ignored: {labels(ignored)}"
-    below = [
-        path
-        for name in _listed(folder)
-        if os.path.isdir(path := os.path.join(folder, name))
-        and any(other.lower().endswith(SUFFIXES) for other in _listed(path))
-    ]
-    if not below and pattern is None:
+    below = next(_below(folder), None)
+    if below is None and pattern is None:
         explain_files(folder, _listed(folder))
-    hint = f"Folders are searched one level deep; try {below[0]}." if below else None
+    hint = None if below is None else f"Folders are searched one level deep; try {below}."
     return InputError(folder, problem, hint=hint)
+
+
+def _below(folder: str) -> Iterator[str]:
+    """The folders below with files that may be checkpoints, the nearest first."""
+    pending = [folder]
+    for path in pending:
+        with suppress(InputError):
+            for name in _listed(path):
+                inner = os.path.join(path, name)
+                if os.path.isdir(inner) and not os.path.islink(inner) and len(pending) < _MOST:
+                    pending.append(inner)
+                elif path != folder and name.lower().endswith(SUFFIXES):
+                    yield path
+                    break
 
 
 def _listed(folder: str) -> list[str]:

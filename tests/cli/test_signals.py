@@ -131,3 +131,29 @@ def test_a_killed_run_ends_its_workers_and_the_next_one_clears_up(tmp_path):
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"{left}, which an earlier run had left" in again.stderr.replace("\n", " ")
     assert os.listdir(tmp_path / "out") == ["c.safetensors"]
+
+
+IMPORTING = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "{name}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from swavg.__main__ import run
+run()
+"""
+
+
+@pytest.mark.parametrize("name", ["swavg.cli", "click", "swavg.cli.average", "numpy"])
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(pair, name):
+    command = [sys.executable, "-c", IMPORTING.format(name=name)]
+    done = subprocess.run(
+        [*command, "average", "a.safetensors", "b.safetensors", "-o", "c.safetensors"],
+        cwd=pair,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip() == "swavg: interrupted; nothing was written"
+    assert not (pair / "c.safetensors").exists()

@@ -119,6 +119,14 @@ def test_any_tar_says_what_is_in_it() -> None:
     assert "distributed checkpoint" in (refused("d.nemo", "NeMo").hint or "")
 
 
+@pytest.mark.parametrize(
+    "name", ["a\nrm -rf x #.pt", "../../x.ckpt", "a/../../x.pt", "\x1b[2Jx.pt"]
+)
+def test_names_in_a_tar_add_no_commands_and_lead_nowhere_else(name: str) -> None:
+    packed("m.tar", {name: b"x"})
+    assert commands("m.tar", "is an archive (a tar)") == ["mkdir m && tar -xf m.tar -C m"]
+
+
 @pytest.mark.parametrize("size", [b"9" * 12, b"-1", b"\x80" + b"\xff" * 11, b"\xff" * 12])
 def test_a_hostile_tar_is_still_only_a_tar(size: bytes) -> None:
     packed("m.tar", {"a": b""})
@@ -269,6 +277,7 @@ def test_what_only_torch_reads_is_saved_again() -> None:
         ("model.ckpt-7.data-00000-of-00001", b"\xff\xfe", "of a TensorFlow checkpoint"),
         ("checkpoint", b'model_checkpoint_path: "model.ckpt-7"\n', "of a TensorFlow checkpoint"),
         ("flax_model.msgpack", b"\x83\xa5model\xff", "a Flax file"),
+        ("__0_0.distcp", saved(torch.ones(2)), "a part of a distributed checkpoint"),
         ("x.gguf", b"GGUF\3\0\0\0", "a GGUF file"),
         ("x.bin", b"lmgg\1\0\0\0", "a GGUF file"),
         ("x.pdparams", b"\x01\xff", "a pickle of NumPy arrays"),

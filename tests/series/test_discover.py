@@ -317,6 +317,10 @@ def test_what_is_missing_is_named(tmp_path):
     named(tmp_path, "runs/checkpoints/step_1.pt")
     with pytest.raises(InputError, match=r"one level deep; try .*runs/checkpoints\.$"):
         discover([tmp_path / "runs"])
+    named(tmp_path, "logs/version_0/checkpoints/epoch=1.ckpt")
+    (tmp_path / "logs" / "version_0" / "round").symlink_to(tmp_path / "logs")
+    with pytest.raises(InputError, match=r"try .*logs/version_0/checkpoints\.$"):
+        discover([tmp_path / "logs"])
 
 
 def test_plain_paths_are_ordered_without_a_look_inside(tmp_path):

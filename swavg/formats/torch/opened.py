@@ -88,11 +88,17 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
 
 def open_legacy(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open the legacy torch file at ``path``, as :func:`open_archive`."""
+    shared = Shared() if shared is None else shared
     file = LocalFile.find(path)
     with Pool() as pool:
         read = partial(pool.read, file)
-        graph, locate = read_legacy(read, path, file.size)
-        contents = _contents(path, graph, locate, key, 0, shared)
+        # Where its pickles end is known only when they are read.
+        identity = (file.identity, key)
+        contents = shared.parsed.get(identity)
+        if not isinstance(contents, _Contents):
+            graph, locate = read_legacy(read, path, file.size)
+            contents = _contents(path, graph, locate, key, 0, shared)
+            shared.parsed[identity] = contents
         template = TorchTemplate(key, None)
         return _opened(path, "torch-legacy", file, contents, 0, read, template, None)
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import zlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from swavg.errors import InputError, OutputError
-from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.torch.archive import Archive, read_archive, read_pickle
 from swavg.formats.torch.archive_layout import (
@@ -20,13 +19,15 @@ from swavg.formats.torch.archive_layout import (
     arranged,
     lay_out_archive,
 )
-from swavg.formats.torch.opened import TorchTemplate, open_archive, open_legacy
+from swavg.formats.torch.opened import TorchTemplate, open_archive
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
 from swavg.formats.torch.template import CannotKeep, replacements, spliced
-from swavg.storage.sources import LocalFile, Pool
+from swavg.formats.torch.unpickler import MAX_BYTES
+from swavg.storage.sources import LocalFile, Pool, Source
 
 # Padding is an extra field, whose length is a 16-bit number.
 _MAX_ALIGNMENT = 1 << 15
+_BLOCK = 1 << 20
 
 
 def lay_out(request: WriteRequest) -> Layout:
@@ -71,7 +72,7 @@ def plan_file(request: WriteRequest, numbers: Sequence[int], name: str = "") -> 
     present = set(names)
     ties = [tuple(tied for tied in group if tied in present) for group in request.ties]
     ties = [group for group in ties if len(group) > 1]
-    check = partial(_check, open_archive, key="", names=names)
+    check = partial(_check, names=names)
     recipe = request.recipe.encode()
     return lay_out_plain(request.specs, numbers, ties, recipe, name, check)
 
@@ -83,7 +84,7 @@ def _like_template(request: WriteRequest) -> FileLayout:
     if not isinstance(template, TorchTemplate):
         raise CannotKeep("the last input is no PyTorch file")
     if template.archive is None:
-        return _legacy_like(request, template)
+        return _legacy_like(request)
     return _archive_like(request, template.archive)
 
 
@@ -114,7 +115,7 @@ def _archive_like(request: WriteRequest, archive: Archive) -> ArchiveLayout:
     )
 
 
-def _legacy_like(request: WriteRequest, template: TorchTemplate) -> CheckedLayout:
+def _legacy_like(request: WriteRequest) -> CheckedLayout:
     """The template's file; the format has no place for a recipe."""
     replaced = replacements(request)
     places, kept = spliced(0, request.template.size, 0, replaced)
@@ -126,24 +127,35 @@ def _legacy_like(request: WriteRequest, template: TorchTemplate) -> CheckedLayou
         array("q", [offset for _, offset in places]),
         tuple(kept),
         {each.number: each.order for each in replaced if each.order is not None},
-        partial(_check, open_legacy, key=template.key, names=template.names),
+        partial(
+            _check_pickles,
+            template=request.template.sources[0],
+            size=min(kept[0].nbytes, MAX_BYTES),
+        ),
     )
 
 
-def _check(
-    reopen: Callable[[str, str | None], Checkpoint],
-    path: str,
-    *,
-    key: str | None,
-    names: tuple[str, ...],
-) -> None:
+def _check(path: str, *, names: tuple[str, ...]) -> None:
     """OutputError unless the finished file opens and has just these tensors, in this order."""
     try:
-        found = reopen(path, key)
+        found = open_archive(path, "")
     except InputError as error:
         raise OutputError(path, f"the finished file does not open: {error.problem}") from error
     if tuple(found.tensors) != names:
         raise OutputError(path, "the finished file has other tensors than were planned")
+
+
+def _check_pickles(path: str, *, template: Source, size: int) -> None:
+    """OutputError unless the finished file is as long as the template, and begins with its
+    ``size`` bytes: its pickles say what follows."""
+    file = LocalFile.find(path)
+    if file.size != template.size:
+        raise OutputError(path, "the finished file has not the size that was planned")
+    with Pool() as pool:
+        for start in range(0, size, _BLOCK):
+            block = min(_BLOCK, size - start)
+            if pool.read(file, start, block) != pool.read(template, start, block):
+                raise OutputError(path, "the finished file has other pickles than its template")
 
 
 def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int) -> None:
