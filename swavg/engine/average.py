@@ -13,7 +13,7 @@ from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
-from swavg.engine.remarks import metrics_kept, warnings_of
+from swavg.engine.remarks import metrics_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.engine.whole_report import reports
@@ -103,8 +103,6 @@ def prepare(
     found = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
     rows, outputs = found.times(rows, outputs)
     opened = renamed(found.checkpoints, rules(policy.strip_prefix, policy.rename))
-    tables, _ = distinct_tables(opened)
-    check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
     names = short_names([checkpoint.path for checkpoint in opened])
     targets = [
         found.target(
@@ -116,6 +114,8 @@ def prepare(
         for row, output in zip(rows, outputs, strict=True)
     ]
     siblings = join_siblings(opened, names, rows, targets, policy, found.count)
+    tables, _ = distinct_tables(siblings.checkpoints)
+    check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
     joining = joined(siblings.checkpoints, names, rows, policy)
     checkpoints, shown = joining.checkpoints, joining.shown
     whole = short_names(found.roots)
@@ -134,6 +134,7 @@ def prepare(
         exact = policy.lora == "exact"
         warned |= dict.fromkeys(check_plain(members, called, selection(match, policy), exact=exact))
         warned |= dict.fromkeys(warnings_of(asked, opened, of_inputs))
+        warned |= dict.fromkeys(weights_lost(found.left_out(asked)))
         decided.append(
             decide(checkpoints, match, row, policy, shown, made, of_several=parts is not None)
         )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 
 from swavg.engine.recipe import recorded_in
 from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.configuration import is_training_state
 from swavg.formats.metrics import metrics_among
 from swavg.planning.plan import Output
 from swavg.planning.row import Row
+from swavg.series.names import counts_of
 
 _LISTED = 4
 
@@ -35,6 +39,41 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
                 f"{shown[member]} is an average that swavg wrote, and counts as one checkpoint"
                 " beside the others"
             )
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_OTHER_FORM = re.compile(
+    r"(model|pytorch_model|diffusion_pytorch_model|consolidated)[.-].*"
+    r"|onnx.*|openvino.*|coreml.*|tflite.*|gguf.*|.*fp16.*"
+)
+"""Names of the same weights in another form, beside those that are averaged."""
+
+
+def weights_lost(left_out: Sequence[str]) -> list[str]:
+    """A warning of weights that lie beside those that are averaged, at the paths ``left_out``, and
+    are in no output: of a head, say, or of another part of the model."""
+    lost = [os.path.basename(path) for path in left_out if _holds_weights(path)]
+    if not lost:
+        return []
+    more = f" and {len(lost) - _LISTED} more" if len(lost) > _LISTED else ""
+    listed = ", ".join(lost[:_LISTED])
+    return [
+        f"neither averaged nor in the output, though there may be weights in them: {listed}{more}."
+        " Average them by themselves if they belong to the model"
+    ]
+
+
+def _holds_weights(path: str) -> bool:
+    name = os.path.basename(path)
+    if is_training_state(name) or _OTHER_FORM.fullmatch(name) or counts_of(name):
+        return False
+    if not os.path.isdir(path):
+        return name.endswith(_WEIGHTS)
+    return any(
+        file.endswith(_WEIGHTS) and not is_training_state(file)
+        for _, _, files in os.walk(path)
+        for file in files
+    )
 
 
 def _is_average(checkpoint: Checkpoint) -> bool:

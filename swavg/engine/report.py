@@ -203,6 +203,7 @@ def report(
         notes=(*plan.notes, *output.notes, *(tally.notes if tally is not None else ())),
         warnings=(
             *plan.warnings,
+            *output.warnings,
             *(distances.warnings(names) if distances is not None else ()),
             *(tally.warnings if tally is not None else ()),
         ),

@@ -156,6 +156,9 @@ def _pipeline(path: str, names: Sequence[str], listed: Sequence[str]) -> Composi
     """A folder of components: those ``listed``, or all folders in it if none are."""
     found = _Contents(path)
     own = "modules.json" in names and is_checkpoint_folder(path)
+    if "router_config.json" in names:
+        # A module of the folder itself has its parts in folders that are not listed.
+        listed = []
     for name in names:
         full = os.path.join(path, name)
         if not os.path.isdir(full):
@@ -164,7 +167,8 @@ def _pipeline(path: str, names: Sequence[str], listed: Sequence[str]) -> Composi
                 found.add_other(name)
             continue
         files = dict(_files_below(path, name))
-        if listed and name not in listed:
+        # Several of one kind are numbered: controlnet, controlnet_1.
+        if listed and name not in listed and re.sub(r"_\d+$", "", name) not in listed:
             found.left_out.append(name)
         elif not any(file.endswith(WEIGHT_SUFFIXES) for file in files):
             found.side |= files
@@ -205,7 +209,7 @@ def _modules_in(index: object) -> list[str]:
     """Those that the modules.json of sentence-transformers lists."""
     if not isinstance(index, list):
         return []
-    paths = (each.get("path") for each in index if isinstance(each, dict))
+    paths = [each.get("path") for each in index if isinstance(each, dict)]
     return [each for each in paths if isinstance(each, str) and each]
 
 

@@ -54,7 +54,8 @@ class WriteRequest:
 
     ``recipe`` says how it was made, as text. ``ties`` are groups of names that are one tensor.
     ``template`` gives structure and everything that is no tensor; ``unchanged[i]`` is true for a
-    tensor whose bytes are the template's own, of that name.
+    tensor whose bytes are the template's own, of that name. ``alike``: in all that is averaged
+    tensors lie as in the template.
     """
 
     specs: Specs
@@ -65,6 +66,7 @@ class WriteRequest:
     drop_ties: bool = False
     weights_only: bool = False
     max_shard_size: int | None = None
+    alike: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +116,14 @@ class FileLayout:
 @dataclass(frozen=True, eq=False, slots=True)
 class Layout:
     """The files of one output. ``files`` are small ones made here (an index), ``side_files`` the
-    paths to copy beside the weights, by name; ``notes`` say what could not be kept."""
+    paths to copy beside the weights, by name; ``notes`` say what could not be kept,
+    ``warnings`` what stays that should not."""
 
     layouts: tuple[FileLayout, ...]
     files: Mapping[str, bytes] = field(default_factory=dict)
     side_files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def losses(request: WriteRequest) -> str:

@@ -48,7 +48,7 @@ def matched(parts: Sequence[Iterable[str]]) -> list[list[str]] | None:
     beside each other. Numbers that tell no parts apart do not count if they must not. None if the
     names do not correspond."""
     lists = [list(names) for names in parts]
-    for key in (str, _but_for_steps):
+    for key in (str, but_for_steps):
         keyed = [{key(name): name for name in names} for names in lists]
         distinct = all(len(keys) == len(names) for keys, names in zip(keyed, lists, strict=True))
         if distinct and all(keys.keys() == keyed[-1].keys() for keys in keyed):
@@ -56,5 +56,6 @@ def matched(parts: Sequence[Iterable[str]]) -> list[list[str]] | None:
     return None
 
 
-def _but_for_steps(name: str) -> tuple[str, int | None, str]:
+def but_for_steps(name: str) -> tuple[str, int | None, str]:
+    """What a name says of its part, without the numbers that may be a step."""
     return part_mark(name), rank_of(name), without_numbers(name)

@@ -31,7 +31,7 @@ def check_new(average: Earlier, new: Sequence[Path]) -> list[str]:
         elif matches:
             warnings.append(
                 f"{labels([path])} looks like {matches[-1].name}, which {average.path} holds: it is"
-                " added, for its name is of another step"
+                " added, for it has another name"
             )
     if present:
         more = f" and {len(present) - _LISTED} more" if len(present) > _LISTED else ""
@@ -61,7 +61,9 @@ def _digits_of(paths: Sequence[Path], average: Earlier) -> Iterator[tuple[str, s
 
 
 def _is_the_same(path: str, entry: Held) -> bool:
-    """Whether a checkpoint of the same digits is the same. In a run in which little is trained,
-    others may have the same at some places: a step in both names tells them apart."""
+    """Whether a checkpoint of the same digits is the same. Where little is trained, others may have
+    the same at some places: their names tell them apart."""
     here, there = counts_of(path), counts_of(entry.name)
-    return entry.whole or not here or not there or here == there
+    if here or there:
+        return entry.whole or here == there
+    return entry.whole or os.path.basename(os.path.normpath(path)) == os.path.basename(entry.name)

@@ -74,18 +74,25 @@ def window(
     :func:`update`.
     """
     shared = Shared()
-    if counts is None:
-        means = [Earlier.open(path, policy.key, shared) for path in (start, end)]
-        steps = [mean.steps for mean in means if mean.steps and _RUNNING in mean.extras.siblings]
-        if len(steps) == len(means) and policy.key is None:
-            s, e = map(float, steps)
-            policy = replace(policy, key=_RUNNING)
-        else:
-            s, e = (float(mean.steps or counted(mean, None, "counts")) for mean in means)
-    else:
+    means = [Earlier.open(path, policy.key, shared) for path in (start, end)]
+    warnings: tuple[str, ...] = ()
+    if policy.key is None and all(_RUNNING in mean.extras.siblings for mean in means):
+        policy = replace(policy, key=_RUNNING)
+        if not policy.weights_only:
+            warnings = (
+                f"the window is of '{_RUNNING}' alone: whatever else the output holds is that of"
+                f" {os.fspath(end)} (--weights-only writes nothing else)",
+            )
+    # What swavg wrote keeps icefall's count of the last input, and has one of its own.
+    steps = [mean.steps for mean in means if mean.steps and "method" not in mean.recipe]
+    if counts is not None:
         s, e = counts
+    elif policy.key == _RUNNING and len(steps) == len(means):
+        s, e = map(float, steps)
+    else:
+        s, e = (float(counted(mean, None, "counts")) for mean in means)
     request = _request([start, end], weights.window(s, e), "window", e - s, policy)
-    return replace(request, shared=shared)
+    return replace(request, shared=shared, warnings=warnings)
 
 
 def _request(

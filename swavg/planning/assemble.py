@@ -83,6 +83,7 @@ class Assembly:
             _counts(decisions),
             sum(map(_numels(decisions).__getitem__, decisions.specs.form)),
             _running_statistics(decisions),
+            layout.warnings,
         )
 
     def _entries_of(

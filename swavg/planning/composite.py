@@ -59,6 +59,10 @@ class Singles:
     def notes(self, rows: Sequence[Row]) -> tuple[str, ...]:
         return ()
 
+    def left_out(self, row: Row) -> list[str]:
+        checkpoint = self.checkpoints[row.members[-1]]
+        return [os.path.join(checkpoint.path, name) for name in checkpoint.extras.left_out]
+
     def check_averaged(self, decided: Sequence[Decisions]) -> None:
         pass
 
@@ -159,6 +163,11 @@ class Parts:
         side = opened.side_files if part == 0 else {}
         bare = (path or "averaged").rstrip("/") or "/"
         return Target(bare, writable(checkpoint.format), force, name, side)
+
+    def left_out(self, row: Row) -> list[str]:
+        """Paths of what the input that a row's output is like has, and the output has not."""
+        composite = self.inputs[row.members[-1] // self.count].composite
+        return [composite.place(name) for name in composite.left_out]
 
     def check_averaged(self, decided: Sequence[Decisions]) -> None:
         """RequestError if globs leave nothing to average in any part of an output."""

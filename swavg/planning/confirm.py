@@ -43,6 +43,10 @@ def check_plain(
     return warnings
 
 
+_DECLARES = ("quantization_config", "compression_config", "quantization")
+"""Fields of config.json that say that weights are codes."""
+
+
 def _declared(
     checkpoints: Sequence[Checkpoint], averaged: Callable[[str], bool]
 ) -> Iterator[Finding]:
@@ -55,9 +59,10 @@ def _declared(
             continue
         with Pool() as pool:
             config = json_of(pool, checkpoint, "config.json") or {}
+            declared = json_of(pool, checkpoint, "hf_quant_config.json") is not None
         # Of a model of several, each has its own.
         configs = [config, *(each for each in config.values() if isinstance(each, dict))]
-        if any(each.get("quantization_config") for each in configs):
+        if declared or any(each.get(key) for each in configs for key in _DECLARES):
             short = by_canonical_name(columns.names)
             numbers = {name: number for number, name in enumerate(columns.names)}
             names = [

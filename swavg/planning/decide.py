@@ -420,7 +420,7 @@ def _mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> Misma
     elif len(differences) > 1:
         hint = "Use strict=False, or leave what differs out with exclude=."
     else:
-        glob = f"{first.name.split('.')[0]}.*" if "." in first.name else first.name
+        glob = first.name
         hint = f"Leave it out with exclude='{glob}' or use strict=False."
     return MismatchError(message, differences=differences, hint=hint)
 

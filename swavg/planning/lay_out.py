@@ -43,6 +43,7 @@ def lay_out(
             policy.drop_ties,
             policy.weights_only,
             policy.max_shard_size,
+            len({id(checkpoints[member].tensors.columns) for member in row.members}) == 1,
         )
         write = FORMATS[target.format].lay_out
         assert write is not None
@@ -75,4 +76,4 @@ def _in_folder(layout: Layout, part: str, side_files: Mapping[str, str]) -> Layo
     layouts = tuple(replace(file, name=name(file.name)) for file in layout.layouts)
     files = {name(own): data for own, data in layout.files.items()}
     own_side = {name(own): path for own, path in layout.side_files.items()}
-    return Layout(layouts, files, {**side_files, **own_side}, layout.notes)
+    return Layout(layouts, files, {**side_files, **own_side}, layout.notes, layout.warnings)

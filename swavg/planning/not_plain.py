@@ -112,7 +112,11 @@ LORA = (
     ("lora_linear_layer.down", "lora_linear_layer.up"),
 )
 """What the names of two factors have in place of each other; the first is applied first."""
-_FACTORS = (*LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"))
+_FACTORS = (
+    *LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"), ("lokr_w2_a", "lokr_w2_b"),
+    ("lora1.down", "lora1.up"), ("lora2.down", "lora2.up"), ("lora_a", "lora_b"),
+    ("lora.A", "lora.B"),
+)  # fmt: skip
 _SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 
@@ -181,6 +185,7 @@ def codes_of(names: Sequence[str]) -> Finding:
 def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     columns = checkpoint.tensors.columns
     numbers: dict[str, int] = {}
+    small: dict[str, str] = {}
     has_small_floats = any(is_code(dtype) and dtype.floating for dtype, _, _ in columns.forms)
     yield from _empty(checkpoint)
     for name in columns.names:
@@ -203,8 +208,10 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
                 if is_code(dtype) and math.prod(shape) > 1:
                     begun = (code,) if dtype.kind == "integer" else ()
                     yield _Suspect("codes", code, (name,), begun)
-        if has_small_floats and (scaled := _behind(columns, numbers, name)) is not None:
-            yield _Suspect("codes", scaled, (name,))
+        if has_small_floats:
+            small = small or _small_floats(columns)
+            if (scaled := _behind(columns, numbers, small, name)) is not None:
+                yield _Suspect("codes", scaled, (name,))
         for one, other in _FACTORS:
             if one in name and name.replace(one, other) in numbers:
                 shape = columns.forms[columns.form[numbers[name]]][1]
@@ -217,17 +224,42 @@ def is_code(dtype: DType) -> bool:
     return dtype.kind == "integer" or (dtype.kind == "float" and dtype.bits <= 8)
 
 
-def _behind(columns: Columns, numbers: Mapping[str, int], name: str) -> str | None:
+_MODULE = re.compile(r"(?s)(.*[.:])?(.*)")
+
+
+def _small_floats(columns: Columns) -> dict[str, str]:
+    """The small floats of each module, by the name of that up to its end: one of each."""
+    return {
+        _module(name)[0]: name
+        for name, form in zip(columns.names, columns.form, strict=True)
+        if columns.forms[form][0].floating and is_code(columns.forms[form][0])
+    }
+
+
+def _module(name: str) -> tuple[str, str]:
+    """What a name says of the module, and the rest."""
+    found = _MODULE.fullmatch(name)
+    assert found is not None
+    return found[1] or "", found[2]
+
+
+def _behind(
+    columns: Columns, numbers: Mapping[str, int], small: Mapping[str, str], name: str
+) -> str | None:
     """The small floats that a tensor of fewer floats says something of, going by its name:
-    ``weight_amax``, ``weight.scales``."""
+    ``weight_amax``, ``weight.scales``, or a scale of the same module."""
     dtype, shape, _ = columns.forms[columns.form[numbers[name]]]
-    if not dtype.floating or is_code(dtype):
+    if not dtype.floating or is_code(dtype) or name.endswith(("_bias", ".bias")):
         return None
-    for at, letter in enumerate(name):
-        if letter in "._" and (number := numbers.get(name[:at])) is not None:
+    module, last = _module(name)
+    codes = [name[:at] for at, letter in enumerate(name) if letter in "._"]
+    if "scal" in last and module in small:
+        codes.append(small[module])
+    for each in codes:
+        if (number := numbers.get(each)) is not None:
             code, of, _ = columns.forms[columns.form[number]]
             if code.floating and is_code(code) and math.prod(shape) < math.prod(of):
-                return name[:at]
+                return each
     return None
 
 

@@ -184,6 +184,7 @@ class Output:
     elements: int
     running_statistics: tuple[str, ...]
     """Batch-norm buffers that are averaged like weights."""
+    warnings: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

@@ -29,7 +29,9 @@ class Joined:
         anything else it says itself what is left out."""
         if not any(file.layout.kept for output in plan.outputs for file in output.files):
             return plan
-        notes, warnings = (*self.notes, *plan.notes), (*self.warnings, *plan.warnings)
+        # Where a format had to leave some, it says so.
+        own = () if any(output.warnings for output in plan.outputs) else self.notes
+        notes, warnings = (*own, *plan.notes), (*self.warnings, *plan.warnings)
         return replace(plan, notes=notes, warnings=warnings)
 
 

@@ -43,6 +43,11 @@ def differing_files(side_files: Sequence[Mapping[str, str]], shown: Sequence[str
                 if told:
                     texts.append(told)
                     break
+    folders = [(each, label) for each, label in zip(side_files, shown, strict=True) if each]
+    for name in dict.fromkeys(name for each, _ in folders for name in each):
+        lacks = [label for each, label in folders if name not in each]
+        if lacks and is_configuration(name):
+            texts.append(f"{name} (not in {lacks[0]})")
     if not texts:
         return []
     more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""

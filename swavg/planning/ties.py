@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -24,6 +25,11 @@ _EMBEDDINGS = (
     "word_embeddings.weight",
     "embed_in.weight",
 )
+
+_ROLE = re.compile(
+    r"(?i)emb|wte|head|shared|vocab|tok|lm_|proj_out|output|logits|generator|predictions|decoder"
+)
+"""Words in the names of what is tied in models: embeddings and heads."""
 
 Numbers = Sequence[Mapping[str, int]]
 """For each checkpoint the number of each tensor, by canonical name."""
@@ -148,7 +154,16 @@ def _alike(
             alias = name.replace(".decoder.", ".") if short and not known else ""
             key = tensor.spec.dtype.name, tensor.spec.shape, sample, alias
             alike.setdefault(key, []).append(name)
-    return [names for names in alike.values() if len(names) > 1 and not missing.isdisjoint(names)]
+    return [
+        names for names in alike.values() if not missing.isdisjoint(names) and _may_be_tied(names)
+    ]
+
+
+def _may_be_tied(names: Sequence[str]) -> bool:
+    """Whether equal tensors of these names may be one: an embedding or a head is among them, and
+    they are no copies in layers that differ by a number."""
+    layers = {re.sub(r"\d+", "", name) for name in names}
+    return len(layers) > 1 and any(map(_ROLE.search, names))
 
 
 def _sample(pool: Pool, checkpoint: Checkpoint, tensor: Tensor) -> bytes | None:

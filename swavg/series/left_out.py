@@ -58,7 +58,9 @@ def without_marked(
     own = [candidate for candidate in candidates if candidate.searched and candidate.recipe is None]
     stepped = [candidate for candidate in own if candidate.counts and not candidate.name.is_copy]
     meant = _common_marks(stepped) | marks_in(pattern or "")
-    if all(candidate.name.marks - meant for candidate in stepped):
+    marked = sum(bool(candidate.name.marks - meant) for candidate in stepped)
+    if marked == len(stepped) or (marked > 1 and len(stepped) - marked == 1):
+        # Of one snapshot among many marked ones nobody knows what it is.
         return [*candidates]
     left = {id(c): c.name.marks - meant for c in own if c.name.marks - meant}
     if left:

@@ -12,6 +12,7 @@ from swavg.errors import InputError
 from swavg.formats.composite import Composite, components, find_composite
 from swavg.formats.configuration import is_configuration, is_training_state
 from swavg.formats.folder import explain_files, explain_folder, is_checkpoint_folder
+from swavg.formats.part_names import but_for_steps
 from swavg.formats.parts import open_parts
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
@@ -27,7 +28,8 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     """Whether a folder is one checkpoint, rather than a place where a run keeps its own."""
     composite = find_composite(path) is not None
     if not composite and not is_checkpoint_folder(path):
-        return False
+        # One that is called after a step may have parts of any name.
+        return bool(read_name(os.path.basename(absolute(path))).counts) and _has_parts(path)
     names = _listed(path)
     usual = composite or any(
         name.endswith(".index.json")
@@ -67,6 +69,12 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
     return stepped and _has_components(components(path))
 
 
+def _has_parts(path: str) -> bool:
+    found = components(path)
+    below = any(os.sep in name for name in found.parts)
+    return (below or len(set(map(but_for_steps, found.parts))) > 1) and _has_components(found)
+
+
 def _has_components(found: Composite) -> bool:
     """Whether all weights in a folder have names that say what they are: no step, no copy."""
     names = [each for name in found.parts for each in name.split(os.sep)]
@@ -83,14 +91,18 @@ def are_composites(paths: Sequence[str]) -> bool:
     found = [components(path) for path in paths]
     if not all(map(_has_components, found)):
         return False
-    if len(set[str]().union(*(each.parts for each in found))) < 2:
+    if len({but_for_steps(name) for each in found for name in each.parts}) < 2:
         return False
     try:
-        names = [set(open_parts(each).parts) for each in found]
+        names = [list(open_parts(each).parts) for each in found]
     except InputError:
         # Where they are averaged it is said.
-        names = [set(each.parts) for each in found]
-    return len(set[str]().union(*names)) > 1 and bool(set.intersection(*names))
+        names = [list(each.parts) for each in found]
+    kinds = [set(map(but_for_steps, own)) for own in names]
+    if any(len(own) < len(of) for own, of in zip(kinds, names, strict=True)):
+        # Names that differ by a number are a series.
+        return False
+    return len(set().union(*kinds)) > 1 and bool(set.intersection(*kinds))
 
 
 def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate]:

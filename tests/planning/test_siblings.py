@@ -176,11 +176,37 @@ def test_window_reads_icefalls_counts(tmp_path):
         return {"model": {"w": w(-1)}, "model_avg": {"w": w(total)}, "batch_idx_train": steps}
 
     files = write(tmp_path, running(2, 100), running(5, 400))
-    done("window", *files, "-o", "o.pt", cwd=tmp_path)
+    run = done("window", *files, "-o", "o.pt", cwd=tmp_path)
     found = loaded(tmp_path / "o.pt")
     # (5 * 400 - 2 * 100) / 300
     torch.testing.assert_close(found["model_avg"]["w"], w(6))
     assert found["model"]["w"][0] == -1
+    assert "warning the window is of 'model_avg' alone" in run.stderr
+    done("window", *files, "-o", "bare.pt", "--weights-only", cwd=tmp_path)
+    torch.testing.assert_close(loaded(tmp_path / "bare.pt")["w"], w(6))
+    # Counts do not make an average of the plain weights.
+    done("window", *files, "--counts", "1", "4", "-o", "counts.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "counts.pt")
+    torch.testing.assert_close(found["model_avg"]["w"], w(6))
+    assert found["model"]["w"][0] == -1
+
+
+def test_a_count_of_steps_makes_no_average_of_plain_weights(tmp_path):
+    files = write(tmp_path, *({"model": {"w": w(i)}, "batch_idx_train": 100 * i} for i in (1, 2)))
+    run = swavg("window", *files, "-o", "o.pt", cwd=tmp_path)
+    assert run.returncode == 4
+    assert "--counts" in run.stderr
+    assert not (tmp_path / "o.pt").exists()
+
+
+def test_a_recipe_counts_more_than_the_steps_of_its_last_input(tmp_path):
+    files = write(
+        tmp_path, *({"model": {"w": w(i)}, "batch_idx_train": 1000 * (i + 1)} for i in range(4))
+    )
+    done("average", *files[:2], "-o", "two.pt", cwd=tmp_path)
+    done("average", *files, "-o", "four.pt", cwd=tmp_path)
+    done("window", "two.pt", "four.pt", "-o", "o.pt", cwd=tmp_path)
+    torch.testing.assert_close(loaded(tmp_path / "o.pt")["model"]["w"], w(2.5))
 
 
 @pytest.mark.parametrize(
@@ -200,8 +226,61 @@ def test_numpy_arrays_are_named_in_a_warning(tmp_path, held):
     assert f"'{name}" in run.stderr
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_numpy_arrays_in_any_state_dict_and_of_any_protocol_are_named(tmp_path, protocol):
+    for i in range(2):
+        content = {
+            "model": {"w": w(i), "mean": np.full(2, float(i))},
+            "ema": {"w": w(i), "mean": np.full(2, float(i))},
+        }
+        torch.save(content, tmp_path / f"{i}.pt", pickle_protocol=protocol)
+    run = done("average", "0.pt", "1.pt", "-o", "o.pt", cwd=tmp_path)
+    told = " ".join(run.stderr.split())
+    assert "if they are in the output at all: 'mean', 'ema.mean'. Make" in told
+
+
 def test_a_state_dict_of_arrays_is_refused(tmp_path):
     files = write(tmp_path, *({"model": {"w": np.full(3, i)}} for i in range(2)))
     run = swavg("average", *files, "-o", "o.pt", cwd=tmp_path)
     assert run.returncode == 4
     assert not (tmp_path / "o.pt").exists()
+
+
+def test_globs_are_over_full_names(tmp_path):
+    files = write(tmp_path, *({"model": {"w": w(i)}, "ema": {"w": w(10 + i)}} for i in range(2)))
+    done("average", *files, "--include", "ema.*", "-o", "in.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "in.pt")
+    assert (found["model"]["w"][0], found["ema"]["w"][0]) == (1, 10.5)
+    done("average", *files, "--exclude", "ema.*", "-o", "ex.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "ex.pt")
+    assert (found["model"]["w"][0], found["ema"]["w"][0]) == (0.5, 11)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda flat: {"w": flat[:1].expand(3)},
+        lambda flat: {"v": flat[:3], "w": flat[2:5]},
+    ],
+    ids=["expanded", "overlapping"],
+)
+def test_one_that_cannot_be_written_in_place_costs_nothing_else(tmp_path, odd):
+    files = write(
+        tmp_path,
+        *({"model": {"w": w(i)}, "ema": odd(w(10 + i, 5)), "epoch": i} for i in range(2)),
+    )
+    run = done("average", *files, "-o", "o.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "o.pt")
+    assert (found["model"]["w"][0], found["ema"]["w"][0], found["epoch"]) == (0.5, 11, 1)
+    told = " ".join(run.stderr.split())
+    assert "warning 'ema' not averaged, but left as in b.pt" in told
+    assert "note averaged" not in told
+
+
+def test_plain_weights_at_the_top_level_are_averaged_beside_their_moving_average(tmp_path):
+    files = write(
+        tmp_path, *({"a.weight": w(i), "ema": {"a.weight": w(10 + i)}, "epoch": i} for i in (0, 1))
+    )
+    done("average", *files, "-o", "o.pt", cwd=tmp_path)
+    found = loaded(tmp_path / "o.pt")
+    assert (found["a.weight"][0], found["ema"]["a.weight"][0], found["epoch"]) == (0.5, 10.5, 1)

@@ -82,7 +82,7 @@ def holds_arrays(node: object) -> bool:
         isinstance(part, Opaque)
         and isinstance(part.of, Global)
         and part.of.module.partition(".")[0] == "numpy"
-        and part.of.name == "_reconstruct"
+        and part.of.name in ("_reconstruct", "_frombuffer")
         for part in _near(node)
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from swavg.errors import InputError
@@ -50,25 +50,27 @@ _MAX_PATTERN = 256
 @dataclass(frozen=True, slots=True)
 class Beside:
     """State dicts beside the chosen one: ``siblings`` by their dotted paths, ``doubtful`` the
-    paths of what may be one."""
+    paths of what may be one, ``arrays`` the names of NumPy arrays in them."""
 
     siblings: Mapping[str, Views] = field(default_factory=dict)
     doubtful: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
 
 
 def beside(
     around: Iterable[tuple[str, object]],
-    tensors: Callable[[object], Views],
+    tensors: Callable[[object], tuple[Views, Sequence[str]]],
     names: Collection[str],
 ) -> Beside:
     """Which of the nodes ``around`` a state dict, whose tensors have these ``names``, are others;
-    ``tensors`` gives those of a node."""
+    ``tensors`` gives those of a node, and the names of arrays in it."""
     siblings: dict[str, Views] = {}
     doubtful = []
+    arrays: list[str] = []
     room = _MAX_TENSORS
     for path, node in around:
         try:
-            views = tensors(node)
+            views, no_tensors = tensors(node)
         except InputError:
             # What cannot be read does no harm here.
             room -= _MAX_TENSORS // 10
@@ -80,9 +82,10 @@ def beside(
         are = are_weights(path, views, names)
         if are:
             siblings[path] = views
+            arrays += (f"{path}.{name}" for name in no_tensors)
         elif are is None:
             doubtful.append(path)
-    return Beside(siblings, tuple(doubtful))
+    return Beside(siblings, tuple(doubtful), tuple(arrays))
 
 
 def places(
@@ -129,6 +132,11 @@ def _is_whole(node: object) -> bool:
     )
 
 
+def is_layers(name: object) -> bool:
+    """Whether a tensor is called as those of layers are."""
+    return isinstance(name, str) and name.rpartition(".")[2] in _LAYER
+
+
 def are_weights(path: str, views: Views, others: Collection[str] = ()) -> bool | None:
     """Whether the tensors at a path are weights of a model; None if that cannot be told.
 
@@ -150,6 +158,6 @@ def are_weights(path: str, views: Views, others: Collection[str] = ()) -> bool |
         return None
     if words & _WEIGHTS or not {*path.split("."), path}.isdisjoint((*PLAIN, *EMA)):
         return True
-    layers = sum(split[-1] in _LAYER for split in parts)
+    layers = sum(map(is_layers, floats))
     shared = sum(name in others or name.removeprefix("module.") in others for name in floats)
     return True if 2 * max(layers, shared) >= len(floats) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -19,7 +19,15 @@ from swavg.formats.torch.objects import (
     module_state,
     name_of,
 )
-from swavg.formats.torch.siblings import DEPTH, Beside, Views, are_weights, beside, places
+from swavg.formats.torch.siblings import (
+    DEPTH,
+    Beside,
+    Views,
+    are_weights,
+    beside,
+    is_layers,
+    places,
+)
 from swavg.formats.torch.usual_names import CALLBACKS, EMA, PLAIN, is_never, is_weight
 
 _MAX_NAME = 4096
@@ -91,7 +99,9 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
         others = (*others, f"class {kind}")
     further = search.beside(top, root_key, node, views.keys()) if key is None else Beside()
     notes = (*also, *notes)
-    return State(root_key, node, views, non_tensors, others, notes, also, further, arrays)
+    return State(
+        root_key, node, views, non_tensors, others, notes, also, further, (*arrays, *further.arrays)
+    )
 
 
 def _names(top: object) -> list[str]:
@@ -121,6 +131,9 @@ class _Search:
             raise InputError(self.path, "holds no state dict")
         candidates = [name for name, node in found.items() if self._may_be_meant(name, node)]
         chosen: object = next((name for name in (*PLAIN, *EMA) if name in candidates), None)
+        if chosen in EMA and any(is_weight(*item) and is_layers(item[0]) for item in found.items()):
+            # Plain weights win: those of the top level, and the average is among them.
+            return "", top, ()
         if chosen is None:
             direct = any(is_weight(name, value) for name, value in found.items())
             scalar = any(
@@ -133,7 +146,7 @@ class _Search:
                 together = {
                     name: found[name]
                     for name in candidates
-                    if are_weights(str(name), self.tensors(found[name]))
+                    if are_weights(str(name), self.tensors(found[name])[0])
                 }
                 if len(together) > 1:
                     return "", together, ()
@@ -163,9 +176,10 @@ class _Search:
             and not is_never(name, node)
         )
 
-    def tensors(self, node: object) -> Views:
-        """All tensors of a state dict by dotted name."""
-        return self.flatten(node, skip_never=False)[0]
+    def tensors(self, node: object) -> tuple[Views, Sequence[str]]:
+        """All tensors of a state dict by dotted name, and the names of NumPy arrays in it."""
+        views, _, _, arrays = self.flatten(node, skip_never=False)
+        return views, arrays
 
     def beside(self, top: object, root_key: str, chosen: object, names: Collection[str]) -> Beside:
         """What is beside the ``chosen`` state dict, whose tensors have these names."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from swavg.formats.checkpoint import Shape
+from swavg.formats.checkpoint import Columns, Shape
 from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import Kept, WriteRequest
 
@@ -75,11 +75,28 @@ def replacements(request: WriteRequest) -> list[Replacement]:
     for at, name in enumerate(columns.names):
         if not covered[at] and (columns.offset[at], columns.form[at]) not in first_at:
             raise CannotKeep(f"'{name}' is left out")
+    changed = {place: n for place, n in first_at.items() if not request.unchanged[n]}
+    try:
+        return _placed(request, changed)
+    except CannotKeep:
+        inside = _inside_others(columns, changed) if request.alike else set()
+        if not inside:
+            raise
+    return _placed(request, changed, inside)
+
+
+def _placed(
+    request: WriteRequest,
+    changed: Mapping[tuple[int, int], int],
+    inside: Collection[tuple[int, int]] = (),
+) -> list[Replacement]:
+    """Where the ``changed`` tensors (by offset and form) go, but for those ``inside`` others."""
+    specs, table = request.specs, request.template.tensors
     wanted = []
-    for (offset, form), number in first_at.items():
-        if request.unchanged[number]:
+    for (offset, form), number in changed.items():
+        if (offset, form) in inside:
             continue
-        dtype, shape, strides = columns.forms[form]
+        dtype, shape, strides = table.columns.forms[form]
         axes = tuple(range(len(shape)))
         order = axes if strides is None else storage_order(shape, strides)
         if order is None:
@@ -89,22 +106,53 @@ def replacements(request: WriteRequest) -> list[Replacement]:
         turned = order if order != axes else None
         wanted.append(Replacement(table.base + offset, nbytes, number, turned))
     wanted.sort(key=attrgetter("offset"))
-    _refuse_clashes(request, {replacement.offset: replacement for replacement in wanted})
+    _refuse_clashes(request, {replacement.offset: replacement for replacement in wanted}, inside)
     return wanted
 
 
-def _refuse_clashes(request: WriteRequest, wanted: Mapping[int, Replacement]) -> None:
-    """CannotKeep if a replaced tensor shares some of its bytes with a different view."""
-    table = request.template.tensors
-    columns = table.columns
+def _hulls(columns: Columns) -> list[int]:
+    """The bytes from the first element of a tensor to the end of its last one, for each form."""
     hulls = []
     for dtype, shape, strides in columns.forms:
         steps = row_major_strides(shape) if strides is None else strides
         hull = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
         hulls.append(0 if 0 in shape else hull * dtype.itemsize)
+    return hulls
+
+
+def _inside_others(columns: Columns, changed: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Places (offset and form) of averaged floats that are views of a part of another one, which
+    lies without gaps: the average of that one is theirs."""
+    if len(changed) < 2:
+        return set()
+    hulls = _hulls(columns)
+    inside = set()
+    end = 0
+    outer = (0, 0)
+    for offset, form in sorted(changed, key=lambda place: (place[0], -hulls[place[1]], place[1])):
+        dtype, shape, strides = columns.forms[form]
+        of = columns.forms[outer[1]][0]
+        if offset + hulls[form] <= end:
+            if dtype is of and dtype.floating and (offset - outer[0]) % dtype.itemsize == 0:
+                inside.add((offset, form))
+        elif strides is None or storage_order(shape, strides) is not None:
+            outer, end = (offset, form), offset + hulls[form]
+    return inside
+
+
+def _refuse_clashes(
+    request: WriteRequest,
+    wanted: Mapping[int, Replacement],
+    inside: Collection[tuple[int, int]],
+) -> None:
+    """CannotKeep if a replaced tensor shares some of its bytes with a different view, but for
+    those ``inside`` one."""
+    table = request.template.tensors
+    columns = table.columns
+    hulls = _hulls(columns)
     distinct: dict[tuple[int, int], str] = {}
     for name, offset, form in zip(columns.names, columns.offset, columns.form, strict=True):
-        if hulls[form]:
+        if hulls[form] and (offset, form) not in inside:
             distinct.setdefault((table.base + offset, form), name)
     end_of_any = end_of_replaced = 0
     for (offset, form), name in sorted(distinct.items()):

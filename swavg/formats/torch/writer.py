@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from swavg.errors import InputError, OutputError
@@ -36,11 +38,32 @@ def lay_out(request: WriteRequest) -> Layout:
     try:
         return Layout((_like_template(request),))
     except CannotKeep as reason:
+        joined = request.template.extras.joined
+        if joined and (layout := _with_siblings_left(request, str(reason))) is not None:
+            return layout
         lost = losses(request)
         note = f"{lost} left out: the output is a bare state dict ({reason})"
         beside = request.template.extras.names_beside
         numbers = [n for n, name in enumerate(request.specs.names) if name not in beside]
         return Layout((plan_file(request, numbers),), notes=(note,) if lost else ())
+
+
+def _with_siblings_left(request: WriteRequest, reason: str) -> Layout | None:
+    """The template's structure with other state dicts as they are there, if it is they that could
+    not be kept."""
+    extras = request.template.extras
+    beside = extras.names_beside
+    unchanged = (
+        own or name in beside
+        for own, name in zip(request.unchanged, request.specs.names, strict=True)
+    )
+    try:
+        layout = _like_template(replace(request, unchanged=bytes(unchanged)))
+    except CannotKeep:
+        return None
+    paths = ", ".join(f"'{path}'" for path in extras.joined)
+    last = os.path.basename(request.template.path)
+    return Layout((layout,), warnings=(f"{paths} not averaged, but left as in {last}: {reason}",))
 
 
 def plan_file(request: WriteRequest, numbers: Sequence[int], name: str = "") -> FileLayout:

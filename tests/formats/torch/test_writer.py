@@ -212,6 +212,58 @@ def test_a_template_that_cannot_be_kept_says_why(
     assert set(out) == set(state) - set(policy.get("exclude", ()))
 
 
+VIEWS: dict[str, Any] = {
+    "slices of one": lambda flat: {"qkv": flat.view(3, 4), "q": flat[:4], "v": flat[8:]},
+    "another shape of all": lambda flat: {
+        "w": flat.view(3, 4),
+        "flat": flat,
+        "t": flat.view(3, 4).T,
+    },
+    "with gaps, inside": lambda flat: {"even": flat[::2], "all": flat},
+    "repeated, inside": lambda flat: {"all": flat, "row": flat[4:5].expand(3)},
+}
+
+
+@pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
+def test_views_of_a_part_of_another_tensor_get_its_average(tmp_path: Path, views: Any) -> None:
+    inputs = [torch.randn(12, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    paths = saved(
+        tmp_path,
+        *({"state_dict": views(flat), "epoch": epoch} for epoch, flat in enumerate(inputs)),
+    )
+    report = swavg.average(paths, output=tmp_path / "out.pt")
+    out = loaded(tmp_path / "out.pt")
+    assert (report.notes, out["epoch"]) == ((), 2)
+    mean = (sum(flat.double() for flat in inputs) / 3).float()
+    expected = views(mean)
+    for name, tensor in out["state_dict"].items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("first", "policy"),
+    [
+        # Apart in the first input, and not the same.
+        ({"all": torch.zeros(8), "part": torch.full((4,), 9.0)}, {}),
+        (None, {"exclude": ("part",)}),
+        (None, {"exclude": ("all",)}),
+    ],
+)
+def test_views_that_are_made_otherwise_than_what_they_are_in_are_written_apart(
+    tmp_path: Path, first: Any, policy: Any
+) -> None:
+    flats = [torch.zeros(8), torch.ones(8)]
+    contents = [{"all": flat, "part": flat[:4]} for flat in flats]
+    contents[0] = first or contents[0]
+    paths = saved(tmp_path, *({"state_dict": content, "epoch": 1} for content in contents))
+    report = swavg.average(paths, output=tmp_path / "out.pt", policy=Policy(**policy))
+    out = loaded(tmp_path / "out.pt")
+    assert "shares a part of its bytes" in report.notes[-1]
+    excluded = policy.get("exclude", ())
+    assert out["all"].tolist() == [1.0 if "all" in excluded else 0.5] * 8
+    assert out["part"].tolist() == [5.0 if first else 1.0 if "part" in excluded else 0.5] * 4
+
+
 def test_a_tie_of_the_template_that_does_not_hold_makes_a_bare_state_dict(tmp_path: Path) -> None:
     apart = {"state_dict": {"w": BASE.clone(), "v": BASE + 1}, "epoch": 1}
     tied = {"state_dict": {"w": BASE, "v": BASE}, "epoch": 2}
