@@ -95,10 +95,12 @@ def _tar(path: str, names: Sequence[str], program: str | None) -> InputError:
     folder, flags = output_for(path), "-czf" if program == "gzip" else "-cf"
     unpack = f"mkdir {folder} && tar -xf {shlex.quote(path)} -C {folder}"
     weights = [name for name in names if name.endswith(_WEIGHTS)]
-    if nemo and not weights and not any(name.endswith(".distcp") for name in names):
-        # It lies further behind.
+    if nemo and not weights:
+        # They lie further behind.
         weights = ["model_weights.ckpt"]
-    if len(weights) == 1:
+    if any(name.endswith(".distcp") or "model_weights/" in name for name in names):
+        hint = f"Unpack each; then the distributed checkpoint in it has to be converted:\n{unpack}"
+    elif len(weights) == 1:
         base, suffix = os.path.basename(weights[0]), os.path.splitext(weights[0])[1]
         hint = (
             f"Unpack each, average their {base} with -o averaged{suffix}, and pack again:\n"
@@ -109,8 +111,6 @@ def _tar(path: str, names: Sequence[str], program: str | None) -> InputError:
     elif weights:
         shown = ", ".join(weights[:3]) + (", ..." if len(weights) > 3 else "")
         hint = f"Unpack each, and average part with part ({shown}):\n{unpack}"
-    elif nemo:
-        hint = f"Unpack each; its distributed checkpoint has to be converted then:\n{unpack}"
     else:
         hint = f"Unpack it, and give what is in it:\n{unpack}"
     return InputError(path, f"is {kind}, not a checkpoint", hint=hint)

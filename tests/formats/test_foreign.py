@@ -115,8 +115,9 @@ def test_any_tar_says_what_is_in_it() -> None:
     assert commands("m.tar.xz", "(a tar, compressed with xz)") == [
         "mkdir m && tar -xf m.tar.xz -C m"
     ]
-    packed("d.nemo", {"model_weights/__0_0.distcp": b"x"})
-    assert "distributed checkpoint" in (refused("d.nemo", "NeMo").hint or "")
+    for name in ("__0_0.distcp", "decoder.weight/0.0"):
+        packed("d.nemo", {"model_weights/common.pt": b"x", f"model_weights/{name}": b"x"})
+        assert "distributed checkpoint" in (refused("d.nemo", "NeMo").hint or "")
 
 
 @pytest.mark.parametrize(
