@@ -94,11 +94,13 @@ def diff(
     What wrappers put into names (``_orig_mod.``, say) does not count, nor a ``strip_prefix`` that
     they begin with. Raises InputError.
     """
+    # Imports NumPy.
+    from swavg.planning.siblings import with_common_siblings
+
     paths = [os.fspath(a), os.fspath(b)]
     shared = Shared()
-    one, other = renamed(
-        [open_whole(path, key=key, shared=shared) for path in paths], rules(strip_prefix)
-    )
+    opened = [open_whole(path, key=key, shared=shared) for path in paths]
+    one, other = with_common_siblings(renamed(opened, rules(strip_prefix)))
     shown = short_names(paths)
     spell = spelling(one.tensors.columns.names, other.tensors.columns.names)
     names = [{spell(name): name for name in checkpoint} for checkpoint in (one, other)]
@@ -123,11 +125,8 @@ def diff(
             *_tie_notes(checkpoint, spell, lacking[i], names[1 - i], shown[1 - i]),
         )
     ]
-    extras = [checkpoint.extras for checkpoint in (one, other)]
-    rest = dict.fromkeys(name for each in extras for name in (*each.others, *each.non_tensors))
-    if rest:
-        more = ", ..." if len(rest) > _NAMED else ""
-        notes.append(f"not compared: {', '.join([*rest][:_NAMED])}{more}")
+    if rest := _not_compared(one, other):
+        notes.append(f"not compared: {', '.join(rest)}")
     if found := behind_prefix(names, shown):
         notes.append(f"{found.fact}. {found.hint}")
     distances, summed = None, None
@@ -150,6 +149,18 @@ def diff(
         summed,
         tuple(notes),
     )
+
+
+def _not_compared(one: Checkpoint, other: Checkpoint) -> list[str]:
+    """What else the files hold, by name, cut where it is long."""
+    rest = [
+        name
+        for extras in (one.extras, other.extras)
+        for name in (*extras.others, *extras.non_tensors)
+        if not any(f"{path}.".startswith(f"{name}.") for path in extras.joined)
+    ]
+    names = [*dict.fromkeys(rest)]
+    return names if len(names) <= _NAMED else [*names[:_NAMED], "..."]
 
 
 def _wrapper_notes(shown: str, names: Mapping[str, str]) -> Iterator[str]:

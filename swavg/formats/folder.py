@@ -20,10 +20,8 @@ from swavg.formats.configuration import (
 )
 from swavg.formats.files import FILES, open_file
 from swavg.formats.files import recipe_in as recipe_in_file
-from swavg.formats.foreign import explain_name
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
-from swavg.formats.packed import output_for
 from swavg.formats.safetensors import unique, without_ties
 from swavg.storage.sources import LocalFile, Source, read_file
 
@@ -175,6 +173,8 @@ def explain_folder(path: str, present: Collection[str]) -> None:
     """Raise InputError if a folder of these names holds a checkpoint of a kind, or in a state,
     that is not read."""
     if ".metadata" in present and any(name.endswith(".distcp") for name in present):
+        from swavg.formats.packed import output_for
+
         raise InputError(
             path,
             "is a distributed checkpoint, which swavg does not read yet",
@@ -189,6 +189,8 @@ def explain_folder(path: str, present: Collection[str]) -> None:
 
 def explain_files(path: str, present: Iterable[str]) -> None:
     """Raise InputError if a file of these names in a folder is of a format that is not read."""
+    from swavg.formats.foreign import explain_name
+
     for name in sorted(present):
         if (known := explain_name(os.path.join(path, name))) is not None:
             raise known

@@ -14,7 +14,10 @@ from swavg.formats.folder import add_tensor
 from swavg.formats.part_names import part_mark, without_numbers
 from swavg.storage.sources import Source
 
-_WITHOUT = ("holds no ", "is neither ", "not a torch checkpoint", "a zip, but no torch checkpoint")
+_WITHOUT = (
+    "holds no ", "is neither ", "not a torch checkpoint", "a zip, but no torch checkpoint",
+    "is a pickle", "is a zip of files", "is a NumPy archive",
+)  # fmt: skip
 """What is said of files that are no checkpoints, and are not meant to be."""
 
 

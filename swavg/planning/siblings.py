@@ -101,6 +101,20 @@ def join_siblings(
     )
 
 
+def with_common_siblings(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints with the tensors of all state dicts that each of them has."""
+    paths = [
+        path
+        for path in checkpoints[0].extras.siblings
+        if all(
+            path in each.extras.siblings
+            and each.tensors.keys().isdisjoint(each.extras.siblings[path])
+            for each in checkpoints
+        )
+    ]
+    return [_with(each, paths, {}) for each in checkpoints] if paths else list(checkpoints)
+
+
 def _of_part(row: Row, count: int) -> Row:
     return replace(row, members=tuple(member // count for member in row.members))
 

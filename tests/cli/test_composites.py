@@ -1,9 +1,11 @@
 """Folders of parts, from the command line: each part is averaged with its namesakes."""
 
 import json
+import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from command_line import done, swavg
@@ -168,6 +170,18 @@ def test_a_run_of_composites_is_a_series(tmp_path, files, name, step):
     assert averaged == {k: (last[k] + before[k]) / 2 for k in averaged}
     weights = {k for k, v in last.items() if isinstance(v, float) and "optim" not in k}
     assert weights - {"all_in_one.safetensors"} <= {*averaged} | {"mp_rank_00/model_optim_rng.pt"}
+
+
+def test_pickles_and_archives_among_the_parts_go_along(tmp_path):
+    two(tmp_path, speechbrain)
+    for i, name in enumerate("ab"):
+        (tmp_path / name / "sampler.ckpt").write_bytes(pickle.dumps({"index": i}))
+        with open(tmp_path / name / "statistics.ckpt", "wb") as file:
+            np.savez(file, mean=np.full(2, i))
+    run = swavg("average", "a", "b", "-o", "out", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert pickle.loads((tmp_path / "out" / "sampler.ckpt").read_bytes()) == {"index": 1}
+    assert "copied from b, as no weights are in them" in run.stderr
 
 
 def test_speechbrain_runs_have_epochs_and_metrics(tmp_path):

@@ -51,6 +51,22 @@ def test_equal_values_of_other_dtypes_are_not_the_same(tmp_path):
     assert done.stdout.splitlines()[-1] == "different"
 
 
+def test_all_state_dicts_that_both_have_are_compared(tmp_path):
+    contents = {
+        "a": {"model": {"w": ONES}, "ema": {"w": ONES}},
+        "b": {"model": {"w": ONES}, "ema": {"w": TWOS}},
+        "c": {"model": {"w": ONES}},
+    }
+    for name, content in contents.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+    done = swavg("diff", "a.pt", "b.pt", cwd=tmp_path)
+    assert (done.returncode, "1 tensor identical, 1 differ" in done.stdout) == (3, True)
+    assert (done.stderr, "ema.w" in done.stdout) == ("", True)
+    assert swavg("diff", "a.pt", "b.pt", "--key", "model", cwd=tmp_path).returncode == 0
+    done = swavg("diff", "a.pt", "c.pt", cwd=tmp_path)
+    assert (done.returncode, "note not compared: ema" in done.stderr) == (0, True)
+
+
 def test_what_is_not_compared_is_said(tmp_path):
     for name, step in (("a", 1), ("b", 2)):
         content = {"model": {"w": ONES}, "optimizer": {"state": {}, "param_groups": []}}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 
 from swavg.errors import InputError
-from swavg.formats.foreign import LOAD_AND_SAVE, STATE_DICT, UNZIP, with_paths
 from swavg.formats.torch.blocks import Read
 
 LOCAL = struct.Struct("<4s5H3I2H")
@@ -46,6 +45,8 @@ def read_directory(read: Read, path: str, size: int) -> tuple[list[Entry], int]:
 
 def torchscript(path: str) -> InputError:
     """The refusal of an archive that torch.jit.save wrote."""
+    from swavg.formats.foreign import STATE_DICT, with_paths
+
     return InputError(
         path,
         "a TorchScript archive, which holds a program",
@@ -55,6 +56,8 @@ def torchscript(path: str) -> InputError:
 
 def big_endian(path: str) -> InputError:
     """The refusal of what another kind of machine wrote."""
+    from swavg.formats.foreign import LOAD_AND_SAVE, with_paths
+
     return InputError(
         path,
         "written on a big-endian machine, which swavg does not read",
@@ -64,6 +67,8 @@ def big_endian(path: str) -> InputError:
 
 def no_data(path: str) -> InputError:
     """The refusal of a zip that torch did not write."""
+    from swavg.formats.foreign import UNZIP, with_paths
+
     return InputError(
         path,
         "a zip, but no torch checkpoint (it has no data.pkl)",
@@ -148,6 +153,8 @@ def _entries(path: str, data: bytes, count: int) -> list[Entry]:
 def _compressed(path: str, name: str) -> InputError:
     if "/code/" in name:
         return torchscript(path)
+    from swavg.formats.foreign import LOAD_AND_SAVE, with_paths
+
     return InputError(
         path,
         f"its record '{name}' is compressed; torch stores records as they are",
