@@ -456,3 +456,53 @@ def test_an_average_of_a_run_is_not_taken_for_a_snapshot_of_it(tmp_path):
     run = done("average", "save", "-o", "o", cwd=tmp_path)
     assert "ignored CKPT+avg: swavg wrote it" in run.stderr
     assert values(tmp_path / "o")["model.ckpt"] == 0.5
+
+
+def test_names_of_parts_may_carry_the_step(tmp_path):
+    for step in (1000, 2000):
+        files = {f"unet_{step}.pt": w(step), f"text_encoder_{step}.pt": w(1)}
+        write(tmp_path / f"step_{step}", files)
+    done("average", "step_1000", "step_2000", "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o") == {"text_encoder_2000.pt": 1.0, "unet_2000.pt": 1500.0}
+
+
+def test_one_folder_of_a_step_is_one_checkpoint(tmp_path):
+    write(tmp_path / "checkpoint-3", {"encoder.pt": w(1), "decoder.pt": w(3)})
+    run = done("average", "checkpoint-3", "-o", "o", cwd=tmp_path)
+    assert "one checkpoint" in run.stderr
+    assert values(tmp_path / "o") == {"decoder.pt": 3.0, "encoder.pt": 1.0}
+
+
+def test_files_that_differ_by_a_number_are_a_series(tmp_path):
+    for k in (1, 2):
+        write(tmp_path / f"run{k}", {f"lora-00000{i}.safetensors": w(10 * k + i) for i in (1, 2)})
+    done("average", "run1", "run2", "-o", "o.safetensors", cwd=tmp_path)
+    assert open_whole(tmp_path / "o.safetensors").read("w")[0] == 16.5
+
+
+def test_several_controlnets_and_routed_encoders_are_parts(tmp_path):
+    index = {"unet": ["diffusers", "U"], "controlnet": ["x", "MultiControlNetModel"]}
+    for i in range(2):
+        parts = ("unet", "controlnet", "controlnet_1")
+        files = {f"{part}/diffusion_pytorch_model.safetensors": w(i) for part in parts}
+        write(tmp_path / f"p{i}", {**files, "model_index.json": index})
+        parts = ("query_0_StaticEmbedding", "document_0_Transformer", "1_Dense")
+        files = {f"{part}/model.safetensors": w(i) for part in parts}
+        listed = [{"path": ""}, {"path": "1_Dense"}]
+        write(tmp_path / f"m{i}", {**files, "router_config.json": {}, "modules.json": listed})
+    for letter in "pm":
+        done("average", f"{letter}0", f"{letter}1", "-o", letter, cwd=tmp_path)
+        weights = [v for v in values(tmp_path / letter).values() if not isinstance(v, bytes)]
+        assert weights == [0.5] * 3
+
+
+def test_weights_that_no_output_has_are_a_warning(tmp_path):
+    for i in range(2):
+        write(
+            tmp_path / f"m{i}",
+            {"model.safetensors": w(i), "config.json": {}, "colbert_linear.pt": w(i),
+             "optimizer.pt": w(i), "onnx/model.pt": w(i), "checkpoint-5/model.pt": w(i)},
+        )  # fmt: skip
+    run = done("average", "m0", "m1", "-o", "o", cwd=tmp_path)
+    told = " ".join(run.stderr.split())
+    assert "though there may be weights in them: colbert_linear.pt. Average" in told

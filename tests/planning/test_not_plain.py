@@ -82,6 +82,9 @@ FP8 = "float8_e4m3fn 8x16"
         {"a.qweight": "int8 8x16", "a.wscales": "bfloat16 1x8"},
         {"a.weight": FP8, "a.weight_amax": "float32"},
         {"a.w1": FP8, "a.w1.s": "float32 8x1"},
+        {"a.weight:qdata": FP8, "a.weight:scale": "float32 1"},
+        {"a.weight": FP8, "a.descale": "float32"},
+        {"a.weight_fp8": FP8, "a.fp8_scale": "float32 1"},
     ],
     ids=lambda tensors: " ".join(tensors)[:60],
 )  # fmt: skip
@@ -152,6 +155,8 @@ def test_plain_models_are_not_suspected(names):
         },
         {"w": "float32 0", "other": "float32 0x3"},
         {"a.weight": "float32 0", "b.weight": "float32 4", "c.weight": "float32 4x4"},
+        # fp8 experts whose biases are wider
+        {"experts.down_proj": FP8, "experts.down_proj_bias": "bfloat16 8"},
     ],
     ids=lambda tensors: " ".join(tensors)[:60],
 )  # fmt: skip
@@ -166,6 +171,9 @@ def test_plain_tensors_of_other_dtypes_and_shapes_are_not_suspected(tensors):
         (["l.lora_A.default.weight", "l.lora_B.default.weight"], ["factors"]),
         (["e.lora_embedding_A", "e.lora_embedding_B"], ["factors"]),
         (["l.processor.to_q_lora.down.weight", "l.processor.to_q_lora.up.weight"], ["factors"]),
+        (["l.qkv_lora1.down.weight", "l.qkv_lora1.up.weight"], ["factors"]),
+        (["l.lora_a.weight", "l.lora_b.weight"], ["factors"]),
+        (["l.lokr_w1", "l.lokr_w2_a", "l.lokr_w2_b"], ["factors"]),
         (["l.hada_w1_a", "l.hada_w1_b", "l.hada_w2_a", "l.hada_w2_b"], ["factors"]),
         (
             ["lora_unet_l.lora_down.weight", "lora_unet_l.lora_up.weight", "lora_unet_l.alpha"],

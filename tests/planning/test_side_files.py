@@ -195,3 +195,12 @@ def test_many_files_are_one_warning_of_the_average(tmp_path: Path) -> None:
 )
 def test_files_are_known_by_their_names(name: str, expected: bool) -> None:
     assert is_configuration(name) == expected
+
+
+def test_a_file_that_some_folders_lack_is_told(tmp_path: Path) -> None:
+    folders = [folder(tmp_path / "m0", tokenizer__json="{}"), folder(tmp_path / "m1")]
+    (folders[1] / "config.json").write_text("{}")
+    beside = [open_checkpoint(each).extras.side_files for each in folders]
+    (told,) = differing_files(beside, names(folders))
+    assert "tokenizer.json (not in m1)" in told
+    assert "config.json (not in m0)" in told

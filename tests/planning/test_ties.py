@@ -159,3 +159,18 @@ def test_a_config_that_does_not_say_tied_is_no_matter(tmp_path, config):
         for name in ("a", "b")
     ]
     assert not [w for w in swavg.average(paths, output=tmp_path / "o").warnings if "tie" in w]
+
+
+@pytest.mark.parametrize(
+    ("whole", "once"),
+    [
+        ({"layers.0.w": 0, "layers.1.w": 1, "layers.2.w": 0}, ("layers.0.w", "layers.1.w")),
+        ({"encoder_q.w": 0, "encoder_k.w": 0}, ("encoder_q.w",)),
+        ({"q_net.w": 0, "q_net_target.w": 0}, ("q_net.w",)),
+        ({"tok_embed.0.w": 0, "tok_embed.1.w": 0}, ("tok_embed.0.w",)),
+    ],
+    ids=["repeated layers", "momentum encoder", "target network", "numbered"],
+)
+def test_copies_of_weights_are_no_ties(tmp_path, whole, once):
+    state = {name: values(seed) for name, seed in whole.items()}
+    assert found(tmp_path, state, {name: values(9) for name in once}) == []
