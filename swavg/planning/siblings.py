@@ -67,20 +67,24 @@ def join_siblings(
     doubtful = dict.fromkeys(path for each in checkpoints for path in each.extras.doubtful)
     templates = tuple(dict.fromkeys(row.members[-1] for row in rows))
     if (
-        not (paths or doubtful)
+        not (paths or doubtful or policy.key)
         or policy.weights_only
         or any(target.format != "torch" for target in targets)
         or any(checkpoints[template].format not in _TORCH for template in templates)
     ):
         return Joined(checkpoints)
     last = shown[templates[0]] if len(templates) == 1 else "the last input"
+    if policy.key:
+        return Joined(checkpoints, (_note(checkpoints[templates[-1]], [], last),))
     strict = policy.strict and not policy.mixed_dtypes
     joined: list[str] = []
     warnings = []
     for path in paths:
         why = _missing(path, checkpoints, shown) or _unlike(path, checkpoints, shown, strict=strict)
         if why is not None:
-            warnings.append(f"'{path}' was not averaged, but left as in {last}: {why}")
+            there = all(path in checkpoints[template].extras.siblings for template in templates)
+            place = f"but left as in {last}" if there else "and is in no output"
+            warnings.append(f"'{path}' was not averaged, {place}: {why}")
         elif (why := _shared(path, joined, checkpoints, shown, templates)) is not None:
             warnings.append(f"'{path}' was not averaged by itself: {why}")
         else:

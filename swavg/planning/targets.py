@@ -29,6 +29,12 @@ class Target:
         return self.format == "folder" or self.part is not None
 
 
+_NOT_WRITTEN = (
+    ".npz", ".npy", ".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".msgpack", ".nemo", ".tflite",
+)  # fmt: skip
+"""Suffixes of other kinds of files, which would be something else than they say."""
+
+
 def default_path(first: Checkpoint, max_shard_size: int | None = None) -> str:
     """``averaged`` with the suffix of the first input; a folder ``averaged`` for folders, and if
     shards are asked for."""
@@ -55,6 +61,11 @@ def choose_target(
             raise RequestError("Standard output takes one file: leave max_shard_size= out.")
         return Target(None, "safetensors")
     bare = path.rstrip("/") or path
+    if bare.lower().endswith(_NOT_WRITTEN):
+        raise RequestError(
+            f"swavg does not write {os.path.splitext(bare)[1]} files.",
+            hint=f"Give {os.path.splitext(bare)[0]}.safetensors or .pt, and convert that.",
+        )
     named = _named(bare)
     if os.path.isdir(bare) and first.format != "folder" and max_shard_size is None:
         # As cp does: a file goes into an existing folder.

@@ -58,7 +58,7 @@ def from_file(
         # Lightning logs from step 0 and counts steps done in the names: 1199 and step=1200.
         metrics = [_metrics_of(table.rows[kind], snapshot, kind, 1) for snapshot in snapshots]
         if any(own is not None for own in metrics):
-            notes.append(f"{label(path)} counts steps from 0: its 99 was taken for step 100")
+            notes.append(f"{label(path)} counts steps from 0: one was added to each")
     lacking = [s.path for s, own in zip(snapshots, metrics, strict=True) if own is None]
     if lacking:
         notes.append(f"{label(path)} has no row for {labels(lacking)}")

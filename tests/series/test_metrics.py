@@ -286,7 +286,7 @@ def test_a_log_that_counts_steps_from_0_is_understood_and_said(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,val_loss\n99,0.5\n199,0.25\n")
     series = discover([tmp_path], metrics_file=tmp_path / "metrics.csv")
     assert by_step(series, "val_loss") == {100: 0.5, 200: 0.25}
-    assert series.notes == ("metrics.csv counts steps from 0: its 99 was taken for step 100",)
+    assert series.notes == ("metrics.csv counts steps from 0: one was added to each",)
 
 
 @pytest.mark.parametrize(
