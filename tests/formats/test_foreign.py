@@ -15,7 +15,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -194,6 +193,8 @@ def test_bare_pickles_are_told_by_what_is_in_them(
 
 
 def test_a_pickle_of_anything_else_is_called_one() -> None:
+    import joblib
+
     Path("m.pkl").write_bytes(pickle.dumps({"a": [1, 2]}))
     refused("m.pkl", "is a pickle, but not one that torch.save wrote")
     from sklearn.linear_model import LogisticRegression
