@@ -50,11 +50,12 @@ def held_by_each(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> lis
 
 def held_by(row: Row, each: Sequence[Sequence[Held]]) -> list[str]:
     """What the average of a row holds, as its recipe says it: what its members stand for, without
-    what those of negative weights do."""
+    what those of negative weights do; a weight of 0 adds nothing."""
     held: list[Held] = []
     dropped: list[Held] = []
     for member, weight in zip(row.members, row.weights, strict=True):
-        (held if weight >= 0 else dropped).extend(each[member])
+        if weight:
+            (held if weight > 0 else dropped).extend(each[member])
     left = Counter(entry.digits for entry in dropped)
     kept = []
     for entry in held:

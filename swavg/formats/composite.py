@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swavg.errors import InputError
-from swavg.formats.configuration import is_training_state
+from swavg.formats.configuration import is_configuration, is_training_state
 from swavg.formats.files import FILES
 from swavg.formats.folder import (
     LOGS,
@@ -63,7 +63,7 @@ class _Contents:
         """A file, by its name or its first bytes."""
         path = os.path.join(self.path, name)
         lowered = os.path.basename(name).lower()
-        if is_training_state(lowered):
+        if is_training_state(lowered) and not is_configuration(lowered):
             self.left_out.append(name)
         elif lowered.endswith(_MAY_BE_PARTS) or ("." not in lowered and _looks_like_weights(path)):
             self.parts.append(name)

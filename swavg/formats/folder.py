@@ -143,6 +143,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
 
 def recipe_in(path: str) -> str | None:
     """What swavg wrote of an average into the weights of a folder. InputError."""
+    path = hub_snapshot(path)
     names, index = _weights(path)
     if index is not None:
         names = list(_read_index(path, index)[1].values())

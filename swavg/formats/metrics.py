@@ -38,6 +38,8 @@ def metrics_among(scalars: Mapping[str, object]) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
     try:
         float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):

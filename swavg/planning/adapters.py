@@ -55,8 +55,9 @@ class Settings(NamedTuple):
         pattern = self.get("alpha_pattern")
         own = _looked_up(pattern, name) if isinstance(pattern, dict) else None
         alpha = self.get("lora_alpha") if own is None else own
-        if not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-            raise ValueError(f"{self.place}: lora_alpha is {alpha!r}")
+        # Neither NaN nor an integer that is no float.
+        if not isinstance(alpha, (int, float)) or not abs(alpha) < 1e300:
+            raise ValueError(f"{self.place}: lora_alpha is {alpha!r:.40}")
         return alpha / (math.sqrt(rank) if self.get("use_rslora") else rank)
 
     def check_plain(self) -> None:
@@ -104,7 +105,7 @@ def _looked_up(pattern: Mapping[str, object], module: str) -> object:
         try:
             if re.match(rf"(?:.*\.)?(?:{key})$", module):
                 return value
-        except re.error:
+        except (re.error, OverflowError, RecursionError):
             continue
     return pattern.get(module)
 

@@ -166,8 +166,11 @@ class Parts:
 
     def left_out(self, row: Row) -> list[str]:
         """Paths of what the input that a row's output is like has, and the output has not."""
-        composite = self.inputs[row.members[-1] // self.count].composite
-        return [composite.place(name) for name in composite.left_out]
+        number, part = divmod(row.members[-1], self.count)
+        opened = self.inputs[number]
+        own = opened.parts[self.names[number][part]]
+        of_part = [os.path.join(own.path, name) for name in own.extras.left_out]
+        return [*map(opened.composite.place, opened.composite.left_out), *of_part]
 
     def check_averaged(self, decided: Sequence[Decisions]) -> None:
         """RequestError if globs leave nothing to average in any part of an output."""

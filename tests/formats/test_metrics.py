@@ -106,3 +106,7 @@ def test_what_a_trainer_logged_is_not_copied_and_gives_an_average_no_metric(tmp_
     assert '"metrics": {}' in done("list", "averaged-2", "--json", cwd=tmp_path).stdout
     done("average", "checkpoint-1", "checkpoint-2", "-o", "averaged-2", "--force", cwd=tmp_path)
     assert not (tmp_path / "averaged-2/trainer_state.json").exists()
+
+
+def test_a_bool_is_no_metric():
+    assert metrics_among({"is_best_acc": True, "best_acc": 0.5}) == ["best_acc"]

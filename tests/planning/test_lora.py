@@ -338,6 +338,7 @@ def test_what_diffusers_writes_into_the_header_is_obeyed_and_made_anew(tmp_path)
         ({"target_parameters": ["experts"]}, {}, "target_parameters is set"),
         ({"init_lora_weights": "pissa_niter_4"}, {}, "pissa_niter_4 changes the model itself"),
         ({"lora_alpha": "much"}, {}, "lora_alpha is 'much'"),
+        ({"lora_alpha": 10**400}, {}, "lora_alpha is 1000000"),
         ({"alpha_pattern": {"(a+)+b": 3}}, {}, "is not understood"),
         ({"alpha_pattern": {".*.*.*.*x": 3}}, {}, "is not understood"),
         ({}, {"q.lora_magnitude_vector": (5,)}, "lora_magnitude_vector' is no factor"),
