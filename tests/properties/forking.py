@@ -19,9 +19,9 @@ from swavg.dtypes import BY_SAFETENSORS
 
 FOLDER = Path(sys.argv[1])
 CHOICES = [
-    Policy(strict=False),
+    Policy(strict=False, integers="last"),
     Policy(strict=False, integers="max", allow_nonfinite=True),
-    Policy(strict=False, dtype="float32", allow_nonfinite=True),
+    Policy(strict=False, integers="mean", dtype="float32", allow_nonfinite=True),
 ]
 ROWS = [
     Row((0.1, 0.7, 0.2), (0, 1, 2)), Row((0.5, 0.5), (1, 2)), Row((0.6, 0.4), (0, 2)),

@@ -24,6 +24,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.com
 RELAXED = settings(
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+LAST = Policy(integers="last")
 LEAST = 1 << 19
 """Memory with which all plans here do, in small blocks."""
 
@@ -70,9 +71,10 @@ def test_chunks_workers_memory_and_kernel_never_change_a_bit(
     folder = files[dtype]
     reference = folder / f"reference-{weights is None}{suffix}"
     if not reference.exists():
-        swavg.average(paths_of(folder, suffix), weights, output=reference, resources=plans.ALONE)
+        paths = paths_of(folder, suffix)
+        swavg.average(paths, weights, output=reference, policy=LAST, resources=plans.ALONE)
     out = folder / f"out{suffix}"
-    plan = planned(paths_of(folder, suffix), out, weights, cut=cut, force=True)
+    plan = planned(paths_of(folder, suffix), out, weights, LAST, cut=cut, force=True)
     swavg.execute(plan, Resources(device, workers, memory))
     assert out.read_bytes() == reference.read_bytes()
 
@@ -91,7 +93,7 @@ def test_parts_and_threads_make_the_same_bytes(files, cut, parts, count, seed, d
     out = files[dtype] / f"out{suffix}"
     rows = [Row((0.3, 0.3, 0.4), (0, 1, 2)), Row((0.5, 0.5), (1, 2))]
     outputs = [out, out.with_stem("second")]
-    plan = swavg.prepare(paths_of(files[dtype], suffix), rows, outputs, force=True)
+    plan = swavg.prepare(paths_of(files[dtype], suffix), rows, outputs, LAST, force=True)
     plan = replace(plan, cut=cut)
     swavg.execute(plan)
     with tempfile.TemporaryDirectory() as folder:
