@@ -23,10 +23,10 @@ from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
 from swavg.planning.composite import Singles, find_parts
 from swavg.planning.confirm import check_plain
-from swavg.planning.decide import decide, selection
+from swavg.planning.decide import Decisions, decide, selection
 from swavg.planning.globs import check_globs
 from swavg.planning.lay_out import lay_out
-from swavg.planning.lora import joined
+from swavg.planning.lora import Concatenated, concatenate
 from swavg.planning.match import SideBySide, distinct_tables
 from swavg.planning.plan import CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
@@ -57,11 +57,12 @@ def average(
 ) -> Report:
     """Average checkpoints into one, in constant memory.
 
-    ``inputs`` are files or folders, all of one kind or mixed; ``weights`` one number each (None:
-    the mean), which must sum to 1 unless ``sum_to`` is ``normalize`` or ``raw``. ``output`` is a
-    path, None for standard output (safetensors), or empty for the default name. Nothing is
-    printed; ``on_progress`` is called after every task. ``distances``: how far each input lies
-    from the average is estimated. Raises RequestError, MismatchError, InputError, OutputError or
+    ``inputs`` are files or folders, of one kind or mixed (folders of parts only with each other);
+    ``weights`` one number each (None: the mean), which must sum to 1 unless ``sum_to`` is
+    ``normalize`` or ``raw``. ``output`` is a path, None for standard output (safetensors, of a
+    single checkpoint), or empty for the default name. Nothing is printed; ``on_progress`` is called
+    after every task. ``distances``: how far each input lies from the average is estimated. Raises
+    RequestError, MismatchError, InputError, OutputError or
     NumericsError; the destination is then as it was.
     """
     n = len(paths_of(inputs))
@@ -100,73 +101,96 @@ def prepare(
     if max(row.members[-1] for row in rows) >= len(paths):
         raise RequestError(f"A row has members beyond the {len(paths)} inputs.")
     parts = find_parts(paths, policy, shared)
-    found = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
-    rows, outputs = found.times(rows, outputs)
-    opened = renamed(found.checkpoints, rules(policy.strip_prefix, policy.rename))
+    grouped = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
+    rows, places = grouped.times(rows, outputs)
+    opened = renamed(grouped.checkpoints, rules(policy.strip_prefix, policy.rename))
     names = short_names([checkpoint.path for checkpoint in opened])
     targets = [
-        found.target(
-            None if output is None else os.fsdecode(output),
-            row,
-            policy.max_shard_size,
-            force=force,
-        )
-        for row, output in zip(rows, outputs, strict=True)
+        grouped.target(place, row, policy.max_shard_size, force=force)
+        for row, place in zip(rows, places, strict=True)
     ]
-    siblings = join_siblings(opened, names, rows, targets, policy, found.count)
+    siblings = join_siblings(opened, names, rows, targets, policy, grouped.count)
     tables, _ = distinct_tables(siblings.checkpoints)
     check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
-    joining = joined(siblings.checkpoints, names, rows, policy)
-    checkpoints, shown = joining.checkpoints, joining.shown
-    whole = short_names(found.roots)
-    held = found.of_inputs(held_by_each(found.wholes, whole))
-    of_inputs = found.of_inputs(whole)
-    decided, recipes = [], []
-    warned = dict.fromkeys((*warnings, *broken_ties(opened, names), *joining.warnings))
-    tied: dict[str, None] = {}
-    for asked, row, made in zip(rows, joining.rows, joining.joined, strict=True):
-        members = [checkpoints[member] for member in row.members]
-        called = [shown[member] for member in row.members]
-        match = SideBySide(members)
-        tied |= dict.fromkeys(match.notes())
-        if not policy.strict:
-            warned |= dict.fromkeys(match.warnings(called))
-        exact = policy.lora == "exact"
-        warned |= dict.fromkeys(check_plain(members, called, selection(match, policy), exact=exact))
-        warned |= dict.fromkeys(warnings_of(asked, opened, of_inputs))
-        warned |= dict.fromkeys(weights_lost(found.left_out(asked)))
-        decided.append(
-            decide(checkpoints, match, row, policy, shown, made, of_several=parts is not None)
-        )
-        recipes.append(recipe(shown, row, policy, held_by(asked, held)))
-    found.check_averaged(decided)
+    made = concatenate(siblings.checkpoints, names, rows, policy)
+    decided, tied, doubts = _decided(made, policy, of_several=parts is not None)
+    grouped.check_averaged(decided)
+    whole = short_names(grouped.roots)
+    of_inputs = grouped.of_inputs(whole)
+    held = grouped.of_inputs(held_by_each(grouped.wholes, whole))
+    recipes = [
+        recipe(made.shown, own, policy, held_by(row, held))
+        for row, own in zip(rows, made.rows, strict=True)
+    ]
     texts = map(as_text, recipes)
     entries, planned = lay_out(
-        checkpoints, joining.rows, decided, targets, texts, policy, joining.files
+        made.checkpoints, made.rows, decided, targets, texts, policy, made.files
     )
-    kept = metrics_kept(rows, planned, opened, names)
-    said = (
+    notes = (
         *_notes(names, siblings.checkpoints),
-        *_same_twice(whole, found.wholes),
-        *found.notes(rows),
+        *_same_twice(whole, grouped.wholes),
+        *grouped.notes(rows),
+        *tied,
+        *metrics_kept(rows, planned, opened, names),
+        *dict.fromkeys(made.notes),
+        *notes,
     )
+    doubts = [
+        *warnings,
+        *broken_ties(opened, names),
+        *made.warnings,
+        *doubts,
+        *(doubt for row in rows for doubt in warnings_of(row, opened, of_inputs)),
+        *(doubt for row in rows for doubt in weights_lost(grouped.left_out(row))),
+        *differing_files(grouped.side_files, whole),
+    ]
     plan = Plan(
-        tuple(checkpoints),
-        tuple(shown),
-        tuple(joining.rows),
-        policy,
-        entries,
-        planned,
-        tuple(recipes),
-        (*said, *tied, *kept, *dict.fromkeys(joining.notes), *notes),
-        (*warned, *differing_files(found.side_files, whole)),
+        checkpoints=tuple(made.checkpoints),
+        shown=tuple(made.shown),
+        rows=tuple(made.rows),
+        policy=policy,
+        entries=entries,
+        outputs=planned,
+        recipes=tuple(recipes),
+        notes=notes,
+        warnings=tuple(dict.fromkeys(doubts)),
         # The parts of an input point nowhere.
-        distances and policy.lora != "exact",
-        None if folder is None else os.fsdecode(folder),
-        GATHERED_CUT if entries.gathered else CUT,
-        parts,
+        distances=distances and policy.lora != "exact",
+        folder=None if folder is None else os.fsdecode(folder),
+        cut=GATHERED_CUT if entries.gathered else CUT,
+        parts=parts,
     )
     return siblings.told(plan)
+
+
+def _decided(
+    made: Concatenated, policy: Policy, *, of_several: bool
+) -> tuple[list[Decisions], list[str], list[str]]:
+    """What becomes of each tensor, by row; notes on ties that were found, and warnings."""
+    decided: list[Decisions] = []
+    tied: list[str] = []
+    warnings: list[str] = []
+    exact = policy.lora == "exact"
+    for row, factor_sums in zip(made.rows, made.factor_sums, strict=True):
+        members = [made.checkpoints[member] for member in row.members]
+        shown = [made.shown[member] for member in row.members]
+        match = SideBySide(members)
+        tied += match.notes()
+        if not policy.strict:
+            warnings += match.warnings(shown)
+        warnings += check_plain(members, shown, selection(match, policy), exact=exact)
+        decided.append(
+            decide(
+                made.checkpoints,
+                match,
+                row,
+                policy,
+                made.shown,
+                factor_sums,
+                of_several=of_several,
+            )
+        )
+    return decided, list(dict.fromkeys(tied)), warnings
 
 
 def execute(

@@ -5,7 +5,6 @@ A part is a file or a folder of weights: a rank, a component of a pipeline, one 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swavg.errors import InputError
-from swavg.formats.configuration import is_configuration, is_training_state
+from swavg.formats.configuration import is_configuration, is_training_state, small_json
 from swavg.formats.files import FILES
 from swavg.formats.folder import (
     LOGS,
@@ -28,7 +27,6 @@ from swavg.storage.sources import read_file
 from swavg.storage.temporary import TEMPORARY
 
 _MAY_BE_PARTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar", ".th")
-_MAX_JSON = 1 << 20
 _HEAD = 512
 
 
@@ -90,7 +88,7 @@ def find_composite(path: str) -> Composite | None:
     names = _listed(path)
     for index, listed in (("model_index.json", _components_in), ("modules.json", _modules_in)):
         if index in names:
-            found = _pipeline(path, names, listed(_read_json(os.path.join(path, index))))
+            found = _pipeline(path, names, listed(small_json(os.path.join(path, index))))
             if found is not None:
                 return found
     if is_checkpoint_folder(path):
@@ -211,13 +209,6 @@ def _modules_in(index: object) -> list[str]:
         return []
     paths = [each.get("path") for each in index if isinstance(each, dict)]
     return [each for each in paths if isinstance(each, str) and each]
-
-
-def _read_json(path: str) -> object:
-    try:
-        return json.loads(read_file(path, _MAX_JSON))
-    except (ValueError, RecursionError):
-        return None
 
 
 def _looks_like_weights(path: str) -> bool:

@@ -78,6 +78,15 @@ def with_written_dtypes(request: WriteRequest) -> tuple[dict[str, bytes], tuple[
     return files, tuple(notes)
 
 
+def small_json(path: str) -> object:
+    """The value of a small JSON file; None of any other. InputError if it cannot be read."""
+    data = read_file(path, JSON_LIMIT + 1)
+    try:
+        return None if len(data) > JSON_LIMIT else json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _text(path: str) -> str | None:
     """A small JSON file; None for any other."""
     try:

@@ -34,14 +34,16 @@ def is_metric(name: str) -> bool:
 
 def metrics_among(scalars: Mapping[str, object]) -> list[str]:
     """The names of those plain values that are numbers, or their text, and metrics."""
-    return [name for name, value in scalars.items() if is_metric(name) and _is_number(value)]
+    return [
+        name for name, value in scalars.items() if is_metric(name) and number(value) is not None
+    ]
 
 
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool):
-        return False
+def number(value: object) -> float | None:
+    """``value`` as a float if it is a number (or the text of one), else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
     try:
-        float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return True
+        return float(value)
+    except (ValueError, OverflowError):
+        return None

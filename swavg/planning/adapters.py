@@ -12,9 +12,7 @@ from typing import NamedTuple
 
 from swavg.errors import InputError, MismatchError
 from swavg.formats.checkpoint import Checkpoint
-from swavg.storage.sources import LocalFile, Pool
-
-_MAX_JSON = 1 << 20
+from swavg.formats.configuration import small_json
 
 CONFIG = "adapter_config.json"
 HEADER = "lora_adapter_metadata"
@@ -110,9 +108,9 @@ def _looked_up(pattern: Mapping[str, object], module: str) -> object:
     return pattern.get(module)
 
 
-def settings_of(pool: Pool, checkpoint: Checkpoint) -> tuple[Settings, ...]:
+def settings_of(checkpoint: Checkpoint) -> tuple[Settings, ...]:
     """The settings of an adapter; none where it has none."""
-    config = json_of(pool, checkpoint, CONFIG)
+    config = json_of(checkpoint, CONFIG)
     if config is not None:
         return (Settings(CONFIG, "", config),)
     try:
@@ -146,12 +144,11 @@ def check_readable(checkpoint: Checkpoint, settings: tuple[Settings, ...]) -> No
         )
 
 
-def json_of(pool: Pool, checkpoint: Checkpoint, name: str) -> Mapping[str, object] | None:
+def json_of(checkpoint: Checkpoint, name: str) -> Mapping[str, object] | None:
     """What stands in this JSON file of a folder, or beside a file; None if nothing."""
     beside = os.path.join(os.path.dirname(checkpoint.path), name)
     try:
-        file = LocalFile.find(checkpoint.extras.side_files.get(name, beside))
-        content = json.loads(bytes(pool.read(file, 0, min(file.size, _MAX_JSON))))
-    except (InputError, ValueError, RecursionError):
+        content = small_json(checkpoint.extras.side_files.get(name, beside))
+    except InputError:
         return None
     return content if isinstance(content, dict) else None

@@ -19,7 +19,11 @@ from swavg.planning.targets import Target, choose_target, default_path, names_fi
 from swavg.storage.destination import is_stream
 
 T = TypeVar("T")
-Outputs = list[str | os.PathLike[str] | None]
+Outputs = Sequence[str | os.PathLike[str] | None]
+
+
+def _decoded(outputs: Outputs) -> list[str | None]:
+    return [None if output is None else os.fsdecode(output) for output in outputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +48,8 @@ class Singles:
     def of_inputs(self, values: Sequence[T]) -> list[T]:
         return list(values)
 
-    def times(
-        self, rows: Sequence[Row], outputs: Sequence[str | os.PathLike[str] | None]
-    ) -> tuple[list[Row], Outputs]:
-        return list(rows), list(outputs)
+    def times(self, rows: Sequence[Row], outputs: Outputs) -> tuple[list[Row], list[str | None]]:
+        return list(rows), _decoded(outputs)
 
     def target(
         self, path: str | None, row: Row, max_shard_size: int | None, *, force: bool
@@ -125,9 +127,7 @@ class Parts:
         """For each checkpoint the value of its input."""
         return [value for value in values for _ in range(self.count)]
 
-    def times(
-        self, rows: Sequence[Row], outputs: Sequence[str | os.PathLike[str] | None]
-    ) -> tuple[list[Row], Outputs]:
+    def times(self, rows: Sequence[Row], outputs: Outputs) -> tuple[list[Row], list[str | None]]:
         """A row for each part of each output."""
         count = self.count
         made = [
@@ -135,7 +135,7 @@ class Parts:
             for row in rows
             for part in range(count)
         ]
-        return made, [output for output in outputs for _ in range(count)]
+        return made, [output for output in _decoded(outputs) for _ in range(count)]
 
     def target(
         self, path: str | None, row: Row, max_shard_size: int | None, *, force: bool

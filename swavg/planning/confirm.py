@@ -57,9 +57,8 @@ def _declared(
         codes = [is_code(dtype) and math.prod(shape) > 1 for dtype, shape, _ in columns.forms]
         if len(checkpoints) < 2 or not any(codes):
             continue
-        with Pool() as pool:
-            config = json_of(pool, checkpoint, "config.json") or {}
-            declared = json_of(pool, checkpoint, "hf_quant_config.json") is not None
+        config = json_of(checkpoint, "config.json") or {}
+        declared = json_of(checkpoint, "hf_quant_config.json") is not None
         # Of a model of several, each has its own.
         configs = [config, *(each for each in config.values() if isinstance(each, dict))]
         if declared or any(each.get(key) for each in configs for key in _DECLARES):
@@ -96,7 +95,7 @@ def confirmed(
                     continue
             kept.append(finding)
         if any(finding.kind == "factors" for finding in kept):
-            kept = [*_settings_of(pool, checkpoints, shown), *kept]
+            kept = [*_settings_of(checkpoints, shown), *kept]
     return kept
 
 
@@ -139,14 +138,12 @@ def _equal(
     return True
 
 
-def _settings_of(
-    pool: Pool, checkpoints: Sequence[Checkpoint], shown: Sequence[str]
-) -> Iterator[Finding]:
+def _settings_of(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
     """The refusal of adapters whose factors are scaled differently."""
     known = [
         (name, settings)
         for name, checkpoint in zip(shown, checkpoints, strict=True)
-        for settings in settings_of(pool, checkpoint)
+        for settings in settings_of(checkpoint)
     ]
     for place in dict.fromkeys(settings.place for _, settings in known):
         for setting in SETTINGS:

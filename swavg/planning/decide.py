@@ -12,7 +12,7 @@ from swavg.dtypes import BY_NAME, Accumulator, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form, Shape, TensorTable
 from swavg.formats.layout import Specs
-from swavg.planning.lora import Joined
+from swavg.planning.lora import FactorSum
 from swavg.planning.match import SideBySide
 from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.policy import Policy
@@ -87,18 +87,18 @@ def decide(
     row: Row,
     policy: Policy,
     shown: Sequence[str],
-    joined: Mapping[str, Joined] | None = None,
+    factor_sums: Mapping[str, FactorSum] | None = None,
     *,
     of_several: bool = False,
 ) -> Decisions:
     """Decide for every tensor of a row. ``shown`` are the names of all checkpoints.
 
-    ``side_by_side`` is of the row's members, whose last is the template. ``joined`` says of some
-    canonical names that they are made otherwise. ``of_several``: one part of a composite, of which
-    globs may leave nothing to average. Raises MismatchError with every difference, RequestError for
-    globs that leave nothing to average otherwise.
+    ``side_by_side`` is of the row's members, whose last is the template. ``factor_sums`` say of
+    some canonical names that they are made otherwise. ``of_several``: one part of a composite, of
+    which globs may leave nothing to average. Raises MismatchError with every difference,
+    RequestError for globs that leave nothing to average.
     """
-    decider = _Decider(checkpoints, side_by_side, row, policy, shown, joined or {})
+    decider = _Decider(checkpoints, side_by_side, row, policy, shown, factor_sums or {})
     return decider.decide(of_several=of_several)
 
 
@@ -127,9 +127,9 @@ class _Decider:
         row: Row,
         policy: Policy,
         shown: Sequence[str],
-        joined: Mapping[str, Joined],
+        factor_sums: Mapping[str, FactorSum],
     ) -> None:
-        self._special = joined
+        self._factor_sums = factor_sums
         self._match = side_by_side
         self._template = checkpoints[row.members[-1]].tensors
         self._row = row
@@ -137,14 +137,14 @@ class _Decider:
         self._shown = [shown[member] for member in row.members]
         self._uniform = is_uniform(row.weights)
         self._selected = selection(side_by_side, policy)
-        self._joined = False
+        self._averages_any = False
         self._verdicts: dict[tuple[object, ...], _Verdict] = {}
 
     def decide(self, *, of_several: bool) -> Decisions:
         match = self._match
         names = match.names()
         all_names = frozenset(names)
-        assert self._special.keys() <= all_names, "names are matched in another way"
+        assert self._factor_sums.keys() <= all_names, "names are matched in another way"
         written: list[str] = []
         forms: dict[tuple[DType, Shape], int] = {}
         operations: dict[Operation, int] = {}
@@ -168,7 +168,7 @@ class _Decider:
             made = verdict.operation
             if made is None:
                 continue
-            self._joined |= selected and len(made.members) == len(self._row.members)
+            self._averages_any |= selected and len(made.members) == len(self._row.members)
             written.append(shown)
             place = places.get(id(verdict))
             if place is None:
@@ -184,7 +184,7 @@ class _Decider:
         if differences:
             raise self._behind_prefix() or _mismatch(differences, self._shown)
         kept = of_several and written and not any(map(self._selected, names))
-        if not self._joined and not kept:
+        if not self._averages_any and not kept:
             raise self._nothing(names)
         return Decisions(
             Specs(tuple(written), tuple(forms), form),
@@ -217,11 +217,11 @@ class _Decider:
         apart: Literal["spectral", "mask"] | None,
     ) -> _Verdict:
         columns = [table.columns for table in self._match.tables]
-        joined = self._special.get(name)
+        factor_sum = self._factor_sums.get(name)
         key = (
             selected,
             apart,
-            joined,
+            factor_sum,
             *(
                 number if number < 0 or number in of.others else (of.form[number],)
                 for of, number in zip(columns, column, strict=True)
@@ -233,10 +233,10 @@ class _Decider:
                 for place, number in enumerate(column)
             ]
             forms = [places[place] for place in self._match.table_of]
-            if joined is None:
+            if factor_sum is None:
                 self._verdicts[key] = self._judged(forms, selected, apart)
             elif selected:
-                self._verdicts[key] = self._joined_by(joined, forms)
+                self._verdicts[key] = self._factor_sum(factor_sum, forms)
             else:
                 raise RequestError(
                     f"include= and exclude= leave out '{name}': lora=exact takes whole adapters."
@@ -293,17 +293,17 @@ class _Decider:
         made = self._average(forms, alike, weights)
         return _Verdict(made, reference[1], "averaged over some", reason)
 
-    def _joined_by(self, joined: Joined, forms: Sequence[Form | None]) -> _Verdict:
+    def _factor_sum(self, factor_sum: FactorSum, forms: Sequence[Form | None]) -> _Verdict:
         present = [form for form in forms if form is not None]
         shape = present[-1][1]
         if len(present) < len(forms) or any(form[1] != shape for form in present):
             differs = self._differs(forms)
             assert differs is not None
             return differs
-        members, weights = self._row.members, joined.weights
-        output = self._output_dtype(joined.dtype)
+        members, weights = self._row.members, factor_sum.weights
+        output = self._output_dtype(factor_sum.dtype)
         if weights is None:
-            members, weights, output = members[-1:], (1.0,), joined.dtype
+            members, weights, output = members[-1:], (1.0,), factor_sum.dtype
         accumulate = self._accumulate([form[0] for form in present])
         made = Operation("average", output, accumulate, members, weights, uniform=False)
         return _Verdict(made, shape)

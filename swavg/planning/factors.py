@@ -11,7 +11,6 @@ from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Tensor
 from swavg.planning.adapters import Settings, check_readable, settings_of
 from swavg.planning.not_plain import LORA
-from swavg.storage.sources import Pool
 
 _NOT_LORA = ("lora_magnitude_vector", "dora_scale", "hada_w", "lokr_", "lora_mid", "lora_E")
 """In the names of what is no product of two factors: DoRA, LoHa, LoKr, Tucker, AdaLoRA."""
@@ -46,10 +45,10 @@ class Adapter(NamedTuple):
     """Nothing says what PEFT's products are scaled by."""
 
 
-def adapter_of(pool: Pool, checkpoint: Checkpoint, shown: str) -> Adapter:
+def adapter_of(checkpoint: Checkpoint, shown: str) -> Adapter:
     """The adapter in a checkpoint, which is called ``shown``. MismatchError unless it is plain
     LoRA, InputError where its settings cannot be read."""
-    settings = settings_of(pool, checkpoint)
+    settings = settings_of(checkpoint)
     names = checkpoint.tensors.index
     pairs: dict[str, Pair] = {}
     rest: list[str] = []

@@ -28,14 +28,14 @@ from swavg.planning.factors import Adapter, Pair, adapter_of
 from swavg.planning.match import spelling
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
-from swavg.storage.sources import Memory, Pool
+from swavg.storage.sources import Memory
 
 _FLOAT32 = BY_NAME["float32"]
 _ZEROS = 16
 """Bytes of zeros: an element of any dtype."""
 
 
-class Joined(NamedTuple):
+class FactorSum(NamedTuple):
     """How a tensor is made that is not averaged as all others: the members' weights (None: the
     last one's is taken), and the dtype of the sum."""
 
@@ -44,57 +44,56 @@ class Joined(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Joining:
+class Concatenated:
     """What is averaged in place of the inputs: a checkpoint for each member of each row, the rows
     over them, and by row how factors are made (by canonical name) and files that change."""
 
     checkpoints: list[Checkpoint] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    joined: list[Mapping[str, Joined]] = field(default_factory=list)
+    factor_sums: list[Mapping[str, FactorSum]] = field(default_factory=list)
     files: list[Mapping[str, bytes]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def joined(
+def concatenate(
     checkpoints: Sequence[Checkpoint], shown: Sequence[str], rows: Sequence[Row], policy: Policy
-) -> Joining:
+) -> Concatenated:
     """What the rows are of: the inputs, or for ``policy.lora`` exact what has the factors of each
     side by side. MismatchError or InputError for what is no plain LoRA."""
     if policy.lora != "exact":
-        nothing = len(rows)
-        return Joining(list(checkpoints), list(shown), list(rows), [{}] * nothing, [{}] * nothing)
-    with Pool() as pool:
-        adapters = [
-            adapter_of(pool, checkpoint, name)
-            for checkpoint, name in zip(checkpoints, shown, strict=True)
-        ]
+        same: list[Mapping[str, FactorSum]] = [{} for _ in rows]
+        files: list[Mapping[str, bytes]] = [{} for _ in rows]
+        return Concatenated(list(checkpoints), list(shown), list(rows), same, files)
+    adapters = [
+        adapter_of(checkpoint, name) for checkpoint, name in zip(checkpoints, shown, strict=True)
+    ]
     places = {tuple(each.place for each in adapter.settings) for adapter in adapters}
     if len(places) > 1:
         raise MismatchError(
             f"Some of the adapters have an {CONFIG}, and some have none: what these are scaled by"
             " is not known."
         )
-    joining = Joining()
+    made = Concatenated()
     for row in rows:
         own = [adapters[member] for member in row.members]
-        made = _Concatenation(own, row.weights, strict=policy.strict)
-        first = len(joining.checkpoints)
-        joining.checkpoints.extend(made.checkpoints())
-        joining.shown.extend(shown[member] for member in row.members)
-        numbers = tuple(range(first, len(joining.checkpoints)))
-        details = {**row.details, "rank": max(made.ranks.values())}
-        joining.rows.append(replace(row, members=numbers, details=details))
-        joining.joined.append(made.joined)
-        joining.files.append(made.files())
-        joining.notes.append(made.note())
+        exact = _Concatenation(own, row.weights, strict=policy.strict)
+        first = len(made.checkpoints)
+        made.checkpoints.extend(exact.checkpoints())
+        made.shown.extend(shown[member] for member in row.members)
+        numbers = tuple(range(first, len(made.checkpoints)))
+        details = {**row.details, "rank": max(exact.ranks.values())}
+        made.rows.append(replace(row, members=numbers, details=details))
+        made.factor_sums.append(exact.factor_sums)
+        made.files.append(exact.files())
+        made.notes.append(exact.note())
     if any(adapter.unscaled for adapter in adapters):
-        joining.warnings.append(
+        made.warnings.append(
             f"no {CONFIG} and no alpha says what the factors are scaled by: 1 was taken, and the"
             " average is to be loaded with an alpha that is its rank, as diffusers does"
         )
-    return joining
+    return made
 
 
 class _Concatenation:
@@ -119,7 +118,7 @@ class _Concatenation:
             self._begins.append(own)
             for name, pair in pairs.items():
                 self.ranks[name] = own[name] + pair.rank
-        self.joined: dict[str, Joined] = {}
+        self.factor_sums: dict[str, FactorSum] = {}
         self._shapes: dict[str, Shape] = {}
         self._alphas: dict[str, int] = {}
         for name, rank in self.ranks.items():
@@ -137,17 +136,17 @@ class _Concatenation:
         )
         dtypes = [pair.down.spec.dtype for pair in pairs if pair is not None]
         down, up = last.down.spec, last.up.spec
-        self.joined[name] = Joined((1.0,) * len(pairs), _widest(dtypes))
+        self.factor_sums[name] = FactorSum((1.0,) * len(pairs), _widest(dtypes))
         self._shapes[name] = (rank, *down.shape[1:])
-        self.joined[spell(up.name)] = Joined(scaled, _FLOAT32)
+        self.factor_sums[spell(up.name)] = FactorSum(scaled, _FLOAT32)
         self._shapes[spell(up.name)] = (up.shape[0], rank, *up.shape[2:])
         for adapter, pair in zip(self._adapters, pairs, strict=True):
             if pair is not None and pair.bias:
                 shape = adapter.checkpoint.tensors[pair.bias].spec.shape
-                self.joined[spell(pair.bias)] = Joined(scaled, _FLOAT32)
+                self.factor_sums[spell(pair.bias)] = FactorSum(scaled, _FLOAT32)
                 self._shapes[spell(pair.bias)] = shape
             if pair is not None and pair.alpha:
-                self.joined[spell(pair.alpha)] = Joined(None, _FLOAT32)
+                self.factor_sums[spell(pair.alpha)] = FactorSum(None, _FLOAT32)
                 self._alphas[spell(pair.alpha)] = rank
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -186,7 +185,7 @@ class _Concatenation:
         if not self._strict:
             # What an adapter does not change it changes by nothing.
             for name in [name for name in self._shapes if name not in written]:
-                zero = _zeros(name, self.joined[name].dtype, self._shapes[name], memory)
+                zero = _zeros(name, self.factor_sums[name].dtype, self._shapes[name], memory)
                 builder.add_boxes(zero)
         return replace(
             checkpoint,

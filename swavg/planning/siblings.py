@@ -17,7 +17,7 @@ _LISTED = 8
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Joined:
+class WithSiblings:
     """Checkpoints in whose tables the state dicts stand that all of them have, and what to say."""
 
     checkpoints: Sequence[Checkpoint]
@@ -42,7 +42,7 @@ def join_siblings(
     targets: Sequence[Target],
     policy: Policy,
     count: int = 1,
-) -> Joined:
+) -> WithSiblings:
     """The checkpoints with all state dicts that can be averaged along: those that every input has,
     with the same names and shapes, where the outputs keep the structure of a PyTorch file.
 
@@ -58,7 +58,7 @@ def join_siblings(
             )
             for part in range(count)
         ]
-        return Joined(
+        return WithSiblings(
             [parts[i % count].checkpoints[i // count] for i in range(len(checkpoints))],
             tuple(dict.fromkeys(note for part in parts for note in part.notes)),
             tuple(dict.fromkeys(warning for part in parts for warning in part.warnings)),
@@ -72,10 +72,10 @@ def join_siblings(
         or any(target.format != "torch" for target in targets)
         or any(checkpoints[template].format not in _TORCH for template in templates)
     ):
-        return Joined(checkpoints)
+        return WithSiblings(checkpoints)
     last = shown[templates[0]] if len(templates) == 1 else "the last input"
     if policy.key:
-        return Joined(checkpoints, (_note(checkpoints[templates[-1]], [], last),))
+        return WithSiblings(checkpoints, (_note(checkpoints[templates[-1]], [], last),))
     strict = policy.strict and not policy.mixed_dtypes
     joined: list[str] = []
     warnings = []
@@ -96,9 +96,9 @@ def join_siblings(
         if path not in paths
     ]
     if not joined:
-        return Joined(checkpoints, (), tuple(warnings))
+        return WithSiblings(checkpoints, (), tuple(warnings))
     tables: dict[tuple[object, ...], TensorTable] = {}
-    return Joined(
+    return WithSiblings(
         [_with(checkpoint, joined, tables) for checkpoint in checkpoints],
         (_note(checkpoints[templates[-1]], joined, last),),
         tuple(warnings),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from swavg.errors import InputError
-from swavg.formats.configuration import JSON_LIMIT, is_configuration
+from swavg.formats.configuration import is_configuration, small_json
+from swavg.planning.adapters import CONFIG, SETTINGS
+from swavg.storage.fingerprints import same_bytes
 from swavg.storage.sources import LocalFile, Pool
 
 _SAYS_NOTHING = {
@@ -17,13 +19,9 @@ _SAYS_NOTHING = {
 }  # fmt: skip
 """Fields that tell who wrote a file and how it is run, or that are made true of the output."""
 
-_ADAPTER = "adapter_config.json"
-_SCALING = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
-"""Fields of adapters that are looked at with their tensors."""
 _SETS = {"target_modules", "modules_to_save", "exclude_modules"}
 """Fields of adapters whose order means nothing."""
 
-_STEP = 1 << 20
 _SHOWN = 6
 
 
@@ -57,29 +55,18 @@ def differing_files(side_files: Sequence[Mapping[str, str]], shown: Sequence[str
     ]
 
 
-def _same_bytes(pool: Pool, one: str, other: str) -> bool:
-    files = LocalFile.find(one), LocalFile.find(other)
-    if files[0].identity == files[1].identity:
-        return True
-    size = files[0].size
-    return size == files[1].size and all(
-        pool.read(files[0], at, min(_STEP, size - at))
-        == pool.read(files[1], at, min(_STEP, size - at))
-        for at in range(0, size, _STEP)
-    )
-
-
 def _told(pool: Pool, name: str, paths: tuple[str, str], shown: tuple[str, str]) -> str:
     """How two files differ, in words; empty if they say the same, or one cannot be read."""
     try:
-        if _same_bytes(pool, *paths):
+        files = [LocalFile.find(path) for path in paths]
+        if files[0].identity == files[1].identity or same_bytes(pool, files[:1], files[1:]):
             return ""
-        one, other = (_parsed(pool, path) if name.endswith(".json") else None for path in paths)
+        one, other = (small_json(path) if name.endswith(".json") else None for path in paths)
         if one is None or other is None:
             return f"{name} ({' and '.join(shown)})"
-        differences = _differences(
-            one, other, _SCALING if os.path.basename(name) == _ADAPTER else set()
-        )
+        # What scales the factors of adapters is looked at with their tensors.
+        skipped = SETTINGS.keys() if os.path.basename(name) == CONFIG else ()
+        differences = _differences(one, other, skipped)
         first = next(differences, None)
         more = sum(1 for _ in differences)
     except InputError:
@@ -93,19 +80,8 @@ def _told(pool: Pool, name: str, paths: tuple[str, str], shown: tuple[str, str])
     return f"{name} ({_cut(place, 80)}: {facts}{f', and {more} more' if more else ''})"
 
 
-def _parsed(pool: Pool, path: str) -> object:
-    """The value of a small JSON file; None for another."""
-    file = LocalFile.find(path)
-    if file.size > JSON_LIMIT:
-        return None
-    try:
-        return json.loads(bytes(pool.read(file, 0, file.size)))
-    except (ValueError, RecursionError):
-        return None
-
-
 def _differences(
-    one: object, other: object, skipped: set[str], place: str = ""
+    one: object, other: object, skipped: Collection[str], place: str = ""
 ) -> Iterator[tuple[str, object, object]]:
     """Where two values of JSON differ, and what is there. A field that is null is not there."""
     if isinstance(one, dict) and isinstance(other, dict):

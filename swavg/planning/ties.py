@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Tensor
-from swavg.storage.sources import Pool, read_file
+from swavg.formats.configuration import small_json
+from swavg.storage.sources import Pool
 
 _STEP = 1 << 20
 _SAMPLE = 4096
@@ -124,8 +124,8 @@ def broken_ties(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list
 
 def _says_tied(path: str) -> bool:
     try:
-        config = json.loads(bytes(read_file(path, _STEP)))
-    except (InputError, ValueError, RecursionError):
+        config = small_json(path)
+    except InputError:
         return False
     return isinstance(config, dict) and config.get("tie_word_embeddings") is True
 

@@ -17,6 +17,7 @@ from itertools import chain
 from swavg.errors import InputError
 from swavg.formats import recipe_in
 from swavg.formats.checkpoint import Shared
+from swavg.formats.metrics import number
 from swavg.formats.parts import open_whole
 from swavg.series.model import Unit
 from swavg.storage.sources import read_file
@@ -159,16 +160,6 @@ def read_json(path: str) -> object:
     try:
         return load_json(path)
     except (InputError, ValueError):
-        return None
-
-
-def number(value: object) -> float | None:
-    """``value`` as a float if it is a number (or the text of one), else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
         return None
 
 

@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from swavg.errors import InputError
+from swavg.formats.metrics import number
 from swavg.series.inside import (
     averages_inputs,
     metrics_by_epoch,
-    number,
     read_inside,
     read_json,
     read_scalars,

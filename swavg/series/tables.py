@@ -14,7 +14,8 @@ from io import BufferedReader
 from typing import Literal
 
 from swavg.errors import InputError
-from swavg.series.inside import load_json, number, parse_json
+from swavg.formats.metrics import number
+from swavg.series.inside import load_json, parse_json
 from swavg.series.model import Snapshot, Unit, label, labels
 from swavg.storage.filesystems import absolute
 from swavg.storage.sources import open_binary, read_file
