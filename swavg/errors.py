@@ -119,6 +119,10 @@ class InputError(SwavgError):
         self.problem = problem
 
 
+class NoWeightsError(InputError):
+    """A file that holds no weights, rather than a broken one: beside others it may well lie."""
+
+
 class OutputError(SwavgError):
     """The output cannot be written."""
 
@@ -159,6 +163,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     import difflib
 
     return next(iter(difflib.get_close_matches(word, [*known], 1, cutoff=0.75)), None)
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

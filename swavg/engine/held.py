@@ -29,7 +29,8 @@ class Held(NamedTuple):
 
 
 def held_in(recipe: Mapping[str, object]) -> list[Held]:
-    """What the recipe of an average says; empty if it says nothing, as those of before."""
+    """What the recipe of an average says, of at most 1,000 checkpoints; empty if it says nothing,
+    as recipes did before this was recorded."""
     entries = recipe.get("holds")
     found = []
     for entry in entries if isinstance(entries, list) else ():

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from swavg.engine.recipe import recorded_in
+from swavg.errors import some
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import is_training_state
 from swavg.formats.metrics import metrics_among
+from swavg.formats.part_names import WEIGHTS
 from swavg.planning.plan import Output
 from swavg.planning.row import Row
 from swavg.series.names import counts_of
@@ -18,16 +20,16 @@ _LISTED = 4
 
 
 def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[str]:
-    """What may make a row useless: an average among its own inputs, or a single input."""
+    """What may make a row useless: an average among its own inputs, a single input, NumPy arrays
+    that are not averaged."""
     if row.members and row.weights == (1.0,):
         yield f"one checkpoint: the average is a copy of {shown[row.members[0]]}"
     arrays = checkpoints[row.members[-1]].extras.arrays
     if arrays and len(row.members) > 1:
-        listed = ", ".join(f"'{name}'" for name in arrays[:_LISTED])
-        more = f" and {len(arrays) - _LISTED} more" if len(arrays) > _LISTED else ""
+        listed = some([f"'{name}'" for name in arrays], _LISTED)
         yield (
             f"NumPy arrays in the state dict are not averaged, but those of"
-            f" {shown[row.members[-1]]}, if they are in the output at all: {listed}{more}. Make"
+            f" {shown[row.members[-1]]}, if they are in the output at all: {listed}. Make"
             " tensors of them first: torch.from_numpy"
         )
     if row.of_averages:
@@ -41,7 +43,6 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
             )
 
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_FORM = re.compile(
     r"(model|pytorch_model|diffusion_pytorch_model|consolidated)[.-].*"
     r"|onnx.*|openvino.*|coreml.*|tflite.*|gguf.*|.*fp16.*"
@@ -55,10 +56,9 @@ def weights_lost(left_out: Sequence[str]) -> list[str]:
     lost = [os.path.basename(path) for path in left_out if _holds_weights(path)]
     if not lost:
         return []
-    more = f" and {len(lost) - _LISTED} more" if len(lost) > _LISTED else ""
-    listed = ", ".join(lost[:_LISTED])
+    listed = some(lost, _LISTED)
     return [
-        f"neither averaged nor in the output, though there may be weights in them: {listed}{more}."
+        f"neither averaged nor in the output, though there may be weights in them: {listed}."
         " Average them by themselves if they belong to the model"
     ]
 
@@ -68,9 +68,9 @@ def _holds_weights(path: str) -> bool:
     if is_training_state(name) or _OTHER_FORM.fullmatch(name) or counts_of(name):
         return False
     if not os.path.isdir(path):
-        return name.endswith(_WEIGHTS)
+        return name.endswith(WEIGHTS)
     return any(
-        file.endswith(_WEIGHTS) and not is_training_state(file)
+        file.endswith(WEIGHTS) and not is_training_state(file)
         for _, _, files in os.walk(path)
         for file in files
     )
@@ -97,7 +97,6 @@ def metrics_kept(
         # Those of a callback of Lightning have its settings in their path.
         names = dict.fromkeys(name.rpartition(".")[2] for name in found)
         if names and any(file.layout.kept for file in output.files):
-            listed = ", ".join(f"'{name}'" for name in [*names][:_LISTED])
-            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-            told[f"metrics in it are those of {shown[last]}, the last input: {listed}{more}"] = None
+            listed = some([f"'{name}'" for name in names], _LISTED)
+            told[f"metrics in it are those of {shown[last]}, the last input: {listed}"] = None
     return list(told)

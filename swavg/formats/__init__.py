@@ -33,7 +33,7 @@ def open_checkpoint(
 
 def recipe_in(path: str) -> str | None:
     """The text that swavg wrote into an average, found without reading its names and objects; None
-    if there is none, or if ``path`` is no checkpoint."""
+    if there is none, or if ``path`` is no checkpoint, or a damaged one."""
     try:
         if os.path.isdir(path):
             from swavg.formats import composite, folder

@@ -267,9 +267,10 @@ class Extras:
 class Checkpoint:
     """An opened checkpoint: facts and offsets only.
 
-    ``format`` is the name of its row in the table of formats. ``metadata`` are the strings of a
-    safetensors header. ``notes`` are things its user should know (another state dict that was not
-    chosen, say). ``renamed``: its user has changed names of tensors, which are not the file's.
+    ``format`` is the name of its row in the table of formats, or ``composite``. ``metadata`` are
+    the strings of a safetensors header. ``notes`` are things its user should know (another state
+    dict that was not chosen, say). ``renamed``: its user has
+    changed names of tensors, which are not the file's.
     """
 
     path: str

@@ -22,11 +22,11 @@ from swavg.formats.folder import (
     is_checkpoint_folder,
     weights_stem,
 )
-from swavg.formats.part_names import part_mark, rank_of, without_numbers
+from swavg.formats.part_names import WEIGHTS, part_mark, rank_of, without_numbers
 from swavg.storage.sources import read_file
 from swavg.storage.temporary import TEMPORARY
 
-_MAY_BE_PARTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".tar", ".th")
+_MAY_BE_PARTS = (*WEIGHTS, ".tar", ".th")
 _HEAD = 512
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swavg.errors import InputError
+from swavg.errors import InputError, NoWeightsError
 from swavg.formats import safetensors, torch
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.layout import Format
@@ -45,7 +45,7 @@ def _unknown(path: str, head: bytes) -> InputError:
         # It says itself what is wrong.
         safetensors.FORMAT.open(path)
     text = first_line(head)
-    return known or InputError(
+    return known or NoWeightsError(
         path,
         "is neither a safetensors nor a PyTorch file"
         + (f"; it is text that begins with '{text}'" if text else ""),

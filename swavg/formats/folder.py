@@ -22,19 +22,21 @@ from swavg.formats.files import FILES, open_file
 from swavg.formats.files import recipe_in as recipe_in_file
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.part_names import WEIGHTS
 from swavg.formats.safetensors import unique, without_ties
 from swavg.storage.sources import LocalFile, Source, read_file
+from swavg.storage.temporary import TEMPORARY
 
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")
 _INDEX_LIMIT = 64 << 20
 _INDEX_ENTRIES = 1_000_000
 _BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 """Which format the shards of a folder have."""
-_LONE = (".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
+_LONE = (*WEIGHTS[1:], ".pth.tar")
 """How the one torch file of a folder may end."""
 
 WEIGHT_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
+    *WEIGHTS, ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
     ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
@@ -265,7 +267,7 @@ def _others(path: str, weights: set[str]) -> tuple[dict[str, str], tuple[str, ..
             continue
         weighty = entry.name.endswith(WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
         weighty = weighty or entry.name in LOGS
-        if entry.is_file() and not weighty and not entry.name.endswith(".swavg-partial"):
+        if entry.is_file() and not weighty and not entry.name.endswith(TEMPORARY):
             side[entry.name] = os.path.join(path, entry.name)
         else:
             left_out.append(entry.name)

@@ -10,7 +10,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from swavg.errors import InputError
+from swavg.errors import InputError, NoWeightsError
 from swavg.formats.packed import output_for, unpacking
 from swavg.storage.sources import read_file
 
@@ -29,6 +29,8 @@ class _Kind:
     """What the first bytes match; empty: they do not tell."""
     name: str = ""
     """What the end of the name matches, where the bytes tell nothing."""
+    aside: bool = False
+    """Among the parts of a checkpoint it goes along as it is."""
 
 
 def _python(code: str, output: str) -> str:
@@ -66,24 +68,25 @@ _KINDS = (
     _Kind("is a NumPy archive (.npz); they are not read yet",
           "Convert each, average the .safetensors, and back if need be:\n"
           + _python(_FROM_NUMPY + "dict(numpy.load(sys.argv[1])), sys.argv[2])", ".safetensors")
-          + "\n" + _TO_NPZ, rb"PK\x03\x04.{26}[^\0]+?\.npy", r"\.npz"),
+          + "\n" + _TO_NPZ, rb"PK\x03\x04.{26}[^\0]+?\.npy", r"\.npz", aside=True),
     _Kind("is a NumPy array (.npy), which swavg does not read", "Convert each:\n" + _python(
         _FROM_NUMPY + "{'array': numpy.load(sys.argv[1])}, sys.argv[2])", ".safetensors"),
         rb"\x93NUMPY", r"\.npy"),
     _Kind("is a Keras archive (.keras), which swavg does not read", None,
           rb"PK\x03\x04.{26}(metadata\.json|config\.json|model\.weights\.h5)", r"\.keras"),
-    _Kind("is a zip of files, not a checkpoint", UNZIP, rb"PK(\x03\x04|\x05\x06)", r"\.zip"),
+    _Kind("is a zip of files, not a checkpoint", UNZIP, rb"PK(\x03\x04|\x05\x06)", r"\.zip",
+          aside=True),
     _Kind("is a pickle of scikit-learn objects, which swavg does not read", None,
-          _PICKLE + b".*sklearn", r"\.joblib"),
+          _PICKLE + b".*sklearn", r"\.joblib", aside=True),
     _Kind("is a bare pickle of PyTorch tensors, not a file of torch.save",
           f"Save it with torch. {_TRUST}:\n{_FROM_PICKLE}",
           _PICKLE + b".*_rebuild_(tensor|parameter)"),
     _Kind("is a pickle of NumPy arrays, not a PyTorch file",
           f"Save it with torch. {_TRUST}:\n{_FROM_PICKLE}", _PICKLE + b".*numpy",
-          r"\.pdparams"),
+          r"\.pdparams", aside=True),
     _Kind("is a pickle, but not one that torch.save wrote",
           f"Save it with torch. {_TRUST}:\n{_FROM_PICKLE}",
-          _PICKLE, r"\.(pkl|pickle)"),
+          _PICKLE, r"\.(pkl|pickle)", aside=True),
     _Kind("is an HDF5 file (Keras), which swavg does not read", None, rb"\x89HDF\r\n",
           r"\.(h5|hdf5)"),
     _Kind("is a GGUF file, which swavg does not read", "Average before converting to GGUF.",
@@ -140,7 +143,8 @@ def with_paths(hint: str, path: str) -> str:
 
 def _error(path: str, kind: _Kind) -> InputError:
     hint = None if kind.hint is None else with_paths(kind.hint, path)
-    return InputError(path, kind.problem, hint=hint)
+    error = NoWeightsError if kind.aside else InputError
+    return error(path, kind.problem, hint=hint)
 
 
 def first_line(head: bytes) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from swavg.dtypes import DType
+from swavg.errors import some
 from swavg.formats.checkpoint import Checkpoint, Shape, Shared
 
 T = TypeVar("T")
@@ -133,9 +134,8 @@ def losses(request: WriteRequest) -> str:
     others = list(dict.fromkeys((*extras.others, *extras.non_tensors)))
     if not others:
         return ""
-    shown = ", ".join(f"'{name}'" for name in others[:5])
-    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-    return f"{shown}{more} of {os.path.basename(request.template.path.rstrip('/'))}"
+    shown = some([f"'{name}'" for name in others], 5)
+    return f"{shown} of {os.path.basename(request.template.path.rstrip('/'))}"
 
 
 class Open(Protocol):

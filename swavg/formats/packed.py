@@ -12,12 +12,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 from swavg.errors import InputError
+from swavg.formats.part_names import WEIGHTS
 from swavg.storage.sources import LocalFile, Pool, read_file
 
 _LOOK = 1 << 20
 _MOST_MEMBERS = 1000
 _BLOCK = 512
-_WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 Read = Callable[[int, int], bytes]
 """Bytes of a file from an offset on, fewer where it ends."""
@@ -94,7 +94,7 @@ def _tar(path: str, names: Sequence[str], program: str | None) -> InputError:
     kind += f", compressed with {program})" if program else ")"
     folder, flags = output_for(path), "-czf" if program == "gzip" else "-cf"
     unpack = f"mkdir {folder} && tar -xf {shlex.quote(path)} -C {folder}"
-    weights = [name for name in names if name.endswith(_WEIGHTS)]
+    weights = [name for name in names if name.endswith(WEIGHTS)]
     if nemo and not weights:
         # They lie further behind.
         weights = ["model_weights.ckpt"]

@@ -1,10 +1,13 @@
-"""What names say of parts: which rank a file is of, and what is a namesake."""
+"""What names say: of weights, which rank a file is of, and what is a namesake."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Sequence
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""Suffixes of files of weights that are averaged."""
 
 _PART = re.compile(
     r"consolidated\.\d+(?=\.)"  # Llama

@@ -6,19 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from swavg.errors import InputError
+from swavg.errors import InputError, NoWeightsError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.composite import Composite, as_composite, find_composite
 from swavg.formats.folder import add_tensor
 from swavg.formats.part_names import part_mark, without_numbers
 from swavg.storage.sources import Source
-
-_WITHOUT = (
-    "holds no ", "is neither ", "not a torch checkpoint", "a zip, but no torch checkpoint",
-    "is a pickle", "is a zip of files", "is a NumPy archive",
-)  # fmt: skip
-"""What is said of files that are no checkpoints, and are not meant to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +54,8 @@ def open_parts(
             )
         try:
             part = open_checkpoint(place, key=key, shared=shared)
-        except InputError as error:
-            if os.path.isdir(place) or not error.problem.startswith(_WITHOUT):
+        except NoWeightsError as error:
+            if os.path.isdir(place):
                 raise
             without[name] = error
             continue
@@ -84,8 +78,9 @@ def _beside_others(own: Checkpoint, composite: Composite) -> Checkpoint:
 def open_whole(
     path: str | os.PathLike[str], *, key: str | None = None, shared: Shared | None = None
 ) -> Checkpoint:
-    """Open a checkpoint to be looked at: of a composite all tensors, below the name of their part
-    (``unet/conv.weight``), and what its first part holds besides. Raises InputError."""
+    """Open a checkpoint to be looked at, or an average that is continued: of a composite all
+    tensors, below the name of their part (``unet/conv.weight``), and what its first part holds
+    besides. Raises InputError."""
     path = os.fspath(path)
     composite = as_composite(path)
     if composite is None or _is_series(composite):

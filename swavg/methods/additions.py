@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from swavg.engine.held import Held, held_by_each, held_in
-from swavg.errors import RequestError
+from swavg.errors import RequestError, some
 from swavg.formats.parts import open_whole
 from swavg.methods.recorded import Earlier
 from swavg.planning.row import Path
@@ -34,9 +34,8 @@ def check_new(average: Earlier, new: Sequence[Path]) -> list[str]:
                 " added, for it has another name"
             )
     if present:
-        more = f" and {len(present) - _LISTED} more" if len(present) > _LISTED else ""
         raise RequestError(
-            f"{average.path} holds {', '.join(present[:_LISTED])}{more} already.",
+            f"{average.path} holds {some(present, _LISTED)} already.",
             hint="Leave out what it holds, or let it count once more with again=True.",
         )
     return warnings

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from swavg.errors import InputError, MismatchError, RequestError
+from swavg.errors import InputError, MismatchError, RequestError, some
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.composite import as_composite
 from swavg.formats.part_names import matched
@@ -17,6 +17,8 @@ from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target, choose_target, default_path, names_file, writable
 from swavg.storage.destination import is_stream
+
+_LISTED = 6
 
 T = TypeVar("T")
 Outputs = Sequence[str | os.PathLike[str] | None]
@@ -185,11 +187,12 @@ class Parts:
             opened = self.inputs[number]
             base = os.path.basename(opened.composite.path.rstrip("/"))
             if opened.without:
-                yield f"copied from {base}, as no weights are in them: {_some([*opened.without])}"
+                listed = some([*opened.without], _LISTED)
+                yield f"copied from {base}, as no weights are in them: {listed}"
             if "CKPT.yaml" in opened.side_files:
                 yield f"metrics in CKPT.yaml are those of {base}"
             if opened.left_out:
-                yield f"not copied from {base}: {_some(opened.left_out)}"
+                yield f"not copied from {base}: {some(opened.left_out, _LISTED)}"
 
 
 def find_parts(paths: Sequence[str], policy: Policy, shared: Shared | None = None) -> Parts | None:
@@ -231,7 +234,7 @@ def _unlike(opened: Sequence[Opened]) -> MismatchError | InputError:
     for one, other in ((first, last), (last, first)):
         only = [name for name in one.parts if name not in other.parts]
         has = f"{one.composite.path} has {len(one.parts)}"
-        facts.append(f"{has} ({_some(only)} only there)" if only else has)
+        facts.append(f"{has} ({some(only, _LISTED)} only there)" if only else has)
     return MismatchError(
         f"Parts of checkpoints are averaged with their namesakes, but {' and '.join(facts)}.",
         hint="Give checkpoints of the same parts: of one number of ranks, or of one kind of model."
@@ -240,8 +243,5 @@ def _unlike(opened: Sequence[Opened]) -> MismatchError | InputError:
 
 
 def _listing(names: Sequence[str]) -> str:
-    return f"{len(names)} part{'s' * (len(names) != 1)} ({_some([name or '.' for name in names])})"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    listed = some([name or "." for name in names], _LISTED)
+    return f"{len(names)} part{'s' * (len(names) != 1)} ({listed})"

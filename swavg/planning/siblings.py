@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from swavg.errors import some
 from swavg.formats.checkpoint import Checkpoint, TableBuilder, TensorTable
 from swavg.planning.match import by_canonical_name
 from swavg.planning.plan import Plan
@@ -228,8 +229,5 @@ def _note(template: Checkpoint, joined: Sequence[str], last: str) -> str:
         for name in template.extras.others
         if not any(path == name or path.startswith(name + ".") for path in joined)
     ]
-    more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
-    rest = ", ".join(f"'{name}'" for name in left[:_LISTED])
-    return f"averaged: {', '.join(averaged)}" + (
-        f"; left as in {last}: {rest}{more}" if left else ""
-    )
+    rest = some([f"'{name}'" for name in left], _LISTED)
+    return f"averaged: {', '.join(averaged)}" + (f"; left as in {last}: {rest}" if left else "")

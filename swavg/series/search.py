@@ -18,10 +18,11 @@ from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
 from swavg.storage.filesystems import absolute
+from swavg.storage.temporary import TEMPORARY
 
 _MOST = 1000
 """Folders that are looked into for a hint."""
-_PARTIAL = (".tmp", ".temp", ".partial", ".part", ".swavg-partial", ".incomplete", ".lock")
+_PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lock")
 
 
 def is_one_checkpoint(path: str, notes: list[str]) -> bool:
@@ -106,6 +107,8 @@ def are_composites(paths: Sequence[str]) -> bool:
 
 
 def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate]:
+    """The checkpoints in a folder, one level deep, that match ``pattern``; ``notes`` get what was
+    ignored. InputError if there are none."""
     found: list[Candidate] = []
     partial, training, shards, foreign = [], [], [], []
     for name in _listed(folder):

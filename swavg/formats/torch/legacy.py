@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from swavg.errors import InputError
+from swavg.errors import InputError, NoWeightsError
 from swavg.formats.torch.blocks import Read, read_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import (
@@ -35,7 +35,7 @@ def read_legacy(read: Read, path: str, size: int) -> tuple[Graph, Callable[[Stor
     element. InputError unless the storages fill the rest of the file."""
     magic, at = _pickle(read, path, 0, size, _FEW)
     if magic.top != _MAGIC:
-        raise InputError(path, "not a torch checkpoint: it starts with another pickle")
+        raise NoWeightsError(path, "not a torch checkpoint: it starts with another pickle")
     protocol, at = _pickle(read, path, at, size, _FEW)
     if protocol.top != _PROTOCOL:
         raise InputError(path, "a legacy torch file of an unknown protocol")

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass, field
 from itertools import islice
 
-from swavg.errors import InputError
+from swavg.errors import InputError, NoWeightsError
 from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
 from swavg.formats.torch.objects import (
     HIDDEN,
@@ -85,8 +85,10 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
             f"holds NumPy arrays ('{arrays[0][:80]}') and no tensors",
             hint="Save it with tensors in their place: torch.from_numpy.",
         )
+    if not views and root_key:
+        raise InputError(path, f"no tensors under '{root_key}'")
     if not views:
-        raise InputError(path, f"no tensors under '{root_key}'" if root_key else "holds no tensors")
+        raise NoWeightsError(path, "holds no tensors")
     if root_key:
         names = _names(top)
         first = root_key if root_key in names else root_key.split(".")[0]
@@ -128,7 +130,7 @@ class _Search:
             return "", top, ()
         found = mapping(top)
         if found is None:
-            raise InputError(self.path, "holds no state dict")
+            raise NoWeightsError(self.path, "holds no state dict")
         candidates = [name for name, node in found.items() if self._may_be_meant(name, node)]
         chosen: object = next((name for name in (*PLAIN, *EMA) if name in candidates), None)
         if chosen in EMA and any(is_weight(*item) and is_layers(item[0]) for item in found.items()):
@@ -157,7 +159,7 @@ class _Search:
                     hint=f"Choose one with key={candidates[0]}, or all with key=''.",
                 )
             if not candidates:
-                raise InputError(self.path, "holds no tensors that could be a state dict")
+                raise NoWeightsError(self.path, "holds no tensors that could be a state dict")
             chosen = candidates[0]
         parts, node = self._deeper([str(chosen)], found[chosen])
         root_key = ".".join(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from swavg.errors import InputError
+from swavg.errors import InputError, NoWeightsError
 from swavg.formats.torch.blocks import Read
 
 LOCAL = struct.Struct("<4s5H3I2H")
@@ -69,7 +69,7 @@ def no_data(path: str) -> InputError:
     """The refusal of a zip that torch did not write."""
     from swavg.formats.foreign import UNZIP, with_paths
 
-    return InputError(
+    return NoWeightsError(
         path,
         "a zip, but no torch checkpoint (it has no data.pkl)",
         hint=with_paths(UNZIP, path),
