@@ -76,6 +76,9 @@ _POLICY = {
         Option("weights_only", "--weights-only", "Write a bare state dict to a .pt."),
         Option("max_shard_size", "--max-shard-size",
                "Write a folder of shards of at most this size, such as 5GB.", "SIZE", Size()),
+        Option("format", "--format",
+               "Of the output: safetensors, torch, ... [default: by its suffix, or as the first"
+               " input]", "NAME"),
     ),
 }  # fmt: skip
 

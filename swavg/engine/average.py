@@ -106,7 +106,7 @@ def prepare(
     opened = renamed(grouped.checkpoints, rules(policy.strip_prefix, policy.rename))
     names = short_names([checkpoint.path for checkpoint in opened])
     targets = [
-        grouped.target(place, row, policy.max_shard_size, force=force)
+        grouped.target(place, row, policy, force=force)
         for row, place in zip(rows, places, strict=True)
     ]
     siblings = join_siblings(opened, names, rows, targets, policy, grouped.count)
@@ -217,8 +217,7 @@ def execute(
             tally.add(result)
             tell()
         tally.complete()
-        if resources.check_crc:
-            tally.notes += tally.reads.compare(plan.checkpoints)
+        tally.notes += tally.reads.compare(plan, everything=resources.check_crc)
         write_deferred(plan, tally, sinks)
         for checkpoint in plan.checkpoints:
             for source in checkpoint.sources:

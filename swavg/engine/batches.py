@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -41,7 +40,7 @@ class Piece(NamedTuple):
 
 
 class BytesRead(NamedTuple):
-    """Bytes that were read of a member's source, and their CRC-32."""
+    """Bytes that were read of a member's source, and their checksum."""
 
     member: int
     source: int
@@ -203,15 +202,23 @@ class Inputs:
 class BatchReader:
     """Reads a batch of the members' elements: ``reader(i, buffer)`` fills it with member ``i``'s.
 
-    ``reads`` takes the checksums of what is read as it lies in the file.
+    ``reads`` takes the checksums, which ``checked`` has a function for by member, of what is read
+    as it lies in the file.
     """
 
-    def __init__(self, inputs: Inputs, batch: Batch, reads: list[BytesRead] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        batch: Batch,
+        checked: Mapping[int, Callable[[memoryview], int]] | None = None,
+        reads: list[BytesRead] | None = None,
+    ) -> None:
         self._inputs = inputs
         self._plan = inputs.plan
         self._pool = inputs.pool
         self._batch = batch
-        self._reads = reads
+        self._checked = {} if checked is None else checked
+        self._reads = [] if reads is None else reads
         self._pieces: dict[int, list[Piece]] = {}
 
     def of(self, batch: Batch) -> BatchReader:
@@ -254,10 +261,10 @@ class BatchReader:
     def _add_checksums(
         self, member: int, base: int, pieces: Sequence[Piece], out: memoryview
     ) -> None:
-        if self._reads is not None:
+        if (crc_of := self._checked.get(member)) is not None:
             done = 0
             for source, offset, nbytes in pieces:
-                crc = zlib.crc32(out[done : done + nbytes])
+                crc = crc_of(out[done : done + nbytes])
                 self._reads.append(BytesRead(member, source, base + offset, nbytes, crc))
                 done += nbytes
 
@@ -285,13 +292,14 @@ class BatchReader:
         """Where the spans lie in the files of this table, as few pieces as can be."""
         entries, columns = self._plan.entries, self._plan.entries.tables[place].columns
         numbers = entries.numbers[place]
-        whole = self._batch.manner.operation.op == "bytes"
+        operation = self._batch.manner.operation
+        whole = operation.op == "bytes"
         bits = self._batch.manner.inputs[index].bits
         found: list[Piece] = []
         for span in self._batch.spans:
             number = numbers[span.entry]
             offset = (number if whole else columns.offset[number]) + span.start * bits // 8
-            source = 0 if whole else columns.source[number]
+            source = operation.source if whole else columns.source[number]
             nbytes = (span.stop - span.start) * bits // 8
             last = found[-1] if found else None
             if last and last.source == source and last.offset + last.nbytes == offset:

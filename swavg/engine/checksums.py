@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from swavg.engine.batches import BytesRead
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Record
-from swavg.storage.crc import combined
-from swavg.storage.sources import Pool
+from swavg.planning.plan import Plan
+from swavg.storage.crc import SHOWN, Checksum, combined, crc_function
+from swavg.storage.sources import Pool, Source
 
 _SMALL = 4 << 20
 """Bytes of a record up to which it is read here if it was not before (the pickle, say)."""
+_READ = 1 << 20
+
+CrcFunction = Callable[[memoryview], int]
+
+
+def checked_members(plan: Plan, *, everything: bool) -> Mapping[int, CrcFunction]:
+    """What computes the checksums of what is read of a member, for those that are compared: those
+    whose format wants it, or all."""
+    return {
+        member: crc_function(checkpoint.extras.checksum)
+        for member, checkpoint in enumerate(plan.checkpoints)
+        if everything or checkpoint.extras.always_checked
+    }
 
 
 class Reads:
@@ -27,36 +40,55 @@ class Reads:
             parts = self._parts.setdefault((member, source), {})
             parts[offset] = max(parts.get(offset, (0, 0)), (nbytes, crc))
 
-    def compare(self, checkpoints: Sequence[Checkpoint]) -> list[str]:
-        """A note on how many records were compared. InputError for one that is not what its
-        checksum tells of."""
+    def compare(self, plan: Plan, *, everything: bool) -> list[str]:
+        """A note on how many records were compared, if all were to be. InputError for one that is
+        not what its checksum tells of."""
         compared = passed_over = 0
         with Pool() as pool:
-            for member, checkpoint in enumerate(checkpoints):
-                for source, records in checkpoint.extras.records.items():
-                    file, parts = checkpoint.sources[source], self._parts.get((member, source), {})
-                    for record in records:
-                        found = _joined(parts, record)
-                        if found is None and record.size <= _SMALL:
-                            found = zlib.crc32(pool.read(file, record.offset, record.size))
-                        compared += found is not None
-                        passed_over += found is None
-                        if found not in (None, record.crc):
-                            raise InputError(
-                                file.name,
-                                f"is damaged: its record '{record.name}' does not have the CRC-32"
-                                " that the zip's directory tells of",
-                                hint="If torch wrote it without (set_crc32_options), leave"
-                                " check_crc=True out.",
-                            )
+            for member in checked_members(plan, everything=everything):
+                for known in self._compared(plan.checkpoints[member], member, pool):
+                    compared += known
+                    passed_over += not known
+        if not everything:
+            return []
         if not compared + passed_over:
             return ["no input holds checksums of its bytes"]
         rest = f"; {passed_over:,} were not read whole" if passed_over else ""
-        return [f"{compared:,} records have the CRC-32 that their file tells of{rest}"]
+        return [f"{compared:,} records have the checksum that their file tells of{rest}"]
+
+    def _compared(self, checkpoint: Checkpoint, member: int, pool: Pool) -> Iterator[bool]:
+        """For each record of a member, whether its checksum is known and right."""
+        extras, kind = checkpoint.extras, checkpoint.extras.checksum
+        for source, records in extras.records.items():
+            file, parts = checkpoint.sources[source], self._parts.get((member, source), {})
+            for record in records:
+                found = _joined(parts, record, kind)
+                if found is None and (record.size <= _SMALL or extras.always_checked):
+                    found = combined(_read(pool, file, record, crc_function(kind)), kind)
+                if found not in (None, record.crc):
+                    raise _damaged(file.name, record, kind)
+                yield found is not None
 
 
-def _joined(parts: dict[int, tuple[int, int]], record: Record) -> int | None:
-    """The CRC-32 of a record, from those of its parts; None if it was not read whole."""
+def _damaged(path: str, record: Record, kind: Checksum) -> InputError:
+    hint = None
+    if kind == "crc32":
+        hint = "If torch wrote it without (set_crc32_options), leave check_crc=True out."
+    problem = f"its record '{record.name}' does not have the {SHOWN[kind]} that is told of it"
+    return InputError(path, f"is damaged: {problem}", hint=hint)
+
+
+def _read(
+    pool: Pool, file: Source, record: Record, crc_of: CrcFunction
+) -> Iterator[tuple[int, int]]:
+    """Checksum and size of each piece of a record."""
+    for start in range(0, record.size, _READ):
+        size = min(_READ, record.size - start)
+        yield crc_of(memoryview(pool.read(file, record.offset + start, size))), size
+
+
+def _joined(parts: dict[int, tuple[int, int]], record: Record, kind: Checksum) -> int | None:
+    """The checksum of a record, from those of its parts; None if it was not read whole."""
 
     def pieces() -> Iterator[tuple[int, int]]:
         at = record.offset
@@ -68,6 +100,6 @@ def _joined(parts: dict[int, tuple[int, int]], record: Record) -> int | None:
             raise KeyError(at)
 
     try:
-        return combined(pieces())
+        return combined(pieces(), kind)
     except KeyError:
         return None

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import threading
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, Inputs, position_of
+from swavg.engine.checksums import checked_members
 from swavg.engine.resources import Sizes
 from swavg.errors import MismatchError, NumericsError
 from swavg.planning.not_plain import UNMASK
 from swavg.planning.plan import Plan
+from swavg.storage.crc import crc_function
 from swavg.storage.sinks import Sink
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _REPAIRED = 1 << 13
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """The CRC-32 of ``nbytes`` from ``start`` on of the region at ``offset`` of a file."""
+    """The checksum of ``nbytes`` from ``start`` on of the region at ``offset`` of a file."""
 
     row: int
     file: int
@@ -55,7 +56,7 @@ class TaskResult:
     differing: set[tuple[int, int]] = field(default_factory=set)
     distances: list[tuple[int, Sums]] = field(default_factory=list)
     reads: list[BytesRead] = field(default_factory=list)
-    """If the inputs' own checksums are compared."""
+    """Of inputs whose own checksums are compared."""
 
 
 def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
@@ -78,8 +79,8 @@ def _write(
     for span in batch.spans:
         home, region = output.place(span.entry)
         start, size = dtype.nbytes(span.start), dtype.nbytes(span.stop - span.start)
-        if output.files[home].layout.checksum:
-            crc = zlib.crc32(out[at : at + size])
+        if (kind := output.files[home].layout.checksum) is not None:
+            crc = crc_function(kind)(out[at : at + size])
             result.checksums.append(Checksum(row, home, region, start, size, crc))
         if (home, region + start) != (file, offset + at - begun):
             if at > begun:
@@ -104,13 +105,13 @@ class Tools:
         check_crc: bool = False,
     ) -> None:
         """``positions`` are those of :func:`swavg.engine.distances.positions_of`, if distances are
-        wanted; ``check_crc``: results tell the checksums of what was read."""
+        wanted; ``check_crc``: results tell the checksums of all that was read."""
         self.plan = plan
         needs = sizes.needs
         nbytes = sizes.elements * needs.output_size
         self.batches = Batches(plan, sizes.elements, nbytes)
         self._sampler = None if positions is None else _sampler(plan, positions)
-        self._check_crc = check_crc
+        self._checked = checked_members(plan, everything=check_crc)
         self._outs = [memoryview(bytearray(nbytes)) for _ in range(needs.rows)]
         self._inputs = Inputs(plan, 2 * nbytes, sizes.room)
         self._kernel: Kernel
@@ -146,8 +147,7 @@ class Tools:
         """The bytes of a batch, for each of its operation's terms: in buffers of this worker."""
         operation = batch.manner.operation
         outs = [out[: batch.nbytes] for out in self._outs[: len(operation.terms)]]
-        reads = result.reads if self._check_crc else None
-        read = BatchReader(self._inputs, batch, reads)
+        read = BatchReader(self._inputs, batch, self._checked, result.reads)
         result.read += sum(dtype.nbytes(batch.count) for dtype in batch.manner.inputs)
         if operation.op == "average":
             self._average(batch, read, outs, result)

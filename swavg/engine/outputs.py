@@ -62,7 +62,7 @@ def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> It
     path = plan.outputs[0].target.path
     if path is None or is_stream(path):
         (file,) = plan.outputs[0].files
-        regions = file.offsets if file.layout.checksum else ()
+        regions = () if file.layout.checksum is None else file.offsets
         with open_stream(path, file.layout, regions) as stream:
             yield [[stream]]
         return

@@ -103,7 +103,7 @@ class Tally:
     written: int = 0
     done: set[int] = field(default_factory=set)
     crcs: dict[tuple[int, int, int], list[tuple[int, int, int]]] = field(default_factory=dict)
-    """By row, file and region: start, CRC-32 and bytes of its parts."""
+    """By row, file and region: start, checksum and bytes of its parts."""
     differing: set[tuple[int, int]] = field(default_factory=set)
     nonfinite: set[tuple[int, int]] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
@@ -131,12 +131,15 @@ class Tally:
         assert len(self.done) == len(self.plan.tasks()), "tasks are missing"
         assert self.written == self.planned, f"{self.written} of {self.planned} bytes written"
 
-    def crc(self, row: int, file: int, offset: int) -> int:
-        """The CRC-32 of the region that begins at this offset of a file."""
+    def crc(self, row: int, own: int, offset: int, file: int | None = None) -> int:
+        """The checksum of the region at this offset of a file (None: of number ``own``)."""
         from swavg.storage.crc import combined
 
-        parts = sorted(self.crcs[row, file, offset])
-        return combined((crc, nbytes) for _, crc, nbytes in parts)
+        number = own if file is None else file
+        kind = self.plan.outputs[row].files[number].layout.checksum
+        assert kind is not None
+        parts = sorted(self.crcs[row, number, offset])
+        return combined(((crc, nbytes) for _, crc, nbytes in parts), kind)
 
 
 def read_and_written(plan: Plan, row: int) -> tuple[int, int]:
@@ -178,7 +181,7 @@ def report(
     cosines = (distances and distances.cosines()) or nothing
     return Report(
         output=STDOUT if output.target.path is None else output.target.path,
-        format="folder" if output.target.folder else output.target.format,
+        format=output.target.format if output.target.part is None else "folder",
         inputs=tuple(
             summary_of(plan.checkpoints[member], name, weight, distance, cosine)
             for member, name, weight, distance, cosine in zip(

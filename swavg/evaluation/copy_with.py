@@ -82,7 +82,7 @@ def copy_with(
     )
     # Of a row, the last member is the template.
     row, policy = Row((1.0,), (1,)), Policy()
-    target = choose_target(output, template, None, force=force)
+    target = choose_target(output, template, Policy(), force=force)
     entries, outputs = lay_out(checkpoints, [row], [decisions], [target], [as_text(recipe)], policy)
     shown = short_names([each.path for each in checkpoints])
     return Plan(checkpoints, shown, (row,), policy, entries, outputs, (recipe,), ())

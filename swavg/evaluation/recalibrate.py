@@ -20,6 +20,7 @@ from swavg.evaluation.fresh_statistics import FreshStatistics, OnBatch, fresh_st
 from swavg.evaluation.statistics_shift import StatisticsShift, statistics_shift
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
+from swavg.planning.policy import Policy
 from swavg.planning.rename import renamed_with_model, rules
 from swavg.planning.targets import default_path
 
@@ -128,7 +129,7 @@ def _checked_output(checkpoint: Checkpoint, output: Path | None, force: bool) ->
 def default_output(checkpoint: Checkpoint) -> str:
     """``run/averaged-bn.pt`` for ``run/averaged.pt``."""
     path = checkpoint.path.rstrip("/") or checkpoint.path
-    suffix = default_path(checkpoint).removeprefix("averaged")
+    suffix = default_path(checkpoint, Policy()).removeprefix("averaged")
     return f"{path.removesuffix(suffix)}-bn{suffix}"
 
 

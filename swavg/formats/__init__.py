@@ -22,28 +22,28 @@ def open_checkpoint(
     unsafe; nothing in a checkpoint is ever executed.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        from swavg.formats.folder import open_folder
+    if os.path.isfile(path):
+        from swavg.formats.files import open_file
 
-        return open_folder(path, key, shared)
-    from swavg.formats.files import open_file
+        return open_file(path, key, shared)
+    from swavg.formats.places import format_of
 
-    return open_file(path, key, shared)
+    return format_of(path).open(path, key, shared)
 
 
 def recipe_in(path: str) -> str | None:
     """The text that swavg wrote into an average, found without reading its names and objects; None
     if there is none, or if ``path`` is no checkpoint, or a damaged one."""
     try:
-        if os.path.isdir(path):
-            from swavg.formats import composite, folder
+        if os.path.isfile(path):
+            from swavg.formats import files
 
-            if (found := composite.as_composite(path)) is not None:
-                places = (found.place(name) for name in found.parts if name)
-                return next(filter(None, map(recipe_in, places)), None)
-            return folder.recipe_in(path)
-        from swavg.formats import files
+            return files.recipe_in(path)
+        from swavg.formats import composite, places
 
-        return files.recipe_in(path)
+        if (found := composite.as_composite(path)) is not None:
+            parts = (found.place(name) for name in found.parts if name)
+            return next(filter(None, map(recipe_in, parts)), None)
+        return places.format_of(path).recipe_in(path)
     except InputError:
         return None

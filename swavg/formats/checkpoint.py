@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from swavg.dtypes import DType
+from swavg.storage.crc import Checksum
 from swavg.storage.sources import Pool, Source
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class TableBuilder:
 
 
 class Record(NamedTuple):
-    """``size`` bytes of a source from ``offset`` on, whose CRC-32 the file says."""
+    """``size`` bytes of a source from ``offset`` on, and their checksum as the checkpoint says."""
 
     name: str
     offset: int
@@ -236,11 +237,14 @@ class Extras:
     Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
     file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
     weights, by name, ``left_out`` names of those that do not. ``records`` are stretches whose
-    checksums are known, by source. ``template`` is for the format's own writer.
+    ``checksum`` is known, by source; ``always_checked``: whoever reads them compares it, as the
+    format's own library does. ``template`` is for the format's own writer.
     """
 
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     records: Mapping[int, Iterable[Record]] = field(default_factory=dict)
+    checksum: Checksum = "crc32"
+    always_checked: bool = False
     recipe: str | None = None
     root_key: str | None = None
     others: tuple[str, ...] = ()

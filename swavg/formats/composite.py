@@ -19,10 +19,10 @@ from swavg.formats.folder import (
     WEIGHT_SUFFIXES,
     explain_folder,
     hub_snapshot,
-    is_checkpoint_folder,
     weights_stem,
 )
 from swavg.formats.part_names import WEIGHTS, part_mark, rank_of, without_numbers
+from swavg.formats.places import format_at, is_one_folder
 from swavg.storage.sources import read_file
 from swavg.storage.temporary import TEMPORARY
 
@@ -82,7 +82,7 @@ class _Contents:
 def find_composite(path: str) -> Composite | None:
     """The parts of a folder that is known for them: by an index of its components, or by names of
     ranks. None for other folders, and for files. InputError if it cannot be read."""
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) or format_at(path) is not None:
         return None
     path = hub_snapshot(path)
     names = _listed(path)
@@ -91,7 +91,7 @@ def find_composite(path: str) -> Composite | None:
             found = _pipeline(path, names, listed(small_json(os.path.join(path, index))))
             if found is not None:
                 return found
-    if is_checkpoint_folder(path):
+    if is_one_folder(path):
         return _numbered_models(path, names)
     speechbrain = "CKPT.yaml" in names or os.path.basename(path.rstrip("/")).startswith("CKPT+")
     return components(path) if speechbrain or _are_ranks(path, names) else None
@@ -102,7 +102,7 @@ def as_composite(path: str) -> Composite | None:
     read, or is of a kind that is not."""
     path = hub_snapshot(path)
     found = find_composite(path)
-    if found is None and os.path.isdir(path) and not is_checkpoint_folder(path):
+    if found is None and os.path.isdir(path) and not is_one_folder(path):
         explain_folder(path, os.listdir(path))
         found = components(path)
     return found if found is not None and found.parts else None
@@ -118,7 +118,7 @@ def components(path: str) -> Composite:
         if os.path.isfile(full):
             found.add(name)
         elif os.path.isdir(full):
-            whole = is_checkpoint_folder(full, any_name=False)
+            whole = is_one_folder(full, any_name=False)
             (found.parts if whole else folders).append(name)
     ranks = [name for name in folders if part_mark(name) or rank_of(name) is not None]
     opened = ranks or ([] if found.parts else folders)
@@ -153,7 +153,7 @@ def _are_ranks(path: str, names: Sequence[str]) -> bool:
 def _pipeline(path: str, names: Sequence[str], listed: Sequence[str]) -> Composite | None:
     """A folder of components: those ``listed``, or all folders in it if none are."""
     found = _Contents(path)
-    own = "modules.json" in names and is_checkpoint_folder(path)
+    own = "modules.json" in names and is_one_folder(path)
     if "router_config.json" in names:
         # A module of the folder itself has its parts in folders that are not listed.
         listed = []
@@ -170,7 +170,7 @@ def _pipeline(path: str, names: Sequence[str], listed: Sequence[str]) -> Composi
             found.left_out.append(name)
         elif not any(file.endswith(WEIGHT_SUFFIXES) for file in files):
             found.side |= files
-        elif listed or is_checkpoint_folder(full):
+        elif listed or is_one_folder(full):
             found.parts.append(name)
         else:
             found.left_out.append(name)

@@ -27,6 +27,10 @@ def open_file(path: str, key: str | None = None, shared: Shared | None = None) -
     for row in FILES.values():
         if row.recognises(head):
             return row.open(path, key, shared)
+    from swavg.formats.places import format_at
+
+    if (place := format_at(path)) is not None:
+        return place.open(path, key, shared)
     raise _unknown(path, head)
 
 

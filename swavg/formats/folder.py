@@ -373,4 +373,6 @@ def _by_size(request: WriteRequest, numbers: Sequence[int]) -> list[Sequence[int
     return list(groups)
 
 
-FORMAT = Format("folder", (), lambda head: False, open_folder, lay_out, recipe_in=recipe_in)
+FORMAT = Format(
+    "folder", (), lambda head: False, open_folder, lay_out, recipe_in=recipe_in, folder=True
+)

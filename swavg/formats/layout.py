@@ -12,11 +12,12 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from swavg.dtypes import DType
 from swavg.errors import some
 from swavg.formats.checkpoint import Checkpoint, Shape, Shared
+from swavg.storage.crc import Checksum, RegionChecksum
 
 T = TypeVar("T")
 
@@ -72,11 +73,12 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """``nbytes`` of the template's source 0 from ``start`` on, as they are, at ``offset``."""
+    """``nbytes`` of a template's ``source`` from ``start`` on, as they are, at ``offset``."""
 
     offset: int
     start: int
     nbytes: int
+    source: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +88,8 @@ class FileLayout:
     ``name`` is relative to the output folder (empty for a single file), ``size`` bytes. Tensor
     ``tensors[i]`` of ``specs`` begins at ``offsets[i]``, ascending. ``kept``
     are bytes of the template. ``orders`` gives, by number, the axes of a tensor whose elements
-    are written in another order than row-major, slowest first. ``checksum``: deferred bytes need
-    the CRC-32 of each region.
+    are written in another order than row-major, slowest first. ``checksum`` is the kind that
+    deferred bytes need of each region (empty: none).
     """
 
     name: str
@@ -98,15 +100,15 @@ class FileLayout:
     kept: tuple[Kept, ...] = ()
     orders: Mapping[int, Shape] = field(default_factory=dict)
 
-    checksum = False
+    checksum: ClassVar[Checksum | None] = None
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
         """Offset and bytes of what does not depend on the data, ascending."""
         return iter(())
 
-    def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
-        """Offset and bytes of what follows from checksums, ascending; each depends only on regions
-        before it. ``crc(offset)`` is the CRC-32 of the region that begins there."""
+    def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        """Offset and bytes of what follows from checksums, ascending. In a file that can be
+        streamed each depends only on regions before it."""
         return iter(())
 
     def verify(self, path: str) -> None:
@@ -148,11 +150,13 @@ class Open(Protocol):
 class Format:
     """A row of the table of formats.
 
-    ``recognises`` tells by the first bytes of a file (a folder's row by none). ``open`` reads
+    ``recognises`` tells by the first bytes of a file; ``holds`` whether a path that is no such file
+    stands for a checkpoint of the format: a folder, one above it, a prefix of names. ``open`` reads
     headers only; ``key`` is the dotted path of the state dict, where a format has one. ``lay_out``
     plans an output (None: it is only read), ``plan_file`` one file of some of the tensors, as a
     shard. ``recipe_in`` reads what swavg wrote of an average (None: the format has no place for
-    it), and little else. An output is of the format that its suffix names.
+    it), and little else. An output is of the format that its suffix names, else of the template's,
+    or ``instead`` where that is not written; ``folder``: it is a folder.
     """
 
     name: str
@@ -162,3 +166,6 @@ class Format:
     lay_out: Callable[[WriteRequest], Layout] | None = None
     plan_file: Callable[[WriteRequest, Sequence[int], str], FileLayout] | None = None
     recipe_in: Callable[[str], str | None] = lambda path: None
+    holds: Callable[[str], bool] = lambda path: False
+    folder: bool = False
+    instead: str = "safetensors"

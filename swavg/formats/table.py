@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from swavg.formats import folder
 from swavg.formats.files import FILES
 from swavg.formats.layout import Format
+from swavg.formats.places import PLACES
 
-FORMATS: dict[str, Format] = {**FILES, "folder": folder.FORMAT}
+FORMATS: dict[str, Format] = {**FILES, **PLACES}

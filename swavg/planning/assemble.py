@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 from swavg.dtypes import BY_NAME
 from swavg.formats.checkpoint import Checkpoint, Shape, TensorTable
-from swavg.formats.layout import FileLayout, Layout
+from swavg.formats.layout import FileLayout, Kept, Layout
 from swavg.planning import decide
 from swavg.planning.decide import Decisions
 from swavg.planning.match import distinct_tables
@@ -34,7 +35,7 @@ class Assembly:
         self._tables, self._table_of = distinct_tables(checkpoints)
         self._numbers = [array("q") for _ in self._tables]
         self._by_name: dict[tuple[str | None, str], int] = {}
-        self._by_bytes: dict[tuple[int, int, int], int] = {}
+        self._by_bytes: dict[tuple[int, int, int, int], int] = {}
         self._merged: dict[tuple[int, Operation], Operation | None] = {}
 
     def entries(self) -> Entries:
@@ -178,7 +179,7 @@ class Assembly:
             for offset, tensor in zip(layout.offsets, layout.tensors, strict=True)
         ]
         for kept in layout.kept:
-            entry = self._bytes(number, template, kept.start, kept.nbytes)
+            entry = self._bytes(number, template, kept)
             regions.append((kept.offset, kept.nbytes, entry, -1))
         # Of several that begin at one byte all but the last are empty: a task looks no further.
         regions.sort()
@@ -191,13 +192,12 @@ class Assembly:
             array("i", [tensor for _, _, _, tensor in regions]),
         )
 
-    def _bytes(self, number: int, template: int, start: int, nbytes: int) -> int:
-        """The entry of bytes of a template's source 0."""
-        key = template, start, nbytes
-        form = self._form_of((nbytes,), None)
-        operation = Operation(
-            "bytes", _BYTES, "float32", (template,), (Term(number, (0,), (1.0,), True),)
-        )
+    def _bytes(self, number: int, template: int, kept: Kept) -> int:
+        """The entry of bytes of a template."""
+        key = template, kept.source, kept.start, kept.nbytes
+        form = self._form_of((kept.nbytes,), None)
+        terms = (Term(number, (0,), (1.0,), True),)
+        operation = Operation("bytes", _BYTES, "float32", (template,), terms, kept.source)
         if key in self._by_bytes:
             entry = self._by_bytes[key]
             merged = _merged(list(self._operations)[self._operation[entry]], operation)
@@ -205,7 +205,7 @@ class Assembly:
             self._operation[entry] = self._intern(merged)
             return entry
         numbers = [-1] * len(self._tables)
-        numbers[self._table_of[template]] = start
+        numbers[self._table_of[template]] = kept.start
         self._by_bytes[key] = self._add(self._intern(operation), form, numbers)
         return self._by_bytes[key]
 
@@ -257,8 +257,7 @@ def _merged(first: Operation, other: Operation) -> Operation | None:
         same = (own.weights, own.uniform) == (added.weights, added.uniform)
         if first.members != other.members or not same:
             return None
-        return Operation(first.op, first.dtype, first.accumulate, first.members,
-                         (*first.terms, *other.terms))  # fmt: skip
+        return replace(first, terms=(*first.terms, *other.terms))
     members = tuple(sorted({*first.members, *other.members}))
     terms = tuple(
         Term(

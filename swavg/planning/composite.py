@@ -12,6 +12,7 @@ from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.composite import as_composite
 from swavg.formats.part_names import matched
 from swavg.formats.parts import Opened, open_parts
+from swavg.formats.table import FORMATS
 from swavg.planning.decide import Decisions
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
@@ -53,12 +54,10 @@ class Singles:
     def times(self, rows: Sequence[Row], outputs: Outputs) -> tuple[list[Row], list[str | None]]:
         return list(rows), _decoded(outputs)
 
-    def target(
-        self, path: str | None, row: Row, max_shard_size: int | None, *, force: bool
-    ) -> Target:
+    def target(self, path: str | None, row: Row, policy: Policy, *, force: bool) -> Target:
         first = self.checkpoints[row.members[0]]
-        path = default_path(first, max_shard_size) if path == "" else path
-        return choose_target(path, first, max_shard_size, force=force)
+        path = default_path(first, policy) if path == "" else path
+        return choose_target(path, first, policy, force=force)
 
     def notes(self, rows: Sequence[Row]) -> tuple[str, ...]:
         return ()
@@ -139,18 +138,16 @@ class Parts:
         ]
         return made, [output for output in _decoded(outputs) for _ in range(count)]
 
-    def target(
-        self, path: str | None, row: Row, max_shard_size: int | None, *, force: bool
-    ) -> Target:
+    def target(self, path: str | None, row: Row, policy: Policy, *, force: bool) -> Target:
         """The output of a part in the folder ``path``, like that of the row's last member: with the
         first part go the files that belong to none. RequestError for a file's name."""
         number, part = divmod(row.members[-1], self.count)
         name, opened = self.names[number][part], self.inputs[number]
         checkpoint = opened.parts[name]
         file = path is None or is_stream(path) or names_file(path)
-        if self.count == 1 and (file or (path == "" and checkpoint.format != "folder")):
-            path = default_path(checkpoint, max_shard_size) if path == "" else path
-            return choose_target(path, checkpoint, max_shard_size, force=force)
+        if self.count == 1 and (file or (path == "" and not FORMATS[checkpoint.format].folder)):
+            path = default_path(checkpoint, policy) if path == "" else path
+            return choose_target(path, checkpoint, policy, force=force)
         if file:
             bare = os.path.splitext(path or "averaged")[0]
             raise RequestError(
@@ -158,7 +155,9 @@ class Parts:
                 " with its namesakes: that cannot be written to one file.",
                 hint=f"Give the name of a folder with output='{bare}', or single files as inputs.",
             )
-        if max_shard_size is not None and checkpoint.format != "folder":
+        if policy.format is not None:
+            raise RequestError("Parts keep their formats: leave format= out.")
+        if policy.max_shard_size is not None and not FORMATS[checkpoint.format].folder:
             raise RequestError(
                 f"{checkpoint.path} is a part that stays one file: leave max_shard_size= out."
             )

@@ -45,8 +45,8 @@ class Term:
 class Operation:
     """How an entry is made for all rows that share it: those of its ``terms``, ascending.
 
-    ``op`` is that of :class:`swavg.planning.decide.Operation`, or ``bytes``: some of the one
-    member's source 0, as they are. ``members`` are checkpoints, ascending.
+    ``op`` is that of :class:`swavg.planning.decide.Operation`, or ``bytes``: some of a ``source``
+    of the one member, as they are. ``members`` are checkpoints, ascending.
     """
 
     op: Literal["average", "integer", "copy", "bytes"]
@@ -54,6 +54,7 @@ class Operation:
     accumulate: Accumulator
     members: tuple[int, ...]
     terms: tuple[Term, ...]
+    source: int = 0
 
 
 class Entry(NamedTuple):
@@ -127,7 +128,7 @@ class Entries:
             place = self.table_of[member]
             at = self.numbers[place][number]
             if operation.op == "bytes":
-                box = Box(0, at, (0,), shape)
+                box = Box(operation.source, at, (0,), shape)
                 tensors.append(Tensor(TensorSpec("", operation.dtype, shape), (box,), shape))
             else:
                 tensor = checkpoints[member].tensors.at(at)

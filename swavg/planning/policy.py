@@ -59,6 +59,8 @@ class Policy:
     first input."""
     max_shard_size: int | None = None
     """Bytes; makes the output a folder of shards."""
+    format: str | None = None
+    """The name of the output's format; None: that of its suffix, else of the first input."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

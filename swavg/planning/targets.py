@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from swavg.errors import RequestError
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.table import FORMATS
+from swavg.planning.policy import Policy
 from swavg.storage.destination import is_stream
 
 
@@ -26,7 +27,7 @@ class Target:
 
     @property
     def folder(self) -> bool:
-        return self.format == "folder" or self.part is not None
+        return FORMATS[self.format].folder or self.part is not None
 
 
 _NOT_WRITTEN = (
@@ -35,12 +36,16 @@ _NOT_WRITTEN = (
 """Suffixes of other kinds of files, which would be something else than they say."""
 
 
-def default_path(first: Checkpoint, max_shard_size: int | None = None) -> str:
-    """``averaged`` with the suffix of the first input; a folder ``averaged`` for folders, and if
-    shards are asked for."""
-    if first.format == "folder" or max_shard_size is not None:
+def default_path(first: Checkpoint, policy: Policy) -> str:
+    """``averaged`` with the suffix of the first input, or of the format that is asked for; without
+    one where that is a folder."""
+    own = policy.format or writable(first.format)
+    if FORMATS[own].folder or policy.max_shard_size is not None:
         return "averaged"
-    return f"averaged{suffix_of(first.path)}"
+    suffix, row = suffix_of(first.path), FORMATS[own]
+    if policy.format is not None or (own != first.format and suffix not in ("", *row.suffixes)):
+        suffix = row.suffixes[0]
+    return f"averaged{suffix}"
 
 
 def suffix_of(path: str) -> str:
@@ -53,35 +58,55 @@ def suffix_of(path: str) -> str:
 
 
 def choose_target(
-    path: str | None, first: Checkpoint, max_shard_size: int | None, *, force: bool = False
+    path: str | None, first: Checkpoint, policy: Policy, *, force: bool = False
 ) -> Target:
-    """The output that ``path`` asks for: of the format of its suffix, else of the first input's."""
+    """The output that ``path`` asks for: of the format asked for, or of its suffix, else of the
+    first input's. RequestError for what is not written, or no such place."""
+    shards, asked = policy.max_shard_size is not None, policy.format
+    _check_format(asked, shards=shards)
     if path is None:
-        if max_shard_size is not None:
-            raise RequestError("Standard output takes one file: leave max_shard_size= out.")
-        return Target(None, "safetensors")
+        if shards or (asked is not None and FORMATS[asked].folder):
+            wanted = "max_shard_size=" if shards else f"format={asked}"
+            raise RequestError(f"Standard output takes one file: leave {wanted} out.")
+        return Target(None, asked or "safetensors")
     bare = path.rstrip("/") or path
-    if bare.lower().endswith(_NOT_WRITTEN):
+    suffix = os.path.splitext(bare)[1]
+    named = _named(bare)
+    if asked is not None and named not in (None, asked):
         raise RequestError(
-            f"swavg does not write {os.path.splitext(bare)[1]} files.",
+            f"'{bare}' has the suffix of {named} files, and format={asked} is asked for."
+        )
+    if suffix.lower() in _NOT_WRITTEN or (named and FORMATS[named].lay_out is None):
+        raise RequestError(
+            f"swavg does not write {suffix} files.",
             hint=f"Give {os.path.splitext(bare)[0]}.safetensors or .pt, and convert that.",
         )
-    named = _named(bare)
-    if os.path.isdir(bare) and first.format != "folder" and max_shard_size is None:
+    own = asked or writable(first.format)
+    if os.path.isdir(bare) and not FORMATS[own].folder and not shards:
         # As cp does: a file goes into an existing folder.
-        return choose_target(os.path.join(bare, default_path(first)), first, None, force=force)
-    own = writable(first.format)
+        inside = os.path.join(bare, default_path(first, policy))
+        return choose_target(inside, first, policy, force=force)
     if is_stream(bare):
         # A FIFO or a device takes one file.
-        return Target(bare, named or ("safetensors" if own == "folder" else own), force)
-    if path.endswith("/") or os.path.isdir(bare) or max_shard_size is not None:
+        return Target(bare, named or ("safetensors" if FORMATS[own].folder else own), force)
+    if path.endswith("/") or os.path.isdir(bare) or shards:
         if named is not None and not os.path.isdir(bare):
             raise RequestError(
                 f"A folder of shards cannot be named '{bare}'.",
                 hint="Give a name without a suffix, or leave max_shard_size= out.",
             )
-        return Target(bare, "folder", force)
+        return Target(bare, own if FORMATS[own].folder and not shards else "folder", force)
     return Target(bare, named or own, force)
+
+
+def _check_format(asked: str | None, *, shards: bool) -> None:
+    written = [name for name, row in FORMATS.items() if row.lay_out is not None]
+    if asked is not None and asked not in written:
+        raise RequestError(
+            f"format={asked} is not written.", hint=f"It can be {', '.join(written)}."
+        )
+    if asked not in (None, "folder") and shards:
+        raise RequestError(f"Shards are a folder of their own: leave format={asked} out.")
 
 
 def names_file(path: str) -> bool:
@@ -97,4 +122,5 @@ def _named(path: str) -> str | None:
 
 def writable(name: str) -> str:
     """The format that an output like an input of this one gets."""
-    return name if FORMATS[name].lay_out is not None else "torch"
+    row = FORMATS[name]
+    return name if row.lay_out is not None else row.instead

@@ -11,9 +11,10 @@ from contextlib import suppress
 from swavg.errors import InputError
 from swavg.formats.composite import Composite, components, find_composite
 from swavg.formats.configuration import is_configuration, is_training_state
-from swavg.formats.folder import explain_files, explain_folder, is_checkpoint_folder
+from swavg.formats.folder import explain_files, explain_folder
 from swavg.formats.part_names import but_for_steps
 from swavg.formats.parts import open_parts
+from swavg.formats.places import is_one_folder
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
@@ -28,7 +29,7 @@ _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lo
 def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     """Whether a folder is one checkpoint, rather than a place where a run keeps its own."""
     composite = find_composite(path) is not None
-    if not composite and not is_checkpoint_folder(path):
+    if not composite and not is_one_folder(path):
         # One that is called after a step may have parts of any name.
         return bool(read_name(os.path.basename(absolute(path))).counts) and _has_parts(path)
     names = _listed(path)
@@ -47,9 +48,9 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
         os.path.join(path, name)
         for name in names
         if read_name(name).counts
-        and (_is_snapshot if composite else is_checkpoint_folder)(os.path.join(path, name))
+        and (_is_snapshot if composite else is_one_folder)(os.path.join(path, name))
     ]
-    if inner and not composite and not is_checkpoint_folder(path, any_name=False):
+    if inner and not composite and not is_one_folder(path, any_name=False):
         # A file beside a run's snapshots, as is its configuration.
         return False
     if inner:
@@ -65,7 +66,7 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
     any name, but no steps of its own."""
     if not os.path.isdir(path):
         return False
-    if is_checkpoint_folder(path, any_name=stepped) or find_composite(path) is not None:
+    if is_one_folder(path, any_name=stepped) or find_composite(path) is not None:
         return True
     return stepped and _has_components(components(path))
 

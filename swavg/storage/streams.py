@@ -18,6 +18,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Protocol
 
+from swavg.storage.crc import RegionChecksum
 from swavg.storage.sinks import STDOUT, Buffer, sync, write_error
 
 
@@ -32,7 +33,7 @@ class FileLayout(Protocol):
     def size(self) -> int: ...
 
     def fixed(self) -> Iterator[tuple[int, bytes]]: ...
-    def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]: ...
+    def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]: ...
 
 
 class Pipe:
@@ -158,7 +159,7 @@ class StreamSink:
             position += end
             view = view[end:]
 
-    def _crc(self, offset: int) -> int:
+    def _crc(self, offset: int, file: int | None = None) -> int:
         return self._crcs[bisect_right(self._regions, offset) - 1]
 
 

@@ -55,7 +55,7 @@ def records(path):
 def test_whole_files_are_as_they_say(pair, tmp_path, resources):
     count = sum(1 for path in pair for _ in zipfile.ZipFile(path).infolist())
     said = run(pair, tmp_path / "out.pt", **resources)
-    assert f"{count} records have the CRC-32 that their file tells of" in said
+    assert f"{count} records have the checksum that their file tells of" in said
     assert "not read whole" not in said
 
 

@@ -32,18 +32,18 @@ def test_rows_times_parts(tmp_path):
 def test_the_first_part_takes_the_files_of_none_along(tmp_path):
     parts = found(tmp_path, pipeline(0), pipeline(1))
     first, second = (
-        parts.target("o/", Row((1.0,), (2 + part,)), None, force=True) for part in (0, 1)
+        parts.target("o/", Row((1.0,), (2 + part,)), Policy(), force=True) for part in (0, 1)
     )
     assert (first.path, first.part, first.format, first.force) == ("o", "unet", "folder", True)
     assert {*first.side_files} == {"README.md", "model_index.json", "tokenizer/vocab.txt"}
     assert (second.part, dict(second.side_files)) == ("vae", {})
-    assert parts.target("", Row((1.0,), (2,)), None, force=False).path == "averaged"
+    assert parts.target("", Row((1.0,), (2,)), Policy(), force=False).path == "averaged"
 
 
 def test_a_part_that_is_a_file_has_no_shards(tmp_path):
     parts = found(tmp_path, llama(0), llama(1))
     with pytest.raises(RequestError, match="max_shard_size="):
-        parts.target("o", Row((1.0,), (2,)), 1000, force=False)
+        parts.target("o", Row((1.0,), (2,)), Policy(max_shard_size=1000), force=False)
 
 
 def test_plain_checkpoints_have_no_parts(tmp_path):

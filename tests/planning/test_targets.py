@@ -10,6 +10,7 @@ from checkpoints import save
 
 from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
+from swavg.planning.policy import Policy
 from swavg.planning.targets import Target, choose_target, default_path, suffix_of
 
 
@@ -41,7 +42,7 @@ def inputs(tmp_path):
 )
 def test_a_suffix_names_the_format(inputs, tmp_path, first, name, format):
     path = str(tmp_path / name)
-    assert choose_target(path, inputs[first], None) == Target(path, format)
+    assert choose_target(path, inputs[first], Policy()) == Target(path, format)
 
 
 @pytest.mark.parametrize(
@@ -56,43 +57,47 @@ def test_a_suffix_names_the_format(inputs, tmp_path, first, name, format):
 @pytest.mark.parametrize("name", ["out", "ckpt-1.5", "out.xyz"])
 def test_without_one_it_is_that_of_the_first_input(inputs, tmp_path, first, format, name):
     path = str(tmp_path / name)
-    assert choose_target(path, inputs[first], None, force=True) == Target(path, format, True)
+    assert choose_target(path, inputs[first], Policy(), force=True) == Target(path, format, True)
 
 
 def test_standard_output_is_one_safetensors_file(inputs):
-    assert choose_target(None, inputs["torch"], None) == Target(None, "safetensors")
+    assert choose_target(None, inputs["torch"], Policy()) == Target(None, "safetensors")
     with pytest.raises(RequestError, match="Standard output takes one file"):
-        choose_target(None, inputs["torch"], 1000)
+        choose_target(None, inputs["torch"], Policy(max_shard_size=1000))
 
 
 def test_a_file_goes_into_a_folder_that_exists(inputs, tmp_path):
     (tmp_path / "out").mkdir()
-    found = choose_target(str(tmp_path / "out"), inputs["torch"], None)
+    found = choose_target(str(tmp_path / "out"), inputs["torch"], Policy())
     assert found == Target(str(tmp_path / "out" / "averaged.pt"), "torch")
 
 
 def test_shards_and_a_slash_at_the_end_ask_for_a_folder(inputs, tmp_path):
     path = str(tmp_path / "out")
-    assert choose_target(path, inputs["torch"], 1000) == Target(path, "folder")
-    assert choose_target(f"{path}/", inputs["safetensors"], None) == Target(path, "folder")
+    assert choose_target(path, inputs["torch"], Policy(max_shard_size=1000)) == Target(
+        path, "folder"
+    )
+    assert choose_target(f"{path}/", inputs["safetensors"], Policy()) == Target(path, "folder")
     with pytest.raises(RequestError, match="A folder of shards cannot be named"):
-        choose_target(f"{path}.pt", inputs["torch"], 1000)
+        choose_target(f"{path}.pt", inputs["torch"], Policy(max_shard_size=1000))
 
 
 def test_a_pipe_takes_one_file(inputs, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     os.mkfifo(tmp_path / "pipe.pt")
     path = str(tmp_path / "pipe")
-    assert choose_target(path, inputs["folder"], None) == Target(path, "safetensors")
-    assert choose_target(path, inputs["torch"], None) == Target(path, "torch")
-    assert choose_target(f"{path}.pt", inputs["safetensors"], None) == Target(f"{path}.pt", "torch")
+    assert choose_target(path, inputs["folder"], Policy()) == Target(path, "safetensors")
+    assert choose_target(path, inputs["torch"], Policy()) == Target(path, "torch")
+    assert choose_target(f"{path}.pt", inputs["safetensors"], Policy()) == Target(
+        f"{path}.pt", "torch"
+    )
 
 
 def test_the_default_name_is_like_the_first_input(inputs):
-    assert default_path(inputs["safetensors"]) == "averaged.safetensors"
-    assert default_path(inputs["torch-legacy"]) == "averaged.pth"
-    assert default_path(inputs["folder"]) == "averaged"
-    assert default_path(inputs["torch"], 1000) == "averaged"
+    assert default_path(inputs["safetensors"], Policy()) == "averaged.safetensors"
+    assert default_path(inputs["torch-legacy"], Policy()) == "averaged.pth"
+    assert default_path(inputs["folder"], Policy()) == "averaged"
+    assert default_path(inputs["torch"], Policy(max_shard_size=1000)) == "averaged"
 
 
 @pytest.mark.parametrize(
@@ -101,3 +106,19 @@ def test_the_default_name_is_like_the_first_input(inputs):
 )
 def test_a_number_is_no_suffix(path, suffix):
     assert suffix_of(path) == suffix
+
+
+def test_a_format_that_is_asked_for(inputs, tmp_path):
+    policy = Policy(format="safetensors")
+    assert choose_target("o", inputs["torch"], policy) == Target("o", "safetensors")
+    assert choose_target(str(tmp_path), inputs["torch"], policy) == Target(
+        str(tmp_path / "averaged.safetensors"), "safetensors"
+    )
+    assert choose_target(None, inputs["safetensors"], Policy(format="torch")).format == "torch"
+    assert default_path(inputs["folder"], policy) == "averaged.safetensors"
+    with pytest.raises(RequestError, match=r"the suffix of torch files, and format=safetensors"):
+        choose_target("o.pt", inputs["torch"], policy)
+    with pytest.raises(RequestError, match="format=gguf is not written"):
+        choose_target("o", inputs["torch"], Policy(format="gguf"))
+    with pytest.raises(RequestError, match="leave format=folder out"):
+        choose_target(None, inputs["torch"], Policy(format="folder"))

@@ -57,4 +57,4 @@ FORMAT = Format(
     "torch", (".pt", ".pth", ".bin", ".ckpt", ".tar"), _is_archive, _open, _lay_out, _plan_file,
     _recipe_in,
 )  # fmt: skip
-LEGACY = Format("torch-legacy", (), _is_legacy, _open_legacy)
+LEGACY = Format("torch-legacy", (), _is_legacy, _open_legacy, instead="torch")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Kept, Specs
 from swavg.formats.torch.zip_directory import CENTRAL, END, END64, LOCAL, LOCATOR64, MAX16, MAX32
-from swavg.storage.crc import combined
+from swavg.storage.crc import RegionChecksum, combined
 
 ALIGNMENT = 64
 _DESCRIBED, _UTF8 = 0x0008, 0x0800
@@ -124,7 +124,7 @@ class ArchiveLayout(CheckedLayout):
 
     arrangement: tuple[Member, ...] = ()
 
-    checksum = True
+    checksum = "crc32"
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
         for placed in self.arrangement:
@@ -132,7 +132,7 @@ class ArchiveLayout(CheckedLayout):
             if placed.body:
                 yield placed.start, placed.body
 
-    def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
+    def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
         of_tensor = self.specs.sizes
         regions = sorted(
             (

@@ -1,0 +1,32 @@
+"""The formats of checkpoints that are no single file: folders, and files that share a prefix."""
+
+from __future__ import annotations
+
+import os
+
+from swavg.formats import folder
+from swavg.formats.layout import Format
+from swavg.storage.sources import LocalFile
+
+PLACES: dict[str, Format] = {row.name: row for row in (folder.FORMAT,)}
+"""``folder`` takes what no other one does."""
+
+
+def format_at(path: str) -> Format | None:
+    """The format, other than ``folder``, of the checkpoint that ``path`` stands for."""
+    return next((row for row in PLACES.values() if row.holds(path)), None)
+
+
+def format_of(path: str) -> Format:
+    """The format of a checkpoint that is no file. InputError if there is nothing."""
+    if (found := format_at(path)) is not None:
+        return found
+    if not os.path.isdir(path):
+        LocalFile.find(path)
+    return folder.FORMAT
+
+
+def is_one_folder(path: str, *, any_name: bool = True) -> bool:
+    """Whether a folder is one checkpoint of a format of folders. ``any_name``: also by weights of a
+    name that no library gives."""
+    return format_at(path) is not None or folder.is_checkpoint_folder(path, any_name=any_name)
