@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from swavg import weights as schedules
+from swavg.engine.beforehand import Beforehand
 from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
@@ -123,8 +124,9 @@ def prepare(
         for row, own in zip(rows, made.rows, strict=True)
     ]
     texts = map(as_text, recipes)
+    early = Beforehand(made.checkpoints, made.shown, policy)
     entries, planned = lay_out(
-        made.checkpoints, made.rows, decided, targets, texts, policy, made.files
+        made.checkpoints, made.rows, decided, targets, texts, policy, made.files, early.compute
     )
     notes = (
         *_notes(names, siblings.checkpoints),
@@ -158,6 +160,8 @@ def prepare(
         distances=distances and policy.lora != "exact",
         folder=None if folder is None else os.fsdecode(folder),
         cut=GATHERED_CUT if entries.gathered else CUT,
+        differing=early.differing,
+        nonfinite=early.nonfinite,
         parts=parts,
     )
     return siblings.told(plan)

@@ -56,7 +56,8 @@ class WriteRequest:
     ``recipe`` says how it was made, as text. ``ties`` are groups of names that are one tensor.
     ``template`` gives structure and everything that is no tensor; ``unchanged[i]`` is true for a
     tensor whose bytes are the template's own, of that name. ``alike``: in all that is averaged
-    tensors lie as in the template.
+    tensors lie as in the template. ``compute`` makes a file of a few small tensors at once, for a
+    format whose layout depends on their values.
     """
 
     specs: Specs
@@ -68,6 +69,7 @@ class WriteRequest:
     weights_only: bool = False
     max_shard_size: int | None = None
     alike: bool = False
+    compute: Callable[[FileLayout], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)

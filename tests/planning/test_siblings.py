@@ -1,6 +1,5 @@
 """Several state dicts in a PyTorch file: each is averaged with its namesakes."""
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -207,43 +206,6 @@ def test_a_recipe_counts_more_than_the_steps_of_its_last_input(tmp_path):
     done("average", *files, "-o", "four.pt", cwd=tmp_path)
     done("window", "two.pt", "four.pt", "-o", "o.pt", cwd=tmp_path)
     torch.testing.assert_close(loaded(tmp_path / "o.pt")["model"]["w"], w(2.5))
-
-
-@pytest.mark.parametrize(
-    "held",
-    [
-        lambda i: {"mean": np.full(2, float(i))},
-        lambda i: {"norm": {"mean": np.full((2, 2), i, order="F")}},
-        lambda i: {"means": [np.arange(3) + i]},
-    ],
-    ids=["array", "nested", "list"],
-)
-def test_numpy_arrays_are_named_in_a_warning(tmp_path, held):
-    files = write(tmp_path, *({"state_dict": {"w": w(i), **held(i)}} for i in range(2)))
-    run = done("average", *files, "-o", "o.pt", cwd=tmp_path)
-    name = next(iter(held(0)))
-    assert "warning NumPy arrays in the state dict are not averaged" in run.stderr
-    assert f"'{name}" in run.stderr
-
-
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_numpy_arrays_in_any_state_dict_and_of_any_protocol_are_named(tmp_path, protocol):
-    for i in range(2):
-        content = {
-            "model": {"w": w(i), "mean": np.full(2, float(i))},
-            "ema": {"w": w(i), "mean": np.full(2, float(i))},
-        }
-        torch.save(content, tmp_path / f"{i}.pt", pickle_protocol=protocol)
-    run = done("average", "0.pt", "1.pt", "-o", "o.pt", cwd=tmp_path)
-    told = " ".join(run.stderr.split())
-    assert "if they are in the output at all: 'mean', 'ema.mean'. Make" in told
-
-
-def test_a_state_dict_of_arrays_is_refused(tmp_path):
-    files = write(tmp_path, *({"model": {"w": np.full(3, i)}} for i in range(2)))
-    run = swavg("average", *files, "-o", "o.pt", cwd=tmp_path)
-    assert run.returncode == 4
-    assert not (tmp_path / "o.pt").exists()
 
 
 def test_globs_are_over_full_names(tmp_path):

@@ -110,9 +110,14 @@ def _ending(count: int, offset: int, size: int) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class CheckedLayout(FileLayout):
-    """A file that ``check`` opens when it is finished."""
+    """A file that ``check`` opens when it is finished; ``bodies`` are bytes at their offsets that
+    depend on no region."""
 
     check: Callable[[str], None] = lambda path: None
+    bodies: tuple[tuple[int, bytes], ...] = ()
+
+    def fixed(self) -> Iterator[tuple[int, bytes]]:
+        return iter(self.bodies)
 
     def verify(self, path: str) -> None:
         self.check(path)
@@ -192,5 +197,5 @@ def lay_out_archive(
         tuple(kept),
         orders or {},
         check,
-        arrangement,
+        arrangement=arrangement,
     )

@@ -17,6 +17,7 @@ from swavg.formats.checkpoint import (
     TensorTable,
 )
 from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_pickle
+from swavg.formats.torch.arrays import FAR, FileWithTexts, PickledStorage
 from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Element, Value, plain_values
 from swavg.formats.torch.legacy import read_legacy
@@ -45,12 +46,14 @@ class TorchTemplate:
 @dataclass(frozen=True, eq=False)
 class _Contents:
     """What a pickle says, placed in a file whose first storage lies at ``base``. ``siblings`` are
-    the other state dicts; ``doubtful`` are paths of what may be one."""
+    the other state dicts; ``doubtful`` are paths of what may be one; ``texts`` are offsets of those
+    that spell arrays."""
 
     base: int
     table: TensorTable
     siblings: Mapping[str, TensorTable]
     doubtful: tuple[str, ...]
+    texts: tuple[int, ...]
     state: State
     values: Mapping[str, Value]
 
@@ -133,10 +136,22 @@ def _contents(
         except InputError:
             # One that is not read does no harm.
             doubtful.append(place)
+    texts = tuple(
+        sorted(
+            {
+                locate(view.storage) - FAR
+                for views in (state.views, *state.beside.siblings.values())
+                for view in views.values()
+                if isinstance(view, View)
+                and isinstance(view.storage, PickledStorage)
+                and view.storage.as_text
+            }
+        )
+    )
     values = plain_values(path, graph.top, locate, state=state.node)
     # The objects of the pickle have served.
     state = replace(state, node=None, views={}, beside=Beside())
-    return _Contents(base, table, siblings, tuple(doubtful), state, values)
+    return _Contents(base, table, siblings, tuple(doubtful), texts, state, values)
 
 
 def _table(
@@ -183,7 +198,9 @@ def _opened(
         template=replace(template, names=contents.table.columns.names),
     )
     table = TensorTable(contents.table.columns, contents.table.base + shift)
-    return Checkpoint(path, format, (file,), table, notes=state.notes, extras=extras)
+    texts = tuple(text + shift for text in contents.texts)
+    source = FileWithTexts(file, texts) if texts else file
+    return Checkpoint(path, format, (source,), table, notes=state.notes, extras=extras)
 
 
 def _recipe(read: Read, archive: Archive) -> str | None:

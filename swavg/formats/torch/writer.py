@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 
 from swavg.errors import InputError, OutputError
+from swavg.formats.checkpoint import Record, Shape
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.torch.archive import Archive, read_archive, read_pickle
 from swavg.formats.torch.archive_layout import (
@@ -19,9 +21,10 @@ from swavg.formats.torch.archive_layout import (
     arranged,
     lay_out_archive,
 )
+from swavg.formats.torch.arrays import FAR
 from swavg.formats.torch.opened import TorchTemplate, open_archive
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
-from swavg.formats.torch.template import CannotKeep, replacements, spliced
+from swavg.formats.torch.template import CannotKeep, Replacement, replacements, spliced
 from swavg.formats.torch.unpickler import MAX_BYTES
 from swavg.storage.sources import LocalFile, Pool, Source
 
@@ -90,49 +93,115 @@ def _like_template(request: WriteRequest) -> FileLayout:
 
 def _archive_like(request: WriteRequest, archive: Archive) -> ArchiveLayout:
     """All records of the template in their order, with other bytes in its averaged tensors."""
-    replaced = replacements(request)
+    replaced, texts = _apart(replacements(request))
     if archive.alignment > _MAX_ALIGNMENT:
         raise CannotKeep(f"its records are aligned to {archive.alignment:,} bytes")
     recipe = request.recipe.encode()
     records = [record for record in archive if record.name != RECIPE]
-    members = [Member(f"{archive.root}/{record.name}", record.size) for record in records]
+    pickled = next(record for record in records if record.name == "data.pkl")
+    body = _edited(request, pickled, texts)
+    crc: int | None = pickled.crc if body is None else zlib.crc32(body)
+    if any(pickled.offset <= each.offset < pickled.offset + pickled.size for each in replaced):
+        crc = None
+    members = [
+        Member(f"{archive.root}/{record.name}", record.size)
+        if body is None or record is not pickled
+        else Member(f"{archive.root}/{record.name}", len(body), body)
+        for record in records
+    ]
     members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
     arrangement = tuple(arranged(members, archive.alignment))
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
     for record, placed in zip(records, arrangement, strict=False):
-        inside, between = spliced(record.offset, record.size, placed.start, replaced)
-        places += inside
-        kept += between
-    pickled = next(record for record in records if record.name == "data.pkl")
+        if placed.body is None:
+            inside, between = spliced(record.offset, record.size, placed.start, replaced)
+            places += inside
+            kept += between
     return lay_out_archive(
         arrangement,
         request.specs,
         places,
         kept=kept,
-        orders={each.number: each.order for each in replaced if each.order is not None},
-        check=partial(_check_records, arrangement=arrangement, pickle_crc=pickled.crc),
+        orders=_orders(replaced),
+        check=partial(_check_records, arrangement=arrangement, pickle_crc=crc),
     )
 
 
 def _legacy_like(request: WriteRequest) -> CheckedLayout:
     """The template's file; the format has no place for a recipe."""
-    replaced = replacements(request)
-    places, kept = spliced(0, request.template.size, 0, replaced)
+    replaced, texts = _apart(replacements(request))
+    places: list[tuple[int, int]] = []
+    kept: list[Kept] = []
+    bodies: list[tuple[int, bytes]] = []
+    at = position = 0
+    for start, end, data in (*_edits(request, texts), (request.template.size, 0, b"")):
+        inside, between = spliced(position, start - position, at, replaced)
+        places += inside
+        kept += between
+        at += start - position
+        bodies.append((at, data))
+        at, position = at + len(data), end
     return CheckedLayout(
         "",
-        request.template.size,
+        at,
         request.specs,
         array("I", [number for number, _ in places]),
         array("q", [offset for _, offset in places]),
         tuple(kept),
-        {each.number: each.order for each in replaced if each.order is not None},
+        _orders(replaced),
         partial(
             _check_pickles,
             template=request.template.sources[0],
-            size=min(kept[0].nbytes, MAX_BYTES),
+            begin=min(kept[0].nbytes, MAX_BYTES),
+            size=at,
         ),
+        tuple(bodies[:-1]),
     )
+
+
+def _apart(replaced: Sequence[Replacement]) -> tuple[list[Replacement], list[Replacement]]:
+    """Those of bytes, and those of texts that spell bytes."""
+    return [r for r in replaced if r.offset < FAR], [r for r in replaced if r.offset >= FAR]
+
+
+def _edits(request: WriteRequest, texts: Sequence[Replacement]) -> Iterator[tuple[int, int, bytes]]:
+    """What becomes of the template's file: its bytes from here to there, and what stands for them:
+    averages of arrays, spelled as a text with its length."""
+    if texts and request.compute is None:
+        raise CannotKeep("NumPy arrays change")
+    if not texts or request.compute is None:
+        return
+    offsets = array("q", accumulate((each.nbytes for each in texts), initial=0))
+    size = offsets.pop()
+    numbers = array("I", [each.number for each in texts])
+    averages = request.compute(
+        FileLayout("", size, request.specs, numbers, offsets, orders=_orders(texts))
+    )
+    with Pool() as pool:
+        for each, first in zip(texts, offsets, strict=True):
+            text = averages[first : first + each.nbytes].decode("latin-1").encode()
+            start = each.offset - FAR - 4
+            old = int.from_bytes(pool.read(request.template.sources[0], start, 4), "little")
+            yield start, start + 4 + old, len(text).to_bytes(4, "little") + text
+
+
+def _edited(request: WriteRequest, record: Record, texts: Sequence[Replacement]) -> bytes | None:
+    """The bytes of a record with these averages in it; None if there are none."""
+    if not texts:
+        return None
+    with Pool() as pool:
+        data = pool.read(request.template.sources[0], record.offset, record.size)
+    parts: list[bytes | bytearray] = []
+    position = 0
+    for start, end, text in _edits(request, texts):
+        parts += (data[position : start - record.offset], text)
+        position = end - record.offset
+    return b"".join((*parts, data[position:]))
+
+
+def _orders(replaced: Sequence[Replacement]) -> dict[int, Shape]:
+    return {each.number: each.order for each in replaced if each.order is not None}
 
 
 def _check(path: str, *, names: tuple[str, ...]) -> None:
@@ -145,21 +214,22 @@ def _check(path: str, *, names: tuple[str, ...]) -> None:
         raise OutputError(path, "the finished file has other tensors than were planned")
 
 
-def _check_pickles(path: str, *, template: Source, size: int) -> None:
-    """OutputError unless the finished file is as long as the template, and begins with its
-    ``size`` bytes: its pickles say what follows."""
+def _check_pickles(path: str, *, template: Source, begin: int, size: int) -> None:
+    """OutputError unless the finished file has ``size`` bytes, of which it has ``begin`` in common
+    with the template: its pickles say what follows."""
     file = LocalFile.find(path)
-    if file.size != template.size:
+    if file.size != size:
         raise OutputError(path, "the finished file has not the size that was planned")
     with Pool() as pool:
-        for start in range(0, size, _BLOCK):
-            block = min(_BLOCK, size - start)
+        for start in range(0, begin, _BLOCK):
+            block = min(_BLOCK, begin - start)
             if pool.read(file, start, block) != pool.read(template, start, block):
                 raise OutputError(path, "the finished file has other pickles than its template")
 
 
-def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int) -> None:
-    """OutputError unless the finished file has just these records, and the template's pickle."""
+def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int | None) -> None:
+    """OutputError unless the finished file has just these records, and a pickle of this CRC-32
+    (None: averages are in it)."""
     file = LocalFile.find(path)
     with Pool() as pool:
         read = partial(pool.read, file)
@@ -170,5 +240,5 @@ def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int)
             raise OutputError(path, f"the finished file does not open: {error.problem}") from error
     planned = [(each.name, each.start, each.size) for each in arrangement]
     found = [(f"{archive.root}/{each.name}", each.offset, each.size) for each in archive]
-    if found != planned or crc != pickle_crc:
+    if found != planned or pickle_crc not in (None, crc):
         raise OutputError(path, "the finished file has other records than were planned")
