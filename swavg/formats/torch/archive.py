@@ -74,7 +74,7 @@ class Archive:
         """The offset in the file of the first element of ``storage``, whose record has just the
         size that the pickle says."""
         if isinstance(storage, PickledStorage):
-            return self.offsets[self.index["data.pkl"]] + storage.place
+            return self.offsets[self.index["data.pkl"]] + storage.at
         place = self.index.get("data/" + storage.key)
         if place is None:
             raise InputError(self.path, f"its storage '{storage.key[:40]}' is missing")

@@ -7,19 +7,20 @@ default, has no opcode for bytes: it spells them as a text in Latin-1, which is 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import islice
 
 from swavg.dtypes import BY_NAME, DType
+from swavg.errors import InputError
 from swavg.formats.gather import row_major_strides
 from swavg.formats.torch.machine import LARGE
 from swavg.formats.torch.objects import Global, Opaque, PickledBytes, Storage, View, mapping
 from swavg.storage.sources import LocalFile, OpenFile
 
 FAR = 1 << 50
-"""The bytes that a text at offset ``x`` spells are read from ``FAR + x`` on."""
+"""From here on the bytes are read that texts spell: no file is so long."""
 
 _MOST = LARGE
 """Bytes of an array: its text is read whole, and of larger ones the unpickler keeps nothing."""
@@ -41,11 +42,6 @@ class PickledStorage(Storage):
 
     at: int = 0
     as_text: bool = False
-
-    @property
-    def place(self) -> int:
-        """Where they are read, counted from the beginning of the pickle."""
-        return self.at + FAR if self.as_text else self.at
 
 
 def is_array(node: object) -> bool:
@@ -111,11 +107,31 @@ def _dtype(node: object) -> DType | None:
     return None
 
 
+def place_texts(storages: Collection[Storage], locate: Callable[[Storage], int]) -> dict[int, int]:
+    """Of the texts among the ``storages``, ascending: their offsets in the file, each with the one
+    from which on the bytes are read that it spells.
+
+    Texts of other values have other lengths. Going by their order, in all checkpoints of a run
+    their bytes lie alike, as seen from the first of the other storages.
+    """
+    texts = {s.at: s for s in storages if isinstance(s, PickledStorage) and s.as_text}
+    if not texts:
+        return {}
+    start = FAR + min((locate(s) for s in storages if not isinstance(s, PickledStorage)), default=0)
+    places = {}
+    for _, storage in sorted(texts.items()):
+        places[locate(storage)] = start
+        start += storage.numel * (storage.itemsize or 0)
+    return places
+
+
 @dataclass(frozen=True, slots=True)
 class FileWithTexts:
-    """A file, and in it the bytes that ``texts`` spell (their offsets, ascending)."""
+    """A file, and what texts in it spell: ``starts`` are the offsets from which on these bytes are
+    read, ascending, ``texts`` those of the texts in the file, before which their lengths stand."""
 
     file: LocalFile
+    starts: tuple[int, ...]
     texts: tuple[int, ...]
 
     forks = True
@@ -136,7 +152,7 @@ class FileWithTexts:
         return self.file.identity
 
     def open(self) -> OpenFileWithTexts:
-        return OpenFileWithTexts(self.file.open(), self.texts)
+        return OpenFileWithTexts(self, self.file.open())
 
     def check(self) -> None:
         self.file.check()
@@ -146,28 +162,30 @@ class FileWithTexts:
 class OpenFileWithTexts:
     """The same, open for reading."""
 
+    source: FileWithTexts
     file: OpenFile
-    texts: Sequence[int]
 
     def read_into(self, offset: int, out: memoryview) -> None:
         if offset < FAR:
             self.file.read_into(offset, out)
             return
-        start, end = offset - FAR, offset - FAR + len(out)
-        # Several that lie near each other are read at once, with what is between.
-        for at in self.texts[bisect_right(self.texts, start) - 1 : bisect_right(self.texts, end)]:
-            data = self._spelled(at)
-            first, last = max(start, at), min(end, at + len(data))
-            if last > first:
-                out[first - start : last - start] = data[first - at : last - at]
+        starts, end = self.source.starts, offset + len(out)
+        # Several that lie one behind the other are read at once.
+        for number in range(bisect_right(starts, offset) - 1, bisect_left(starts, end)):
+            start, data = starts[number], self._spelled(self.source.texts[number])
+            first, last = max(start, offset), min(start + len(data), end)
+            out[first - offset : last - offset] = data[first - start : last - start]
 
     def _spelled(self, at: int) -> bytes:
-        """The bytes of the text at this offset, before which its length stands."""
+        """The bytes of the text at this offset of the file."""
         head = bytearray(4)
         self.file.read_into(at - 4, memoryview(head))
         text = bytearray(int.from_bytes(head, "little"))
         self.file.read_into(at, memoryview(text))
-        return text.decode().encode("latin-1")
+        try:
+            return text.decode().encode("latin-1")
+        except UnicodeError:
+            raise InputError(self.source.name, "changed while it was read") from None
 
     def close(self) -> None:
         self.file.close()

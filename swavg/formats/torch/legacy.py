@@ -50,7 +50,7 @@ def read_legacy(read: Read, path: str, size: int) -> tuple[Graph, Callable[[Stor
 
     def locate(storage: Storage) -> int:
         if isinstance(storage, PickledStorage):
-            return start + storage.place
+            return start + storage.at
         return places[storage.key] + storage.start * (storage.itemsize or 0)
 
     return graph, locate

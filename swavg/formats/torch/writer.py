@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -31,6 +31,9 @@ from swavg.storage.sources import LocalFile, Pool, Source
 # Padding is an extra field, whose length is a 16-bit number.
 _MAX_ALIGNMENT = 1 << 15
 _BLOCK = 1 << 20
+
+Edit = tuple[int, int, bytes]
+"""Where it begins and ends in the template's file, and what stands there instead."""
 
 
 def lay_out(request: WriteRequest) -> Layout:
@@ -86,20 +89,27 @@ def _like_template(request: WriteRequest) -> FileLayout:
         raise CannotKeep("names of tensors change")
     if not isinstance(template, TorchTemplate):
         raise CannotKeep("the last input is no PyTorch file")
+    replaced = replacements(request)
+    edits = _edits(request, template, [each for each in replaced if each.offset >= FAR])
+    replaced = [each for each in replaced if each.offset < FAR]
     if template.archive is None:
-        return _legacy_like(request)
-    return _archive_like(request, template.archive)
+        return _legacy_like(request, replaced, edits)
+    return _archive_like(request, template.archive, replaced, edits)
 
 
-def _archive_like(request: WriteRequest, archive: Archive) -> ArchiveLayout:
+def _archive_like(
+    request: WriteRequest,
+    archive: Archive,
+    replaced: Sequence[Replacement],
+    edits: Sequence[Edit],
+) -> ArchiveLayout:
     """All records of the template in their order, with other bytes in its averaged tensors."""
-    replaced, texts = _apart(replacements(request))
     if archive.alignment > _MAX_ALIGNMENT:
         raise CannotKeep(f"its records are aligned to {archive.alignment:,} bytes")
     recipe = request.recipe.encode()
     records = [record for record in archive if record.name != RECIPE]
     pickled = next(record for record in records if record.name == "data.pkl")
-    body = _edited(request, pickled, texts)
+    body = _edited(request, pickled, edits) if edits else None
     crc: int | None = pickled.crc if body is None else zlib.crc32(body)
     if any(pickled.offset <= each.offset < pickled.offset + pickled.size for each in replaced):
         crc = None
@@ -128,14 +138,15 @@ def _archive_like(request: WriteRequest, archive: Archive) -> ArchiveLayout:
     )
 
 
-def _legacy_like(request: WriteRequest) -> CheckedLayout:
+def _legacy_like(
+    request: WriteRequest, replaced: Sequence[Replacement], edits: Sequence[Edit]
+) -> CheckedLayout:
     """The template's file; the format has no place for a recipe."""
-    replaced, texts = _apart(replacements(request))
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
     bodies: list[tuple[int, bytes]] = []
     at = position = 0
-    for start, end, data in (*_edits(request, texts), (request.template.size, 0, b"")):
+    for start, end, data in (*edits, (request.template.size, 0, b"")):
         inside, between = spliced(position, start - position, at, replaced)
         places += inside
         kept += between
@@ -160,41 +171,37 @@ def _legacy_like(request: WriteRequest) -> CheckedLayout:
     )
 
 
-def _apart(replaced: Sequence[Replacement]) -> tuple[list[Replacement], list[Replacement]]:
-    """Those of bytes, and those of texts that spell bytes."""
-    return [r for r in replaced if r.offset < FAR], [r for r in replaced if r.offset >= FAR]
-
-
-def _edits(request: WriteRequest, texts: Sequence[Replacement]) -> Iterator[tuple[int, int, bytes]]:
-    """What becomes of the template's file: its bytes from here to there, and what stands for them:
-    averages of arrays, spelled as a text with its length."""
-    if texts and request.compute is None:
+def _edits(
+    request: WriteRequest, template: TorchTemplate, texts: Sequence[Replacement]
+) -> list[Edit]:
+    """Averages of arrays, each spelled as a text with its length."""
+    if not texts:
+        return []
+    if request.compute is None:
         raise CannotKeep("NumPy arrays change")
-    if not texts or request.compute is None:
-        return
     offsets = array("q", accumulate((each.nbytes for each in texts), initial=0))
     size = offsets.pop()
     numbers = array("I", [each.number for each in texts])
     averages = request.compute(
         FileLayout("", size, request.specs, numbers, offsets, orders=_orders(texts))
     )
+    edits = []
     with Pool() as pool:
         for each, first in zip(texts, offsets, strict=True):
             text = averages[first : first + each.nbytes].decode("latin-1").encode()
-            start = each.offset - FAR - 4
-            old = int.from_bytes(pool.read(request.template.sources[0], start, 4), "little")
-            yield start, start + 4 + old, len(text).to_bytes(4, "little") + text
+            at = template.texts[each.offset]
+            old = int.from_bytes(pool.read(request.template.sources[0], at - 4, 4), "little")
+            edits.append((at - 4, at + old, len(text).to_bytes(4, "little") + text))
+    return edits
 
 
-def _edited(request: WriteRequest, record: Record, texts: Sequence[Replacement]) -> bytes | None:
-    """The bytes of a record with these averages in it; None if there are none."""
-    if not texts:
-        return None
+def _edited(request: WriteRequest, record: Record, edits: Sequence[Edit]) -> bytes:
+    """The bytes of a record after these edits, which are in it."""
     with Pool() as pool:
         data = pool.read(request.template.sources[0], record.offset, record.size)
     parts: list[bytes | bytearray] = []
     position = 0
-    for start, end, text in _edits(request, texts):
+    for start, end, text in edits:
         parts += (data[position : start - record.offset], text)
         position = end - record.offset
     return b"".join((*parts, data[position:]))

@@ -18,6 +18,7 @@ from swavg import Policy, Resources, Row
 from swavg.engine.average import execute, prepare
 from swavg.errors import InputError, MismatchError, NumericsError
 from swavg.formats import open_checkpoint
+from swavg.formats.checkpoint import Shared
 
 FILES = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 PROTOCOLS = pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -296,6 +297,21 @@ def test_bytes_that_two_arrays_share_are_not_written_in_place(tmp_path: Path) ->
 
     found = averaged(saved(tmp_path, content(0), content(1)))
     assert found["a"][0] == found["b"][0] == pytest.approx(0.5 + 1 / 3)
+
+
+@PROTOCOLS
+def test_checkpoints_of_one_run_lie_alike(tmp_path: Path, protocol: int) -> None:
+    def content(i: int) -> object:
+        whole = torch.full((6,), float(i))
+        return {"whole": whole, "part": whole[2:5], "a": np.full(9, i / 7), "epoch": i}
+
+    paths = saved(tmp_path, {"model": content(0)}, {"model": content(1)}, protocol=protocol)
+    shared = Shared()
+    tables = [open_checkpoint(path, shared=shared).tensors for path in paths]
+    assert tables[0].columns is tables[1].columns
+    # So a view inside of another tensor stays one.
+    found = averaged(paths)["model"]
+    assert (found["part"][0], found["a"][0], found["epoch"]) == (0.5, 1 / 14, 1)
 
 
 def test_a_file_that_changed_is_an_error(tmp_path: Path) -> None:
