@@ -11,6 +11,8 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from operator import itemgetter
 
 from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Kept, Specs
@@ -132,6 +134,9 @@ class ArchiveLayout(CheckedLayout):
     checksum = True
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
+        return merge(self._own(), self.bodies, key=itemgetter(0))
+
+    def _own(self) -> Iterator[tuple[int, bytes]]:
         for placed in self.arrangement:
             yield placed.header, placed.local
             if placed.body:
@@ -139,10 +144,12 @@ class ArchiveLayout(CheckedLayout):
 
     def deferred(self, crc: Callable[[int], int]) -> Iterator[tuple[int, Callable[[], bytes]]]:
         of_tensor = self.specs.sizes
+        made = {offset: zlib.crc32(data) for offset, data in self.bodies}
         regions = sorted(
             (
                 *zip(self.offsets, map(of_tensor.__getitem__, self.tensors), strict=True),
                 *((kept.offset, kept.nbytes) for kept in self.kept),
+                *((offset, len(data)) for offset, data in self.bodies),
             )
         )
         entries: list[bytes] = []
@@ -156,7 +163,11 @@ class ArchiveLayout(CheckedLayout):
                 if placed.body is not None:
                     total = zlib.crc32(placed.body)
                 else:
-                    parts = ((crc(start), size) for start, size in regions[first:last] if size)
+                    parts = (
+                        (made[start] if start in made else crc(start), size)
+                        for start, size in regions[first:last]
+                        if size
+                    )
                     total = combined(parts)
                 entries.append(placed.entry(total))
                 return placed.descriptor(total)
@@ -182,6 +193,7 @@ def lay_out_archive(
     *,
     name: str = "",
     kept: Sequence[Kept] = (),
+    bodies: Sequence[tuple[int, bytes]] = (),
     orders: Mapping[int, Shape] | None = None,
     check: Callable[[str], None],
 ) -> ArchiveLayout:
@@ -197,5 +209,6 @@ def lay_out_archive(
         tuple(kept),
         orders or {},
         check,
-        arrangement=arrangement,
+        tuple(bodies),
+        arrangement,
     )

@@ -7,10 +7,19 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import TypeVar
 
-from swavg.formats.checkpoint import Columns, Shape
+from swavg.formats.checkpoint import Columns, Form, Shape
 from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import Kept, WriteRequest
+
+_MOST_LOOSE = 16 << 20
+"""Bytes of a file, at most, that are made beforehand, as views overlap there or leave gaps."""
+
+Place = tuple[int, int]
+"""Offset and form of a tensor, as columns have them."""
+Stretch = Mapping[Place, int | None]
+"""Tensors that overlap, or one with gaps, with their numbers; None: it stays the template's."""
 
 
 class CannotKeep(Exception):
@@ -31,6 +40,22 @@ class Replacement:
         return self.offset + self.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """``nbytes`` at ``offset`` of the template's file, for which ``data`` stands in the output."""
+
+    offset: int
+    nbytes: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.nbytes
+
+
+Item = TypeVar("Item", Replacement, Edit)
+
+
 def storage_order(shape: Shape, strides: Shape) -> Shape | None:
     """The axes of a dense view from the slowest to the fastest; None if it has holes or repeats."""
     axes = sorted(range(len(shape)), key=lambda axis: (-strides[axis], axis))
@@ -46,13 +71,14 @@ def storage_order(shape: Shape, strides: Shape) -> Shape | None:
     return tuple(axes)
 
 
-def replacements(request: WriteRequest) -> list[Replacement]:
-    """Where the tensors go, in the order of the file. CannotKeep if the template's structure
-    cannot be kept. A tensor that is the template's own is left in place."""
+def replacements(request: WriteRequest) -> tuple[list[Replacement], list[Stretch]]:
+    """Where the tensors go, in the order of the file, and those that cannot go there one by one.
+    CannotKeep if the template's structure cannot be kept. A tensor that is the template's own is
+    left in place."""
     specs, table = request.specs, request.template.tensors
     columns, path = table.columns, request.template.path
     tied = {name: group for group in request.ties for name in group}
-    first_at: dict[tuple[int, int], int] = {}
+    first_at: dict[Place, int] = {}
     covered = bytearray(len(table))
     for number, name in enumerate(specs.names):
         at = table.index.get(name)
@@ -76,19 +102,26 @@ def replacements(request: WriteRequest) -> list[Replacement]:
         if not covered[at] and (columns.offset[at], columns.form[at]) not in first_at:
             raise CannotKeep(f"'{name}' is left out")
     changed = {place: n for place, n in first_at.items() if not request.unchanged[n]}
+    inside: set[Place] = set()
     try:
-        return _placed(request, changed)
-    except CannotKeep:
-        inside = _inside_others(columns, changed) if request.alike else set()
-        if not inside:
-            raise
-    return _placed(request, changed, inside)
+        return _placed(request, changed), []
+    except CannotKeep as problem:
+        reason = problem
+    if request.alike and (inside := _inside_others(columns, changed)):
+        try:
+            return _placed(request, changed, inside), []
+        except CannotKeep as problem:
+            reason = problem
+    stretches = _stretches(columns, changed, inside)
+    if request.compute is None or stretches is None:
+        raise reason
+    return _placed(request, changed, inside.union(*stretches)), stretches
 
 
 def _placed(
     request: WriteRequest,
-    changed: Mapping[tuple[int, int], int],
-    inside: Collection[tuple[int, int]] = (),
+    changed: Mapping[Place, int],
+    inside: Collection[Place] = (),
 ) -> list[Replacement]:
     """Where the ``changed`` tensors (by offset and form) go, but for those ``inside`` others."""
     specs, table = request.specs, request.template.tensors
@@ -110,22 +143,47 @@ def _placed(
     return wanted
 
 
-def _hulls(columns: Columns) -> list[int]:
-    """The bytes from the first element of a tensor to the end of its last one, for each form."""
-    hulls = []
-    for dtype, shape, strides in columns.forms:
-        steps = row_major_strides(shape) if strides is None else strides
-        hull = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
-        hulls.append(0 if 0 in shape else hull * dtype.itemsize)
-    return hulls
+def hull(form: Form) -> int:
+    """The bytes from the first element of a tensor to the end of its last one."""
+    dtype, shape, strides = form
+    steps = row_major_strides(shape) if strides is None else strides
+    elements = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
+    return 0 if 0 in shape else elements * dtype.itemsize
 
 
-def _inside_others(columns: Columns, changed: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+def _stretches(
+    columns: Columns, changed: Mapping[Place, int], inside: Collection[Place]
+) -> list[Stretch] | None:
+    """The tensors, but for those ``inside`` others, that overlap with a ``changed`` one, or are one
+    with gaps; None if that are too many bytes."""
+    hulls = list(map(hull, columns.forms))
+    places = set(zip(columns.offset, columns.form, strict=True))
+    group: dict[Place, int | None] = {}
+    stretches: list[Stretch] = []
+    start = end = room = 0
+    for place in (*sorted(places.difference(inside)), (1 << 62, -1)):
+        if group and place[0] >= end:
+            ((_, first), *others) = group
+            _, shape, strides = columns.forms[first]
+            loose = others or (strides is not None and storage_order(shape, strides) is None)
+            if loose and any(number is not None for number in group.values()):
+                stretches.append(group)
+                room += end - start
+            group = {}
+        if not group:
+            start = end = place[0]
+        if hulls[place[1]]:
+            group[place] = changed.get(place)
+            end = max(end, place[0] + hulls[place[1]])
+    return stretches if room <= _MOST_LOOSE else None
+
+
+def _inside_others(columns: Columns, changed: Collection[Place]) -> set[Place]:
     """Places (offset and form) of averaged floats that are views of a part of another one, which
     lies without gaps: the average of that one is theirs."""
     if len(changed) < 2:
         return set()
-    hulls = _hulls(columns)
+    hulls = list(map(hull, columns.forms))
     inside = set()
     end = 0
     outer = (0, 0)
@@ -143,14 +201,14 @@ def _inside_others(columns: Columns, changed: Collection[tuple[int, int]]) -> se
 def _refuse_clashes(
     request: WriteRequest,
     wanted: Mapping[int, Replacement],
-    inside: Collection[tuple[int, int]],
+    inside: Collection[Place],
 ) -> None:
     """CannotKeep if a replaced tensor shares some of its bytes with a different view, but for
     those ``inside`` one."""
     table = request.template.tensors
     columns = table.columns
-    hulls = _hulls(columns)
-    distinct: dict[tuple[int, int], str] = {}
+    hulls = list(map(hull, columns.forms))
+    distinct: dict[Place, str] = {}
     for name, offset, form in zip(columns.names, columns.offset, columns.form, strict=True):
         if hulls[form] and (offset, form) not in inside:
             distinct.setdefault((table.base + offset, form), name)
@@ -165,21 +223,38 @@ def _refuse_clashes(
 
 
 def spliced(
-    start: int, nbytes: int, at: int, replaced: Sequence[Replacement]
-) -> tuple[list[tuple[int, int]], list[Kept]]:
-    """What fills ``nbytes`` of the output from ``at`` on, which are the template's from ``start``
-    on: tensors with their offsets, and what is kept between. ``replaced`` is sorted; none crosses
-    the ends."""
+    start: int,
+    nbytes: int,
+    at: int,
+    replaced: Sequence[Replacement],
+    edits: Sequence[Edit] = (),
+) -> tuple[list[tuple[int, int]], list[Kept], list[tuple[int, bytes]]]:
+    """What stands in the output from ``at`` on for the template's ``nbytes`` from ``start`` on:
+    tensors with their offsets, what is kept between, and edits with theirs. ``replaced`` and
+    ``edits`` are sorted; none crosses the ends."""
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
+    bodies: list[tuple[int, bytes]] = []
     position, end = start, start + nbytes
-    by_offset = attrgetter("offset")
-    first = bisect_left(replaced, start, key=by_offset)
-    for replacement in replaced[first : bisect_left(replaced, end, first, key=by_offset)]:
-        if replacement.offset > position:
-            kept.append(Kept(at + position - start, position, replacement.offset - position))
-        places.append((replacement.number, at + replacement.offset - start))
-        position = replacement.end
+    here: list[Replacement | Edit] = [*within(replaced, start, end), *within(edits, start, end)]
+    for each in sorted(here, key=attrgetter("offset")):
+        if each.offset > position:
+            kept.append(Kept(at, position, each.offset - position))
+            at += each.offset - position
+        if isinstance(each, Edit):
+            bodies.append((at, each.data))
+            at += len(each.data)
+        else:
+            places.append((each.number, at))
+            at += each.nbytes
+        position = each.end
     if position < end:
-        kept.append(Kept(at + position - start, position, end - position))
-    return places, kept
+        kept.append(Kept(at, position, end - position))
+    return places, kept, bodies
+
+
+def within(items: Sequence[Item], start: int, end: int) -> Sequence[Item]:
+    """Those, of sorted ones, of the bytes from ``start`` to ``end`` of the template's file."""
+    by_offset = attrgetter("offset")
+    first = bisect_left(items, start, key=by_offset)
+    return items[first : bisect_left(items, end, first, key=by_offset)]

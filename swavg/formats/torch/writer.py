@@ -8,10 +8,9 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
+from operator import attrgetter
 
 from swavg.errors import InputError, OutputError
-from swavg.formats.checkpoint import Record, Shape
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.torch.archive import Archive, read_archive, read_pickle
 from swavg.formats.torch.archive_layout import (
@@ -22,18 +21,23 @@ from swavg.formats.torch.archive_layout import (
     lay_out_archive,
 )
 from swavg.formats.torch.arrays import FAR
+from swavg.formats.torch.edits import orders_of, text_edits, view_edits
 from swavg.formats.torch.opened import TorchTemplate, open_archive
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
-from swavg.formats.torch.template import CannotKeep, Replacement, replacements, spliced
+from swavg.formats.torch.template import (
+    CannotKeep,
+    Edit,
+    Replacement,
+    replacements,
+    spliced,
+    within,
+)
 from swavg.formats.torch.unpickler import MAX_BYTES
 from swavg.storage.sources import LocalFile, Pool, Source
 
 # Padding is an extra field, whose length is a 16-bit number.
 _MAX_ALIGNMENT = 1 << 15
 _BLOCK = 1 << 20
-
-Edit = tuple[int, int, bytes]
-"""Where it begins and ends in the template's file, and what stands there instead."""
 
 
 def lay_out(request: WriteRequest) -> Layout:
@@ -89,9 +93,11 @@ def _like_template(request: WriteRequest) -> FileLayout:
         raise CannotKeep("names of tensors change")
     if not isinstance(template, TorchTemplate):
         raise CannotKeep("the last input is no PyTorch file")
-    replaced = replacements(request)
-    edits = _edits(request, template, [each for each in replaced if each.offset >= FAR])
+    replaced, stretches = replacements(request)
+    texts = [each for each in replaced if each.offset >= FAR]
     replaced = [each for each in replaced if each.offset < FAR]
+    edits = text_edits(request, texts, template.texts) + view_edits(request, stretches)
+    edits.sort(key=attrgetter("offset"))
     if template.archive is None:
         return _legacy_like(request, replaced, edits)
     return _archive_like(request, template.archive, replaced, edits)
@@ -108,33 +114,40 @@ def _archive_like(
         raise CannotKeep(f"its records are aligned to {archive.alignment:,} bytes")
     recipe = request.recipe.encode()
     records = [record for record in archive if record.name != RECIPE]
-    pickled = next(record for record in records if record.name == "data.pkl")
-    body = _edited(request, pickled, edits) if edits else None
-    crc: int | None = pickled.crc if body is None else zlib.crc32(body)
-    if any(pickled.offset <= each.offset < pickled.offset + pickled.size for each in replaced):
-        crc = None
     members = [
-        Member(f"{archive.root}/{record.name}", record.size)
-        if body is None or record is not pickled
-        else Member(f"{archive.root}/{record.name}", len(body), body)
+        Member(
+            f"{archive.root}/{record.name}",
+            record.size
+            + sum(
+                len(edit.data) - edit.nbytes
+                for edit in within(edits, record.offset, record.offset + record.size)
+            ),
+        )
         for record in records
     ]
     members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
     arrangement = tuple(arranged(members, archive.alignment))
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
+    bodies: list[tuple[int, bytes]] = []
     for record, placed in zip(records, arrangement, strict=False):
-        if placed.body is None:
-            inside, between = spliced(record.offset, record.size, placed.start, replaced)
-            places += inside
-            kept += between
+        parts = spliced(record.offset, record.size, placed.start, replaced, edits)
+        places += parts[0]
+        kept += parts[1]
+        bodies += parts[2]
+    pickled = next(record for record in records if record.name == "data.pkl")
+    end = pickled.offset + pickled.size
+    changed = (*within(replaced, pickled.offset, end), *within(edits, pickled.offset, end))
     return lay_out_archive(
         arrangement,
         request.specs,
         places,
         kept=kept,
-        orders=_orders(replaced),
-        check=partial(_check_records, arrangement=arrangement, pickle_crc=crc),
+        bodies=bodies,
+        orders=orders_of(replaced),
+        check=partial(
+            _check_records, arrangement=arrangement, pickle_crc=None if changed else pickled.crc
+        ),
     )
 
 
@@ -142,73 +155,24 @@ def _legacy_like(
     request: WriteRequest, replaced: Sequence[Replacement], edits: Sequence[Edit]
 ) -> CheckedLayout:
     """The template's file; the format has no place for a recipe."""
-    places: list[tuple[int, int]] = []
-    kept: list[Kept] = []
-    bodies: list[tuple[int, bytes]] = []
-    at = position = 0
-    for start, end, data in (*edits, (request.template.size, 0, b"")):
-        inside, between = spliced(position, start - position, at, replaced)
-        places += inside
-        kept += between
-        at += start - position
-        bodies.append((at, data))
-        at, position = at + len(data), end
+    places, kept, bodies = spliced(0, request.template.size, 0, replaced, edits)
+    size = request.template.size + sum(len(edit.data) - edit.nbytes for edit in edits)
     return CheckedLayout(
         "",
-        at,
+        size,
         request.specs,
         array("I", [number for number, _ in places]),
         array("q", [offset for _, offset in places]),
         tuple(kept),
-        _orders(replaced),
+        orders_of(replaced),
         partial(
             _check_pickles,
             template=request.template.sources[0],
             begin=min(kept[0].nbytes, MAX_BYTES),
-            size=at,
+            size=size,
         ),
-        tuple(bodies[:-1]),
+        tuple(bodies),
     )
-
-
-def _edits(
-    request: WriteRequest, template: TorchTemplate, texts: Sequence[Replacement]
-) -> list[Edit]:
-    """Averages of arrays, each spelled as a text with its length."""
-    if not texts:
-        return []
-    if request.compute is None:
-        raise CannotKeep("NumPy arrays change")
-    offsets = array("q", accumulate((each.nbytes for each in texts), initial=0))
-    size = offsets.pop()
-    numbers = array("I", [each.number for each in texts])
-    averages = request.compute(
-        FileLayout("", size, request.specs, numbers, offsets, orders=_orders(texts))
-    )
-    edits = []
-    with Pool() as pool:
-        for each, first in zip(texts, offsets, strict=True):
-            text = averages[first : first + each.nbytes].decode("latin-1").encode()
-            at = template.texts[each.offset]
-            old = int.from_bytes(pool.read(request.template.sources[0], at - 4, 4), "little")
-            edits.append((at - 4, at + old, len(text).to_bytes(4, "little") + text))
-    return edits
-
-
-def _edited(request: WriteRequest, record: Record, edits: Sequence[Edit]) -> bytes:
-    """The bytes of a record after these edits, which are in it."""
-    with Pool() as pool:
-        data = pool.read(request.template.sources[0], record.offset, record.size)
-    parts: list[bytes | bytearray] = []
-    position = 0
-    for start, end, text in edits:
-        parts += (data[position : start - record.offset], text)
-        position = end - record.offset
-    return b"".join((*parts, data[position:]))
-
-
-def _orders(replaced: Sequence[Replacement]) -> dict[int, Shape]:
-    return {each.number: each.order for each in replaced if each.order is not None}
 
 
 def _check(path: str, *, names: tuple[str, ...]) -> None:
