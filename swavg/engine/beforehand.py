@@ -1,5 +1,4 @@
-"""Small tensors that are computed while a plan is made: those whose values decide how many bytes an
-output has."""
+"""Small tensors that are computed while a plan is made, as a layout depends on their values."""
 
 from __future__ import annotations
 
@@ -38,8 +37,8 @@ class _MemorySink:
 
 @dataclass(frozen=True, slots=True)
 class Beforehand:
-    """Computes small files of a row's tensors as tasks do, and keeps what was noticed: by row, the
-    names of integers that differ, and of values that are not finite."""
+    """Computes tensors of a row as its tasks would, and keeps what was noticed: by row, the names
+    of integers that differ, and of values that are not finite."""
 
     checkpoints: Sequence[Checkpoint]
     shown: Sequence[str]
@@ -50,7 +49,8 @@ class Beforehand:
     def compute(
         self, number: int, row: Row, decisions: Decisions, target: Target, layout: FileLayout
     ) -> bytes:
-        """The bytes of a file. Raises InputError, NumericsError, MismatchError."""
+        """The bytes of a small file of row ``number``'s tensors. Raises InputError, NumericsError,
+        MismatchError."""
         assembly = Assembly(self.checkpoints)
         output = assembly.output(0, row, decisions, target, Layout((layout,)), alone=True)
         plan = Plan(
@@ -63,6 +63,9 @@ class Beforehand:
         for result in threads(1)(plan, plan.tasks(), [[sink]], partial(Tools, plan, chosen)):
             tally.add(result)
         tally.complete()
-        self.differing[number] = entry_names(plan, 0, tally.differing)
-        self.nonfinite[number] = entry_names(plan, 0, tally.nonfinite)
+        for noticed, found in (
+            (self.differing, tally.differing),
+            (self.nonfinite, tally.nonfinite),
+        ):
+            noticed[number] = (*noticed.get(number, ()), *entry_names(plan, 0, found))
         return bytes(sink.data)

@@ -134,7 +134,7 @@ class ArchiveLayout(CheckedLayout):
     checksum = True
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
-        return merge(self._own(), self.bodies, key=itemgetter(0))
+        return merge(self._own(), self.bodies, key=itemgetter(0)) if self.bodies else self._own()
 
     def _own(self) -> Iterator[tuple[int, bytes]]:
         for placed in self.arrangement:

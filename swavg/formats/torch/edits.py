@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from swavg.formats.checkpoint import Form, Shape
 from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import FileLayout, WriteRequest
+from swavg.formats.torch.arrays import FAR
 from swavg.formats.torch.template import CannotKeep, Edit, Replacement, Stretch, hull
 from swavg.storage.sources import Pool
 
@@ -46,12 +47,14 @@ def view_edits(request: WriteRequest, stretches: Sequence[Stretch]) -> list[Edit
         return []
     import numpy as np
 
+    numbers = [n for stretch in stretches for n in stretch.values() if n is not None]
+    averages = dict(zip(numbers, _computed(request, numbers, {}), strict=True))
     table, edits = request.template.tensors, []
     for stretch in stretches:
-        numbers = [number for number in stretch.values() if number is not None]
-        averages = dict(zip(numbers, _computed(request, numbers, {}), strict=True))
         start = min(offset for offset, _ in stretch)
         end = max(offset + hull(table.columns.forms[form]) for offset, form in stretch)
+        if table.base + start >= FAR:
+            raise CannotKeep("NumPy arrays share their bytes")
         with Pool() as pool:
             data = pool.read(request.template.sources[0], table.base + start, end - start)
         views = [
@@ -62,7 +65,7 @@ def view_edits(request: WriteRequest, stretches: Sequence[Stretch]) -> list[Edit
         for (view, _), value in zip(views, values, strict=True):
             view[...] = np.frombuffer(value, view.dtype).reshape(view.shape)
         if any(view.tobytes() != value for (view, _), value in zip(views, values, strict=True)):
-            name = request.specs.names[numbers[-1]]
+            name = request.specs.names[next(n for _, n in reversed(views) if n is not None)]
             of = "with another tensor" if len(views) > 1 else "among its elements"
             raise CannotKeep(f"'{name}' shares a part of its bytes {of}, no longer the same")
         edits.append(Edit(table.base + start, len(data), bytes(data)))

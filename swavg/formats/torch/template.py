@@ -14,7 +14,8 @@ from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import Kept, WriteRequest
 
 _MOST_LOOSE = 16 << 20
-"""Bytes of a file, at most, that are made beforehand, as views overlap there or leave gaps."""
+"""Bytes, at most, that are made beforehand, as views overlap there or leave gaps, and those of the
+views."""
 
 Place = tuple[int, int]
 """Offset and form of a tensor, as columns have them."""
@@ -53,6 +54,7 @@ class Edit:
         return self.offset + self.nbytes
 
 
+_offset = attrgetter("offset")
 Item = TypeVar("Item", Replacement, Edit)
 
 
@@ -157,6 +159,7 @@ def _stretches(
     """The tensors, but for those ``inside`` others, that overlap with a ``changed`` one, or are one
     with gaps; None if that are too many bytes."""
     hulls = list(map(hull, columns.forms))
+    sizes = [dtype.nbytes(math.prod(shape)) for dtype, shape, _ in columns.forms]
     places = set(zip(columns.offset, columns.form, strict=True))
     group: dict[Place, int | None] = {}
     stretches: list[Stretch] = []
@@ -168,7 +171,7 @@ def _stretches(
             loose = others or (strides is not None and storage_order(shape, strides) is None)
             if loose and any(number is not None for number in group.values()):
                 stretches.append(group)
-                room += end - start
+                room += end - start + sum(sizes[form] for _, form in group)
             group = {}
         if not group:
             start = end = place[0]
@@ -236,8 +239,10 @@ def spliced(
     kept: list[Kept] = []
     bodies: list[tuple[int, bytes]] = []
     position, end = start, start + nbytes
-    here: list[Replacement | Edit] = [*within(replaced, start, end), *within(edits, start, end)]
-    for each in sorted(here, key=attrgetter("offset")):
+    here: Sequence[Replacement | Edit] = within(replaced, start, end)
+    if edits:
+        here = sorted((*here, *within(edits, start, end)), key=_offset)
+    for each in here:
         if each.offset > position:
             kept.append(Kept(at, position, each.offset - position))
             at += each.offset - position
@@ -255,6 +260,5 @@ def spliced(
 
 def within(items: Sequence[Item], start: int, end: int) -> Sequence[Item]:
     """Those, of sorted ones, of the bytes from ``start`` to ``end`` of the template's file."""
-    by_offset = attrgetter("offset")
-    first = bisect_left(items, start, key=by_offset)
-    return items[first : bisect_left(items, end, first, key=by_offset)]
+    first = bisect_left(items, start, key=_offset)
+    return items[first : bisect_left(items, end, first, key=_offset)]

@@ -11,6 +11,7 @@ from functools import partial
 from operator import attrgetter
 
 from swavg.errors import InputError, OutputError
+from swavg.formats.checkpoint import Record
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.torch.archive import Archive, read_archive, read_pickle
 from swavg.formats.torch.archive_layout import (
@@ -114,17 +115,7 @@ def _archive_like(
         raise CannotKeep(f"its records are aligned to {archive.alignment:,} bytes")
     recipe = request.recipe.encode()
     records = [record for record in archive if record.name != RECIPE]
-    members = [
-        Member(
-            f"{archive.root}/{record.name}",
-            record.size
-            + sum(
-                len(edit.data) - edit.nbytes
-                for edit in within(edits, record.offset, record.offset + record.size)
-            ),
-        )
-        for record in records
-    ]
+    members = [Member(f"{archive.root}/{each.name}", _size(each, edits)) for each in records]
     members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
     arrangement = tuple(arranged(members, archive.alignment))
     places: list[tuple[int, int]] = []
@@ -135,6 +126,7 @@ def _archive_like(
         places += parts[0]
         kept += parts[1]
         bodies += parts[2]
+    assert (len(places), len(bodies)) == (len(replaced), len(edits)), "averages without a place"
     pickled = next(record for record in records if record.name == "data.pkl")
     end = pickled.offset + pickled.size
     changed = (*within(replaced, pickled.offset, end), *within(edits, pickled.offset, end))
@@ -151,11 +143,18 @@ def _archive_like(
     )
 
 
+def _size(record: Record, edits: Sequence[Edit]) -> int:
+    """Of a record, after the edits."""
+    here = within(edits, record.offset, record.offset + record.size) if edits else ()
+    return record.size + sum(len(edit.data) - edit.nbytes for edit in here)
+
+
 def _legacy_like(
     request: WriteRequest, replaced: Sequence[Replacement], edits: Sequence[Edit]
 ) -> CheckedLayout:
     """The template's file; the format has no place for a recipe."""
     places, kept, bodies = spliced(0, request.template.size, 0, replaced, edits)
+    assert (len(places), len(bodies)) == (len(replaced), len(edits)), "averages without a place"
     size = request.template.size + sum(len(edit.data) - edit.nbytes for edit in edits)
     return CheckedLayout(
         "",

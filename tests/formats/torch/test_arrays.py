@@ -280,23 +280,29 @@ def test_many_near_each_other_are_read_at_once(tmp_path: Path, legacy: bool) -> 
     assert (checkpoint.read("a299") == 299.5).all()
 
 
-def test_bytes_that_two_arrays_share_are_not_written_in_place(tmp_path: Path) -> None:
+@PROTOCOLS
+@pytest.mark.parametrize("other", [(3,), (3, 1)], ids=["tied", "of another shape"])
+def test_arrays_that_share_their_bytes(
+    tmp_path: Path, protocol: int, other: tuple[int, ...]
+) -> None:
     class Shares:
         """Makes an array of another one's bytes."""
 
-        def __init__(self, data: bytes) -> None:
-            self.data = data
+        def __init__(self, data: bytes, shape: tuple[int, ...]) -> None:
+            self.data, self.shape = data, shape
 
         def __reduce__(self) -> tuple[Any, ...]:
             make, args = np.zeros(2, "f4").__reduce__()[:2]
-            return make, args, (1, (3,), np.dtype("f4"), False, self.data)
+            return make, args, (1, self.shape, np.dtype("f4"), False, self.data)
 
     def content(i: int) -> object:
         data = np.full(3, i + 1 / 3, "f4").tobytes()
-        return {"w": torch.ones(2), "a": Shares(data), "b": Shares(data)}
+        return {"w": torch.ones(2), "a": Shares(data, (3,)), "b": Shares(data, other)}
 
-    found = averaged(saved(tmp_path, content(0), content(1)))
-    assert found["a"][0] == found["b"][0] == pytest.approx(0.5 + 1 / 3)
+    found = averaged(saved(tmp_path, content(0), content(1), protocol=protocol))
+    assert found["a"].shape == (3,)
+    assert found["b"].shape == other
+    assert found["a"].sum() == found["b"].sum() == pytest.approx(2.5)
 
 
 @PROTOCOLS
