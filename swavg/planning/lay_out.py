@@ -50,7 +50,7 @@ def lay_out(
             policy.weights_only,
             policy.max_shard_size,
             len({id(checkpoints[member].tensors.columns) for member in row.members}) == 1,
-            None if compute is None else partial(compute, number, row, decisions, target),
+            compute=compute and partial(compute, number, row, decisions, target),
         )
         write = FORMATS[target.format].lay_out
         assert write is not None
