@@ -12,7 +12,8 @@ from swavg.formats.checkpoint import Form, Shape
 from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import FileLayout, WriteRequest
 from swavg.formats.torch.arrays import FAR
-from swavg.formats.torch.template import CannotKeep, Edit, Replacement, Stretch, hull
+from swavg.formats.torch.overlaps import Stretch, hull
+from swavg.formats.torch.template import CannotKeep, Edit, Replacement
 from swavg.storage.sources import Pool
 
 if TYPE_CHECKING:
