@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Columns
 from swavg.planning.adapters import SETTINGS, json_of, settings_of
 from swavg.planning.match import by_canonical_name
-from swavg.planning.not_plain import MERGE, Finding, codes_of, is_code, not_plain
+from swavg.planning.not_plain import MERGE, Finding, finding_of, is_code, not_plain
 from swavg.storage.sources import Pool
 
 _BEGIN = 4096
@@ -70,7 +71,7 @@ def _declared(
                 if codes[columns.form[numbers[own]]] and averaged(name)
             ]
             if names:
-                yield codes_of(names)
+                yield finding_of("codes", names, begun=names)
             return
 
 
@@ -89,6 +90,14 @@ def confirmed(
                     if id(columns) not in tables:
                         tables[id(columns)] = _numbers(columns)
                 numbers = [tables[id(checkpoint.tensors.columns)] for checkpoint in checkpoints]
+                if finding.kind == "binary":
+                    masks = [
+                        name
+                        for name in finding.whole
+                        if _differ_as_masks(pool, checkpoints, numbers, name)
+                    ]
+                    kept += [finding_of("binary", masks)] if masks else []
+                    continue
                 if _equal(pool, checkpoints, numbers, finding.whole) and _equal(
                     pool, checkpoints, numbers, finding.begun, most=_BEGIN
                 ):
@@ -136,6 +145,40 @@ def _equal(
                     return False
                 data = other
     return True
+
+
+def _differ_as_masks(
+    pool: Pool,
+    checkpoints: Sequence[Checkpoint],
+    numbers: Sequence[Mapping[str, int]],
+    name: str,
+) -> bool:
+    """Whether a float tensor holds zeros and ones alone in all checkpoints that have it, and not
+    the same. The first bytes tell of most that it does not."""
+    import numpy as np
+
+    masks = [
+        (checkpoint, checkpoint.tensors.at(own[name]))
+        for checkpoint, own in zip(checkpoints, numbers, strict=True)
+        if name in own
+    ]
+    numel = masks[0][1].spec.numel
+    if any(not tensor.spec.dtype.floating or tensor.spec.numel != numel for _, tensor in masks):
+        return False
+    differ = False
+    cuts = [0, *range(_BEGIN // 8, numel, _STEP // 8), numel]
+    for start, stop in pairwise(cuts):
+        first = None
+        for checkpoint, tensor in masks:
+            data = bytearray(tensor.spec.dtype.nbytes(stop - start))
+            checkpoint.read_into(tensor, start, stop, memoryview(data), pool)
+            values = np.frombuffer(data, tensor.spec.dtype.numpy())
+            ones = values == 1
+            if not np.all(ones | (values == 0)):
+                return False
+            first = ones if first is None else first
+            differ |= not np.array_equal(first, ones)
+    return differ
 
 
 def _settings_of(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:

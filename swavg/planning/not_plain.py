@@ -19,7 +19,9 @@ from swavg.formats.part_names import part_mark, rank_mark
 from swavg.planning.match import canonical
 from swavg.storage.filesystems import absolute
 
-Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "hollow", "parts"]
+Kind = Literal[
+    "codes", "alpha", "rank", "factors", "spectral", "mask", "binary", "empty", "hollow", "parts"
+]
 Level = Literal["refuse", "warn"]
 
 
@@ -69,6 +71,11 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
         "refuse",
         "pruning masks differ, and their average is no mask: {}",
         UNMASK,
+    ),
+    "binary": (
+        "refuse",
+        "masks of zeros and ones differ, and their average is no mask: {}",
+        "Prune the average instead; or take the last input's masks with exclude='*mask*'.",
     ),
     "empty": (
         "refuse",
@@ -176,10 +183,9 @@ def not_plain(
     return [*_parts(checkpoints, shown), *findings]
 
 
-def codes_of(names: Sequence[str]) -> Finding:
-    """The refusal of these codes, whose scales no name tells: by their canonical names."""
-    collected = _Collected(dict.fromkeys(names), {}, dict.fromkeys(names))
-    return collected.finding("codes")
+def finding_of(kind: Kind, names: Sequence[str], *, begun: Sequence[str] = ()) -> Finding:
+    """What is said of tensors that other things than names tell, by their canonical names."""
+    return _Collected(dict.fromkeys(names), {}, dict.fromkeys(begun)).finding(kind)
 
 
 def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
@@ -197,6 +203,7 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
             or last in _CODES
             or last in ("absmax", "alpha")
             or last.endswith(SET_APART)
+            or "mask" in name
             or "lora" in name
             or last.startswith(("hada_w", "lokr_w"))
         ):
@@ -217,6 +224,11 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
                 shape = columns.forms[columns.form[numbers[name]]][1]
                 yield _Suspect("factors", name, shape=shape)
         yield from _other_suspects(name, stem, last, numbers)
+        # One with the original weights beside it is another kind.
+        if _MASK.search(name) and set_apart(name, numbers) is None:
+            dtype, shape, _ = columns.forms[columns.form[numbers[name]]]
+            if dtype.kind == "float" and dtype.bits > 8 and math.prod(shape) > 1:
+                yield _Suspect("binary", name, (name,))
 
 
 def is_code(dtype: DType) -> bool:
@@ -224,6 +236,7 @@ def is_code(dtype: DType) -> bool:
     return dtype.kind == "integer" or (dtype.kind == "float" and dtype.bits <= 8)
 
 
+_MASK = re.compile(r"(?:^|[._])masks?(?:[._]\d+)?$")
 _MODULE = re.compile(r"(?s)(.*[.:])?(.*)")
 
 

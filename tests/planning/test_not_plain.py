@@ -130,7 +130,8 @@ PLAIN = {
 
 @pytest.mark.parametrize("names", PLAIN.values(), ids=PLAIN)
 def test_plain_models_are_not_suspected(names):
-    assert kinds(names) == []
+    # Of masks, their values tell.
+    assert {*kinds(names)} <= {"binary"}
 
 
 @pytest.mark.parametrize(
@@ -357,6 +358,41 @@ def test_one_alpha_and_one_mask_do_no_harm(tmp_path):
     assert matters(tmp_path, pruned, pruned | {"fc.weight_mask": torch.eye(2)[0].repeat(2)}) == [
         "mask"
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["fc.mask", "fc.weight_mask", "masks.0", "made.0.masks"])
+def test_masks_of_zeros_and_ones_are_the_same_or_refused(tmp_path, name, dtype):
+    mask = torch.ones(400, 2000)
+    mask[:, ::2] = 0
+    pruned = {"fc.weight": torch.ones(4), name: mask.to(dtype)}
+    other = mask.clone()
+    other[-1, -1] = 0
+    assert matters(tmp_path, pruned, pruned) == []
+    assert matters(tmp_path, pruned, pruned | {name: other.to(dtype)}) == ["binary"]
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, -math.inf, 0.0], [0.0, 0.5, 1.0], [0.0, -10000.0, 0.0], [0.0, 1.0, math.nan]]
+)
+def test_other_masks_are_averaged(tmp_path, values):
+    one, other = ({"mask": torch.tensor(each)} for each in (values, [0.0, 1.0, 0.0]))
+    assert matters(tmp_path, one, other) == []
+
+
+def test_masks_that_differ_are_named_alone(tmp_path):
+    one = {name: torch.ones(3) for name in ("a.mask", "b.mask", "c.mask")}
+    paths = [
+        save(tmp_path / f"{i}.safetensors", each)
+        for i, each in enumerate((one, one | {"b.mask": torch.zeros(3)}))
+    ]
+    opened = [open_checkpoint(path) for path in paths]
+    with pytest.raises(
+        MismatchError, match=r"masks of zeros and ones differ.*: 'b.mask'\."
+    ) as told:
+        check_plain(opened, paths, lambda name: True)
+    assert "exclude='*mask*'" in told.value.hint
+    assert check_plain(opened, paths, lambda name: "mask" not in name) == []
 
 
 @pytest.mark.parametrize("given", ["folders", "files"])
