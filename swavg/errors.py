@@ -123,6 +123,10 @@ class NoWeightsError(InputError):
     """A file that holds no weights, rather than a broken one: beside others it may well lie."""
 
 
+class OptimizerError(NoWeightsError):
+    """A file that holds the state of an optimizer instead."""
+
+
 class OutputError(SwavgError):
     """The output cannot be written."""
 

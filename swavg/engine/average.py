@@ -17,7 +17,7 @@ from swavg.engine.remarks import metrics_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.engine.whole_report import reports
-from swavg.errors import RequestError
+from swavg.errors import OptimizerError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
@@ -309,9 +309,15 @@ def paths_of(inputs: Sequence[Path]) -> list[str]:
 def open_all(
     paths: Sequence[str], key: str | None = None, shared: Shared | None = None
 ) -> list[Checkpoint]:
-    """Open checkpoints; what they have in common is kept once."""
+    """Open checkpoints to be averaged; what they have in common is kept once."""
     shared = Shared() if shared is None else shared
-    return [open_checkpoint(path, key=key, shared=shared) for path in paths]
+    opened = [open_checkpoint(path, key=key, shared=shared) for path in paths]
+    for checkpoint in opened:
+        if checkpoint.extras.is_optimizer:
+            raise OptimizerError(
+                checkpoint.path, "holds the state of an optimizer, which is not averaged"
+            )
+    return opened
 
 
 def _notes(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from swavg.errors import InputError, NoWeightsError
+from swavg.errors import InputError, NoWeightsError, OptimizerError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.composite import Composite, as_composite, find_composite
@@ -54,12 +54,15 @@ def open_parts(
             )
         try:
             part = open_checkpoint(place, key=key, shared=shared)
+        except OptimizerError:
+            optimizers.append(name)
+            continue
         except NoWeightsError as error:
             if os.path.isdir(place):
                 raise
             without[name] = error
             continue
-        if part.extras.root_key == "state" and "param_groups" in part.extras.others:
+        if part.extras.is_optimizer:
             optimizers.append(name)
         else:
             parts[name] = part if name else _beside_others(part, composite)

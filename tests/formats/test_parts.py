@@ -21,6 +21,22 @@ def test_content_says_what_is_a_part(tmp_path):
     assert {*found.side_files} == {"brain.ckpt", "counter.ckpt", "CKPT.yaml"}
 
 
+def test_what_holds_an_optimizer_and_no_weights_is_left_out(tmp_path):
+    adam = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+    new = {"state": {}, "param_groups": [{"params": [0]}]}
+    files = {
+        "a.pt": {"optimizer": adam, "epoch": 3},
+        "b.pt": {"o": new, "epoch": 3},
+        "c.pt": [adam, new],
+        "d.pt": {"optim_g": [adam]},
+        "e.pt": new,
+        "f.pt": {"epoch": 3},
+    }
+    found = opened(write(tmp_path / "a", speechbrain(0) | files))
+    assert found.optimizers == ("a.pt", "b.pt", "c.pt", "d.pt", "e.pt", "opt_class.ckpt")
+    assert "f.pt" in found.without
+
+
 def test_own_weights_leave_out_no_part(tmp_path):
     found = opened(write(tmp_path / "a", modules(0)))
     assert found.parts[""].extras.left_out == ("onnx",)
