@@ -21,7 +21,7 @@ from swavg.errors import OptimizerError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
-from swavg.planning.composite import Singles, find_parts
+from swavg.planning.composite import Parts, Singles, find_parts
 from swavg.planning.confirm import check_plain
 from swavg.planning.decide import Decisions, decide, selection
 from swavg.planning.globs import check_globs
@@ -103,6 +103,7 @@ def prepare(
     parts = find_parts(paths, policy, shared)
     grouped = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
     rows, places = grouped.times(rows, outputs)
+    _check_key(policy.key, grouped.checkpoints)
     opened = renamed(grouped.checkpoints, rules(policy.strip_prefix, policy.rename))
     names = short_names([checkpoint.path for checkpoint in opened])
     targets = [
@@ -110,10 +111,9 @@ def prepare(
         for row, place in zip(rows, places, strict=True)
     ]
     siblings = join_siblings(opened, names, rows, targets, policy, grouped.count)
-    tables, _ = distinct_tables(siblings.checkpoints)
-    check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
+    _check_globs(siblings.checkpoints, policy, parts)
     made = concatenate(siblings.checkpoints, names, rows, policy)
-    decided, tied, doubts = _decided(made, policy, of_several=parts is not None)
+    decided, tied, doubts = _decided(made, policy, grouped.part_of)
     grouped.check_averaged(decided)
     whole = short_names(grouped.roots)
     of_inputs = grouped.of_inputs(whole)
@@ -163,8 +163,32 @@ def prepare(
     return siblings.told(plan)
 
 
+def _check_key(key: str | None, checkpoints: Sequence[Checkpoint]) -> None:
+    """RequestError for the place of a state dict where no file may have such places."""
+    sources = {source.name for checkpoint in checkpoints for source in checkpoint.sources}
+    if key is not None and all(name.endswith(".safetensors") for name in sources):
+        raise RequestError(
+            f"'{key}' is looked for in PyTorch files, and all inputs are safetensors files, which"
+            " hold one state dict each.",
+            argument="key",
+            hint="Leave key= out; include= and exclude= choose tensors by their names.",
+        )
+
+
+def _check_globs(checkpoints: Sequence[Checkpoint], policy: Policy, parts: Parts | None) -> None:
+    """RequestError for globs that match nothing."""
+    tables, _ = distinct_tables(checkpoints)
+    names = [table.columns.names for table in tables]
+    if parts is None:
+        check_globs(names, policy.include, policy.exclude)
+    else:
+        names = [each.tensors.columns.names for each in checkpoints]
+        own = [parts.part_of(number) for number in range(len(checkpoints))]
+        check_globs(names, policy.include, policy.exclude, own)
+
+
 def _decided(
-    made: Concatenated, policy: Policy, *, of_several: bool
+    made: Concatenated, policy: Policy, part_of: Callable[[int], str | None]
 ) -> tuple[list[Decisions], list[str], list[str]]:
     """What becomes of each tensor, by row; notes on ties that were found, and warnings."""
     decided: list[Decisions] = []
@@ -178,7 +202,9 @@ def _decided(
         tied += match.notes()
         if not policy.strict:
             warnings += match.warnings(shown)
-        warnings += check_plain(members, shown, selection(match, policy), exact=exact)
+        part = part_of(row.members[-1])
+        averaged = selection(match, policy, part or "")
+        warnings += check_plain(members, shown, averaged, exact=exact)
         decided.append(
             decide(
                 made.checkpoints,
@@ -187,7 +213,7 @@ def _decided(
                 policy,
                 made.shown,
                 factor_sums,
-                of_several=of_several,
+                part,
             )
         )
     return decided, list(dict.fromkeys(tied)), warnings

@@ -63,6 +63,9 @@ class Singles:
     def notes(self, rows: Sequence[Row]) -> tuple[str, ...]:
         return ()
 
+    def part_of(self, number: int) -> None:
+        return None
+
     def left_out(self, row: Row) -> list[str]:
         checkpoint = self.checkpoints[row.members[-1]]
         return [os.path.join(checkpoint.path, name) for name in checkpoint.extras.left_out]
@@ -165,6 +168,10 @@ class Parts:
         side = opened.side_files if part == 0 else {}
         bare = (path or "averaged").rstrip("/") or "/"
         return Target(bare, writable(checkpoint.format), force, name, side)
+
+    def part_of(self, number: int) -> str:
+        """What part of its input a checkpoint is; empty for a folder's own weights."""
+        return self.names[number // self.count][number % self.count]
 
     def left_out(self, row: Row) -> list[str]:
         """Paths of what the input that a row's output is like has, and the output has not."""
