@@ -127,6 +127,10 @@ class OptimizerError(NoWeightsError):
     """A file that holds the state of an optimizer instead."""
 
 
+class LoneTensorError(NoWeightsError):
+    """A file that holds one tensor, which has no name."""
+
+
 class OutputError(SwavgError):
     """The output cannot be written."""
 

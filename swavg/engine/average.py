@@ -140,6 +140,7 @@ def prepare(
         *broken_ties(opened, names),
         *made.warnings,
         *doubts,
+        *grouped.warnings(rows),
         *(doubt for row in rows for doubt in warnings_of(row, opened, of_inputs)),
         *(doubt for row in rows for doubt in weights_lost(grouped.left_out(row))),
         *differing_files(grouped.side_files, whole),

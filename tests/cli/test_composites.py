@@ -348,6 +348,16 @@ def test_own_weights_have_the_names_that_inspect_shows(tmp_path):
     assert {*open_whole(tmp_path / "a")} == {"v", "w", "2_Dense/w"}
 
 
+def test_a_file_of_one_tensor_is_copied_and_told(tmp_path):
+    two(tmp_path, lambda i: speechbrain(i) | {"mean.pt": torch.full((2,), float(i))})
+    run = done("average", "a", "b", "-o", "o", cwd=tmp_path)
+    assert values(tmp_path / "o")["model.ckpt"] == 0.5
+    assert torch.load(tmp_path / "o" / "mean.pt").tolist() == [1.0, 1.0]
+    said = " ".join(run.stderr.split())
+    assert "warning not averaged but copied from b: mean.pt." in said
+    assert "as no weights are in them: brain.ckpt, counter.ckpt" in said
+
+
 def test_a_key_is_for_torch_files(tmp_path):
     files = pipeline(0)
     files["vae/diffusion_pytorch_model.bin"] = {"ema": w(5)}

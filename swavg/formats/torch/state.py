@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass, field
 from itertools import islice
 
-from swavg.errors import InputError, NoWeightsError, OptimizerError
+from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError
 from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
 from swavg.formats.torch.objects import (
     HIDDEN,
@@ -135,7 +135,7 @@ class _Search:
     def locate(self, top: object) -> tuple[str, object, tuple[str, ...]]:
         """Path and node of the state dict, and notes on what else could have been meant."""
         if isinstance(top, (View, Refused)):
-            raise InputError(self.path, "holds a single tensor, not a state dict")
+            raise LoneTensorError(self.path, "holds a single tensor, not a state dict")
         self._holding = holding_tensors(self.path, top, self._max_entries)
         if isinstance(top, (list, tuple)) or module_state(top) is not None:
             return "", top, ()
