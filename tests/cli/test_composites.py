@@ -358,6 +358,24 @@ def test_a_file_of_one_tensor_is_copied_and_told(tmp_path):
     assert "as no weights are in them: brain.ckpt, counter.ckpt" in said
 
 
+def test_an_average_of_numbered_parts_goes_on(tmp_path):
+    for i in (1, 2, 3):
+        parts = {f"part_{part}/model.pt": w(10 * part + i) for part in (1, 2)}
+        write(tmp_path / f"step_{i}", parts)
+    done("average", "step_1", "step_2", "-o", "avg", cwd=tmp_path)
+    done("update", "avg", "step_3", "-o", "next", cwd=tmp_path)
+    assert values(tmp_path / "next") == {"part_1/model.pt": 12.0, "part_2/model.pt": 22.0}
+    assert {*open_whole(tmp_path / "next")} == {"part_1/model.pt/w", "part_2/model.pt/w"}
+
+
+def test_averages_of_a_sweep_are_no_parts(tmp_path):
+    runs = [write(tmp_path / "r", {f"step_{i}.pt": w(i)}) / f"step_{i}.pt" for i in (1, 2, 3)]
+    for decay in ("0.5", "0.9"):
+        done("ema", *runs, "--decay", decay, "-o", tmp_path / "s" / f"ema_{decay}.pt")
+    run = swavg("inspect", "s", cwd=tmp_path)
+    assert "is a folder without" in run.stderr
+
+
 def test_a_key_is_for_torch_files(tmp_path):
     files = pipeline(0)
     files["vae/diffusion_pytorch_model.bin"] = {"ema": w(5)}
