@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Columns
-from swavg.planning.adapters import SETTINGS, json_of, settings_of
+from swavg.planning.adapters import SETTINGS, Settings, json_of, settings_of
 from swavg.planning.match import by_canonical_name
 from swavg.planning.not_plain import MERGE, Finding, finding_of, is_code, not_plain
 from swavg.storage.sources import Pool
@@ -103,9 +104,24 @@ def confirmed(
                 ):
                     continue
             kept.append(finding)
-        if any(finding.kind == "factors" for finding in kept):
-            kept = [*_settings_of(checkpoints, shown), *kept]
-    return kept
+    factors = next((finding for finding in kept if finding.kind == "factors"), None)
+    if factors is None:
+        return kept
+    settings = [settings_of(checkpoint) for checkpoint in checkpoints]
+    hint = factors.hint if all(map(_are_plain, settings)) else MERGE
+    adapted = ("alpha", "rank", "factors")
+    kept = [replace(each, hint=hint) if each.kind in adapted else each for each in kept]
+    return [*_differing(settings, shown, hint), *kept]
+
+
+def _are_plain(settings: Sequence[Settings]) -> bool:
+    """Whether settings say nothing but how a product is scaled."""
+    try:
+        for each in settings:
+            each.check_plain()
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(columns: Columns) -> dict[str, int]:
@@ -181,12 +197,14 @@ def _differ_as_masks(
     return differ
 
 
-def _settings_of(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
+def _differing(
+    settings_of_each: Sequence[Sequence[Settings]], shown: Sequence[str], hint: str
+) -> Iterator[Finding]:
     """The refusal of adapters whose factors are scaled differently."""
     known = [
         (name, settings)
-        for name, checkpoint in zip(shown, checkpoints, strict=True)
-        for settings in settings_of(checkpoint)
+        for name, own in zip(shown, settings_of_each, strict=True)
+        for settings in own
     ]
     for place in dict.fromkeys(settings.place for _, settings in known):
         for setting in SETTINGS:
@@ -197,5 +215,5 @@ def _settings_of(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Ite
             if len(first) > 1:
                 facts = " and ".join(f"{value} in {name}" for value, name in [*first.items()][:2])
                 message = f"{place} differs: {setting} is {facts}"
-                yield Finding("alpha", "refuse", message, MERGE)
+                yield Finding("alpha", "refuse", message, hint)
                 return

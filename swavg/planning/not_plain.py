@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from swavg.dtypes import DType
@@ -20,8 +20,9 @@ from swavg.planning.match import canonical
 from swavg.storage.filesystems import absolute
 
 Kind = Literal[
-    "codes", "alpha", "rank", "factors", "spectral", "mask", "binary", "empty", "hollow", "parts"
-]
+    "codes", "alpha", "rank", "factors", "rotations", "spectral", "mask", "binary", "empty",
+    "hollow", "parts",
+]  # fmt: skip
 Level = Literal["refuse", "warn"]
 
 
@@ -39,10 +40,12 @@ class Finding:
     """and so are the first bytes of these."""
 
 
-MERGE = (
+MERGE = "Merge each into its model first, and average the models."
+EXACT = (
     "lora=exact writes the average of what they do; or merge each into its model first, and average"
     " the models."
 )
+"""The hint for plain LoRA."""
 
 UNMASK = (
     "Make the pruning permanent first (torch.nn.utils.prune.remove), and prune the average; or take"
@@ -60,6 +63,11 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
     "factors": (
         "warn",
         "the mean of low-rank factors (LoRA) is not the mean of their products: {}",
+        MERGE,
+    ),
+    "rotations": (
+        "warn",
+        "the mean of what makes rotations (OFT, BOFT, HRA) is not the mean of these: {}",
         MERGE,
     ),
     "spectral": (
@@ -119,11 +127,17 @@ LORA = (
     ("lora_linear_layer.down", "lora_linear_layer.up"),
 )
 """What the names of two factors have in place of each other; the first is applied first."""
+NOT_LORA = ("lora_magnitude_vector", "dora_scale", "hada_w", "lokr_w", "lora_mid", "lora_E")
+"""In the names of what is no product of two factors: DoRA, LoHa, LoKr, Tucker, AdaLoRA."""
 _FACTORS = (
-    *LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"), ("lokr_w2_a", "lokr_w2_b"),
-    ("lora1.down", "lora1.up"), ("lora2.down", "lora2.up"), ("lora_a", "lora_b"),
-    ("lora.A", "lora.B"),
+    *LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"), ("lokr_w1_a", "lokr_w1_b"),
+    ("lokr_w2_a", "lokr_w2_b"), ("lora1.down", "lora1.up"), ("lora2.down", "lora2.up"),
+    ("lora_a", "lora_b"), ("lora.A", "lora.B"), ("adapter.linear_in", "adapter.linear_out"),
+    ("vera_lambda_b", "vera_lambda_d"), ("randlora_lambda", "randlora_gamma"),
 )  # fmt: skip
+_GLORA = (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight")
+_ROTATIONS = re.compile(r"(?:^|\.)(?:oft_(?:r|R|blocks|diag)|boft_R|hra_u)(?:\.|$)")
+_ADAPTED = (*(one for one, _ in _FACTORS), _GLORA[0], "oft_", "hra_u")
 _SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 
@@ -180,7 +194,17 @@ def not_plain(
             if shapes.setdefault(canonical(suspect.name), suspect.shape) != suspect.shape:
                 collected.setdefault("rank", _Collected()).add(suspect)
     findings = [collected[kind].finding(kind) for kind in _SAID if kind in collected]
+    if "factors" in collected and all(_may_be_exact(each) for each in checkpoints):
+        adapted = ("alpha", "rank", "factors")
+        findings = [replace(f, hint=EXACT) if f.kind in adapted else f for f in findings]
     return [*_parts(checkpoints, shown), *findings]
+
+
+def _may_be_exact(checkpoint: Checkpoint) -> bool:
+    """Whether all factors are those of plain LoRA, going by their names."""
+    text = "\n".join(checkpoint.tensors.columns.names)
+    others = set(_ADAPTED).difference(one for one, _ in LORA)
+    return not any(each in text for each in (*NOT_LORA, *others))
 
 
 def finding_of(kind: Kind, names: Sequence[str], *, begun: Sequence[str] = ()) -> Finding:
@@ -194,6 +218,8 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     small: dict[str, str] = {}
     has_small_floats = any(is_code(dtype) and dtype.floating for dtype, _, _ in columns.forms)
     yield from _empty(checkpoint)
+    text = "\n".join(columns.names)
+    adapted = any(each in text for each in _ADAPTED)
     for name in columns.names:
         stem, dot, last = name.rpartition(".")
         stem += dot
@@ -204,8 +230,7 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
             or last in ("absmax", "alpha")
             or last.endswith(SET_APART)
             or "mask" in name
-            or "lora" in name
-            or last.startswith(("hada_w", "lokr_w"))
+            or adapted
         ):
             continue
         numbers = numbers or {name: number for number, name in enumerate(columns.names)}
@@ -223,6 +248,12 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
             if one in name and name.replace(one, other) in numbers:
                 shape = columns.forms[columns.form[numbers[name]]][1]
                 yield _Suspect("factors", name, shape=shape)
+        if name.endswith(_GLORA[0]) and ("lora_" in name or "lycoris_" in name):
+            stem = name.removesuffix(_GLORA[0])
+            if all(stem + each in numbers for each in _GLORA):
+                yield _Suspect("factors", name)
+        if _ROTATIONS.search(name):
+            yield _Suspect("rotations", name)
         yield from _other_suspects(name, stem, last, numbers)
         # One with the original weights beside it is another kind.
         if _MASK.search(name) and set_apart(name, numbers) is None:
