@@ -179,6 +179,11 @@ def some(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def with_article(word: str) -> str:
+    """``a step``, ``an epoch``."""
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """A question with the nearest of the ``known`` words; None if none is near."""
     near = nearest(word, known)

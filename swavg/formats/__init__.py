@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
-from swavg.errors import InputError
+from swavg.errors import InputError, some
 from swavg.formats.checkpoint import Checkpoint, Shared
 
 __all__ = ["open_checkpoint", "recipe_in"]
+
+_LISTED = 6
 
 
 def open_checkpoint(
@@ -25,7 +27,12 @@ def open_checkpoint(
     if os.path.isdir(path):
         from swavg.formats.folder import open_folder
 
-        return open_folder(path, key, shared)
+        try:
+            return open_folder(path, key, shared)
+        except InputError as error:
+            if error.path != path or (better := _of_parts(path)) is None:
+                raise
+            raise better from None
     from swavg.formats.files import open_file
 
     return open_file(path, key, shared)
@@ -47,3 +54,20 @@ def recipe_in(path: str) -> str | None:
         return files.recipe_in(path)
     except InputError:
         return None
+
+
+def _of_parts(path: str) -> InputError | None:
+    """The error of a composite where one checkpoint is asked for; None for another folder."""
+    from swavg.formats.composite import find_composite
+    from swavg.formats.parts import open_parts
+
+    found = find_composite(path)
+    if found is None or not found.parts:
+        return None
+    names = [*open_parts(found).parts]
+    return InputError(
+        path,
+        f"consists of {len(names)} part{'s' * (len(names) != 1)}, where one checkpoint is expected:"
+        f" {some(names, _LISTED)}",
+        hint=f"Give one of them, such as {found.place(names[0])}.",
+    )

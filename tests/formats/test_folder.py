@@ -17,7 +17,7 @@ import torch
 from make import sharded
 
 import swavg
-from swavg.errors import InputError, OutputError, RequestError
+from swavg.errors import InputError, OutputError, OutputExistsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
 
@@ -430,6 +430,9 @@ def test_a_folder_with_foreign_files_is_not_replaced_even_when_forced(
     out, mean = averaged(tmp_path)
     (out / foreign).parent.mkdir(exist_ok=True)
     (out / foreign).write_text("mine")
+    with pytest.raises(OutputExistsError, match="exists already, and holds") as caught:
+        swavg.average([tmp_path / "one", tmp_path / "two"], output=out)
+    assert "force" not in str(caught.value)
     with pytest.raises(OutputError, match="would be replaced, but holds") as caught:
         swavg.average([tmp_path / "one", tmp_path / "two"], output=out, force=True)
     assert foreign.split("/")[0] in str(caught.value)

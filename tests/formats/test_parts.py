@@ -5,6 +5,7 @@ import torch
 from composites import llama, modules, speechbrain, w, write
 
 from swavg.errors import InputError
+from swavg.formats import open_checkpoint
 from swavg.formats.composite import as_composite
 from swavg.formats.parts import open_parts, open_whole
 
@@ -49,6 +50,14 @@ def test_a_whole_has_the_tensors_of_all_parts_by_their_place(tmp_path):
     assert [*whole] == [f"consolidated.0{rank}.pth/w" for rank in range(3)]
     assert [whole.read(name)[0] for name in whole] == [30, 31, 1]
     assert [*open_whole(write(tmp_path / "b", modules(0)))] == ["w", "2_Dense/w"]
+
+
+def test_where_one_checkpoint_is_expected_a_part_is_named(tmp_path):
+    folder = write(tmp_path / "a", speechbrain(0))
+    with pytest.raises(InputError, match="2 parts, where one checkpoint is expected") as told:
+        open_checkpoint(folder)
+    assert told.value.hint == f"Give one of them, such as {folder}/model.ckpt."
+    assert [*open_checkpoint(f"{folder}/model.ckpt")] == ["w"]
 
 
 def test_a_run_is_no_whole(tmp_path):
