@@ -13,7 +13,7 @@ from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
-from swavg.engine.remarks import metrics_kept, warnings_of, weights_lost
+from swavg.engine.remarks import facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.engine.whole_report import reports
@@ -131,7 +131,7 @@ def prepare(
         *_same_twice(whole, grouped.wholes),
         *grouped.notes(rows),
         *tied,
-        *metrics_kept(rows, planned, opened, names),
+        *facts_kept(rows, planned, opened, names),
         *dict.fromkeys(made.notes),
         *notes,
     )
