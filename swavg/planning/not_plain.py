@@ -137,7 +137,10 @@ _FACTORS = (
 )  # fmt: skip
 _GLORA = (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight")
 _ROTATIONS = re.compile(r"(?:^|\.)(?:oft_(?:r|R|blocks|diag)|boft_R|hra_u)(?:\.|$)")
-_ADAPTED = (*(one for one, _ in _FACTORS), _GLORA[0], "oft_", "hra_u")
+_ADAPTED = (
+    "lora", "hada_w", "lokr_w", "adapter.linear_in", "vera_lambda", _GLORA[0], "oft_", "hra_u",
+)  # fmt: skip
+"""What is in the names of some tensors of each adapter."""
 _SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 
@@ -203,8 +206,8 @@ def not_plain(
 def _may_be_exact(checkpoint: Checkpoint) -> bool:
     """Whether all factors are those of plain LoRA, going by their names."""
     text = "\n".join(checkpoint.tensors.columns.names)
-    others = set(_ADAPTED).difference(one for one, _ in LORA)
-    return not any(each in text for each in (*NOT_LORA, *others))
+    others = (one for one, _ in _FACTORS[len(LORA) :])
+    return not any(each in text for each in (*NOT_LORA, *others, _GLORA[0]))
 
 
 def finding_of(kind: Kind, names: Sequence[str], *, begun: Sequence[str] = ()) -> Finding:
