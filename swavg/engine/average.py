@@ -167,7 +167,7 @@ def prepare(
 def _check_key(key: str | None, checkpoints: Sequence[Checkpoint]) -> None:
     """RequestError for the place of a state dict where no file may have such places."""
     sources = {source.name for checkpoint in checkpoints for source in checkpoint.sources}
-    if key is not None and all(name.endswith(".safetensors") for name in sources):
+    if key and all(name.endswith(".safetensors") for name in sources):
         raise RequestError(
             f"'{key}' is looked for in PyTorch files, and all inputs are safetensors files, which"
             " hold one state dict each.",

@@ -270,7 +270,7 @@ def is_code(dtype: DType) -> bool:
     return dtype.kind == "integer" or (dtype.kind == "float" and dtype.bits <= 8)
 
 
-_MASK = re.compile(r"(?:^|[._])masks?(?:[._]\d+)?$")
+_MASK = re.compile(r"(?:^|[._])masks?(?:\.|_\d+$|$)")
 _MODULE = re.compile(r"(?s)(.*[.:])?(.*)")
 
 

@@ -390,7 +390,9 @@ def test_one_alpha_and_one_mask_do_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["fc.mask", "fc.weight_mask", "masks.0", "made.0.masks"])
+@pytest.mark.parametrize(
+    "name", ["fc.mask", "fc.weight_mask", "masks.0", "mask_1", "masks.fc.weight"]
+)
 def test_masks_of_zeros_and_ones_are_the_same_or_refused(tmp_path, name, dtype):
     mask = torch.ones(400, 2000)
     mask[:, ::2] = 0
