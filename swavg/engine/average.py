@@ -195,6 +195,7 @@ def _decided(
     decided: list[Decisions] = []
     tied: list[str] = []
     warnings: list[str] = []
+    checked: set[tuple[int, ...]] = set()
     exact = policy.lora == "exact"
     for row, factor_sums in zip(made.rows, made.factor_sums, strict=True):
         members = [made.checkpoints[member] for member in row.members]
@@ -204,8 +205,10 @@ def _decided(
         if not policy.strict:
             warnings += match.warnings(shown)
         part = part_of(row.members[-1])
-        averaged = selection(match, policy, part or "")
-        warnings += check_plain(members, shown, averaged, exact=exact)
+        if row.members not in checked:
+            averaged = selection(match, policy, part or "")
+            warnings += check_plain(members, shown, averaged, exact=exact)
+            checked.add(row.members)
         decided.append(
             decide(
                 made.checkpoints,

@@ -11,7 +11,7 @@ from swavg.storage.sources import Pool
 
 _LISTED = 6
 _LOOKED_AT = 1000
-_BEGIN = 1 << 16
+_BEGIN = 1 << 12
 """Elements of each that are compared."""
 
 
