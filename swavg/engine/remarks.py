@@ -10,6 +10,7 @@ from swavg.engine.recipe import recorded_in
 from swavg.errors import some
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import is_training_state
+from swavg.formats.hashes import is_stale
 from swavg.formats.metrics import metrics_among
 from swavg.formats.part_names import WEIGHTS
 from swavg.planning.plan import Output
@@ -85,20 +86,22 @@ def _is_average(checkpoint: Checkpoint) -> bool:
     return "inputs" in made and made.get("method") != "copy"
 
 
-def metrics_kept(
+def facts_kept(
     rows: Sequence[Row],
     outputs: Sequence[Output],
     checkpoints: Sequence[Checkpoint],
     shown: Sequence[str],
 ) -> list[str]:
-    """What outputs have of metrics: those of the last input, whose objects they keep."""
+    """What outputs have of metrics and hashes: those of the last input, whose objects they keep."""
     told: dict[str, None] = {}
     for row, output in zip(rows, outputs, strict=True):
         last = row.members[-1]
-        found = metrics_among(checkpoints[last].extras.scalars)
-        # Those of a callback of Lightning have its settings in their path.
-        names = dict.fromkeys(name.rpartition(".")[2] for name in found)
-        if names and any(file.layout.kept for file in output.files):
-            listed = some([f"'{name}'" for name in names], _LISTED)
-            told[f"metrics in it are those of {shown[last]}, the last input: {listed}"] = None
+        scalars = checkpoints[last].extras.scalars
+        hashes = [each for each, text in scalars.items() if is_stale(each) and type(text) is str]
+        for what, found in (("metrics", metrics_among(scalars)), ("hashes", hashes)):
+            # Those of a callback of Lightning have its settings in their path.
+            names = dict.fromkeys(name.rpartition(".")[2] for name in found)
+            if names and any(file.layout.kept for file in output.files):
+                listed = some([f"'{name}'" for name in names], _LISTED)
+                told[f"{what} in it are those of {shown[last]}, the last input: {listed}"] = None
     return list(told)

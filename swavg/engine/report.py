@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from swavg.engine.checksums import Reads
 from swavg.engine.compute import TaskResult
+from swavg.engine.differing import doubtful_means
 from swavg.engine.distances import Distances
 from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, Sizes
@@ -210,6 +211,7 @@ def report(
             *output.warnings,
             *(distances.warnings(names) if distances is not None else ()),
             *(tally.warnings if tally is not None else ()),
+            *doubtful_means(plan, row, tally.differing if tally is not None else ()),
         ),
         running_statistics=output.running_statistics,
         recipe=plan.recipes[row],

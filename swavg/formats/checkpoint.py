@@ -262,6 +262,11 @@ class Extras:
     template: object = None
 
     @property
+    def is_optimizer(self) -> bool:
+        """Whether the state dict that was found is the state of an optimizer."""
+        return self.root_key == "state" and "param_groups" in self.others
+
+    @property
     def names_beside(self) -> frozenset[str]:
         """The names of the siblings' tensors that stand in the checkpoint's own table."""
         return frozenset(name for path in self.joined for name in self.siblings[path])

@@ -54,7 +54,10 @@ def check_dropped(average: Earlier, old: Sequence[Path]) -> list[str]:
 def _digits_of(paths: Sequence[Path], average: Earlier) -> Iterator[tuple[str, set[str]]]:
     """What each path stands for: itself, or what it is an average of."""
     names = [os.fspath(path) for path in paths]
-    opened = [open_whole(path, key=average.key, shared=average.shared) for path in names]
+    opened = [
+        open_whole(path, key=average.key, shared=average.shared, of_parts=average.of_parts)
+        for path in names
+    ]
     for path, entries in zip(names, held_by_each(opened, names), strict=True):
         yield path, {entry.digits for entry in entries}
 

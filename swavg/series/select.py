@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from swavg.errors import RequestError, did_you_mean
+from swavg.errors import RequestError, did_you_mean, with_article
 from swavg.formats.metrics import HIGHER, LOWER
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, finite, labels
@@ -78,7 +78,7 @@ def select(series: Series, selection: Selection) -> Series:
         raise RequestError("Choosing by step needs steps, and none of the checkpoints has one.")
     if (needs_steps or selection.last is not None) and 0 < len(stepped) < len(chosen):
         lacking = [snapshot.path for snapshot in chosen if snapshot.step is None]
-        notes.append(f"left out for want of a {series.unit}: {labels(lacking)}")
+        notes.append(f"left out for want of {with_article(str(series.unit))}: {labels(lacking)}")
         chosen = stepped
     if (low, high) != (None, None):
         chosen = _between(series, chosen, low, high)
@@ -121,7 +121,8 @@ def _between(
             f"{word} {bound}" for word, bound in (("from", low), ("to", high)) if bound is not None
         )
         raise RequestError(
-            f"No checkpoint has a {series.unit} {bounds}: they are {min(steps)} to {max(steps)}."
+            f"No checkpoint has {with_article(str(series.unit))} {bounds}: they are {min(steps)} to"
+            f" {max(steps)}."
         )
     return found
 
@@ -195,4 +196,4 @@ def _unknown_metric(metric: str, names: Sequence[str]) -> RequestError:
     hint += "" if names else " metrics_file=."
     if question := did_you_mean(metric, names):
         hint = f"{question} {hint}"
-    return RequestError(f"No checkpoint has a {metric} to go by", hint=hint)
+    return RequestError(f"No checkpoint has {with_article(metric)} to go by", hint=hint)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass, field
 from itertools import islice
 
-from swavg.errors import InputError, NoWeightsError
+from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError
 from swavg.formats.torch.arrays import are_arrays, array_of, is_array
 from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
 from swavg.formats.torch.objects import (
@@ -90,7 +90,7 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
     if not views and root_key:
         raise InputError(path, f"no tensors under '{root_key}'")
     if not views:
-        raise NoWeightsError(path, "holds no tensors")
+        raise _no_weights(path, top)
     if root_key:
         names = _names(top)
         first = root_key if root_key in names else root_key.split(".")[0]
@@ -106,6 +106,17 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
     return State(
         root_key, node, views, non_tensors, others, notes, also, further, (*arrays, *further.arrays)
     )
+
+
+def _no_weights(path: str, top: object) -> NoWeightsError:
+    """The error of a file without a state dict of weights."""
+    beside = [(name_of(name), value) for name, value in entries(top)]
+    if is_optimizer(top) or any(is_optimizer(value) for _, value in beside):
+        return OptimizerError(path, "holds the state of an optimizer, and no weights")
+    # Its state may be of any kind.
+    if any("optim" in name.lower() and isinstance(value, CONTAINERS) for name, value in beside):
+        return OptimizerError(path, "holds no tensors that could be a state dict")
+    return NoWeightsError(path, "holds no tensors that could be a state dict")
 
 
 def _names(top: object) -> list[str]:
@@ -127,7 +138,7 @@ class _Search:
     def locate(self, top: object) -> tuple[str, object, tuple[str, ...]]:
         """Path and node of the state dict, and notes on what else could have been meant."""
         if isinstance(top, (View, Refused)):
-            raise InputError(self.path, "holds a single tensor, not a state dict")
+            raise LoneTensorError(self.path, "holds a single tensor, not a state dict")
         self._find_holding(top)
         if isinstance(top, (list, tuple)) or module_state(top) is not None:
             return "", top, ()
@@ -164,7 +175,7 @@ class _Search:
                     hint=f"Choose one with key={candidates[0]}, or all with key=''.",
                 )
             if not candidates:
-                raise NoWeightsError(self.path, "holds no tensors that could be a state dict")
+                raise _no_weights(self.path, top)
             chosen = candidates[0]
         parts, node = self._deeper([str(chosen)], found[chosen])
         root_key = ".".join(parts)
