@@ -150,8 +150,8 @@ def _in_order(
     def key(snapshot: Snapshot) -> tuple[int, float]:
         # Within an epoch by step, its end (checkpoint3.pt beside checkpoint_3_500.pt) last.
         step = -1 if snapshot.step is None else snapshot.step
-        within = snapshot.counts.get("step", float("inf")) if unit == "epoch" else 0
-        return step, within if step >= 0 else 0
+        finer = snapshot.counts.get("step", snapshot.counts.get("batch", float("inf")))
+        return step, finer if unit == "epoch" and step >= 0 else 0
 
     ordered = sorted(snapshots, key=key)
     if explicit and ordered != snapshots:

@@ -11,8 +11,9 @@ from typing import Literal
 from swavg.formats.checkpoint import Shared
 from swavg.storage.filesystems import absolute
 
-Unit = Literal["step", "epoch", "number"]
-"""What a snapshot's ``step`` counts: optimizer steps, epochs, or a bare number (``12.pt``)."""
+Unit = Literal["step", "epoch", "number", "batch"]
+"""What a snapshot's ``step`` counts: optimizer steps, epochs, or a bare number (``12.pt``). Batches
+are those of an epoch."""
 
 StepFrom = Literal["name", "file", "none"]
 
