@@ -13,6 +13,7 @@ from swavg.series.candidates import (
     common_unit,
     open_inside,
     prevailing_unit,
+    read_together,
     repeats,
     without_copies,
     without_links,
@@ -65,6 +66,7 @@ def discover(
         candidate.counts = dict(candidate.name.counts)
         if read_inside and not candidate.counts:
             open_inside(candidate)
+    read_together(candidates)
     candidates = without_averages(without_unreadable(candidates, notes), notes)
     candidates = without_marked(candidates, pattern, notes)
     unit = common_unit(candidates, search=read_inside)
@@ -103,6 +105,7 @@ def in_given_order(
     candidates = [Candidate(path, _named(path, names)) for path in names]
     for candidate in candidates:
         candidate.counts = dict(candidate.name.counts)
+    read_together(candidates)
     unit = common_unit(candidates)
     complete = all(unit in candidate.counts for candidate in candidates)
     snapshots = [_snapshot(candidate, unit) for candidate in candidates]
@@ -139,15 +142,19 @@ def _snapshot(candidate: Candidate, unit: Unit | None) -> Snapshot:
         candidate.counts,
         opened,
         tuple(candidate.rivals),
+        candidate.is_end and step is None,
     )
 
 
 def _in_order(
     snapshots: list[Snapshot], unit: Unit | None, notes: list[str], *, explicit: bool
 ) -> list[Snapshot]:
-    """By step; those without one stay before the others, in the order in which they came."""
+    """By step; those without one stay before the others, in the order in which they came, and what
+    a run left at its end comes last."""
 
-    def key(snapshot: Snapshot) -> tuple[int, float]:
+    def key(snapshot: Snapshot) -> tuple[float, float]:
+        if snapshot.is_end:
+            return float("inf"), 0
         # Within an epoch by step, its end (checkpoint3.pt beside checkpoint_3_500.pt) last.
         step = -1 if snapshot.step is None else snapshot.step
         finer = snapshot.counts.get("step", snapshot.counts.get("batch", float("inf")))
@@ -164,11 +171,15 @@ def _in_order(
 
 def _missing_and_equal(snapshots: Sequence[Snapshot], unit: Unit | None) -> list[str]:
     notes = []
+    ends = [snapshot.path for snapshot in snapshots if snapshot.is_end]
+    if ends:
+        notes.append(f"taken as the newest, going by the name: {labels(ends)}")
     lacking = [snapshot.path for snapshot in snapshots if snapshot.step is None]
     if len(lacking) == len(snapshots) and len(snapshots) > 1:
         notes.append("no steps known, neither from names nor from the files: the order stands")
-    elif lacking and len(snapshots) > 1:
-        notes.append(f"no {unit} known for {labels(lacking)}; the others have one")
+    elif len(lacking) > len(ends) and len(snapshots) > 1:
+        others = [path for path in lacking if path not in ends]
+        notes.append(f"no {unit} known for {labels(others)}; the others have one")
     by_step: dict[int, list[str]] = {}
     for snapshot in snapshots:
         if snapshot.step is not None:

@@ -36,6 +36,8 @@ class Snapshot:
     """Whether the file was read, so that ``metrics`` has all that it says."""
     rivals: tuple[str, ...] = ()
     """Other files of the searched folder that are of the same step, and other bytes."""
+    is_end: bool = False
+    """It has no step, and is what its run left at its end, going by its name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,12 +72,12 @@ def select(series: Series, selection: Selection) -> Series:
     low, high = selection.from_step, selection.to_step
     chosen = list(series.snapshots)
     notes = list(series.notes)
-    stepped = [snapshot for snapshot in chosen if snapshot.step is not None]
     needs_steps = (low, high, selection.every) != (None, None, None)
+    stepped = [s for s in chosen if s.step is not None or (s.is_end and not needs_steps)]
     if needs_steps and not stepped:
         raise RequestError("Choosing by step needs steps, and none of the checkpoints has one.")
     if (needs_steps or selection.last is not None) and 0 < len(stepped) < len(chosen):
-        lacking = [snapshot.path for snapshot in chosen if snapshot.step is None]
+        lacking = [snapshot.path for snapshot in chosen if snapshot not in stepped]
         notes.append(f"left out for want of a {series.unit}: {labels(lacking)}")
         chosen = stepped
     if (low, high) != (None, None):
@@ -129,8 +129,8 @@ def _between(
 def _newest_first(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
     """By step; of equal steps, and where none are known, the later in the series first."""
     backwards = list(reversed(snapshots))
-    if all(snapshot.step is not None for snapshot in snapshots):
-        backwards.sort(key=lambda snapshot: -(snapshot.step or 0))
+    if all(snapshot.step is not None or snapshot.is_end for snapshot in snapshots):
+        backwards.sort(key=lambda s: float("-inf") if s.is_end else -(s.step or 0))
     return backwards
 
 
