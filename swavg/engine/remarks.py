@@ -14,14 +14,16 @@ from swavg.formats.metrics import metrics_among
 from swavg.formats.part_names import WEIGHTS
 from swavg.planning.plan import Output
 from swavg.planning.row import Row
+from swavg.series.families import kinds
 from swavg.series.names import counts_of
+from swavg.storage.filesystems import absolute
 
 _LISTED = 4
 
 
 def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[str]:
-    """What may make a row useless: an average among its own inputs, a single input, NumPy arrays
-    that are not averaged."""
+    """What may make a row useless: an average among its own inputs, a single input, several
+    networks, NumPy arrays that are not averaged."""
     if row.members and row.weights == (1.0,):
         yield f"one checkpoint: the average is a copy of {shown[row.members[0]]}"
     arrays = checkpoints[row.members[-1]].extras.arrays
@@ -34,12 +36,27 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
         )
     if row.of_averages:
         return
+    yield from _of_several_kinds([checkpoints[member].path for member in row.members])
     averages = [member for member in row.members if _is_average(checkpoints[member])]
     if len(averages) < len(row.members):
         for member in averages:
             yield (
                 f"{shown[member]} is an average that swavg wrote, and counts as one checkpoint"
                 " beside the others"
+            )
+
+
+def _of_several_kinds(paths: Sequence[str]) -> Iterator[str]:
+    """A warning of files in one folder that share steps and go by other names."""
+    folders: dict[str, dict[str, None]] = {}
+    for path in map(absolute, paths):
+        folder, name = os.path.split(path)
+        folders.setdefault(folder, {})[name] = None
+    for names in folders.values():
+        if mixed := kinds([*names]):
+            yield (
+                f"{some(mixed, _LISTED)} share steps and may be of several networks or runs, which"
+                " are averaged with each other here: give those of one"
             )
 
 

@@ -21,11 +21,12 @@ _NO_STEP = re.compile(
 )
 """Words beside a number that is no step."""
 _ROLE = re.compile(
-    r"(?<![A-Za-z])(net_?)?(?:g|d|gen|disc|generator|discriminator|critic|actor|encoder|decoder)"
-    r"(?![A-Za-z])",
+    r"(?<![A-Za-z])(?:(?:net_?)?(?:gen|disc|generator|discriminator|critic)|net_?[gd]"
+    r"|actor|encoder|decoder)(?![A-Za-z])",
     re.IGNORECASE,
 )
 """Words for one of several networks that are trained together."""
+_ROLE_LETTER = re.compile(r"(?<![A-Za-z])[GD](?![A-Za-z])")
 _COPY = re.compile(r"(?<![A-Za-z])(?:best|last|latest|final|current)(?![A-Za-z])", re.IGNORECASE)
 _STEP = re.compile(
     r"(?:[-_.](?:global_?step|steps?|iterations?|iters?|epochs?|ep|batch))?[-_.=]?\*", re.IGNORECASE
@@ -77,8 +78,10 @@ def _numbers(name: str) -> Iterator[tuple[str, int]]:
             yield with_stars(name, [match.span()]), int(match[0])
 
 
-def _role_free(name: str) -> str:
-    return _ROLE.sub("?", name)
+def _role_free(family: str) -> str:
+    text = _ROLE.sub("?", family)
+    # Without a step it is a letter among others.
+    return _ROLE_LETTER.sub("?", text) if "*" in family else text
 
 
 def _is_copy(name: str, families: Collection[str]) -> bool:

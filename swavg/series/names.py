@@ -36,9 +36,9 @@ _NUMBER_THEN_WORD = re.compile(
     re.IGNORECASE,
 )
 _TAG = r"(?:[-_.](?:best|last|latest|final|ema|swa|avg|average|averaged|unsharded|hf|shard0|v\d+))*"
-# Composer counts batches from the start; others from that of their epoch.
-_COMPOSER = re.compile(r"(?:.*[._-])?ep(\d{1,9})-ba(\d{1,12})(?:-rank\d+)?")
 _BATCH = re.compile(r"[_-]batch[=_-]?(?P<number>\d{1,12})(?![A-Za-z\d])", re.IGNORECASE)
+# Composer counts batches from the start; others from that of their epoch.
+_COMPOSER = re.compile(rf"(?:.*[._-])?ep(\d{{1,9}})-ba(\d{{1,12}})(?:-rank\d+)?{_TAG}")
 _FAIRSEQ = re.compile(rf"checkpoint_(\d{{1,9}})_(\d{{1,9}}){_TAG}")
 _CHECKPOINT = re.compile(
     rf"(?:.*[._-])?(?:checkpoint|chkpt|ckpt|chk|cp)(?P<gap>[-_=.]?)(?P<number>\d{{1,9}}){_TAG}",

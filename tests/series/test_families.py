@@ -1,0 +1,182 @@
+"""Families of files: networks beside each other, a run's end, runs of several seeds."""
+
+import pytest
+import torch
+from checkpoints import save, state
+from command_line import done, swavg
+
+from swavg.errors import RequestError
+from swavg.series import Selection, check_equal_steps, discover, in_given_order, select
+from swavg.series.families import kinds, pattern_for, read_names
+
+
+def write(path, value, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"w": torch.full((3,), float(value)), **more}, path)
+    return path
+
+
+def names(series):
+    return [path.rpartition("/")[2] for path in series.paths]
+
+
+def counts(*given):
+    return [list(facts.counts.values()) for facts in read_names(given)]
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        (("net_g_1000.pth", "net_g_2000.pth"), [[1000], [2000]]),
+        (("net_g_1000.pth", "net_d_1000.pth"), [[1000], [1000]]),
+        (("G_100.pt", "D_100.pt"), [[100], [100]]),
+        (("10_net_G_A.pth", "20_net_G_A.pth"), [[10], [20]]),
+        (("lora-000001.safetensors", "lora-000010.safetensors"), [[1], [10]]),
+        (("run_3.vae.100.pt", "run_3.vae.200.pt"), [[100], [200]]),
+        # What is none, and what nothing tells apart from others.
+        (("net_g_1000.pth",), [[]]),
+        (("lr3_1000.pth", "lr1_1000.pth"), [[], []]),
+        (("a_1.pt", "b_1.pt", "d_1.pt", "g_1.pt"), [[], [], [], []]),
+        (("vit_seed_1.pt", "vit_seed_2.pt"), [[], []]),
+        (("fold-0.pt", "fold-1.pt"), [[], []]),
+        (("llama-2-7b.pt", "llama-2-13b.pt"), [[], []]),
+        (("resnet50-0676ba61.pth", "resnet50-11ad3fa6.pth"), [[], []]),
+        (("x_20240131.pt", "x_20240201.pt"), [[], []]),
+        (("model-v0.1.pt", "model-v0.2.pt"), [[], []]),
+        (("lora_rank_8.pt", "lora_rank_16.pt"), [[], []]),
+        (("avg_5.pt", "avg_10.pt"), [[], []]),
+    ],
+)
+def test_a_number_that_alone_tells_names_apart_is_their_step(given, steps):
+    assert counts(*given) == steps
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("net_g_{}.pth", "net_d_{}.pth"),
+        ("generator_{}.pth", "discriminator_{}.pth"),
+        ("G_{}.pt", "D_{}.pt"),
+        ("{}_net_G.pth", "{}_net_D.pth"),
+        ("g_{:08}.pt", "do_{:08}.pt"),
+        ("seed0_step_{}.pt", "seed1_step_{}.pt"),
+        ("ep0-ba{}.pt", "ep0-ba{}-v1.pt"),
+        ("epoch=3-step={}.ckpt", "epoch=3-step={}-v1.ckpt"),
+        ("fold_0_epoch_{}.pt", "fold_1_epoch_{}.pt"),
+    ],
+)
+@pytest.mark.parametrize("steps", [(1000,), (900, 1000, 1100)])
+def test_two_families_of_the_same_steps_are_refused_with_a_pattern_that_works(
+    tmp_path, one, other, steps
+):
+    if steps == (1000,) and one.startswith("g_"):
+        steps = (900, 1000)
+    for step in steps:
+        write(tmp_path / "run" / one.format(step), step)
+        write(tmp_path / "run" / other.format(step), 1)
+    told = swavg("average", "run", "-o", "o.pt", cwd=tmp_path)
+    assert told.returncode == 2
+    assert not (tmp_path / "o.pt").exists()
+    pattern = told.stderr.partition("--pattern '")[2].partition("'")[0]
+    if len(steps) > 1:
+        assert f"several series, {pattern.replace('[0-9]', '')} ({len(steps)} files)" in told.stderr
+    done("average", "run", "--pattern", pattern, "-o", "o.pt", cwd=tmp_path)
+    value = torch.load(tmp_path / "o.pt")["w"][0].item()
+    # Of sides that are as good, the plain name is offered.
+    assert value == (sum(steps) / len(steps) if "-v1" in other or pattern in one else value)
+    assert value in (1, sum(steps) / len(steps))
+
+
+def test_networks_whose_steps_are_inside_are_told_apart_too(tmp_path):
+    for step in (100, 200):
+        write(tmp_path / f"net_g_{step}.pth", step, iter=step)
+        write(tmp_path / f"net_d_{step}.pth", -step, iter=step)
+    series = discover([tmp_path])
+    assert (series.unit, series.steps) == ("step", (100, 100, 200, 200))
+    with pytest.raises(RequestError, match=r"several series, net_d_\*\.pth \(2 files\)"):
+        check_equal_steps(series)
+
+
+def test_variants_of_one_epoch_stay_a_soup(tmp_path):
+    for number in (1, 2, 3):
+        write(tmp_path / f"variant_{number}.pt", number, epoch=10)
+    series = discover([tmp_path])
+    assert len(series) == 3
+    check_equal_steps(series)
+
+
+def test_a_copy_in_place_of_a_step_is_left_out(tmp_path):
+    for name in ("10_net_G.pth", "20_net_G.pth", "latest_net_G.pth"):
+        write(tmp_path / "run" / name, len(name))
+    assert names(discover([tmp_path / "run"])) == ["10_net_G.pth", "20_net_G.pth"]
+
+
+@pytest.mark.parametrize(
+    ("given", "mixed"),
+    [
+        (["G_1.pt", "G_2.pt", "D_1.pt", "D_2.pt"], ["G_*.pt", "D_*.pt"]),
+        (["a_step_1.pt", "a_step_2.pt", "b_step_1.pt", "b_step_2.pt"],
+         ["a_step_*.pt", "b_step_*.pt"]),
+        (["net_g_5.pth", "net_d_5.pth"], ["net_g_*.pth", "net_d_*.pth"]),
+        (["generator.pt", "discriminator.pt"], ["generator.pt", "discriminator.pt"]),
+        (["encoder_epoch_3.pt", "decoder_epoch_3.pt"],
+         ["encoder_epoch_*.pt", "decoder_epoch_*.pt"]),
+        (["a_step_1.pt", "b_step_1.pt"], []),
+        (["a_step_1.pt", "a_step_2.pt", "b_step_3.pt"], []),
+        (["d.pt", "g.pt"], []),
+        (["D.pt", "G.pt"], []),
+        (["step_1-loss=0.5.pt", "step_2-loss=0.25.pt"], []),
+        (["seed1.pt", "seed2.pt", "seed3.pt"], []),
+    ],
+)  # fmt: skip
+def test_families_that_share_steps_are_of_several_kinds(given, mixed):
+    assert kinds(given) == mixed
+
+
+def test_several_networks_among_given_paths_are_a_warning(tmp_path):
+    paths = [
+        write(tmp_path / f"gan/{kind}_{step}.pt", step)
+        for kind in ("generator", "discriminator")
+        for step in (100, 200)
+    ]
+    told = done("average", *paths, "-o", "o.pt", cwd=tmp_path).stderr
+    assert "warning generator_*.pt, discriminator_*.pt share steps" in told
+    told = done("average", *paths[:2], "-o", "one.pt", "--no-geometry", cwd=tmp_path).stderr
+    assert "warning" not in told
+
+
+def test_a_model_without_a_number_is_the_end_of_its_run(tmp_path):
+    for number, name in enumerate(["lora-000001", "lora-000002", "lora"]):
+        save(tmp_path / f"kohya/{name}.safetensors", state(number))
+    for number, name in enumerate(["model_epoch_1", "model_epoch_2", "model"]):
+        write(tmp_path / f"run/{name}.pt", number)
+    series = discover([tmp_path / "kohya"])
+    assert names(series)[2] == "lora.safetensors"
+    assert series.notes == ("taken as the newest, going by the name: lora.safetensors",)
+    series = discover([tmp_path / "run"])
+    assert names(series) == ["model_epoch_1.pt", "model_epoch_2.pt", "model.pt"]
+    chosen = select(series, Selection(last=2))
+    assert names(chosen) == ["model_epoch_2.pt", "model.pt"]
+    assert names(select(series, Selection(from_step=2))) == ["model_epoch_2.pt"]
+    done("ema", "run", "--decay", "0.5", "-o", "o.pt", cwd=tmp_path)
+    assert torch.load(tmp_path / "o.pt")["w"][0].item() == 0.25 * 0 + 0.25 * 1 + 0.5 * 2
+
+
+def test_paths_with_numbers_come_in_their_order(tmp_path):
+    paths = [write(tmp_path / f"net_g_{step}.pth", step) for step in (1000, 200)]
+    assert in_given_order(paths).steps == (200, 1000)
+    assert in_given_order(paths, keep_order=True).steps == (1000, 200)
+
+
+@pytest.mark.parametrize(
+    ("family", "own", "others", "pattern"),
+    [
+        ("step_*.pt", ["step_1.pt"], ["raw_step_1.pt"], "step_*.pt"),
+        ("step=*.ckpt", ["step=10.ckpt"], ["step=10-v1.ckpt"], "step=*[0-9][0-9].ckpt"),
+        ("step=*.ckpt", ["step=1.ckpt"], ["step=1-v1.ckpt"], None),
+        ("*.pt", ["1.pt", "12.pt"], ["net_1.pt"], "[0-9]*.pt"),
+        ("a_*[[]x].pt", ["a_1[x].pt"], ["b_1[x].pt"], "a_*[[]x].pt"),
+    ],
+)
+def test_a_pattern_takes_all_of_a_family_and_no_other(family, own, others, pattern):
+    assert pattern_for(family, own, others) == pattern
