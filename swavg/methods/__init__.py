@@ -6,7 +6,7 @@ Every function opens what it needs to know (recipes of earlier averages) and ret
 
 from swavg.methods.emas import ema
 from swavg.methods.means import slide, update, window
-from swavg.methods.smooth import Smoothing, amount, smoothing
+from swavg.methods.smooth import Smoothing, amount, counts_steps, smoothing
 from swavg.methods.sweeps import SweepSpec, sweep, sweep_spec
 from swavg.methods.widths import posthoc
 from swavg.planning.row import Request
@@ -16,6 +16,7 @@ __all__ = [
     "Smoothing",
     "SweepSpec",
     "amount",
+    "counts_steps",
     "ema",
     "posthoc",
     "slide",

@@ -24,7 +24,13 @@ from swavg.series.left_out import without_averages, without_marked
 from swavg.series.metrics import beside
 from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
 from swavg.series.names import NameFacts, read_name
-from swavg.series.search import are_composites, is_one_checkpoint, search
+from swavg.series.search import (
+    are_composites,
+    check_one_step,
+    is_one_checkpoint,
+    pattern_inside,
+    search,
+)
 from swavg.series.tables import from_file
 from swavg.storage.filesystems import absolute
 from swavg.storage.sources import LocalFile
@@ -37,18 +43,23 @@ def discover(
     keep_order: bool = False,
     metrics_file: str | os.PathLike[str] | None = None,
     read_inside: bool = True,
+    choosing: bool = False,
 ) -> Series:
     """The series of ``paths``, ordered by training step, with the metrics that lie beside it.
 
     A folder that is no checkpoint itself is searched for checkpoint files and checkpoint folders
     whose names match the glob ``pattern``; with a pattern, a checkpoint folder is searched too.
     Steps come from the names; where a name has none, the checkpoint is opened, unless
-    ``read_inside`` is False. ``keep_order`` leaves the paths as given. InputError if a path or
-    the ``metrics_file`` is missing or broken, or a folder holds no checkpoint.
+    ``read_inside`` is False. ``keep_order`` leaves the paths as given. ``choosing``: some are to be
+    chosen, so one folder that is a checkpoint and has snapshots in it stands for these. InputError
+    if a path or the ``metrics_file`` is missing or broken, or a folder holds no checkpoint.
     """
     notes: list[str] = []
     candidates: list[Candidate] = []
     named = [os.fspath(path) for path in paths]
+    if pattern is None and len(named) == 1:
+        check_one_step(named[0])
+        pattern = pattern_inside(named[0], notes) if choosing else None
     composites = pattern is None and are_composites(named)
     for path in named:
         if os.path.isdir(path) and not (
@@ -95,10 +106,15 @@ def in_given_order(
     one has to be searched, is missing, or if they are ambiguous.
 
     Where not all names have a step in a common unit, the order given stands. Opens nothing.
+    InputError for a folder of ranks that have several steps.
     """
     names = [os.fspath(path) for path in paths]
+    notes: list[str] = []
+    told = notes if len(names) == 1 else []
+    if len(names) == 1:
+        check_one_step(names[0])
     if not (
-        all(is_one_checkpoint(p, []) if os.path.isdir(p) else os.path.exists(p) for p in names)
+        all(is_one_checkpoint(p, told) if os.path.isdir(p) else os.path.exists(p) for p in names)
         or are_composites(names)
     ):
         return None
@@ -109,7 +125,6 @@ def in_given_order(
     unit = common_unit(candidates)
     complete = all(unit in candidate.counts for candidate in candidates)
     snapshots = [_snapshot(candidate, unit) for candidate in candidates]
-    notes: list[str] = []
     if unit is not None and complete and not keep_order:
         snapshots = _in_order(snapshots, unit, notes, explicit=len(names) > 1)
     return Series(tuple(snapshots), tuple(notes), unit)

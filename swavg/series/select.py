@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from swavg.errors import RequestError, did_you_mean
 from swavg.formats.metrics import HIGHER, LOWER
+from swavg.series.families import members, pattern_for
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, finite, labels
+from swavg.storage.filesystems import absolute
 from swavg.weights import Mode
 
 
@@ -92,6 +95,24 @@ def select(series: Series, selection: Selection) -> Series:
         chosen, more = _best(candidates, selection.best, selection)
         notes += more
     return replace(series, snapshots=tuple(chosen), notes=tuple(notes))
+
+
+def check_order(series: Series) -> None:
+    """RequestError if some have a step and others none, so that their place is not known."""
+    lacking = [s.path for s in series.snapshots if s.step is None and not s.is_end]
+    if not 0 < len(lacking) < len(series):
+        return
+    others, own = (
+        [os.path.basename(absolute(s.path)) for s in series.snapshots if (s.path in lacking) == off]
+        for off in (True, False)
+    )
+    pattern = pattern_for(next(iter(members(own))), own, others)
+    raise RequestError(
+        f"No {series.unit} is known for {labels(lacking)}, and so not where it belongs among the"
+        " others.",
+        hint=(f"Leave it out with pattern='{pattern}', or give" if pattern else "Give")
+        + " the checkpoints themselves, oldest first.",
+    )
 
 
 def _require(asked: int, found: Sequence[Snapshot], at_most: bool, what: str) -> None:

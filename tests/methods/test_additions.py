@@ -238,3 +238,36 @@ def test_each_pickle_is_read_once(tmp_path, monkeypatch, arguments, pickles):
     done(*arguments, cwd=tmp_path)
     inputs = [archive.path for archive in seen if not archive.path.endswith("swavg-partial")]
     assert len(inputs) == pickles, inputs
+
+
+@pytest.mark.parametrize("more", [[], ["--per-step"]])
+def test_an_ema_with_known_steps_is_resumed_again_with_what_it_holds(tmp_path, more):
+    for step in (1, 2, 3):
+        save(tmp_path / f"step-{step}.safetensors", {"w": torch.full((3,), float(step))})
+    decay = ["--decay", "0.5", *more]
+    given = ["step-1.safetensors", "step-3.safetensors"]
+    done("ema", *given, *decay, "-o", "ema.safetensors", cwd=tmp_path)
+    args = (
+        "ema",
+        "step-2.safetensors",
+        *decay,
+        "--resume",
+        "ema.safetensors",
+        "-o",
+        "o.safetensors",
+    )
+    refused = swavg(*args, cwd=tmp_path)
+    assert (refused.returncode, "--again" in refused.stderr) == (2, not more)
+    told = swavg(*args, "--again", cwd=tmp_path)
+    if more:
+        # By step there is no place for it any more.
+        assert (told.returncode, "must increase" in told.stderr) == (2, True)
+        return
+    assert load(tmp_path / "o.safetensors")["w"].tolist() == [(0.5 + 1.5) / 2 + 1] * 3
+    # It ends where it ended: what is later is added, and nothing else.
+    more_of_it = ["step-3.safetensors", "step-4.safetensors"]
+    save(tmp_path / "step-4.safetensors", {"w": torch.full((3,), 4.0)})
+    told = done("ema", *more_of_it, *decay, "--resume", "o.safetensors", "-o", "p.safetensors",
+                cwd=tmp_path)  # fmt: skip
+    assert "left out 1 up to step 3" in told.stderr
+    assert load(tmp_path / "p.safetensors")["w"].tolist() == [3.0] * 3

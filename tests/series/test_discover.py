@@ -339,7 +339,7 @@ def test_a_folder_that_is_a_checkpoint_is_one_unless_a_pattern_looks_into_it(tmp
         save(tmp_path / f"checkpoint-{step}/model.safetensors", state(1))
     series = discover([tmp_path])
     assert series.paths == (str(tmp_path),)
-    assert "give a --pattern" in series.notes[0]
+    assert "give --pattern 'checkpoint-*'" in series.notes[0]
     assert discover([tmp_path], pattern="checkpoint-*").steps == (9, 10)
 
 

@@ -1,8 +1,10 @@
 """Families of files: networks beside each other, a run's end, runs of several seeds."""
 
+import json
+
 import pytest
 import torch
-from checkpoints import save, state
+from checkpoints import load, save, state
 from command_line import done, swavg
 
 from swavg.errors import RequestError
@@ -180,3 +182,92 @@ def test_paths_with_numbers_come_in_their_order(tmp_path):
 )
 def test_a_pattern_takes_all_of_a_family_and_no_other(family, own, others, pattern):
     assert pattern_for(family, own, others) == pattern
+
+
+def test_ranks_of_several_steps_are_no_checkpoint_and_each_rank_is_a_series(tmp_path):
+    for rank in (0, 1):
+        for step in (100, 200, 300):
+            name = f"megatron--val_loss=2.{step}-step={step}.ckpt"
+            write(tmp_path / f"nemo/mp_rank_0{rank}" / name, step + rank)
+    for command in ("average", "list"):
+        more = ["-o", "o"] if command == "average" else []
+        told = swavg(command, "nemo", *more, cwd=tmp_path)
+        assert told.returncode == 4
+        assert "nemo: holds ranks of 3 steps, 100, 200, 300" in told.stderr
+        assert told.stderr.rstrip().endswith("such as nemo/mp_rank_00.")
+    done("average", "nemo/mp_rank_00", "--last", "2", "-o", "o.ckpt", cwd=tmp_path)
+    assert torch.load(tmp_path / "o.ckpt")["w"].tolist() == [250.0] * 3
+
+
+def hugging_face_run(folder):
+    history = [{"step": 500, "eval_loss": 1.0}, {"step": 1000, "eval_loss": 0.5}]
+    for step in (500, 1000, 1500):
+        save(folder / f"checkpoint-{step}/model.safetensors", {"w": torch.full((3,), float(step))})
+        state_of_it = {"global_step": step, "log_history": history}
+        (folder / f"checkpoint-{step}/trainer_state.json").write_text(json.dumps(state_of_it))
+        (folder / f"checkpoint-{step}/config.json").write_text("{}")
+    save(folder / "model.safetensors", {"w": torch.full((3,), 7.0)})
+    (folder / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("command", "value"),
+    [
+        (["average", "run", "--last", "2"], 1250),
+        (["average", "run", "--best", "2", "--metric", "eval_loss"], 750),
+        (["average", "run", "--pattern", "checkpoint-*"], 1000),
+        (["ema", "run", "--decay", "0.5"], 500 / 4 + 1000 / 4 + 1500 / 2),
+        (["ema", "run", "--half-life", "500steps"], 500 / 4 + 1000 / 4 + 1500 / 2),
+    ],
+)
+def test_of_a_run_that_is_a_model_too_its_checkpoints_are_chosen(tmp_path, command, value):
+    hugging_face_run(tmp_path / "run")
+    told = done(*command, "-o", "o.safetensors", cwd=tmp_path)
+    assert load(tmp_path / "o.safetensors")["w"].tolist() == [value] * 3
+    assert "--pattern" in command or "chosen among the checkpoints 'checkpoint-*'" in told.stderr
+
+
+def test_a_run_that_is_a_model_too_is_that_model_where_nothing_is_chosen(tmp_path):
+    hugging_face_run(tmp_path / "run")
+    told = done("average", "run", "-o", "o.safetensors", cwd=tmp_path)
+    assert load(tmp_path / "o.safetensors")["w"].tolist() == [7.0] * 3
+    assert "give --pattern 'checkpoint-*'" in told.stderr
+    assert "one checkpoint: the average is a copy" in told.stderr
+    # Two models are a soup.
+    hugging_face_run(tmp_path / "other")
+    told = done("average", "run", "other", "--no-geometry", "-o", "soup.safetensors", cwd=tmp_path)
+    assert load(tmp_path / "soup.safetensors")["w"].tolist() == [7.0] * 3
+    assert "note" not in told.stderr
+
+
+def test_sweeps_choose_among_the_checkpoints_too(tmp_path):
+    hugging_face_run(tmp_path / "run")
+    done("sweep", "run", "-r", "uniform:last=2", "-d", "sweep", cwd=tmp_path)
+    assert load(tmp_path / "sweep/uniform-last-2/model.safetensors")["w"].tolist() == [1250.0] * 3
+
+
+@pytest.mark.parametrize("smoothing", [["--half-life", "1steps"], ["--decay", "0.5", "--per-step"]])
+def test_steps_of_named_paths_are_read_from_the_files_where_they_are_needed(tmp_path, smoothing):
+    paths = [write(tmp_path / f"gan/{name}.pth", step, step=step)
+             for name, step in (("x", 3), ("y", 1), ("z", 2))]  # fmt: skip
+    done("ema", "gan", *smoothing, "-o", "folder.pth", cwd=tmp_path)
+    done("ema", *paths, *smoothing, "-o", "named.pth", cwd=tmp_path)
+    value = 1 / 4 + 2 / 4 + 3 / 2
+    for name in ("folder", "named"):
+        assert torch.load(tmp_path / f"{name}.pth")["w"].tolist() == [value] * 3
+
+
+def test_an_ema_does_not_guess_where_a_checkpoint_belongs(tmp_path):
+    for number, name in enumerate(["step_1", "step_2", "other"]):
+        write(tmp_path / f"run/{name}.pt", number)
+    told = swavg("ema", "run", "--decay", "0.5", "-o", "o.pt", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "No step is known for other.pt" in told.stderr
+    assert "--pattern 'step_*.pt'" in told.stderr
+    done("ema", "run", "--pattern", "step_*.pt", "--decay", "0.5", "-o", "o.pt", cwd=tmp_path)
+    assert torch.load(tmp_path / "o.pt")["w"].tolist() == [0.5] * 3
+    given = [tmp_path / f"run/{name}.pt" for name in ("other", "step_1", "step_2")]
+    done("ema", *given, "--decay", "0.5", "-o", "given.pt", cwd=tmp_path)
+    assert torch.load(tmp_path / "given.pt")["w"].tolist() == [2 / 4 + 0 / 4 + 1 / 2] * 3
+    # Where the order does not matter, it is a note.
+    assert "no step known for other.pt" in done("average", "run", "-o", "m.pt", cwd=tmp_path).stderr
