@@ -14,7 +14,7 @@ from swavg.formats.metrics import metrics_among
 from swavg.formats.part_names import WEIGHTS
 from swavg.planning.plan import Output
 from swavg.planning.row import Row
-from swavg.series.families import kinds
+from swavg.series.families import kinds, runs
 from swavg.series.names import counts_of
 from swavg.storage.filesystems import absolute
 
@@ -36,7 +36,7 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
         )
     if row.of_averages:
         return
-    yield from _of_several_kinds([checkpoints[member].path for member in row.members])
+    yield from _of_several([checkpoints[member].path for member in row.members])
     averages = [member for member in row.members if _is_average(checkpoints[member])]
     if len(averages) < len(row.members):
         for member in averages:
@@ -46,18 +46,23 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
             )
 
 
-def _of_several_kinds(paths: Sequence[str]) -> Iterator[str]:
-    """A warning of files in one folder that share steps and go by other names."""
-    folders: dict[str, dict[str, None]] = {}
-    for path in map(absolute, paths):
-        folder, name = os.path.split(path)
-        folders.setdefault(folder, {})[name] = None
-    for names in folders.values():
-        if mixed := kinds([*names]):
-            yield (
-                f"{some(mixed, _LISTED)} share steps and may be of several networks or runs, which"
-                " are averaged with each other here: give those of one"
-            )
+def _of_several(paths: Sequence[str]) -> Iterator[str]:
+    """Warnings of files of several networks or runs, going by their names."""
+    full = [*map(absolute, paths)]
+    folders: dict[str, list[str]] = {}
+    for path in dict.fromkeys(full):
+        folders.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
+    mixed = [family for names in folders.values() for family in kinds(names)]
+    if mixed:
+        yield (
+            f"{some(mixed, _LISTED)} share steps and may be of several networks or runs, which are"
+            " averaged with each other here: give those of one"
+        )
+    elif several := runs(full):
+        yield (
+            f"{some(several, _LISTED)} are several runs, going by the names: their average is of"
+            " use only if all began from the same trained weights"
+        )
 
 
 _OTHER_FORM = re.compile(

@@ -47,10 +47,7 @@ def _resumed(
     step = earlier.step
     new = [s for s in series.snapshots if again or step is None or s.step is None or s.step > step]
     if not new:
-        raise RequestError(
-            f"No checkpoint is later than step {step}, where {path} ended.",
-            hint=None if smoothing.per_step else "Let these count once more with again=True.",
-        )
+        raise RequestError(f"No checkpoint is later than step {step}, where {path} ended.")
     later = [snapshot.path for snapshot in new]
     warnings = [] if again else check_new(average, later)
     steps = [snapshot.step for snapshot in new]

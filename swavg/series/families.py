@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -28,6 +29,11 @@ _ROLE = re.compile(
 """Words for one of several networks that are trained together."""
 _ROLE_LETTER = re.compile(r"(?<![A-Za-z])[GD](?![A-Za-z])")
 _COPY = re.compile(r"(?<![A-Za-z])(?:best|last|latest|final|current)(?![A-Za-z])", re.IGNORECASE)
+_RUN = re.compile(
+    r"(?<![A-Za-z])(?:(?P<fold>k?fold|cv|split)|seed|run|exp|trial)(?:[-_=]?\d+|[-_=][A-Z])"
+    r"(?![A-Za-z\d])",
+    re.IGNORECASE,
+)
 _STEP = re.compile(
     r"(?:[-_.](?:global_?step|steps?|iterations?|iters?|epochs?|ep|batch))?[-_.=]?\*", re.IGNORECASE
 )
@@ -136,3 +142,15 @@ def kinds(names: Sequence[str]) -> list[str]:
             if len(steps[one] & steps[other]) >= least:
                 mixed |= {one: None, other: None}
     return [*mixed]
+
+
+def runs(paths: Sequence[str]) -> list[str]:
+    """What in the names, or in those of their folders, says that they are snapshots or ends of
+    several runs (``fold0``, ``seed=1``). Variants that are called nothing but that are a soup."""
+    several: dict[str, None] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        run = _RUN.search(f"{os.path.basename(folder)}/{name}")
+        if run is not None and (run["fold"] or read_name(name).counts or _COPY.search(name)):
+            several[run[0]] = None
+    return [*several] if len(several) > 1 else []

@@ -256,8 +256,7 @@ def test_an_ema_with_known_steps_is_resumed_again_with_what_it_holds(tmp_path, m
         "-o",
         "o.safetensors",
     )
-    refused = swavg(*args, cwd=tmp_path)
-    assert (refused.returncode, "--again" in refused.stderr) == (2, not more)
+    assert swavg(*args, cwd=tmp_path).returncode == 2
     told = swavg(*args, "--again", cwd=tmp_path)
     if more:
         # By step there is no place for it any more.

@@ -9,7 +9,7 @@ from command_line import done, swavg
 
 from swavg.errors import RequestError
 from swavg.series import Selection, check_equal_steps, discover, in_given_order, select
-from swavg.series.families import kinds, pattern_for, read_names
+from swavg.series.families import kinds, pattern_for, read_names, runs
 
 
 def write(path, value, **more):
@@ -133,6 +133,33 @@ def test_a_copy_in_place_of_a_step_is_left_out(tmp_path):
 )  # fmt: skip
 def test_families_that_share_steps_are_of_several_kinds(given, mixed):
     assert kinds(given) == mixed
+
+
+@pytest.mark.parametrize(
+    ("given", "several"),
+    [
+        (["x/fold0_best.pt", "x/fold1_best.pt", "x/fold1_last.pt"], ["fold0", "fold1"]),
+        (["x/fold_0.pt", "x/fold_1.pt"], ["fold_0", "fold_1"]),
+        (["fold-0/best.pt", "fold-1/best.pt"], ["fold-0", "fold-1"]),
+        (["x/m-fold0-epoch5.pt", "x/m-fold1-epoch7.pt"], ["fold0", "fold1"]),
+        (["run_a/last.ckpt", "run_b/last.ckpt"], ["run_a", "run_b"]),
+        (["x/seed=1-final.pt", "x/seed=2-final.pt"], ["seed=1", "seed=2"]),
+        # A soup, one run, and other words.
+        (["x/seed1.pt", "x/seed2.pt", "x/seed3.pt"], []),
+        (["x/fold0_epoch_1.pt", "x/fold0_epoch_2.pt"], []),
+        (["runs/best.pt", "run/last.pt"], []),
+        (["x/prune1_best.pt", "x/prune2_best.pt"], []),
+    ],
+)
+def test_ends_of_several_runs_are_told_by_their_names(given, several):
+    assert runs(given) == several
+
+
+def test_ends_of_several_folds_are_a_warning(tmp_path):
+    for fold in range(3):
+        write(tmp_path / f"run/fold{fold}_best.pt", fold)
+    told = done("average", "run", "--no-geometry", "-o", "o.pt", cwd=tmp_path).stderr
+    assert "warning fold0, fold1, fold2 are several runs, going by the names" in told
 
 
 def test_several_networks_among_given_paths_are_a_warning(tmp_path):
