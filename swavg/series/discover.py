@@ -30,6 +30,7 @@ from swavg.series.search import (
     is_one_checkpoint,
     pattern_inside,
     search,
+    without_pointers,
 )
 from swavg.series.tables import from_file
 from swavg.storage.filesystems import absolute
@@ -56,7 +57,7 @@ def discover(
     """
     notes: list[str] = []
     candidates: list[Candidate] = []
-    named = [os.fspath(path) for path in paths]
+    named = without_pointers([os.fspath(path) for path in paths], notes)
     if pattern is None and len(named) == 1:
         check_one_step(named[0])
         pattern = pattern_inside(named[0], notes) if choosing else None
@@ -108,8 +109,8 @@ def in_given_order(
     Where not all names have a step in a common unit, the order given stands. Opens nothing.
     InputError for a folder of ranks that have several steps.
     """
-    names = [os.fspath(path) for path in paths]
     notes: list[str] = []
+    names = without_pointers([os.fspath(path) for path in paths], notes)
     told = notes if len(names) == 1 else []
     if len(names) == 1:
         check_one_step(names[0])

@@ -58,7 +58,7 @@ def read_names(names: Sequence[str]) -> list[NameFacts]:
         counted = next((each for each in own if sizes[_role_free(each[0])] > 1), None)
         if counted is not None:
             family, number = counted
-            families.add(family)
+            families.add(_role_free(family))
             counts: dict[Unit, int] = {"number": number}
             read[place] = replace(read[place], counts=counts, is_copy=False, family=family)
     return [
@@ -91,7 +91,9 @@ def _role_free(family: str) -> str:
 
 
 def _is_copy(name: str, families: Collection[str]) -> bool:
-    return any(with_stars(name, [word.span()]) in families for word in _COPY.finditer(name))
+    return any(
+        _role_free(with_stars(name, [word.span()])) in families for word in _COPY.finditer(name)
+    )
 
 
 def is_end(name: str, families: Collection[str]) -> bool:

@@ -27,6 +27,25 @@ _MOST = 1000
 """Folders that are looked into for a hint."""
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lock")
 
+_POINTERS = ("latest", "latest_checkpointed_iteration.txt", "latest_checkpoint", "last_checkpoint",
+             "checkpoint")  # fmt: skip
+"""Text files that say which checkpoint of a run is the newest."""
+
+
+def without_pointers(paths: Sequence[str], notes: list[str]) -> list[str]:
+    """Given paths without those of text that names one of the others (``run/*``)."""
+    left = [
+        path
+        for path in paths
+        if os.path.basename(path) in _POINTERS
+        and os.path.isfile(path)
+        and not _looks_like_one(path)
+    ]
+    if not left or len(left) == len(paths):
+        return [*paths]
+    notes.append(f"ignored {labels(left)}: text that names a checkpoint")
+    return [path for path in paths if path not in left]
+
 
 def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     """Whether a folder is one checkpoint, rather than a place where a run keeps its own."""

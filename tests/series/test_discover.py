@@ -258,6 +258,10 @@ def test_folders_are_called_after_their_steps(tmp_path, name):
     series = discover([tmp_path])
     assert (series.unit, series.steps) == ("step", (20, 100))
     assert series.notes == ()
+    for found in (discover(sorted(tmp_path.iterdir())), in_given_order(sorted(tmp_path.iterdir()))):
+        assert found.steps == (20, 100)
+        ignored = "ignored latest, latest_checkpointed_iteration.txt: text that names a checkpoint"
+        assert ignored in found.notes
 
 
 def test_partial_and_foreign_files_are_ignored_and_said(tmp_path):

@@ -110,6 +110,7 @@ def test_variants_of_one_epoch_stay_a_soup(tmp_path):
 def test_a_copy_in_place_of_a_step_is_left_out(tmp_path):
     for name in ("10_net_G.pth", "20_net_G.pth", "latest_net_G.pth"):
         write(tmp_path / "run" / name, len(name))
+    write(tmp_path / "run/latest_net_D.pth", 5)
     assert names(discover([tmp_path / "run"])) == ["10_net_G.pth", "20_net_G.pth"]
 
 
