@@ -111,23 +111,22 @@ def _of_one_step(snapshot: Snapshot, step: str) -> RequestError:
     ordered = sorted(families, key=lambda family: (-len(families[family]), len(family), family))
     first, second = sorted(rivals, key=lambda name: (len(name), name))[:2]
     problem = f"{first} and {second} are of the same {step} and differ: "
-    if rank_mark(os.path.join(folder, first)) and rank_mark(os.path.join(folder, second)):
+    ranks = all(rank_mark(os.path.join(folder, name)) for name in (first, second))
+    if ranks:
         problem += "they are parts (ranks) of one checkpoint"
     elif len(families) > 1 and all(len(own) > 1 for own in families.values()):
         kinds = [f"{family} ({len(families[family])} files)" for family in ordered]
         problem += f"there are several series, {some(kinds, _LISTED)}"
     else:
         problem += "which of them belongs to the run is not known"
-    patterns = (
-        pattern_for(
-            family, own, [name for each in families for name in families[each] if each != family]
-        )
-        for family in ordered
-        if (own := families[family])
-    )
-    pattern = next(filter(None, patterns), None)
-    return RequestError(
-        f"{problem}.",
-        hint=(f"Choose by name with pattern='{pattern}', or give" if pattern else "Give")
-        + " the checkpoints themselves instead of their folder.",
-    )
+    hint = "Give the checkpoints themselves instead of their folder."
+    for family in ordered:
+        others = [name for each in families if each != family for name in families[each]]
+        pattern = pattern_for(family, families[family], others)
+        if pattern is not None and ranks:
+            hint = f"Average those of each rank alone, such as with pattern='{pattern}'."
+        elif pattern is not None:
+            hint = f"Choose by name with pattern='{pattern}', or g{hint[1:]}"
+        if pattern is not None:
+            break
+    return RequestError(f"{problem}.", hint=hint)

@@ -223,8 +223,23 @@ def test_ranks_of_several_steps_are_no_checkpoint_and_each_rank_is_a_series(tmp_
         assert told.returncode == 4
         assert "nemo: holds ranks of 3 steps, 100, 200, 300" in told.stderr
         assert told.stderr.rstrip().endswith("such as nemo/mp_rank_00.")
+    told = swavg("average", *(tmp_path / "nemo").glob("*/*"), "-o", "o.ckpt", cwd=tmp_path)
+    assert told.returncode == 3
+    assert "Average those of each part alone, such as" in told.stderr
     done("average", "nemo/mp_rank_00", "--last", "2", "-o", "o.ckpt", cwd=tmp_path)
     assert torch.load(tmp_path / "o.ckpt")["w"].tolist() == [250.0] * 3
+
+
+def test_ranks_beside_each_other_are_averaged_each_alone(tmp_path):
+    for rank in (0, 1):
+        for step in (500, 1000):
+            write(tmp_path / f"run/ep0-ba{step}-rank{rank}.pt", step + rank)
+    told = swavg("average", "run", "-o", "o.pt", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "they are parts (ranks) of one checkpoint" in told.stderr
+    assert "each rank alone, such as with --pattern 'ep*-ba*-rank0.pt'" in told.stderr
+    done("average", "run", "--pattern", "ep*-ba*-rank0.pt", "-o", "o.pt", cwd=tmp_path)
+    assert torch.load(tmp_path / "o.pt")["w"].tolist() == [750.0] * 3
 
 
 def hugging_face_run(folder):
