@@ -50,6 +50,7 @@ def sweep(
     series = selected(
         read_paths(checkpoints, null=null),
         selection,
+        in_order=any(spec.ema is not None and not spec.selects for spec in specs),
         steps=any(spec.counts_steps for spec in specs),
         choosing=any(spec.selects for spec in specs),
     )

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from swavg.series.model import Unit, is_generic
 
@@ -96,6 +97,7 @@ class NameFacts:
     """A glob for names that differ in their steps and metrics alone; None without any step."""
 
 
+@lru_cache(maxsize=4096)
 def read_name(name: str) -> NameFacts:
     """The facts in the last part of a path: ``epoch=3-step=1200-val_loss=0.5.ckpt``.
 
