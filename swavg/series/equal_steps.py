@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 
@@ -121,6 +122,9 @@ def _of_one_step(snapshot: Snapshot, step: str) -> RequestError:
         problem += "which of them belongs to the run is not known"
     hint = "Give the checkpoints themselves instead of their folder."
     for family in ordered:
+        if re.search(r"-v\d+\b", family):
+            # A second version is not what was meant to be kept.
+            continue
         others = [name for each in families if each != family for name in families[each]]
         pattern = pattern_for(family, families[family], others)
         if pattern is not None and ranks:

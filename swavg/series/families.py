@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import combinations, product
+from itertools import combinations
 
 from swavg.series.model import Unit
 from swavg.series.names import DATE, NameFacts, read_name, split_suffixes, with_stars
@@ -103,18 +103,22 @@ def is_end(name: str, families: Collection[str]) -> bool:
 
 def pattern_for(family: str, names: Sequence[str], others: Sequence[str]) -> str | None:
     """A glob for the names of a family that matches none of the others, if one does."""
-    first, *rest = family.split("*")
-    for ending, beginning in product(("*", "*[0-9]", "*[0-9][0-9]"), ("*", "[0-9]*")):
-        stars = ["*" for _ in rest]
-        stars[-1:] = [ending] if rest else []
-        if beginning != "*":
-            stars[:1] = [beginning] if rest else []
-        pattern = first + "".join(star + text for star, text in zip(stars, rest, strict=True))
-        if all(fnmatchcase(name, pattern) for name in names) and not any(
-            fnmatchcase(name, pattern) for name in others
-        ):
+    for pattern in _patterns(family):
+        own = all(fnmatchcase(name, pattern) for name in names)
+        if own and not any(fnmatchcase(name, pattern) for name in others):
             return pattern
     return None
+
+
+def _patterns(family: str) -> Iterator[str]:
+    first, star, rest = family.partition("*")
+    before, _, last = family.rpartition("*")
+    yield family
+    if star:
+        yield f"{first}[0-9]*{rest}"
+        yield f"{before}*[0-9]{last}"
+        # Not a second version of it (-v1).
+        yield f"{before[:-1]}*[!v][0-9]{last}"
 
 
 def members(names: Sequence[str]) -> dict[str, dict[str, NameFacts]]:

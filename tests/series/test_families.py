@@ -67,7 +67,7 @@ def test_a_number_that_alone_tells_names_apart_is_their_step(given, steps):
         ("fold_0_epoch_{}.pt", "fold_1_epoch_{}.pt"),
     ],
 )
-@pytest.mark.parametrize("steps", [(1000,), (900, 1000, 1100)])
+@pytest.mark.parametrize("steps", [(1000,), (9, 10, 11)])
 def test_two_families_of_the_same_steps_are_refused_with_a_pattern_that_works(
     tmp_path, one, other, steps
 ):
@@ -81,7 +81,8 @@ def test_two_families_of_the_same_steps_are_refused_with_a_pattern_that_works(
     assert not (tmp_path / "o.pt").exists()
     pattern = told.stderr.partition("--pattern '")[2].partition("'")[0]
     if len(steps) > 1:
-        assert f"several series, {pattern.replace('[0-9]', '')} ({len(steps)} files)" in told.stderr
+        assert "there are several series, " in told.stderr
+        assert told.stderr.count(f" ({len(steps)} files)") == 2
     done("average", "run", "--pattern", pattern, "-o", "o.pt", cwd=tmp_path)
     value = torch.load(tmp_path / "o.pt")["w"][0].item()
     # Of sides that are as good, the plain name is offered.
@@ -202,8 +203,9 @@ def test_paths_with_numbers_come_in_their_order(tmp_path):
     ("family", "own", "others", "pattern"),
     [
         ("step_*.pt", ["step_1.pt"], ["raw_step_1.pt"], "step_*.pt"),
-        ("step=*.ckpt", ["step=10.ckpt"], ["step=10-v1.ckpt"], "step=*[0-9][0-9].ckpt"),
-        ("step=*.ckpt", ["step=1.ckpt"], ["step=1-v1.ckpt"], None),
+        ("step=*.ckpt", ["step=10.ckpt"], ["step=10-v1.ckpt"], "step*[!v][0-9].ckpt"),
+        ("step=*.ckpt", ["step=1.ckpt"], ["step=1-v1.ckpt"], "step*[!v][0-9].ckpt"),
+        ("*.pt", ["1.pt"], ["1-v1.pt"], None),
         ("*.pt", ["1.pt", "12.pt"], ["net_1.pt"], "[0-9]*.pt"),
         ("a_*[[]x].pt", ["a_1[x].pt"], ["b_1[x].pt"], "a_*[[]x].pt"),
     ],
