@@ -54,8 +54,17 @@ def read_names(names: Sequence[str]) -> list[NameFacts]:
         for family, _ in own:
             sizes[_role_free(family)] = sizes.get(_role_free(family), 0) + 1
     families = set()
+    # One number is a step too, beside what its run left at the end.
+    ends = {*map(glob.escape, names)}
     for place, own in enumerate(numbered):
-        counted = next((each for each in own if sizes[_role_free(each[0])] > 1), None)
+        counted = next(
+            (
+                (family, number)
+                for family, number in own
+                if sizes[_role_free(family)] > 1 or _STEP.sub("", family) in ends
+            ),
+            None,
+        )
         if counted is not None:
             family, number = counted
             families.add(_role_free(family))

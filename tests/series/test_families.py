@@ -35,6 +35,7 @@ def counts(*given):
         (("10_net_G_A.pth", "20_net_G_A.pth"), [[10], [20]]),
         (("lora-000001.safetensors", "lora-000010.safetensors"), [[1], [10]]),
         (("run_3.vae.100.pt", "run_3.vae.200.pt"), [[100], [200]]),
+        (("lora_000002.safetensors", "lora.safetensors"), [[2], []]),
         # What is none, and what nothing tells apart from others.
         (("net_g_1000.pth",), [[]]),
         (("lr3_1000.pth", "lr1_1000.pth"), [[], []]),
