@@ -15,14 +15,16 @@ from swavg.formats.metrics import metrics_among
 from swavg.formats.part_names import WEIGHTS
 from swavg.planning.plan import Output
 from swavg.planning.row import Row
+from swavg.series.families import kinds, runs
 from swavg.series.names import counts_of
+from swavg.storage.filesystems import absolute
 
 _LISTED = 4
 
 
 def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[str]:
-    """What may make a row useless: an average among its own inputs, a single input, NumPy arrays
-    that are not averaged."""
+    """What may make a row useless: an average among its own inputs, a single input, several
+    networks, NumPy arrays that are not averaged."""
     if row.copies:
         return
     if row.members and row.weights == (1.0,):
@@ -37,6 +39,7 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
         )
     if row.of_averages:
         return
+    yield from _of_several([checkpoints[member].path for member in row.members])
     averages = [member for member in row.members if _is_average(checkpoints[member])]
     if len(averages) < len(row.members):
         for member in averages:
@@ -44,6 +47,25 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
                 f"{shown[member]} is an average that swavg wrote, and counts as one checkpoint"
                 " beside the others"
             )
+
+
+def _of_several(paths: Sequence[str]) -> Iterator[str]:
+    """Warnings of files of several networks or runs, going by their names."""
+    full = [*map(absolute, paths)]
+    folders: dict[str, list[str]] = {}
+    for path in dict.fromkeys(full):
+        folders.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
+    mixed = [family for names in folders.values() for family in kinds(names)]
+    if mixed:
+        yield (
+            f"{some(mixed, _LISTED)} share steps and may be of several networks or runs, which are"
+            " averaged with each other here: give those of one"
+        )
+    elif several := runs(full):
+        yield (
+            f"{some(several, _LISTED)} are several runs, going by the names: their average is of"
+            " use only if all began from the same trained weights"
+        )
 
 
 _OTHER_FORM = re.compile(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -15,7 +16,7 @@ from typing import Literal, NamedTuple
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint, Columns, Shape
 from swavg.formats.composite import find_composite
-from swavg.formats.part_names import part_mark, rank_mark
+from swavg.formats.part_names import part_mark, rank_mark, without_numbers
 from swavg.planning.match import canonical
 from swavg.storage.filesystems import absolute
 
@@ -389,8 +390,10 @@ def _kind(name: str) -> str:
 def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
     """The refusal of parts of one checkpoint, going by the names of files and their folders."""
     first: dict[str, int] = {}
+    namesakes: Counter[str] = Counter()
     for number, checkpoint in enumerate(checkpoints):
         path = absolute(checkpoint.path)
+        namesakes[os.path.dirname(path) + without_numbers(os.path.basename(path))] += 1
         part = part_mark("/".join(path.split(os.sep)[-2:])) or rank_mark(path)
         if part:
             first.setdefault(part, number)
@@ -406,9 +409,15 @@ def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[
     else:
         path = absolute(checkpoints[one].path)
         folder, name = os.path.split(path)
-        if part_mark(os.path.basename(folder)):
+        several = namesakes[folder + without_numbers(name)] > 1
+        of_rank = bool(part_mark(os.path.basename(folder)))
+        if of_rank:
             folder = os.path.dirname(folder)
-        if find_composite(folder) is not None:
+        if of_rank and several:
+            # A file for each step in the folder of a rank (NeMo).
+            own = os.path.dirname(checkpoints[one].path)
+            hint = f"Average those of each part alone, such as {own}."
+        elif find_composite(folder) is not None:
             hint = f"Give the folders that hold all parts of a checkpoint, such as {folder}."
         else:
             mark = part_mark(name) or rank_mark(path)
