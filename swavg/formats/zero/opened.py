@@ -146,7 +146,6 @@ def _checkpoint(
     extras = replace(
         weights.extras,
         scalars=scalars,
-        root_key=None,
         records={file.number: file.archive for file in files},
         side_files={name: os.path.join(path, name) for name in above if is_configuration(name)},
         template=None,
