@@ -6,8 +6,7 @@ end; of stage 3 every rank has a piece of it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from swavg.formats.checkpoint import Shape, TensorSpec
@@ -41,7 +40,7 @@ def read_partition(file: RankFile, top: Mapping[str, object]) -> Partition:
         file,
         stage,
         ranks,
-        file.flats(name, file.list_of(f"'{name}'", state.get(name))),
+        file.flats(name, enumerate(file.list_of(f"'{name}'", state.get(name)))),
         [] if paddings is None else file.list_of("'param_alignment_paddings'", paddings),
     )
 
@@ -50,15 +49,18 @@ def masters(partitions: Sequence[Partition], groups: Sequence[Shapes]) -> dict[s
     """The masters of the parameters in ``groups``, which are of the optimizer. InputError unless
     they fill the flat tensors but for their padding."""
     first = partitions[0]
+    if not first.flats:
+        raise first.file.error("it has no masters")
+    dtype = first.flats[0].dtype
     for each in partitions:
         if each.stage != first.stage or each.ranks != len(partitions):
             raise each.file.error(
                 f"it is of stage {each.stage} and {each.ranks} ranks, and the folder of stage"
                 f" {first.stage} and {len(partitions)}"
             )
-        if {flat.dtype for flat in each.flats} - {flat.dtype for flat in first.flats}:
-            raise each.file.error("its masters are of another dtype than those of the first rank")
-    cuts = _of_pieces(partitions, groups) if first.stage == 3 else _of_groups(partitions, groups)
+        if any(flat.dtype is not dtype for flat in each.flats):
+            raise each.file.error(f"its masters are not all {dtype.name} as the first one")
+    cuts = _of_groups(partitions, groups) if first.stage < 3 else _of_ranks(partitions, groups)
     if len(cuts) < sum(map(len, groups)):
         raise first.file.error("a parameter is in two groups")
     return cuts
@@ -78,7 +80,7 @@ def _of_groups(partitions: Sequence[Partition], groups: Sequence[Shapes]) -> dic
             spec = TensorSpec(name, row.flats[0].dtype, shape)
             cuts[name] = Cut(spec, (row,), start, spec.numel)
             start += spec.numel + padding
-        # What is missing of the padding was left out of the file.
+        # The last rank's file may be without its padding.
         if start > row.numel or -(-start // alignment) != -(-row.numel // alignment):
             raise partitions[0].file.error(
                 f"group {number} has {row.numel:,} elements, its parameters {start:,}"
@@ -97,41 +99,56 @@ def _paddings(first: Partition, number: int, count: int) -> list[int]:
     return known
 
 
-def _of_pieces(partitions: Sequence[Partition], groups: Sequence[Shapes]) -> dict[str, Cut]:
-    cuts = {}
+def _of_ranks(partitions: Sequence[Partition], groups: Sequence[Shapes]) -> dict[str, Cut]:
+    specs = [
+        TensorSpec(name, partitions[0].flats[0].dtype, shape)
+        for shapes in groups
+        for name, shape in shapes.items()
+    ]
     rows = tuple(Row.of(each.flats) for each in partitions)
-    start = 0
-    for name, shape in (item for shapes in groups for item in shapes.items()):
-        each = -(-math.prod(shape) // len(rows))
-        dtypes = [row.flats[0].dtype for row in rows[:1] if row.flats]
-        if not dtypes:
-            raise partitions[0].file.error("it has no masters")
-        cuts[name] = Cut(TensorSpec(name, dtypes[0], shape), rows, start, each)
-        start += each
-    for partition, row in zip(partitions, rows, strict=True):
-        if row.numel != start:
-            raise partition.file.error(
-                f"it has {row.numel:,} elements, and the rank's pieces of parameters {start:,}"
+    needed = sum(_piece(spec, len(rows)) for spec in specs)
+    for each, row in zip(partitions, rows, strict=True):
+        if row.numel != needed:
+            raise each.file.error(
+                f"it has {row.numel:,} elements, and the rank's pieces of parameters {needed:,}"
             )
-    return cuts
+    return _of_pieces(rows, specs)
 
 
 def frozen(
-    files: Sequence[tuple[RankFile, Mapping[str, object]]], shapes: Shapes
+    files: Iterable[tuple[RankFile, Mapping[str, object]]], shapes: Shapes, ranks: int
 ) -> dict[str, Cut]:
-    """Frozen parameters of these shapes, of which each model file has a piece. InputError."""
-    name = "frozen_param_fragments"
-    pieces = [file.dict_of(f"'{name}'", top.get(name)) for file, top in files]
+    """Frozen parameters of these shapes, of which the model file of each rank has a piece; the
+    files are taken one after the other. InputError."""
+    what = "frozen_param_fragments"
+    rows: list[Row] = []
+    specs: list[TensorSpec] = []
+    for file, top in files:
+        pieces = file.dict_of(f"'{what}'", top.get(what))
+        row = Row.of(file.flats(what, [(name, pieces.get(name)) for name in shapes]))
+        own = zip(shapes.items(), row.flats, strict=True)
+        told = [TensorSpec(name, flat.dtype, shape) for (name, shape), flat in own]
+        specs = specs or told
+        for spec, first, flat in zip(told, specs, row.flats, strict=True):
+            if spec.dtype is not first.dtype or flat.numel != _piece(spec, ranks):
+                raise file.error(
+                    f"its piece of '{spec.name}' has {flat.numel:,} elements of {spec.dtype.name},"
+                    f" not {_piece(spec, ranks):,} of {first.dtype.name}"
+                )
+        rows.append(row)
+    return _of_pieces(tuple(rows), specs)
+
+
+def _of_pieces(rows: tuple[Row, ...], specs: Iterable[TensorSpec]) -> dict[str, Cut]:
+    """Tensors of which each row has a piece, one behind the other."""
     cuts = {}
-    for text, shape in shapes.items():
-        each, flats = -(-math.prod(shape) // len(files)), []
-        for rank, ((file, _), own) in enumerate(zip(files, pieces, strict=True)):
-            (flat,) = file.flats(f"{name}.{text}", [own.get(text)])
-            if flat.numel < min(each, math.prod(shape) - rank * each):
-                raise file.error(f"its piece of '{text}' is too short")
-            flats.append(flat)
-        if len({flat.dtype for flat in flats}) > 1:
-            raise files[0][0].error(f"'{text}' is of another dtype in other ranks' files")
-        spec = TensorSpec(text, flats[0].dtype, shape)
-        cuts[text] = Cut(spec, tuple(Row.of([flat]) for flat in flats), 0, each)
+    start = 0
+    for spec in specs:
+        cuts[spec.name] = Cut(spec, rows, start, _piece(spec, len(rows)))
+        start += cuts[spec.name].each
     return cuts
+
+
+def _piece(spec: TensorSpec, ranks: int) -> int:
+    """Elements of a rank's piece, padding included."""
+    return -(-spec.numel // ranks)

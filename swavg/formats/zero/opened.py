@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from swavg.errors import InputError, some
-from swavg.formats.checkpoint import Checkpoint, Shared, TableBuilder, TensorTable
+from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder, TensorTable
 from swavg.formats.configuration import is_configuration
 from swavg.formats.folder import add_tensor
 from swavg.formats.torch.opened import open_archive
@@ -51,23 +52,28 @@ def open_zero(path: str, shared: Shared | None = None) -> Checkpoint:
             for each in model.list_of("'param_shapes'", top.get("param_shapes"))
         ]
         cuts = masters(partitions, groups)
-        files = [(model, top)]
         shapes = model.shapes("'frozen_param_shapes'", top.get("frozen_param_shapes") or {})
+        others: list[RankFile] = []
+
+        def model_files() -> Iterator[tuple[RankFile, Mapping[str, object]]]:
+            yield model, top
+            for rank in range(1, ranks):
+                file, content = open_rank_file(pool, place.format(rank), ranks + rank)
+                others.append(file)
+                yield file, content
+
         if stage == 3 and shapes:
-            files += [
-                open_rank_file(pool, place.format(rank), ranks + rank) for rank in range(1, ranks)
-            ]
-            cuts |= frozen(files, shapes)
+            cuts |= frozen(model_files(), shapes, ranks)
     shared_params = model.dict_of("'shared_params'", top.get("shared_params") or {})
     ties = {alias: name for alias, name in shared_params.items() if isinstance(name, str)}
     buffers = model.list_of("'buffer_names'", top.get("buffer_names") or [])
     weights = open_archive(model.path, _MODULE, shared)
     table, taken = _table(weights, cuts, ties, None if stage < 3 else buffers)
-    sources = [model, *(each.file for each in partitions), *(file for file, _ in files[1:])]
-    others = [key for key, value in top.items() if value is not None and key not in _SERVED]
-    opened = _checkpoint(path, folder, weights, sources, table)
-    extras = replace(opened.extras, others=("optimizer_state_dict", *others))
-    return replace(opened, notes=(_note(weights, cuts, taken, ranks),), extras=extras)
+    files = [model, *(each.file for each in partitions), *others]
+    left = [key for key, value in top.items() if value is not None and key not in _SERVED]
+    extras = replace(_extras(path, folder, weights, files), others=("optimizer_state_dict", *left))
+    sources, note = tuple(file.source for file in files), _note(weights, cuts, taken, ranks)
+    return Checkpoint(path, "zero", sources, table, notes=(note,), extras=extras)
 
 
 def _check(path: str, names: RankFiles) -> None:
@@ -113,7 +119,7 @@ def _table(
     for name in dict.fromkeys((*weights.tensors, *cuts, *ties)):
         number = weights.tensors.index.get(name)
         if (cut := cuts.get(name, cuts.get(ties.get(name, name)))) is not None:
-            boxes = cut.tensor.boxes
+            boxes = list(islice(cut.boxes(), 2))
             if len(boxes) > 1:
                 apart[count] = replace(cut, spec=replace(cut.spec, name=name))
             # Of several boxes the first tells it from others.
@@ -134,24 +140,20 @@ def _table(
     return TensorTable(replace(table.columns, others=Cuts(apart)), table.base), taken
 
 
-def _checkpoint(
-    path: str, folder: str, weights: Checkpoint, files: Sequence[RankFile], table: TensorTable
-) -> Checkpoint:
-    """The checkpoint of these sources, with what the model file says besides."""
+def _extras(path: str, folder: str, weights: Checkpoint, files: Sequence[RankFile]) -> Extras:
+    """What the model file says besides, and what lies beside the folder."""
     scalars = dict(weights.extras.scalars)
     if "global_steps" in scalars:
         scalars.setdefault("global_step", scalars["global_steps"])
-    # Beside the ranks' folder a trainer puts its configuration.
+    # A trainer puts its configuration above the folder of the ranks.
     above = () if os.path.samefile(path, folder) else sorted(os.listdir(path))
-    extras = replace(
+    return replace(
         weights.extras,
         scalars=scalars,
         records={file.number: file.archive for file in files},
         side_files={name: os.path.join(path, name) for name in above if is_configuration(name)},
         template=None,
     )
-    sources = tuple(file.source for file in files)
-    return Checkpoint(path, "zero", sources, table, extras=extras)
 
 
 def _note(weights: Checkpoint, cuts: Mapping[str, Cut], taken: Sequence[str], ranks: int) -> str:

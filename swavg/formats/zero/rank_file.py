@@ -49,13 +49,13 @@ class RankFile:
             shapes[name] = shape
         return shapes
 
-    def flats(self, what: str, values: Iterable[object]) -> list[Flat]:
-        """Tensors of floats that lie in row-major order."""
+    def flats(self, what: str, values: Iterable[tuple[object, object]]) -> list[Flat]:
+        """Tensors of floats that lie in row-major order, by name or number."""
         views: dict[str, View | Refused] = {}
-        for number, value in enumerate(values):
+        for name, value in values:
             if not isinstance(value, (View, Refused)):
-                raise self.error(f"{what}.{number} is no tensor")
-            views[f"{what}.{number}"] = value
+                raise self.error(f"{what}.{name} is no tensor")
+            views[f"{what}.{name}"] = value
         flats = []
         for each in placed(self.path, views, self.archive.locate):
             if each.strides is not None or not each.dtype.floating:

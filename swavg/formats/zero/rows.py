@@ -58,13 +58,15 @@ class Cut:
     start: int
     each: int
 
+    def boxes(self) -> Iterator[Box]:
+        """Where it lies, in the order of its elements."""
+        numel = self.spec.numel
+        for at, row in zip(range(0, numel, self.each or 1), self.rows, strict=False):
+            yield from row.boxes(self.start, min(self.each, numel - at), at)
+
     @property
     def tensor(self) -> Tensor:
-        numel = self.spec.numel
-        boxes: list[Box] = []
-        for at, row in zip(range(0, numel, self.each or 1), self.rows, strict=False):
-            boxes += row.boxes(self.start, min(self.each, numel - at), at)
-        return Tensor(self.spec, tuple(boxes), (numel,))
+        return Tensor(self.spec, tuple(self.boxes()), (self.spec.numel,))
 
 
 class Cuts(Mapping[int, Tensor]):
