@@ -98,6 +98,18 @@ def test_parts_of_one_checkpoint_are_not_averaged_and_the_hint_works(tmp_path):
     done("average", "global_step5", "-o", "o.pt", cwd=tmp_path)
 
 
+def test_of_a_folder_that_lacks_ranks_the_rounded_weights_can_be_averaged(tmp_path):
+    for step in (5, 10):
+        path = zero_folder(tmp_path / f"global_step{step}", masters(step), stage=2)
+        (path / "zero_pp_rank_0_mp_rank_00_optim_states.pt").unlink()
+    ran = swavg("average", "global_step5", "global_step10", "-o", "o", cwd=tmp_path)
+    assert ran.returncode == 4
+    assert "are in mp_rank_00_model_states.pt: give those files" in " ".join(ran.stderr.split())
+    files = [f"global_step{step}/mp_rank_00_model_states.pt" for step in (5, 10)]
+    done("average", *files, "-o", "o.pt", cwd=tmp_path)
+    assert torch.load(tmp_path / "o.pt", weights_only=True)["module"]["w"].tolist() == [7.5] * 5
+
+
 def test_masters_that_are_gone_leave_the_16_bit_weights_of_stages_1_and_2(tmp_path):
     for step in (5, 10):
         path = zero_folder(tmp_path / f"global_step{step}", masters(step), stage=2)

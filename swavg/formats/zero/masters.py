@@ -31,7 +31,8 @@ class Partition:
 def read_partition(file: RankFile, top: Mapping[str, object]) -> Partition:
     """The flat tensors of a file. InputError."""
     state = file.dict_of("'optimizer_state_dict'", top.get("optimizer_state_dict"))
-    stage, ranks = count_in(state.get("zero_stage")), count_in(state.get("partition_count"))
+    # The bfloat16 optimizer of stage 1 does not tell.
+    stage, ranks = count_in(state.get("zero_stage", 1)), count_in(state.get("partition_count"))
     if stage not in (1, 2, 3) or ranks is None:
         raise file.error("it tells no stage from 1 to 3, or no number of ranks")
     name = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"

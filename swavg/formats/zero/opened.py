@@ -14,7 +14,7 @@ from swavg.formats.folder import add_tensor
 from swavg.formats.torch.opened import open_archive
 from swavg.formats.zero import RankFiles, find
 from swavg.formats.zero.masters import frozen, masters, read_partition
-from swavg.formats.zero.rank_file import RankFile, open_rank_file
+from swavg.formats.zero.rank_file import SIXTEEN_BITS, RankFile, open_rank_file
 from swavg.formats.zero.rows import Cut, Cuts
 from swavg.storage.sources import Pool
 
@@ -96,7 +96,7 @@ def _check(path: str, names: RankFiles) -> None:
         raise InputError(
             names.folder,
             f"has files of ranks {some([str(rank) for rank in ranks], 8)}, not one of each",
-            hint="Are some of them of an earlier training, or not yet copied?",
+            hint=f"Are some of an earlier training, or not yet copied? {SIXTEEN_BITS}",
         )
 
 

@@ -18,6 +18,11 @@ from swavg.storage.sources import LocalFile, Pool
 _LIMIT = 1 << 62
 _SHOWN = 200
 
+SIXTEEN_BITS = (
+    "The rounded weights of stages 1 and 2 are in mp_rank_00_model_states.pt: give those files to"
+    " average them."
+)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RankFile:
@@ -64,7 +69,8 @@ class RankFile:
         return flats
 
     def error(self, problem: str) -> InputError:
-        return InputError(self.path, f"is no file of ZeRO that swavg understands: {problem}")
+        problem = f"is no file of ZeRO that swavg understands: {problem}"
+        return InputError(self.path, problem, hint=SIXTEEN_BITS)
 
 
 def open_rank_file(pool: Pool, path: str, number: int) -> tuple[RankFile, Mapping[str, object]]:

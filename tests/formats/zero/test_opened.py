@@ -194,6 +194,14 @@ def test_model_files_that_are_none_of_zero_are_refused(tmp_path, key, value, pro
     assert problem in broken(tmp_path, change)
 
 
+def test_the_optimizer_of_stage_1_in_bfloat16_does_not_tell_its_stage(tmp_path):
+    def change(name, content):
+        content.get("optimizer_state_dict", {}).pop("zero_stage", None)
+
+    path = zero_folder(tmp_path / "a", {"w": torch.arange(5.0)}, stage=1, change=change)
+    assert held(path)["w"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_masters_of_several_dtypes_are_refused(tmp_path):
     def change(name, content):
         if "rank_1" in name and "optim" in name:
