@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from swavg.errors import InputError, some
@@ -29,51 +29,76 @@ _SERVED = (
 _LISTED = 4
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Ranks:
+    """What the ranks' files say: the ``model`` file and all ``files``, in the order of the sources,
+    ``cuts`` by name, and further names of them (``ties``). ``whole`` are the names in a model file
+    whose parameters are spread that are not (None: none is), ``left`` what else it holds."""
+
+    model: RankFile
+    files: Sequence[RankFile]
+    cuts: Mapping[str, Cut]
+    ties: Mapping[str, str]
+    whole: Set[str] | None
+    left: Sequence[str]
+
+
 def open_zero(path: str, shared: Shared | None = None) -> Checkpoint:
     """Open the folder at ``path``, or the one below it that ``latest`` names. InputError."""
     names = find(path)
     if names is None:
         raise InputError(path, "has no files of ZeRO's ranks")
     _check(path, names)
-    folder, ranks = names.folder, len(names.optimizers)
     with Pool() as pool:
-        partitions = [
-            read_partition(*open_rank_file(pool, os.path.join(folder, name), 1 + rank))
-            for rank, name in names.optimizers
-        ]
-        stage = partitions[0].stage
-        prefix = "zero_pp_rank_{}_" if stage == 3 else ""
-        place = os.path.join(folder, prefix + _MODEL_STATES)
-        model, top = open_rank_file(pool, place.format(0), 0)
-        if any(top.get(key) for key in _EXPERTS):
-            raise model.error("its experts are spread in other ways than the rest")
-        groups = [
-            model.shapes("'param_shapes'", each)
-            for each in model.list_of("'param_shapes'", top.get("param_shapes"))
-        ]
-        cuts = masters(partitions, groups)
-        shapes = model.shapes("'frozen_param_shapes'", top.get("frozen_param_shapes") or {})
-        others: list[RankFile] = []
-
-        def model_files() -> Iterator[tuple[RankFile, Mapping[str, object]]]:
-            yield model, top
-            for rank in range(1, ranks):
-                file, content = open_rank_file(pool, place.format(rank), ranks + rank)
-                others.append(file)
-                yield file, content
-
-        if stage == 3 and shapes:
-            cuts |= frozen(model_files(), shapes, ranks)
-    shared_params = model.dict_of("'shared_params'", top.get("shared_params") or {})
-    ties = {alias: name for alias, name in shared_params.items() if isinstance(name, str)}
-    buffers = model.list_of("'buffer_names'", top.get("buffer_names") or [])
-    weights = open_archive(model.path, _MODULE, shared)
-    table, taken = _table(weights, cuts, ties, None if stage < 3 else buffers)
-    files = [model, *(each.file for each in partitions), *others]
-    left = [key for key, value in top.items() if value is not None and key not in _SERVED]
-    extras = replace(_extras(path, folder, weights, files), others=("optimizer_state_dict", *left))
-    sources, note = tuple(file.source for file in files), _note(weights, cuts, taken, ranks)
+        ranks = _read(pool, names)
+    weights = open_archive(ranks.model.path, _MODULE, shared)
+    table, taken = _table(weights, ranks)
+    sources = tuple(file.source for file in ranks.files)
+    note = _note(weights, ranks.cuts, taken, len(names.optimizers))
+    extras = _extras(path, names.folder, weights, ranks)
     return Checkpoint(path, "zero", sources, table, notes=(note,), extras=extras)
+
+
+def _read(pool: Pool, names: RankFiles) -> _Ranks:
+    """What all files say. InputError."""
+    count = len(names.optimizers)
+    partitions = [
+        read_partition(*open_rank_file(pool, os.path.join(names.folder, name), 1 + rank))
+        for rank, name in names.optimizers
+    ]
+    spread = partitions[0].stage == 3
+
+    def open_model(rank: int, number: int) -> tuple[RankFile, Mapping[str, object]]:
+        name = f"zero_pp_rank_{rank}_{_MODEL_STATES}" if spread else _MODEL_STATES
+        return open_rank_file(pool, os.path.join(names.folder, name), number)
+
+    model, top = open_model(0, 0)
+    if any(top.get(key) for key in _EXPERTS):
+        raise model.error("its experts are spread in other ways than the rest")
+    groups = model.list_of("'param_shapes'", top.get("param_shapes"))
+    cuts = masters(partitions, [model.shapes("'param_shapes'", each) for each in groups])
+    files = [model, *(each.file for each in partitions)]
+
+    def model_files() -> Iterator[tuple[RankFile, Mapping[str, object]]]:
+        yield model, top
+        for rank in range(1, count):
+            file, content = open_model(rank, len(files))
+            files.append(file)
+            yield file, content
+
+    shapes = model.shapes("'frozen_param_shapes'", top.get("frozen_param_shapes") or {})
+    if spread and shapes:
+        cuts |= frozen(model_files(), shapes, count)
+    shared = model.dict_of("'shared_params'", top.get("shared_params") or {})
+    buffers = model.list_of("'buffer_names'", top.get("buffer_names") or [])
+    return _Ranks(
+        model,
+        files,
+        cuts,
+        {alias: name for alias, name in shared.items() if isinstance(name, str)},
+        {name for name in buffers if isinstance(name, str)} if spread else None,
+        [key for key, value in top.items() if value is not None and key not in _SERVED],
+    )
 
 
 def _check(path: str, names: RankFiles) -> None:
@@ -100,18 +125,10 @@ def _check(path: str, names: RankFiles) -> None:
         )
 
 
-def _table(
-    weights: Checkpoint,
-    cuts: Mapping[str, Cut],
-    ties: Mapping[str, str],
-    buffers: Collection[object] | None,
-) -> tuple[TensorTable, list[str]]:
-    """The masters, of the model file what has none, and the names of the latter.
-
-    ``ties`` map further names of parameters to those that have masters. Where the parameters in the
-    model file are spread over ranks, ``buffers`` are those in it that are not. InputError for a
-    parameter that no file has.
-    """
+def _table(weights: Checkpoint, ranks: _Ranks) -> tuple[TensorTable, list[str]]:
+    """The masters, of the model file what has none, and the names of the latter. InputError for a
+    parameter that no file has."""
+    cuts, ties = ranks.cuts, ranks.ties
     builder = TableBuilder()
     apart: dict[int, Cut] = {}
     taken: list[str] = []
@@ -127,7 +144,7 @@ def _table(
             builder.add(name, (cut.spec.dtype, cut.spec.shape, None), offset, source)
         elif number is not None:
             empty = weights.tensors.form_of(number)[1] == (0,)
-            if empty and buffers is not None and name not in buffers:
+            if empty and ranks.whole is not None and name not in ranks.whole:
                 raise InputError(
                     weights.path, f"'{name}' is spread over ranks, and is not among the masters"
                 )
@@ -140,7 +157,7 @@ def _table(
     return TensorTable(replace(table.columns, others=Cuts(apart)), table.base), taken
 
 
-def _extras(path: str, folder: str, weights: Checkpoint, files: Sequence[RankFile]) -> Extras:
+def _extras(path: str, folder: str, weights: Checkpoint, ranks: _Ranks) -> Extras:
     """What the model file says besides, and what lies beside the folder."""
     scalars = dict(weights.extras.scalars)
     if "global_steps" in scalars:
@@ -150,7 +167,8 @@ def _extras(path: str, folder: str, weights: Checkpoint, files: Sequence[RankFil
     return replace(
         weights.extras,
         scalars=scalars,
-        records={file.number: file.archive for file in files},
+        records={file.number: file.archive for file in ranks.files},
+        others=("optimizer_state_dict", *ranks.left),
         side_files={name: os.path.join(path, name) for name in above if is_configuration(name)},
         template=None,
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape
@@ -16,6 +17,7 @@ from swavg.formats.zero.rows import Flat
 from swavg.storage.sources import LocalFile, Pool
 
 _LIMIT = 1 << 62
+_MAX_DIMENSIONS = 32
 _SHOWN = 200
 
 SIXTEEN_BITS = (
@@ -49,7 +51,7 @@ class RankFile:
         """Shapes by name."""
         shapes: dict[str, Shape] = {}
         for name, shape in self.dict_of(what, value).items():
-            if not isinstance(shape, tuple) or not all(map(_is_count, shape)):
+            if not _is_shape(shape):
                 raise self.error(f"{what} has no shape of '{name[:_SHOWN]}'")
             shapes[name] = shape
         return shapes
@@ -93,3 +95,12 @@ def count_in(value: object) -> int | None:
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < _LIMIT
+
+
+def _is_shape(value: object) -> TypeGuard[Shape]:
+    return (
+        isinstance(value, tuple)
+        and len(value) <= _MAX_DIMENSIONS
+        and all(map(_is_count, value))
+        and _is_count(math.prod(value))
+    )
