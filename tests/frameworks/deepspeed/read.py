@@ -9,8 +9,9 @@ from write import Model
 
 
 def main(path, expected):
-    torch_file = path.endswith((".pt", ".bin"))
-    state = torch.load(path, weights_only=True) if torch_file else load_file(path)
+    with open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"
+    state = torch.load(path, weights_only=True) if is_zip else load_file(path)
     if "tied.weight" not in state:
         # Of tied names safetensors has one.
         state["tied.weight"] = state["embed.weight"]
