@@ -50,8 +50,9 @@ def open_parts(
         if "zero_" in part_mark(name):
             raise InputError(
                 place,
-                "holds a part of weights that DeepSpeed's ZeRO-3 has spread over ranks",
-                hint="Gather them first, with DeepSpeed's zero_to_fp32.py.",
+                "holds a part of weights that DeepSpeed's ZeRO-3 has spread over ranks: they are"
+                " joined with the *_optim_states.pt of all ranks, without tensor parallelism",
+                hint="Otherwise save them whole: stage3_gather_16bit_weights_on_model_save.",
             )
         try:
             part = open_checkpoint(place, key=key, shared=shared)

@@ -89,7 +89,7 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
     "empty": (
         "refuse",
         "weights are empty, as ZeRO-3 leaves them in a model that is spread over ranks: {}",
-        "Gather them first, with DeepSpeed's zero_to_fp32.py.",
+        "Give the folder with the files of all ranks (global_stepN), whose masters are whole.",
     ),
     "hollow": (
         "warn",
@@ -405,7 +405,8 @@ def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[
         folder = os.path.dirname(checkpoints[one].path) or "."
         hint = f"Give the folder that holds all shards of a checkpoint, here {folder}."
     elif "zero_" in part:
-        hint = "Gather them first, with DeepSpeed's zero_to_fp32.py."
+        folder = os.path.dirname(checkpoints[one].path) or "."
+        hint = f"Give the folder that holds the files of all ranks, here {folder}."
     else:
         path = absolute(checkpoints[one].path)
         folder, name = os.path.split(path)

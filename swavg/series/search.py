@@ -15,7 +15,7 @@ from swavg.formats.configuration import is_configuration, is_training_state
 from swavg.formats.folder import explain_files, explain_folder
 from swavg.formats.part_names import but_for_steps
 from swavg.formats.parts import open_parts
-from swavg.formats.places import is_one_folder
+from swavg.formats.places import format_at, is_one_folder
 from swavg.series.candidates import Candidate
 from swavg.series.families import members
 from swavg.series.model import is_generic, labels
@@ -70,7 +70,7 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     if inner and not composite and not is_one_folder(path, any_name=False):
         # A file beside a run's snapshots, as is its configuration.
         return False
-    if inner:
+    if inner and format_at(path) is None:
         notes.append(
             f"{path} is a checkpoint itself and was taken as one; to choose among"
             f" {labels(inner)} in it, give --pattern '{_pattern_of(inner)}'"

@@ -438,7 +438,7 @@ def test_weights_that_zero_3_has_spread_are_refused(tmp_path):
     two(tmp_path, lambda i: {name: w(i, "module") for name in names})
     run = swavg("average", "a", "b", "-o", "o", cwd=tmp_path)
     assert run.returncode == 4
-    assert "zero_to_fp32.py" in run.stderr
+    assert "joined with the *_optim_states.pt of all ranks" in " ".join(run.stderr.split())
 
 
 @pytest.mark.parametrize("damage", [b"", b"words", b"PK\3\4cut short"])
