@@ -1,0 +1,198 @@
+"""The arrays of an item, read with tensorstore: each is a source of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from swavg.dtypes import BY_NAME, DType
+from swavg.errors import InputError, MissingDependencyError
+from swavg.formats.checkpoint import Shape
+from swavg.formats.gather import regions
+from swavg.formats.orbax.tree import Item, Leaf
+from swavg.storage.sources import LocalFile
+
+try:
+    import tensorstore
+except ImportError:
+    raise MissingDependencyError(
+        "Orbax checkpoints are read with tensorstore, which is not installed.",
+        hint="pip install 'swavg[orbax]'",
+    ) from None
+
+_METADATA_LIMIT = 1 << 20
+"""Bytes of what describes an array."""
+_AT_ONCE = 256
+"""Arrays that are opened side by side."""
+_NODES = 1 << 20
+"""Bytes of the cache for what is no chunk."""
+_SHARED_ROW = 8 << 20
+"""Bytes of a row of chunks up to which two are kept: two workers may read in one each."""
+
+_contexts: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
+"""Caches of this process, by folder: they live as long as one of its arrays is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A source: the row-major elements of an array.
+
+    ``described`` is the file that changes when the array is written anew; ``held`` counts the bytes
+    of chunks that the arrays of its item together keep in memory when they are read in order.
+    """
+
+    item: Item
+    stored: str
+    size: int
+    described: LocalFile
+    held: int
+
+    # tensorstore has threads.
+    forks = False
+
+    def __hash__(self) -> int:
+        return hash((self.item.folder, self.stored))
+
+    @property
+    def name(self) -> str:
+        return os.path.join(self.item.folder, self.stored)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (*self.described.identity, self.stored)
+
+    def open(self) -> OpenArray:
+        self.described.check()
+        with _errors(self.name):
+            return OpenArray(self.name, _open(self.item, self.stored, self.held).result())
+
+    def check(self) -> None:
+        self.described.check()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenArray:
+    """An array open for reading; chunks that were decoded are kept for what is read next."""
+
+    name: str
+    store: Any
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        itemsize: int = self.store.dtype.numpy_dtype.itemsize
+        start, stop = offset // itemsize, -(-(offset + len(out)) // itemsize)
+        skipped, done = offset - start * itemsize, 0
+        exact = (stop - start) * itemsize == len(out)
+        target = out if exact else memoryview(bytearray((stop - start) * itemsize))
+        for region in regions(self.store.shape, start, stop):
+            place = tuple(slice(first, first + count) for first, count in region)
+            with _errors(self.name):
+                part = self.store[place].read(order="C").result()
+            target[done : done + part.nbytes] = part.reshape(-1).view(np.uint8).data
+            done += part.nbytes
+        if not exact:
+            out[:] = target[skipped : skipped + len(out)]
+
+    def close(self) -> None:
+        """Nothing is open for longer than a read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What an array says of itself; ``row`` counts the bytes of a row of its chunks."""
+
+    dtype: DType
+    shape: Shape
+    row: int
+    whole: bool
+    """All chunks are stored."""
+
+
+def source_of(leaf: Leaf, facts: Facts, held: int) -> Array:
+    """The elements of an array, as bytes."""
+    size = facts.dtype.nbytes(math.prod(facts.shape))
+    return Array(leaf.item, leaf.stored, size, described(leaf), held)
+
+
+def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
+    """Open the arrays: what each is, in order. InputError for one that is broken, or incomplete."""
+    for first in range(0, len(leaves), _AT_ONCE):
+        some = leaves[first : first + _AT_ONCE]
+        places = [os.path.join(leaf.item.folder, leaf.stored) for leaf in some]
+        pending = []
+        for leaf, place in zip(some, places, strict=True):
+            described(leaf)
+            with _errors(place):
+                pending.append(_open(leaf.item, leaf.stored, 0))
+        for leaf, place, opened in zip(some, places, pending, strict=True):
+            with _errors(place):
+                store = opened.result()
+                stored = store.storage_statistics(query_fully_stored=True).result()
+            if leaf.item.dense and not stored.fully_stored:
+                raise InputError(place, "lacks chunks of its shape: was it copied in full?")
+            yield _facts(place, store, stored.fully_stored)
+
+
+def described(leaf: Leaf) -> LocalFile:
+    """The file that is written with an array. InputError if there is none."""
+    item = leaf.item
+    if item.ocdbt:
+        return LocalFile.find(os.path.join(item.folder, "manifest.ocdbt"))
+    name = "zarr.json" if item.zarr3 else ".zarray"
+    file = LocalFile.find(os.path.join(item.folder, leaf.stored, name))
+    if file.size > _METADATA_LIMIT:
+        raise InputError(file.name, f"has {file.size:,} bytes, more than one array could need")
+    return file
+
+
+def _facts(place: str, store: Any, whole: bool) -> Facts:
+    dtype, shape = BY_NAME.get(store.dtype.name), tuple(store.shape)
+    if dtype is None or dtype.bits % 8:
+        raise InputError(place, f"has the dtype {store.dtype.name}, which swavg does not read")
+    chunk = tuple(store.chunk_layout.read_chunk.shape or ())
+    padded = [-(-extent // size) * size for extent, size in zip(shape, chunk, strict=True)]
+    axis = next((axis for axis, size in enumerate(chunk) if size > 1), len(chunk))
+    row = math.prod([*chunk[: axis + 1], *padded[axis + 1 :]]) * dtype.itemsize
+    if row > (most := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        # tensorstore would end the process.
+        problem = f"is compressed in chunks of {row:,} bytes a row; this machine has {most:,}"
+        raise InputError(place, problem)
+    return Facts(dtype, shape, row, whole)
+
+
+def _open(item: Item, stored: str, held: int) -> Any:
+    """The future of an open array, of whose chunks ``held`` bytes are kept."""
+    key = item.folder, held
+    if (context := _contexts.get(key)) is None:
+        limit = held + min(held, _SHARED_ROW) + _NODES
+        context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
+        context = _contexts.setdefault(key, context)
+    store: dict[str, object] = {"driver": "file", "path": f"{item.folder}/{stored}/"}
+    if item.ocdbt:
+        base = {"driver": "file", "path": f"{item.folder}/"}
+        store = {"driver": "ocdbt", "base": base, "path": f"{stored}/"}
+    spec = {
+        "driver": "zarr3" if item.zarr3 else "zarr",
+        "kvstore": store,
+        # As Orbax has it: where zeros are stored too, a chunk that is missing was lost.
+        "fill_missing_data_reads": not item.dense,
+        "recheck_cached_data": "open",
+        "recheck_cached_metadata": "open",
+    }
+    return tensorstore.open(spec, open=True, read=True, context=context)
+
+
+@contextmanager
+def _errors(place: str) -> Iterator[None]:
+    """InputError, with the first sentence of what tensorstore says."""
+    try:
+        yield
+    except (ValueError, OverflowError, IndexError, NotImplementedError, RuntimeError) as error:
+        text = str(error).partition(" [")[0]
+        raise InputError(place, f"cannot be read: {text[:300]}") from None
