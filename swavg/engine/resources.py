@@ -39,7 +39,8 @@ class Resources:
     threads: int | None = None
     """How many workers; None: the processors of this process, at most 8."""
     memory: int | None = None
-    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers."""
+    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers, and what formats of compressed
+    chunks hold."""
     processes: bool | None = None
     """Workers are forked processes; None: where a fork is safe and pays, else threads."""
     check_crc: bool = False
@@ -123,18 +124,23 @@ class Sizes:
 def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     """The best sizes within the memory; RequestError if it cannot do."""
     needs, wanted = Needs.of(plan, resources.device), resources.workers
-    limit = resources.memory
+    limit, held = resources.memory, 0
     if limit is None:
         more = _MORE_MEMORY - _PROCESS if forked else _MORE_MEMORY
         limit = DEFAULT_MEMORY + more * max(0, wanted - _MOST_WORKERS)
         limit -= _WORKER * min(wanted, _MOST_WORKERS) if forked else 0
-    share = limit // (2 * wanted)
+    else:
+        held = sum(checkpoint.extras.held for checkpoint in plan.checkpoints)
+        limit -= held
+    share = max(0, limit) // (2 * wanted)
     room = min(plan.cut, max(share - GATHERING, share // 5)) if needs.gathers else 0
     for candidate in _candidates(wanted, needs, room):
         if candidate.memory + _CONSTANT * (candidate.workers - 1) <= limit:
             return candidate
+    chunks = f", of these {held:,} for chunks that are decoded" if held else ""
     raise RequestError(
-        f"{limit:,} bytes is too little: at least {candidate.memory:,} are needed.",
+        f"{limit + held:,} bytes is too little: at least {candidate.memory + held:,} are"
+        f" needed{chunks}.",
         argument="memory",
     )
 

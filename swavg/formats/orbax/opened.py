@@ -58,8 +58,7 @@ def _notes(model: Model, zeros: Sequence[str], held: int) -> list[str]:
     notes = []
     if model.rest:
         taken = some([f"'{name}'" for name in _groups(model.leaves, model.rest)], 5)
-        left = some([f"'{name}'" for name in _groups(model.rest, model.leaves)], 5)
-        notes.append(f"took {taken}; left {left}")
+        notes.append(f"taken for the model: {taken}")
     notes += [
         f"there is also '{name}' (choose it with --key {name})" for name in model.candidates[:5]
     ]
