@@ -239,8 +239,8 @@ class Extras:
     weights, by name, ``left_out`` names of those that do not. ``records`` are stretches whose
     ``checksum`` is known, by source; ``always_checked``: whoever reads them compares it, as the
     format's own library does. ``template`` is for the format's own writer.
-    ``held`` counts the bytes that reading the tensors in order keeps in memory (chunks that were
-    decoded).
+    ``held`` counts the bytes that are kept in memory when the tensors are read in order: the
+    largest row of chunks that were decoded.
     """
 
     scalars: Mapping[str, Scalar] = field(default_factory=dict)

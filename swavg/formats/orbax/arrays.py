@@ -33,8 +33,6 @@ _AT_ONCE = 256
 """Arrays that are opened side by side."""
 _NODES = 1 << 20
 """Bytes of the cache for what is no chunk."""
-_SHARED_ROW = 8 << 20
-"""Bytes of a row of chunks up to which two are kept: two workers may read in one each."""
 
 _contexts: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
 """Caches of this process, by folder: they live as long as one of its arrays is open."""
@@ -45,7 +43,8 @@ class Array:
     """A source: the row-major elements of an array.
 
     ``described`` is the file that changes when the array is written anew; ``held`` counts the bytes
-    of chunks that the arrays of its item together keep in memory when they are read in order.
+    of chunks that the arrays of its item together keep, so that each is decoded once if they are
+    read in order.
     """
 
     item: Item
@@ -170,8 +169,8 @@ def _open(item: Item, stored: str, held: int) -> Any:
     """The future of an open array, of whose chunks ``held`` bytes are kept."""
     key = item.folder, held
     if (context := _contexts.get(key)) is None:
-        limit = held + min(held, _SHARED_ROW) + _NODES
-        context = tensorstore.Context({"cache_pool": {"total_bytes_limit": limit}})
+        cache = {"total_bytes_limit": held + _NODES}
+        context = tensorstore.Context({"cache_pool": cache})
         context = _contexts.setdefault(key, context)
     store: dict[str, object] = {"driver": "file", "path": f"{item.folder}/{stored}/"}
     if item.ocdbt:

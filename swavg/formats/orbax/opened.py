@@ -14,8 +14,8 @@ from swavg.formats.orbax.tree import Leaf, Model, leaves_in, model_of
 from swavg.storage.sources import Pool, Source
 
 _COUNTS = ("step", "global_step", "epoch", "iteration", "num_updates")
-_LARGE = 32 << 20
-"""Bytes of chunks from which on it is told that they are kept in memory."""
+_LARGE = 16 << 20
+"""Bytes of a row of chunks from which on it is told that they are kept in memory."""
 
 
 def open_orbax(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -67,7 +67,8 @@ def _notes(model: Model, zeros: Sequence[str], held: int) -> list[str]:
         notes.append(f"chunks that are not stored are zeros, as older Orbax has it: of {names}")
     if held > _LARGE:
         notes.append(
-            f"arrays are compressed in large chunks: reading them takes {held:,} bytes of memory"
+            f"compressed chunks of up to {held / 1e6:,.0f} MB are kept in memory for each input, and"
+            " three times as much while one is decoded"
         )
     return notes
 
