@@ -31,11 +31,11 @@ _METADATA_LIMIT = 1 << 20
 """Bytes of what describes an array."""
 _AT_ONCE = 256
 """Arrays that are opened side by side."""
-_NODES = 1 << 20
-"""Bytes of the cache for what is no chunk."""
+_NODES = 1 << 22
+"""Bytes of a cache for what leads to the chunks: a database is a tree."""
 
-_contexts: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
-"""Caches of this process, by folder: they live as long as one of its arrays is open."""
+_caches: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
+"""Those of this process, by folder and size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,9 @@ class Array:
 
     def open(self) -> OpenArray:
         self.described.check()
+        cache = _cache(self.item, self.held)
         with _errors(self.name):
-            return OpenArray(self.name, _open(self.item, self.stored, self.held).result())
+            return OpenArray(self.name, _open(self.item, self.stored, cache).result(), cache)
 
     def check(self) -> None:
         self.described.check()
@@ -78,10 +79,12 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class OpenArray:
-    """An array open for reading; chunks that were decoded are kept for what is read next."""
+    """An array open for reading; chunks that were decoded are kept in ``cache`` for what is read
+    next."""
 
     name: str
     store: Any
+    cache: Any
 
     def read_into(self, offset: int, out: memoryview) -> None:
         itemsize: int = self.store.dtype.numpy_dtype.itemsize
@@ -121,6 +124,7 @@ def source_of(leaf: Leaf, facts: Facts, held: int) -> Array:
 
 def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
     """Open the arrays: what each is, in order. InputError for one that is broken, or incomplete."""
+    caches = {leaf.item: _cache(leaf.item, _NODES) for leaf in leaves}
     for first in range(0, len(leaves), _AT_ONCE):
         some = leaves[first : first + _AT_ONCE]
         places = [os.path.join(leaf.item.folder, leaf.stored) for leaf in some]
@@ -128,7 +132,7 @@ def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
         for leaf, place in zip(some, places, strict=True):
             described(leaf)
             with _errors(place):
-                pending.append(_open(leaf.item, leaf.stored, 0))
+                pending.append(_open(leaf.item, leaf.stored, caches[leaf.item]))
         for leaf, place, opened in zip(some, places, pending, strict=True):
             with _errors(place):
                 store = opened.result()
@@ -165,13 +169,18 @@ def _facts(place: str, store: Any, whole: bool) -> Facts:
     return Facts(dtype, shape, row, whole)
 
 
-def _open(item: Item, stored: str, held: int) -> Any:
-    """The future of an open array, of whose chunks ``held`` bytes are kept."""
+def _cache(item: Item, held: int) -> Any:
+    """What arrays of an item share as long as one of them is open: a context of tensorstore whose
+    cache has room for ``held`` bytes of chunks."""
     key = item.folder, held
-    if (context := _contexts.get(key)) is None:
-        cache = {"total_bytes_limit": held + _NODES}
-        context = tensorstore.Context({"cache_pool": cache})
-        context = _contexts.setdefault(key, context)
+    if (context := _caches.get(key)) is None:
+        made = tensorstore.Context({"cache_pool": {"total_bytes_limit": held + _NODES}})
+        context = _caches.setdefault(key, made)
+    return context
+
+
+def _open(item: Item, stored: str, cache: Any) -> Any:
+    """The future of an open array."""
     store: dict[str, object] = {"driver": "file", "path": f"{item.folder}/{stored}/"}
     if item.ocdbt:
         base = {"driver": "file", "path": f"{item.folder}/"}
@@ -184,7 +193,7 @@ def _open(item: Item, stored: str, held: int) -> Any:
         "recheck_cached_data": "open",
         "recheck_cached_metadata": "open",
     }
-    return tensorstore.open(spec, open=True, read=True, context=context)
+    return tensorstore.open(spec, open=True, read=True, context=cache)
 
 
 @contextmanager

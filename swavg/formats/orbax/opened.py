@@ -67,8 +67,8 @@ def _notes(model: Model, zeros: Sequence[str], held: int) -> list[str]:
         notes.append(f"chunks that are not stored are zeros, as older Orbax has it: of {names}")
     if held > _LARGE:
         notes.append(
-            f"compressed chunks of up to {held / 1e6:,.0f} MB are kept in memory for each input, and"
-            " three times as much while one is decoded"
+            f"decoded chunks of up to {held / 1e6:,.0f} MB are kept in memory for each input,"
+            " and three times as much while one is decoded"
         )
     return notes
 
