@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import floordiv
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -31,6 +32,8 @@ _METADATA_LIMIT = 1 << 20
 """Bytes of what describes an array."""
 _AT_ONCE = 256
 """Arrays that are opened side by side."""
+_ENTRY = 16
+"""Bytes of a chunk in the index of a shard of several."""
 _NODES = 1 << 22
 """Bytes of a cache for what leads to the chunks: a database is a tree."""
 
@@ -159,9 +162,11 @@ def _facts(place: str, store: Any, whole: bool) -> Facts:
     if dtype is None or dtype.bits % 8:
         raise InputError(place, f"has the dtype {store.dtype.name}, which swavg does not read")
     chunk = tuple(store.chunk_layout.read_chunk.shape or ())
+    shard = tuple(store.chunk_layout.write_chunk.shape or ())
     padded = [-(-extent // size) * size for extent, size in zip(shape, chunk, strict=True)]
     axis = next((axis for axis, size in enumerate(chunk) if size > 1), len(chunk))
     row = math.prod([*chunk[: axis + 1], *padded[axis + 1 :]]) * dtype.itemsize
+    row += _ENTRY * math.prod(map(floordiv, shard, chunk)) if shard != chunk else 0
     if row > (most := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         # tensorstore would end the process.
         problem = f"is compressed in chunks of {row:,} bytes a row; this machine has {most:,}"

@@ -14,6 +14,8 @@ from swavg.formats.orbax.tree import Leaf, Model, leaves_in, model_of
 from swavg.storage.sources import Pool, Source
 
 _COUNTS = ("step", "global_step", "epoch", "iteration", "num_updates")
+_NEAR = 3
+"""Names in the path of a count, at most: those of its item and what is around the model."""
 _LARGE = 16 << 20
 """Bytes of a row of chunks from which on it is told that they are kept in memory."""
 
@@ -86,8 +88,13 @@ def _counts(model: Model) -> dict[str, Scalar]:
     from swavg.formats.orbax.arrays import facts_of, source_of
 
     scalars: dict[str, Scalar] = {}
-    near = [leaf for leaf in model.rest if len(leaf.path) <= len(model.root) + 1]
-    counts = [leaf for leaf in near if leaf.path[-1] in _COUNTS and leaf.kind != "string"]
+    counts = [
+        leaf
+        for leaf in model.rest
+        if leaf.path[-1] in _COUNTS and leaf.kind != "string" and len(leaf.path) <= _NEAR
+    ]
+    # The outermost counts.
+    counts.sort(key=lambda leaf: -len(leaf.path))
     with Pool() as pool:
         for leaf, each in zip(counts, facts_of(counts), strict=True):
             if each.dtype.kind in ("integer", "float") and math.prod(each.shape) == 1:
