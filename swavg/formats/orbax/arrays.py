@@ -139,10 +139,12 @@ def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
         for leaf, place, opened in zip(some, places, pending, strict=True):
             with _errors(place):
                 store = opened.result()
+            dtype, shape, row = _form(place, store)
+            with _errors(place):
                 stored = store.storage_statistics(query_fully_stored=True).result()
             if leaf.item.dense and not stored.fully_stored:
                 raise InputError(place, "lacks chunks of its shape: was it copied in full?")
-            yield _facts(place, store, stored.fully_stored)
+            yield Facts(dtype, shape, row, stored.fully_stored)
 
 
 def described(leaf: Leaf) -> LocalFile:
@@ -157,7 +159,8 @@ def described(leaf: Leaf) -> LocalFile:
     return file
 
 
-def _facts(place: str, store: Any, whole: bool) -> Facts:
+def _form(place: str, store: Any) -> tuple[DType, Shape, int]:
+    """Dtype, shape, and the bytes of a row of chunks."""
     dtype, shape = BY_NAME.get(store.dtype.name), tuple(store.shape)
     if dtype is None or dtype.bits % 8:
         raise InputError(place, f"has the dtype {store.dtype.name}, which swavg does not read")
@@ -171,7 +174,7 @@ def _facts(place: str, store: Any, whole: bool) -> Facts:
         # tensorstore would end the process.
         problem = f"is compressed in chunks of {row:,} bytes a row; this machine has {most:,}"
         raise InputError(place, problem)
-    return Facts(dtype, shape, row, whole)
+    return dtype, shape, row
 
 
 def _cache(item: Item, held: int) -> Any:

@@ -16,6 +16,6 @@ found, expected = load_file(sys.argv[1]), np.load(sys.argv[2])
 assert set(found) == set(expected.files), set(found) ^ set(expected.files)
 for name in expected.files:
     np.testing.assert_array_equal(np.asarray(found[name], expected[name].dtype), expected[name])
-if "params.up.kernel" in found:
+if "batch_stats.norm.mean" in found:
     variables = unflatten_dict(found, sep=".")
     assert Net().apply(variables, jnp.ones((2, 12))).shape == (2, 3)
