@@ -189,9 +189,10 @@ def _cache(item: Item, held: int) -> Any:
 
 def _open(item: Item, stored: str, cache: Any) -> Any:
     """The future of an open array."""
-    store: dict[str, object] = {"driver": "file", "path": f"{item.folder}/{stored}/"}
+    folder = os.path.abspath(item.folder)
+    store: dict[str, object] = {"driver": "file", "path": f"{folder}/{stored}/"}
     if item.ocdbt:
-        base = {"driver": "file", "path": f"{item.folder}/"}
+        base = {"driver": "file", "path": f"{folder}/"}
         store = {"driver": "ocdbt", "base": base, "path": f"{stored}/"}
     spec = {
         "driver": "zarr3" if item.zarr3 else "zarr",
@@ -209,6 +210,6 @@ def _errors(place: str) -> Iterator[None]:
     """InputError, with the first sentence of what tensorstore says."""
     try:
         yield
-    except (ValueError, OverflowError, IndexError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, OverflowError, LookupError, RuntimeError, OSError, MemoryError) as error:
         text = str(error).partition(" [")[0]
         raise InputError(place, f"cannot be read: {text[:300]}") from None

@@ -65,12 +65,11 @@ class Model:
 
 def leaves_in(path: str) -> list[Leaf]:
     """The arrays of all items. InputError for an unfinished checkpoint, and for what is none."""
-    place = os.path.abspath(path)
-    if UNFINISHED in os.path.basename(place):
+    if UNFINISHED in os.path.basename(os.path.abspath(path)):
         raise InputError(path, "is unfinished: Orbax gives it another name when it is written")
-    items: dict[Path, str] = {(): place} if os.path.isfile(os.path.join(place, METADATA)) else {}
+    items: dict[Path, str] = {(): path} if os.path.isfile(os.path.join(path, METADATA)) else {}
     for name in [] if items else _listed(path):
-        folder = os.path.join(place, name)
+        folder = os.path.join(path, name)
         if UNFINISHED in name:
             raise InputError(path, f"is unfinished: '{name}' is still to be renamed")
         if os.path.isfile(os.path.join(folder, METADATA)):
@@ -131,24 +130,31 @@ def _checked(path: str, name: str) -> str:
 
 
 def model_of(path: str, leaves: Sequence[Leaf], key: str | None) -> Model:
-    """The leaves below the dotted path ``key``; the collections of a Flax model where there are
-    some; else all but what is the state of training. InputError if it cannot be told."""
+    """The collections of a Flax model, below the dotted path ``key`` where that is given; where
+    there are none, all that is there but the state of training. InputError if it cannot be told."""
     arrays = [leaf for leaf in leaves if leaf.kind != "string"]
     texts = [leaf for leaf in leaves if leaf.kind == "string"]
     if key is not None:
         return _below(path, arrays, key, texts)
     for depth in (0, 1):
         roots = {leaf.path[:depth]: None for leaf in arrays if leaf.path[depth:][:1] == ("params",)}
-        if roots:
-            return _collections(path, arrays, list(roots), texts)
+        if len(roots) > 1:
+            names = [".".join(root) for root in roots]
+            raise InputError(
+                path,
+                f"holds several models: {some([f'{name!r}' for name in names], 8)}",
+                hint=f"Choose one with key={names[0]}.",
+            )
+        for root in roots:
+            return _collections(root, arrays, texts)
     states = [leaf for leaf in arrays if any(map(_STATE.fullmatch, leaf.path[:2]))]
     beside = set(states)
     chosen = [leaf for leaf in arrays if leaf not in beside]
     if not chosen:
         raise InputError(path, "holds no arrays that could be a model")
-    root: Path = ()
+    root = ()
     while len({leaf.path[: len(root) + 1] for leaf in chosen}) == 1 and (
-        chosen[0].path[len(root)] in _WRAPPERS
+        chosen[0].path[len(root) : -1][:1] in [(name,) for name in _WRAPPERS]
     ):
         root = chosen[0].path[: len(root) + 1]
     return Model(root, chosen, [*states, *texts])
@@ -162,24 +168,14 @@ def _below(path: str, arrays: Sequence[Leaf], key: str, texts: Sequence[Leaf]) -
     if not chosen:
         there = some(sorted({leaf.path[0] for leaf in arrays}), 8)
         raise InputError(path, f"has no '{key}'", hint=f"There are: {there}.")
+    if root and any(leaf.path[len(root)] == "params" for leaf in chosen):
+        return _collections(root, arrays, texts)
     rest = [leaf for leaf in arrays if leaf.path[: len(root)] != root]
     return Model(root, chosen, [*rest, *texts])
 
 
-def _collections(
-    path: str, arrays: Sequence[Leaf], roots: Sequence[Path], texts: Sequence[Leaf]
-) -> Model:
-    (root, *others) = roots
+def _collections(root: Path, arrays: Sequence[Leaf], texts: Sequence[Leaf]) -> Model:
     depth = len(root)
-    strangers = [leaf for leaf in arrays if depth and leaf.path[:depth] != root]
-    strangers = [leaf for leaf in strangers if not _STATE.fullmatch(leaf.path[0])]
-    if others or strangers:
-        names = list(dict.fromkeys(".".join(leaf.path[:1]) for leaf in arrays))
-        raise InputError(
-            path,
-            f"holds several things that could be a model: {some([f'{n!r}' for n in names], 8)}",
-            hint=f"Choose one with key={'.'.join(root)}, or all with key=''.",
-        )
     taken = [(*root, name) for name in _COLLECTIONS]
     chosen = [leaf for leaf in arrays if leaf.path[: depth + 1] in taken]
     rest = [leaf for leaf in arrays if leaf.path[: depth + 1] not in taken]
