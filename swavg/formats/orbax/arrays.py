@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import floordiv
-from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -37,7 +36,7 @@ _ENTRY = 16
 _NODES = 1 << 22
 """Bytes of a cache for what leads to the chunks: a database is a tree."""
 
-_caches: WeakValueDictionary[tuple[str, int], Any] = WeakValueDictionary()
+_caches: WeakValueDictionary[tuple[str, int], tensorstore.Context] = WeakValueDictionary()
 """Those of this process, by folder and size."""
 
 
@@ -86,8 +85,8 @@ class OpenArray:
     next."""
 
     name: str
-    store: Any
-    cache: Any
+    store: tensorstore.TensorStore
+    cache: tensorstore.Context
 
     def read_into(self, offset: int, out: memoryview) -> None:
         itemsize: int = self.store.dtype.numpy_dtype.itemsize
@@ -142,9 +141,10 @@ def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
             dtype, shape, row = _form(place, store)
             with _errors(place):
                 stored = store.storage_statistics(query_fully_stored=True).result()
-            if leaf.item.dense and not stored.fully_stored:
+            whole = stored.fully_stored is True
+            if leaf.item.dense and not whole:
                 raise InputError(place, "lacks chunks of its shape: was it copied in full?")
-            yield Facts(dtype, shape, row, stored.fully_stored)
+            yield Facts(dtype, shape, row, whole)
 
 
 def described(leaf: Leaf) -> LocalFile:
@@ -159,13 +159,14 @@ def described(leaf: Leaf) -> LocalFile:
     return file
 
 
-def _form(place: str, store: Any) -> tuple[DType, Shape, int]:
+def _form(place: str, store: tensorstore.TensorStore) -> tuple[DType, Shape, int]:
     """Dtype, shape, and the bytes of a row of chunks."""
     dtype, shape = BY_NAME.get(store.dtype.name), tuple(store.shape)
     if dtype is None or dtype.bits % 8:
         raise InputError(place, f"has the dtype {store.dtype.name}, which swavg does not read")
-    chunk = tuple(store.chunk_layout.read_chunk.shape or ())
-    shard = tuple(store.chunk_layout.write_chunk.shape or ())
+    layout = store.chunk_layout
+    chunk = [size or 1 for size in layout.read_chunk.shape or ()]
+    shard = [size or 1 for size in layout.write_chunk.shape or ()]
     padded = [-(-extent // size) * size for extent, size in zip(shape, chunk, strict=True)]
     axis = next((axis for axis, size in enumerate(chunk) if size > 1), len(chunk))
     row = math.prod([*chunk[: axis + 1], *padded[axis + 1 :]]) * dtype.itemsize
@@ -177,7 +178,7 @@ def _form(place: str, store: Any) -> tuple[DType, Shape, int]:
     return dtype, shape, row
 
 
-def _cache(item: Item, held: int) -> Any:
+def _cache(item: Item, held: int) -> tensorstore.Context:
     """What arrays of an item share as long as one of them is open: a context of tensorstore whose
     cache has room for ``held`` bytes of chunks."""
     key = item.folder, held
@@ -187,8 +188,10 @@ def _cache(item: Item, held: int) -> Any:
     return context
 
 
-def _open(item: Item, stored: str, cache: Any) -> Any:
-    """The future of an open array."""
+def _open(
+    item: Item, stored: str, cache: tensorstore.Context
+) -> tensorstore.Future[tensorstore.TensorStore]:
+    """An array that is being opened."""
     folder = os.path.abspath(item.folder)
     store: dict[str, object] = {"driver": "file", "path": f"{folder}/{stored}/"}
     if item.ocdbt:
