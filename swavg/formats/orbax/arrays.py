@@ -46,7 +46,7 @@ class Array:
 
     ``described`` is the file that changes when the array is written anew; ``held`` counts the bytes
     of chunks that the arrays of its item together keep, so that each is decoded once if they are
-    read in order.
+    read in order. ``whole``: all its chunks are stored, so that one that is missing was lost.
     """
 
     item: Item
@@ -54,6 +54,7 @@ class Array:
     size: int
     described: LocalFile
     held: int
+    whole: bool
 
     # tensorstore has threads.
     forks = False
@@ -73,7 +74,8 @@ class Array:
         self.described.check()
         cache = _cache(self.item, self.held)
         with _errors(self.name):
-            return OpenArray(self.name, _open(self.item, self.stored, cache).result(), cache)
+            opened = _open(self.item, self.stored, cache, whole=self.whole)
+            return OpenArray(self.name, opened.result(), cache)
 
     def check(self) -> None:
         self.described.check()
@@ -121,7 +123,7 @@ class Facts:
 def source_of(leaf: Leaf, facts: Facts, held: int) -> Array:
     """The elements of an array, as bytes."""
     size = facts.dtype.nbytes(math.prod(facts.shape))
-    return Array(leaf.item, leaf.stored, size, described(leaf), held)
+    return Array(leaf.item, leaf.stored, size, described(leaf), held, facts.whole)
 
 
 def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
@@ -134,7 +136,7 @@ def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
         for leaf, place in zip(some, places, strict=True):
             described(leaf)
             with _errors(place):
-                pending.append(_open(leaf.item, leaf.stored, caches[leaf.item]))
+                pending.append(_open(leaf.item, leaf.stored, caches[leaf.item], whole=True))
         for leaf, place, opened in zip(some, places, pending, strict=True):
             with _errors(place):
                 store = opened.result()
@@ -142,7 +144,8 @@ def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
             with _errors(place):
                 stored = store.storage_statistics(query_fully_stored=True).result()
             whole = stored.fully_stored is True
-            if leaf.item.dense and not whole:
+            # Without a value for them, older Orbax stored all chunks too.
+            if not whole and (leaf.item.dense or store.fill_value is None):
                 raise InputError(place, "lacks chunks of its shape: was it copied in full?")
             yield Facts(dtype, shape, row, whole)
 
@@ -189,7 +192,7 @@ def _cache(item: Item, held: int) -> tensorstore.Context:
 
 
 def _open(
-    item: Item, stored: str, cache: tensorstore.Context
+    item: Item, stored: str, cache: tensorstore.Context, *, whole: bool
 ) -> tensorstore.Future[tensorstore.TensorStore]:
     """An array that is being opened."""
     folder = os.path.abspath(item.folder)
@@ -200,8 +203,7 @@ def _open(
     spec = {
         "driver": "zarr3" if item.zarr3 else "zarr",
         "kvstore": store,
-        # As Orbax has it: where zeros are stored too, a chunk that is missing was lost.
-        "fill_missing_data_reads": not item.dense,
+        "fill_missing_data_reads": not whole,
         "recheck_cached_data": "open",
         "recheck_cached_metadata": "open",
     }
@@ -210,9 +212,9 @@ def _open(
 
 @contextmanager
 def _errors(place: str) -> Iterator[None]:
-    """InputError, with the first sentence of what tensorstore says."""
+    """InputError, with what tensorstore says."""
     try:
         yield
     except (ValueError, OverflowError, LookupError, RuntimeError, OSError, MemoryError) as error:
-        text = str(error).partition(" [")[0]
+        text = str(error).partition(" [tensorstore_spec")[0]
         raise InputError(place, f"cannot be read: {text[:300]}") from None

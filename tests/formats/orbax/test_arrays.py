@@ -62,19 +62,32 @@ def test_a_chunk_that_is_lost_when_it_is_read_is_no_zeros(plain):
         opened.read(KERNEL)
 
 
-def test_chunks_of_zeros_that_older_orbax_did_not_store_are_zeros(plain):
-    listing = plain / "default" / "_METADATA"
+def forgotten(path):
+    """Make it a checkpoint of an Orbax that did not say whether it stored zeros."""
+    listing = path / "default" / "_METADATA"
     content = json.loads(listing.read_text())
     assert content.pop("store_array_data_equal_to_fill_value") is True
     listing.write_text(json.dumps(content))
-    before = open_checkpoint(plain).read(KERNEL)
-    (kernel_of(plain) / "1.0").unlink()
-    opened = open_checkpoint(plain)
+
+
+def test_chunks_of_zeros_that_older_orbax_did_not_store_are_zeros(tmp_path):
+    path = Path(shutil.copytree(FILES / "plain3" / "10", tmp_path / "in"))
+    forgotten(path)
+    before = open_checkpoint(path).read(KERNEL)
+    (kernel_of(path) / "c" / "1" / "0").unlink()
+    opened = open_checkpoint(path)
     before[6:, :4] = 0
     np.testing.assert_array_equal(opened.read(KERNEL), before)
     assert opened.notes == (
         f"chunks that are not stored are zeros, as older Orbax has it: of '{KERNEL}'",
     )
+
+
+def test_where_nothing_stands_for_zeros_all_chunks_are_stored(plain):
+    forgotten(plain)
+    assert open_checkpoint(plain).read(KERNEL).shape == (12, 8)
+    (kernel_of(plain) / "1.0").unlink()
+    refused(plain, "lacks chunks of its shape")
 
 
 def read_all(path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import safetensors
 import tensorstore
 
@@ -119,6 +120,7 @@ class TestOcdbt(OrbaxTests):
     """Orbax's default."""
 
 
+@pytest.mark.slow
 class TestOcdbtOfZarr3(OrbaxTests):
     driver = "zarr3"
 
@@ -128,5 +130,6 @@ class TestFolders(OrbaxTests):
     names = tuple(name for name in OrbaxTests.names if "\\" not in name)
 
 
+@pytest.mark.slow
 class TestFoldersOfZarr3(TestFolders):
     driver = "zarr3"
