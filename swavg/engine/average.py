@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from swavg import weights as schedules
+from swavg.engine.beforehand import Beforehand
 from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
@@ -126,8 +127,9 @@ def prepare(
         made.checkpoints[own.members[0]].extras.recipe or "" if own.copies else as_text(told)
         for own, told in zip(made.rows, recipes, strict=True)
     ]
+    early = Beforehand(made.checkpoints, made.shown, policy)
     entries, planned = lay_out(
-        made.checkpoints, made.rows, decided, targets, texts, policy, made.files
+        made.checkpoints, made.rows, decided, targets, texts, policy, made.files, early.compute
     )
     notes = (
         *_notes(names, siblings.checkpoints),
@@ -161,6 +163,8 @@ def prepare(
         distances=distances and policy.lora != "exact" and not any(row.copies for row in rows),
         folder=None if folder is None else os.fsdecode(folder),
         cut=GATHERED_CUT if entries.gathered else CUT,
+        differing=early.differing,
+        nonfinite=early.nonfinite,
         parts=parts,
     )
     return siblings.told(plan)

@@ -30,8 +30,8 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
     if arrays and len(row.members) > 1:
         listed = some([f"'{name}'" for name in arrays], _LISTED)
         yield (
-            f"NumPy arrays in the state dict are not averaged, but those of"
-            f" {shown[row.members[-1]]}, if they are in the output at all: {listed}. Make"
+            "NumPy arrays of objects, of one byte or of more than 1 MiB are not averaged, but those"
+            f" of {shown[row.members[-1]]}, if they are in the output at all: {listed}. Make"
             " tensors of them first: torch.from_numpy"
         )
     if row.of_averages:
