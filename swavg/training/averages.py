@@ -365,6 +365,19 @@ class Averages:
                 averages[place.name] = _copy(part, device, dtype)
         self._averages, self._groups = averages, None
 
+    def adopt(self, given: Mapping[str, Tensor]) -> None:
+        """Take averages that others kept. Raises MismatchError unless they have all parameters
+        but frozen ones."""
+        here = [(place, place.tensor()) for place in self._places.all]
+        own = [
+            place.name
+            for place, tensor in here
+            if place.name not in given
+            and (place.is_buffer or (tensor is not None and not tensor.requires_grad))
+        ]
+        kept = {place.name for place, _ in here if self._keeps(place)}
+        self.load({"averages": {n: v for n, v in given.items() if n in kept}, "own": own})
+
     def _refuse(self, given: Mapping[str, Tensor], own: Iterable[str]) -> None:
         """Raise MismatchError unless ``given`` has a tensor of the right shape for every name that
         is not in ``own``, and none for another."""

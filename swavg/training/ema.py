@@ -38,8 +38,14 @@ class EMA:
     - ``device``: where the averages lie, such as ``"cpu"``. Unless given, beside the model.
     - Averages of float16 and bfloat16 weights are float32: with a decay of 0.999 a bfloat16
       average would never move. They are rounded where they are applied.
-    - ``buffers``: ``"copy"`` takes the model's at each update; ``"average"`` averages those that
-      are no integers. Buffers outside the state dict are not touched.
+    - ``decay``: a number, or a function of t, the number of the update (1, 2, ...); it may be set
+      between updates. 1 leaves the average as it is.
+    - ``buffers``: with ``"copy"`` batch-norm statistics are the model's at each update, and other
+      buffers stay the model's own; ``"average"`` averages all but integers and the vectors of
+      spectral norm. What is equal stays (a mask of -inf). Buffers outside the state dict are not
+      touched.
+    - ``in_place``: averages are shown by writing them into the model's memory, whose addresses
+      stay (CUDA graphs, models shared between processes), instead of exchanging memory.
     - ``frozen``: a parameter that has never required a gradient takes no memory and no time; its
       average is its own value. One that requires it later starts at the first update after; one
       that is frozen later is averaged on. ``"average"`` averages all from the start: for frozen
@@ -93,6 +99,26 @@ class EMA:
             model, device=device, buffers=buffers, frozen=frozen, in_place=in_place
         )
 
+    @classmethod
+    def from_averages(
+        cls,
+        model: nn.Module,
+        state: Mapping[str, Any],
+        decay: float | Callable[[int], float] = 0.999,
+        **options: Any,
+    ) -> EMA:
+        """An EMA of ``model`` that goes on from averages of another library: the ``state_dict()``
+        of torch's ``AveragedModel``, timm's ``ModelEmaV3``, torch_ema's
+        ``ExponentialMovingAverage`` or ema-pytorch's ``EMA``, or of a model. ``options`` are those
+        of :class:`EMA`. Raises RequestError and MismatchError if they are of another model."""
+        from swavg.training.foreign import averages_in
+
+        averages, count = averages_in(state, model)
+        ema = cls(model, decay, **options)
+        ema._averages.adopt(averages)
+        ema.num_updates = ema._calls = count
+        return ema
+
     def next_decay(self) -> float:
         """The decay that the next update uses."""
         t = self.num_updates + 1
@@ -130,8 +156,9 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights in the block, and its own again after it, also after
-        an error. Parameters must not be changed in it. Buffers may be: recomputed batch-norm
-        statistics stay with the average (until the next update, where they are copied)."""
+        an error. A graph of before is not disturbed. Parameters must not be changed in it: if they
+        were, that is a RequestError at its end. Buffers may be: recomputed batch-norm statistics
+        stay with the average (until the next update, where they are copied)."""
         with self._averages.in_model():
             yield
 
