@@ -319,14 +319,16 @@ class Averages:
                 found[name] = made[id(value)]
         return found
 
-    def views(self) -> dict[str, Tensor]:
+    def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
         """The tensors of :meth:`averaged` without copies and not gathered: to be saved now, one by
-        one."""
+        one. ``frozen``: also parameters that are frozen and have no average."""
         return {
             name: sharded_as(local(value) if average is None else average, value)
             for name, value, average in self._values()
             if isinstance(value, Tensor)
-        }
+            and (frozen or average is not None or not isinstance(value, nn.Parameter)
+                 or value.requires_grad)
+        }  # fmt: skip
 
     def _values(self) -> Iterator[tuple[str, Any, Tensor | None]]:
         """Name and value of what the model's state dict holds, and the average (this rank's)."""

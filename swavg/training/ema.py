@@ -10,7 +10,7 @@ from operator import index
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swavg.errors import RequestError
 from swavg.training.averages import Averages, Buffers, Frozen
@@ -189,6 +189,12 @@ class EMA:
         none (frozen weights, other buffers, extra state) is the model's own. Under FSDP2 a
         collective: every rank gets the whole."""
         return self._averages.averaged(dtype)
+
+    def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
+        """The tensors of :meth:`averaged` without copies, to be saved now: what changes later
+        changes in them. Under FSDP2 they are sharded as the model. ``frozen=False`` leaves out
+        frozen parameters that have no average (the base of a LoRA model)."""
+        return self._averages.views(frozen=frozen)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit; ``torch.load`` reads it with ``weights_only``.

@@ -6,6 +6,7 @@ Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Genera
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -220,6 +221,11 @@ class SWA(Around):
         self._require_model("averaged()")
         return self._needed().averaged(dtype)
 
+    def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
+        """The tensors of :meth:`averaged` without copies, as :meth:`EMA.views`."""
+        self._require_model("views()")
+        return self._needed().views(frozen=frozen)
+
     def update_bn(
         self,
         batches: Iterable[Any],
@@ -278,7 +284,6 @@ class SWA(Around):
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit: average, position, and the inner optimizer's
         state. It holds the averages themselves, not copies."""
-        self._forbid_swapped("save the state")
         self._follow()
         none: dict[str, Any] = {"averages": {}, "own": []}
         return {
@@ -292,34 +297,39 @@ class SWA(Around):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`. Raises RequestError if it was made with other settings,
-        and MismatchError for other names and shapes."""
+        """Go on from a :meth:`state_dict`. Warns if it was made with other settings, and goes on
+        with these. Raises MismatchError for other names and shapes."""
         self._forbid_swapped("load a state")
         check_state(state, "SWA", {"n", "steps", "settings", "schedule", "optimizer"})
-        for name, value in self._settings().items():
-            if state["settings"].get(name) != value:
-                raise RequestError(
-                    f"The state was made with {name} {state['settings'].get(name)}, not {value}.",
-                    hint="Build the SWA with the same settings.",
-                )
+        if (state["optimizer"] is None) != (self.optimizer is None):
+            without = "without" if state["optimizer"] is None else "with"
+            raise RequestError(
+                f"The state was made {without} an optimizer.",
+                hint="Build the SWA in the same way.",
+            )
         averages = None
         if state["n"] > 0:
             averages = Averages(self._averaged_model(), **self._kept)
             averages.load(state)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
-        if self.schedule is not None:
+        if self.schedule is not None and state["schedule"] is not None:
             self.schedule.load_state_dict(state["schedule"])
         self._averages = averages
         self.n = int(state["n"])
         self.steps = int(state["steps"])
+        for name, value in self._settings().items():
+            if (before := state["settings"].get(name)) != value:
+                warnings.warn(
+                    f"The state was made with {name} {before}; it goes on with {value}.",
+                    stacklevel=2,
+                )
 
     def _settings(self) -> dict[str, Any]:
         return {
             "start": self._start,
             "every": self._every,
             "schedule": None if self.schedule is None else self.schedule.settings(),
-            "optimizer": self.optimizer is not None,
         }
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
