@@ -45,9 +45,11 @@ _FROM_PICKLE = _python(
     ".pt",
 )
 _FROM_NUMPY = "import sys, numpy; from safetensors.numpy import save_file; save_file("
-_TO_NPZ = (
-    'python -c "import sys, numpy; from safetensors.numpy import load_file;'
-    ' numpy.savez(sys.argv[2], **load_file(sys.argv[1]))" averaged.safetensors averaged.npz'
+FROM_VOID = _python(
+    "import sys, ml_dtypes, numpy; numpy.savez(sys.argv[2], **{name: array.view("
+    "ml_dtypes.bfloat16).astype('f4') if array.dtype == 'V2' else array"
+    " for name, array in numpy.load(sys.argv[1]).items()})",
+    ".f4.npz",
 )
 LOAD_AND_SAVE = _python(
     "import sys, torch; torch.save(torch.load(sys.argv[1],map_location='cpu',weights_only=True),"
@@ -65,10 +67,6 @@ _KINDS = (
     _Kind("is the text half of an OpenVINO model", None, rb"<\?xml[^>]*>\s*<net\b"),
     _Kind("is a web page, not a checkpoint", "Was it a download that failed?",
           rb"\s*<(?i:!doctype|html|\?xml)"),
-    _Kind("is a NumPy archive (.npz); they are not read yet",
-          "Convert each, average the .safetensors, and back if need be:\n"
-          + _python(_FROM_NUMPY + "dict(numpy.load(sys.argv[1])), sys.argv[2])", ".safetensors")
-          + "\n" + _TO_NPZ, rb"PK\x03\x04.{26}[^\0]+?\.npy", r"\.npz", aside=True),
     _Kind("is a NumPy array (.npy), which swavg does not read", "Convert each:\n" + _python(
         _FROM_NUMPY + "{'array': numpy.load(sys.argv[1])}, sys.argv[2])", ".safetensors"),
         rb"\x93NUMPY", r"\.npy"),

@@ -31,7 +31,7 @@ class Target:
 
 
 _NOT_WRITTEN = (
-    ".npz", ".npy", ".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".msgpack", ".nemo", ".tflite",
+    ".npy", ".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".msgpack", ".nemo", ".tflite",
 )  # fmt: skip
 """Suffixes of other kinds of files, which would be something else than they say."""
 

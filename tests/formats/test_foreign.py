@@ -136,23 +136,6 @@ def test_a_hostile_tar_is_still_only_a_tar(size: bytes) -> None:
         open_file("m.tar")
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-@pytest.mark.parametrize("name", ["m{}.npz", "m {}'s", "m{}.safetensors"])
-@pytest.mark.slow
-def test_numpy_archives_are_converted_and_back(save: Any, name: str) -> None:
-    paths = [name.format(i) for i in range(2)]
-    for i, path in enumerate(paths):
-        with open(path, "wb") as file:
-            save(file, **weights(i))
-    made = follow(paths, "is a NumPy archive (.npz)")
-    assert name != "m{}.npz" or made == ["m0.safetensors", "m1.safetensors"]
-    done("average", *made, "-o", "averaged.safetensors")
-    assert_average("averaged.safetensors")
-    assert shell(commands(paths[0], "NumPy")[1], ".").returncode == 0
-    with np.load("averaged.npz") as averaged:
-        np.testing.assert_array_equal(averaged["a.weight"], weights(0)["a.weight"] + 0.5)
-
-
 @pytest.mark.slow
 def test_a_numpy_array_is_converted() -> None:
     for i in range(2):
