@@ -34,10 +34,12 @@ _BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 """Which format the shards of a folder have."""
 _LONE = (*WEIGHTS[1:], ".pth.tar")
 """How the one torch file of a folder may end."""
+_OF_OTHERS = (".npz", ".h5", ".hdf5", ".keras", ".msgpack")
+"""Files that are read if they are given themselves."""
 
 WEIGHT_SUFFIXES = (
-    *WEIGHTS, ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
-    ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
+    *WEIGHTS, *_OF_OTHERS, ".onnx", ".gguf", ".tflite",
+    ".index.json", ".distcp", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
 
@@ -221,7 +223,7 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     lone = [name for name in present if name.endswith(_LONE) and not is_training_state(name)]
     if len(lone) == 1 and any(map(is_configuration, present)):
         return lone, None
-    files = sorted(name for name in present if name.endswith((*_LONE, ".safetensors")))
+    files = sorted(name for name in present if name.endswith((*_LONE, ".safetensors", *_OF_OTHERS)))
     if not files:
         explain_files(path, present)
     raise InputError(

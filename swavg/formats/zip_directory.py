@@ -52,14 +52,6 @@ def read_directory(read: Read, path: str, size: int) -> tuple[list[Entry], int]:
     return entries, offset
 
 
-def comment_in(read: Read, size: int) -> bytes:
-    """The comment at the end of a zip; empty if there is none, or no zip."""
-    tail_size = min(size, END.size + MAX16)
-    tail = bytes(read(size - tail_size, tail_size))
-    at = tail.rfind(b"PK\5\6")
-    return tail[at + END.size :] if at >= 0 else b""
-
-
 def data_offsets(read: Read, path: str, entries: Sequence[Entry], end: int) -> array[int]:
     """Where the bytes of each entry start, by its local header; nothing but headers and data lies
     before the directory at ``end``."""

@@ -11,11 +11,25 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from swavg.errors import InputError, OutputError
 from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Kept, Specs
-from swavg.formats.zip_directory import CENTRAL, END, END64, LOCAL, LOCATOR64, MAX16, MAX32
+from swavg.formats.zip_directory import (
+    CENTRAL,
+    END,
+    END64,
+    LOCAL,
+    LOCATOR64,
+    MAX16,
+    MAX32,
+    Entry,
+    data_offsets,
+    read_directory,
+)
 from swavg.storage.crc import RegionChecksum, combined
+from swavg.storage.sources import LocalFile, Pool
 
 ALIGNMENT = 64
 _DESCRIBED, _UTF8 = 0x0008, 0x0800
@@ -96,6 +110,41 @@ class Member:
             + name
             + extra
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateMember:
+    """A member of a template's file: where its ``size`` bytes lie, and ``deflated`` as of
+    :class:`Member`."""
+
+    name: str
+    start: int
+    size: int
+    deflated: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, entry: Entry, start: int) -> TemplateMember:
+        _, name, size, _, crc, method, packed = entry
+        return cls(name, start, packed, (crc, size) if method else None)
+
+    @property
+    def copy(self) -> Member:
+        return Member(self.name, self.size, b"", self.deflated)
+
+
+def check_members(path: str, arrangement: Sequence[Member]) -> None:
+    """OutputError unless the zip at ``path`` has just these members, where they were planned."""
+    file = LocalFile.find(path)
+    try:
+        with Pool() as pool:
+            read = partial(pool.read, file)
+            entries, end = read_directory(read, path, file.size)
+            starts = data_offsets(read, path, entries, end)
+    except InputError as error:
+        raise OutputError(path, f"the finished file does not open: {error.problem}") from error
+    found = [(each[1], at, each[6]) for each, at in zip(entries, starts, strict=True)]
+    if found != [(each.name, each.start, each.size) for each in arrangement]:
+        raise OutputError(path, "the finished file has other members than were planned")
 
 
 def arranged(members: Sequence[Member], alignment: int = ALIGNMENT) -> Iterator[Member]:

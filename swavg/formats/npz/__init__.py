@@ -27,7 +27,7 @@ def _lay_out(request: WriteRequest) -> Layout:
 
 
 def _recipe_in(path: str) -> str | None:
-    from swavg.formats.npz.reader import recipe_in
+    from swavg.formats.zip_recipe import recipe_in
 
     return recipe_in(path)
 

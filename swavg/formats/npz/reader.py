@@ -14,7 +14,9 @@ from swavg.errors import InputError, NoWeightsError, some
 from swavg.formats.blocks import Read, read_places
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Scalar, Shared, TableBuilder
 from swavg.formats.npz.header import CODES, Header, header_size, parse
-from swavg.formats.zip_directory import Entry, comment_in, data_offsets, read_directory
+from swavg.formats.zip_directory import Entry, data_offsets, read_directory
+from swavg.formats.zip_layout import TemplateMember
+from swavg.formats.zip_recipe import read_recipe
 from swavg.storage.crc import combined
 from swavg.storage.deflated import Deflated
 from swavg.storage.sources import LocalFile, Pool, Source
@@ -24,17 +26,6 @@ _DEFLATED = 8
 _USUAL = 128
 """Bytes of most headers."""
 _MAX_SCALARS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class KeptMember:
-    """A member that holds no plain array: full name, where its bytes lie in the file, and what
-    :class:`swavg.formats.zip_layout.Member` says of those that are deflated."""
-
-    name: str
-    start: int
-    size: int
-    deflated: tuple[int, int] | None
 
 
 class Records:
@@ -64,7 +55,7 @@ class _Contents:
     builder: TableBuilder = field(default_factory=TableBuilder)
     sources: list[Source] = field(default_factory=list)
     records: dict[int, Records] = field(default_factory=lambda: {0: Records()})
-    kept: list[KeptMember] = field(default_factory=list)
+    kept: list[TemplateMember] = field(default_factory=list)
     scalars: dict[str, Scalar] = field(default_factory=dict)
     _known: dict[bytes, Header] = field(default_factory=dict)
 
@@ -85,7 +76,7 @@ class _Contents:
                 return
             if method:
                 self.sources.pop()
-        self.kept.append(KeptMember(name, start, packed, (crc, size) if method else None))
+        self.kept.append(TemplateMember.of(entry, start))
 
     def _head(self, name: str, source: int, offset: int, size: int, first: bytes) -> bytes:
         """The header of a member of ``size`` bytes."""
@@ -146,7 +137,7 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
             _both(entries, starts), read_places(read, places), strict=True
         ):
             contents.add(entry, start, bytes(block[at : at + min(entry[2], _USUAL)]))
-        recipe = _as_recipe(comment_in(read, file.size))
+        recipe = read_recipe(read, file.size)
     table = contents.builder.build(shared)
     names = [each.name.removesuffix(SUFFIX) for each in contents.kept]
     if not len(table):
@@ -169,14 +160,3 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
 
 def _both(entries: Sequence[Entry], starts: array[int]) -> Iterator[tuple[Entry, int]]:
     return zip(entries, starts, strict=True)
-
-
-def recipe_in(path: str) -> str | None:
-    """What swavg wrote of an average: the zip's comment."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        return _as_recipe(comment_in(partial(pool.read, file), file.size))
-
-
-def _as_recipe(comment: bytes) -> str | None:
-    return comment.decode(errors="replace") if comment.startswith(b'{"') else None

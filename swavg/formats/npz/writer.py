@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 
 from swavg.dtypes import DType
-from swavg.errors import InputError, OutputError, RequestError
+from swavg.errors import OutputError, RequestError
 from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import Kept, Layout, WriteRequest, losses
 from swavg.formats.npz.header import CODES, written
-from swavg.formats.npz.reader import SUFFIX, KeptMember
-from swavg.formats.zip_directory import MAX16, data_offsets, read_directory
-from swavg.formats.zip_layout import Member, arranged, lay_out_archive
-from swavg.storage.sources import LocalFile, Pool
+from swavg.formats.npz.reader import SUFFIX
+from swavg.formats.zip_directory import MAX16
+from swavg.formats.zip_layout import (
+    Member,
+    TemplateMember,
+    arranged,
+    check_members,
+    lay_out_archive,
+)
+from swavg.formats.zip_recipe import comment_of
 
 
 def lay_out(request: WriteRequest) -> Layout:
@@ -27,15 +34,12 @@ def lay_out(request: WriteRequest) -> Layout:
     ]
     names = {member.name for member in members}
     kept = [each for each in _kept(request) if each.name not in names]
-    members += [Member(each.name, each.size, b"", each.deflated) for each in kept]
+    members += [each.copy for each in kept]
     arrangement = tuple(arranged(members))
     arrays, others = arrangement[: len(specs)], arrangement[len(specs) :]
-    comment, notes = request.recipe.encode(), []
-    if len(comment) > MAX16:
-        notes.append(f"its recipe is left out: {len(comment):,} bytes, and a .npz holds {MAX16:,}")
-        comment = b""
+    comment, notes = comment_of(request.recipe)
     if request.template.format != "npz" and (lost := losses(request)):
-        notes.append(f"a .npz holds arrays only: {lost} left out")
+        notes = (*notes, f"a .npz holds arrays only: {lost} left out")
     layout = lay_out_archive(
         arrangement,
         specs,
@@ -48,7 +52,7 @@ def lay_out(request: WriteRequest) -> Layout:
         comment=comment,
         check=partial(_check, arrangement=arrangement),
     )
-    return Layout((layout,), notes=tuple(notes))
+    return Layout((layout,), notes=notes)
 
 
 def _member(name: str, dtype: DType, shape: Shape, nbytes: int, *, fortran: bool) -> Member:
@@ -77,7 +81,7 @@ def _turned(request: WriteRequest) -> dict[int, Shape]:
     return turned
 
 
-def _kept(request: WriteRequest) -> tuple[KeptMember, ...]:
+def _kept(request: WriteRequest) -> tuple[TemplateMember, ...]:
     """The template's members that hold no numbers."""
     if request.weights_only or request.template.format != "npz":
         return ()
@@ -87,19 +91,14 @@ def _kept(request: WriteRequest) -> tuple[KeptMember, ...]:
 
 
 def _check(path: str, *, arrangement: Sequence[Member]) -> None:
-    """OutputError unless the finished file has just these members, and NumPy reads their names."""
+    """OutputError unless the finished file has just these members, and NumPy opens it."""
     import numpy as np
 
-    file = LocalFile.find(path)
+    check_members(path, arrangement)
     try:
-        with Pool() as pool:
-            read = partial(pool.read, file)
-            entries, end = read_directory(read, path, file.size)
-            starts = data_offsets(read, path, entries, end)
         with np.load(path, allow_pickle=False) as archive:
             count = len(archive.files)
-    except (InputError, OSError, ValueError) as error:
-        raise OutputError(path, f"the finished file does not open: {error}") from error
-    found = [(each[1], at, each[6]) for each, at in zip(entries, starts, strict=True)]
-    if found != [(each.name, each.start, each.size) for each in arrangement] or count != len(found):
-        raise OutputError(path, "the finished file has other members than were planned")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise OutputError(path, f"NumPy rejects it: {error}") from error
+    if count != len(arrangement):
+        raise OutputError(path, "NumPy reads other arrays than were written")

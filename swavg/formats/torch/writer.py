@@ -11,10 +11,10 @@ from functools import partial
 
 from swavg.errors import InputError, OutputError
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
+from swavg.formats.template import CannotKeep, replacements, spliced
 from swavg.formats.torch.archive import Archive, read_archive, read_pickle
 from swavg.formats.torch.opened import TorchTemplate, open_archive
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
-from swavg.formats.torch.template import CannotKeep, replacements, spliced
 from swavg.formats.torch.unpickler import MAX_BYTES
 from swavg.formats.zip_layout import (
     ArchiveLayout,
