@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swavg.errors import InputError, NoWeightsError
-from swavg.formats import keras, npz, safetensors, torch
+from swavg.formats import flax, keras, npz, safetensors, torch
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.layout import Format
 from swavg.storage.sources import read_file
@@ -13,6 +13,7 @@ FILES: dict[str, Format] = {
     row.name: row
     for row in (
         safetensors.FORMAT, torch.FORMAT, torch.LEGACY, npz.FORMAT, keras.HDF5, keras.ARCHIVE,
+        flax.FORMAT,
     )
 }  # fmt: skip
 

@@ -95,7 +95,6 @@ _KINDS = (
           r"(^|/)saved_model\.pb(txt)?"),
     _Kind("is of a TensorFlow checkpoint, which swavg does not read", None,
           rb"model_checkpoint_path:", r"\.data-\d{5}-of-\d{5}|\.ckpt(-\d+)?\.(index|meta)"),
-    _Kind("is a Flax file (MessagePack), which swavg does not read", None, b"", r"\.msgpack"),
     _Kind("is of an Orbax checkpoint (JAX), which swavg does not read", None, b"",
           r"_CHECKPOINT_METADATA|manifest\.ocdbt"),
     _Kind("is a Core ML model, which swavg does not read", "Average before converting to it.",

@@ -31,7 +31,7 @@ class Target:
 
 
 _NOT_WRITTEN = (
-    ".npy", ".onnx", ".gguf", ".msgpack", ".nemo", ".tflite",
+    ".npy", ".onnx", ".gguf", ".nemo", ".tflite",
 )  # fmt: skip
 """Suffixes of other kinds of files, which would be something else than they say."""
 

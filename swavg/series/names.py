@@ -11,7 +11,7 @@ from swavg.series.model import Unit, is_generic
 
 SUFFIXES = (
     ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl", ".model", ".zip",
-    ".npz", ".weights.h5", ".h5", ".hdf5", ".keras",
+    ".npz", ".weights.h5", ".h5", ".hdf5", ".keras", ".msgpack",
 )  # fmt: skip
 """Suffixes that hold no part of a step; a name may end in several (``.pth.tar``)."""
 
