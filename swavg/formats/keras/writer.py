@@ -8,7 +8,7 @@ from functools import partial
 
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form
-from swavg.formats.keras.reader import open_archive, open_hdf5
+from swavg.formats.keras.reader import WEIGHTS, open_archive, open_hdf5
 from swavg.formats.layout import Kept, Layout, WriteRequest
 from swavg.formats.template import CannotKeep, Replacement, replacements, spliced
 from swavg.formats.zip_layout import (
@@ -53,7 +53,7 @@ def lay_out_keras(request: WriteRequest) -> Layout:
         inside, between = spliced(member.start, member.size, placed.start, replaced)
         places += inside
         kept += between
-        if inside:
+        if member.name == WEIGHTS:
             shift = placed.start - member.start
     comment, notes = comment_of(request.recipe)
     planned = _places(request.template, shift)

@@ -161,6 +161,17 @@ def test_an_archive_is_streamed(tmp_path):
     assert members(tmp_path / "piped.keras") == members(tmp_path / "o.keras")
 
 
+@pytest.mark.parametrize("name", ["archive-0.keras", "legacy-0.h5", "bf16-0.weights.h5"])
+def test_a_file_is_converted_into_its_own_format(name, tmp_path):
+    from command_line import done
+
+    done("convert", FILES / name, tmp_path / name)
+    if name.endswith(".keras"):
+        assert members(tmp_path / name) == members(FILES / name)
+    else:
+        assert (tmp_path / name).read_bytes() == (FILES / name).read_bytes()
+
+
 def test_other_formats_take_the_model_alone(tmp_path):
     paths = [FILES / f"legacy-{number}.h5" for number in range(2)]
     swavg.average(paths, output=tmp_path / "o.safetensors")
