@@ -19,7 +19,8 @@ from swavg.storage.sources import LocalFile, Pool, Source
 
 WEIGHTS = "model.weights.h5"
 _WHOLE = "model_weights"
-_OPTIMIZERS = ("optimizer", "optimizer_weights")
+_OPTIMIZER = re.compile(r"(.*_)?optimizer")
+"""A group of a model's own attribute: it may have several."""
 _STEP = re.compile(r"optimizer/vars/0|optimizer_weights/.*\b(iteration|iterations|iter)(:0)?")
 _SHARDED = "is one of several shards, which swavg does not read"
 _HINT = "Save the weights again without max_shard_size."
@@ -75,7 +76,11 @@ def _checkpoint(
     """What the ``datasets`` of the HDF5 file in a ``window`` (start and size) are."""
     groups = dict.fromkeys(each.name.split("/")[0] for each in datasets)
     whole = _WHOLE in groups
-    others = [group for group in groups if (group != _WHOLE if whole else group in _OPTIMIZERS)]
+    others = [
+        group
+        for group in groups
+        if (group != _WHOLE if whole else _OPTIMIZER.fullmatch(group) is not None)
+    ]
     sources: list[Source] = [file]
     builder, left, no_numbers = TableBuilder(), 0, []
     for each in datasets:

@@ -178,6 +178,15 @@ def test_other_formats_take_the_model_alone(tmp_path):
     assert sorted(open_checkpoint(tmp_path / "o.safetensors")) == ["up/up/bias", "up/up/kernel"]
 
 
+def test_optimizers_that_are_attributes_of_a_model_are_left_out(tmp_path):
+    arrays = {"layers/dense/vars/0": np.ones(2), "optimizer/vars/0": np.array(7),
+              "generator_optimizer/vars/1": np.ones(2)}  # fmt: skip
+    TestHdf5().write(tmp_path / "a.weights.h5", arrays)
+    checkpoint = open_checkpoint(tmp_path / "a.weights.h5")
+    assert list(checkpoint) == ["layers/dense/vars/0"]
+    assert sorted(checkpoint.extras.others) == ["generator_optimizer", "optimizer"]
+
+
 def test_optimizers_of_whole_models_are_left_out(tmp_path):
     arrays = {
         "model_weights/up/up/kernel:0": np.ones(3, np.float32),
