@@ -11,7 +11,7 @@ from swavg.errors import InputError
 from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import Shape
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 12
 _MAX_TEXT = 1 << 16
 _MAX_NESTING = 100
 _MAX_NODES = 500_000
@@ -176,7 +176,7 @@ class _Scanner:
         self._skip(length)
         if code not in (_ARRAY, _SCALAR):
             return None
-        self.at = end - length
+        self.at, nodes = end - length, self._nodes
         count = self._take(1)[0]
         dimensions = self.node(_MAX_NESTING - 1)
         dtype = self.node(_MAX_NESTING - 1)
@@ -196,5 +196,6 @@ class _Scanner:
             or offset + nbytes != end
         ):
             raise InputError(self._path, f"corrupt: an array before byte {end:,}")
-        self.at = end
+        # What describes an array is no value of the tree.
+        self.at, self._nodes = end, nodes
         return Array(dtype, sizes, offset, nbytes)

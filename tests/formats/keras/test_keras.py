@@ -14,6 +14,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+from framework_files import FRAMEWORKS, assert_read_and_averaged
 
 import swavg
 from swavg import Policy
@@ -24,7 +25,7 @@ from swavg.formats.npz.header import CODES
 from swavg.formats.table import FORMATS
 from swavg.testing import FormatTests
 
-FILES = Path(__file__).parents[2] / "frameworks" / "keras" / "files"
+FILES = FRAMEWORKS / "keras" / "files"
 LAYOUTS = {"archive": ".keras", "legacy": ".h5", "bf16": ".weights.h5"}
 
 
@@ -114,23 +115,7 @@ class TestArchive(TestHdf5):
 def test_what_keras_wrote_is_read_and_averaged(layout, tmp_path):
     suffix = LAYOUTS[layout]
     paths = [FILES / f"{layout}-{number}{suffix}" for number in range(2)]
-    states: list[dict[str, Any]] = []
-    with np.load(FILES / "expected.npz") as archive:
-        for path in paths:
-            begin = f"{path.name}/"
-            states.append(
-                {key[len(begin) :]: archive[key] for key in archive if key.startswith(begin)}
-            )
-    for path, state in zip(paths, states, strict=True):
-        checkpoint = open_checkpoint(path)
-        assert set(checkpoint) == set(state)
-        for name, array in state.items():
-            np.testing.assert_array_equal(checkpoint.read(name).astype(np.float32), array)
-    swavg.average(paths, output=tmp_path / f"o{suffix}")
-    found = open_checkpoint(tmp_path / f"o{suffix}")
-    for name, array in states[0].items():
-        mean = ((array.astype(float) + states[1][name]) / 2).astype(found.read(name).dtype)
-        np.testing.assert_array_equal(found.read(name), mean)
+    assert_read_and_averaged(paths, tmp_path / f"o{suffix}")
 
 
 def test_all_else_of_an_archive_is_the_last_ones(tmp_path):
