@@ -24,4 +24,4 @@ def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Ch
     return open_flax(path, key, shared)
 
 
-FORMAT = Format("flax", (".msgpack",), _is_flax, _open)
+FORMAT = Format("flax", (".msgpack",), _is_flax, _open, data=True)

@@ -51,7 +51,7 @@ def _recipe_in(path: str) -> str | None:
     return recipe_in(path)
 
 
-HDF5 = Format("hdf5", (".h5", ".hdf5"), _is_hdf5, _open_hdf5, _lay_out_hdf5)
+HDF5 = Format("hdf5", (".h5", ".hdf5"), _is_hdf5, _open_hdf5, _lay_out_hdf5, data=True)
 ARCHIVE = Format(
     "keras", (".keras",), _is_archive, _open_archive, _lay_out_archive, recipe_in=_recipe_in
 )

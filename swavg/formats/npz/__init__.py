@@ -32,4 +32,4 @@ def _recipe_in(path: str) -> str | None:
     return recipe_in(path)
 
 
-FORMAT = Format("npz", (".npz",), _is_npz, _open, _lay_out, recipe_in=_recipe_in)
+FORMAT = Format("npz", (".npz",), _is_npz, _open, _lay_out, recipe_in=_recipe_in, data=True)
