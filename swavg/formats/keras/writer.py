@@ -28,7 +28,7 @@ def lay_out_hdf5(request: WriteRequest) -> Layout:
     """The template's HDF5 file; it has no place for a recipe. RequestError if the template is no
     such file, or its structure cannot be kept."""
     replaced, template = _replaced(request, "hdf5"), request.template
-    places, kept = spliced(0, template.size, 0, replaced)
+    places, kept, _ = spliced(0, template.size, 0, replaced)
     layout = CheckedLayout(
         "",
         template.size,
@@ -50,7 +50,7 @@ def lay_out_keras(request: WriteRequest) -> Layout:
     kept: list[Kept] = []
     shift = 0
     for member, placed in zip(members, arrangement, strict=True):
-        inside, between = spliced(member.start, member.size, placed.start, replaced)
+        inside, between, _ = spliced(member.start, member.size, placed.start, replaced)
         places += inside
         kept += between
         if member.name == WEIGHTS:
@@ -87,7 +87,10 @@ def _replaced(request: WriteRequest, format: str) -> list[Replacement]:
     try:
         if template.renamed:
             raise CannotKeep("names of tensors change")
-        return replacements(request)
+        replaced, stretches = replacements(request)
+        # Datasets do not overlap.
+        assert not stretches
+        return replaced
     except CannotKeep as reason:
         raise RequestError(
             f"The output cannot be like {template.path}: {reason}.", hint=hint

@@ -14,6 +14,7 @@ from functools import cached_property
 from swavg.errors import InputError, NoWeightsError
 from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import Record
+from swavg.formats.torch.arrays import PickledStorage
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import MAX_BYTES, Graph, unpickle
 from swavg.formats.zip_directory import Entry, data_offsets, read_directory
@@ -58,6 +59,8 @@ class Archive:
     def locate(self, storage: Storage) -> int:
         """The offset in the file of the first element of ``storage``, whose record has just the
         size that the pickle says."""
+        if isinstance(storage, PickledStorage):
+            return self.offsets[self.index["data.pkl"]] + storage.at
         place = self.index.get("data/" + storage.key)
         if place is None:
             raise InputError(self.path, f"its storage '{storage.key[:40]}' is missing")
