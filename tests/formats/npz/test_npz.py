@@ -299,3 +299,36 @@ def test_many_members_are_opened_in_little_memory(tmp_path):
     assert len(checkpoint) == 20_000
     assert peak < 64 << 20
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.slow
+def test_members_beyond_four_gibibytes_are_read_and_written(tmp_path):
+    from formats.test_zip_layout import write_sparse
+
+    from swavg.engine.average import prepare
+    from swavg.planning.row import Row
+
+    # A file with a hole: its arrays are not read.
+    head, big = tmp_path / "big.safetensors", (1 << 30) + 5
+    text = f'{{"a":{{"dtype":"F32","shape":[{big}],"data_offsets":[0,{4 * big}]}},' + (
+        f'"b":{{"dtype":"F32","shape":[3],"data_offsets":[{4 * big},{4 * big + 12}]}}}}'
+    )
+    with open(head, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text.encode())
+        file.truncate(8 + len(text) + 4 * big + 12)
+    plan = prepare([head], [Row((1.0,), (0,))], [tmp_path / "o.npz"], distances=False)
+    layout = plan.outputs[0].files[0].layout
+    write_sparse(tmp_path / "o.npz", layout)
+    layout.verify(str(tmp_path / "o.npz"))
+    found = open_checkpoint(tmp_path / "o.npz")
+    assert {name: found.tensors[name].spec.shape for name in found} == {"a": (big,), "b": (3,)}
+    assert found.read("b").tolist() == [0, 0, 0]
+    with zipfile.ZipFile(tmp_path / "o.npz") as archive, archive.open("a.npy") as member:
+        assert npy.read_magic(member) == (1, 0)
+        assert npy.read_array_header_1_0(member)[0] == (big,)
+    # As NumPy has it: 64-bit sizes in the local header, and none behind the data.
+    with zipfile.ZipFile(tmp_path / "n.npz", "w") as archive:
+        for name in ("w", "v"):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                member.write(npy_bytes(np.ones(2)))
+    assert list(open_checkpoint(tmp_path / "n.npz")) == ["w", "v"]
