@@ -13,8 +13,8 @@ from swavg.formats.checkpoint import Shape
 from swavg.formats.gather import row_major_strides
 
 MAGIC = b"\x93NUMPY"
-LIMIT = 1 << 16
-"""Bytes of a header at most."""
+LIMIT = 10_000
+"""Bytes of a header at most, as NumPy has it."""
 _DIMENSIONS = 64
 _ALIGNMENT = 64
 

@@ -26,6 +26,8 @@ _DEFLATED = 8
 _USUAL = 128
 """Bytes of most headers."""
 _MAX_SCALARS = 256
+_MAX_HEADERS = 48 << 20
+"""Bytes of all headers at most: they are read when a file is opened."""
 
 
 class Records:
@@ -58,6 +60,7 @@ class _Contents:
     kept: list[TemplateMember] = field(default_factory=list)
     scalars: dict[str, Scalar] = field(default_factory=dict)
     _known: dict[bytes, Header] = field(default_factory=dict)
+    _headers: int = 0
 
     def add(self, entry: Entry, start: int, first: bytes) -> None:
         """A member whose bytes lie at ``start``, and begin with ``first`` unless they are
@@ -86,6 +89,9 @@ class _Contents:
         length = header_size(self.path, name, first)
         if length > size:
             raise InputError(self.path, f"its '{name}' is cut short in its header")
+        self._headers += length
+        if self._headers > _MAX_HEADERS:
+            raise InputError(self.path, "has headers of more bytes than arrays could need")
         if length > len(first):
             return bytes(self.pool.read(whole, offset, length))
         return first[:length]
