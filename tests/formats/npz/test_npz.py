@@ -154,13 +154,18 @@ def test_names_that_lead_elsewhere_are_only_names(tmp_path):
 
 
 class Evil:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
     def __reduce__(self):
-        return (open, ("/tmp/swavg-was-unpickled", "w"))
+        return (open, (self.path, "w"))
 
 
 def test_objects_text_and_records_are_left_out_kept_and_never_unpickled(tmp_path):
     objects = np.array([None], object)
-    objects[0] = Evil()
+    objects[0] = Evil(tmp_path / "unpickled")
     members = {
         "w.npy": npy_bytes(np.ones(2, np.float32)),
         "objects.npy": npy_bytes(objects),
@@ -180,7 +185,7 @@ def test_objects_text_and_records_are_left_out_kept_and_never_unpickled(tmp_path
         report = swavg.average([path], output=tmp_path / "o.safetensors", force=True)
         assert any("left out" in note for note in report.notes)
         assert list(open_checkpoint(tmp_path / "o.safetensors")) == ["w"]
-    assert not Path("/tmp/swavg-was-unpickled").exists()
+    assert not (tmp_path / "unpickled").exists()
 
 
 def test_bfloat16_is_refused_with_a_command_that_works(tmp_path, monkeypatch):
