@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from swavg.formats.blocks import Read
 from swavg.formats.torch import LEGACY
 from swavg.formats.torch.archive import read_archive, read_graph
-from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Value, plain_values
 from swavg.formats.torch.legacy import read_legacy
 from swavg.formats.torch.state import State, find_state

@@ -15,7 +15,7 @@ _LISTED = 6
 def open_checkpoint(
     path: str | os.PathLike[str], *, key: str | None = None, shared: Shared | None = None
 ) -> Checkpoint:
-    """Open a checkpoint: a safetensors file, a PyTorch file (zip or legacy), or a folder of them.
+    """Open a checkpoint: a file of any format in :data:`swavg.formats.files.FILES`, or a folder.
 
     The kind is recognised by the bytes. Only headers and offsets are read; ``checkpoint[name]``
     is a lazy tensor, whose ``[...]`` or ``[a:b]`` reads it as a NumPy array. ``key`` is the dotted

@@ -311,7 +311,8 @@ class Checkpoint:
     @property
     def size(self) -> int:
         """Bytes of all files of the checkpoint."""
-        return sum(source.size for source in self.sources)
+        # A member of a file that is a source of its own has the file's name.
+        return sum({each.name: each.size for each in reversed(self.sources)}.values())
 
     @cached_property
     def ties(self) -> tuple[tuple[str, ...], ...]:

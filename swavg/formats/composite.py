@@ -213,7 +213,7 @@ def _modules_in(index: object) -> list[str]:
 
 def _looks_like_weights(path: str) -> bool:
     head = read_file(path, _HEAD)
-    return bool(head) and any(row.recognises(head) for row in FILES.values())
+    return bool(head) and any(row.recognises(head) and not row.data for row in FILES.values())
 
 
 def _listed(path: str) -> list[str]:

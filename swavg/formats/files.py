@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from swavg.errors import InputError, NoWeightsError
-from swavg.formats import safetensors, torch
+from swavg.formats import flax, keras, npz, safetensors, torch
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.layout import Format
 from swavg.storage.sources import read_file
 
 # A safetensors length may begin with the magic of another format: 640 with that of a pickle.
 FILES: dict[str, Format] = {
-    row.name: row for row in (safetensors.FORMAT, torch.FORMAT, torch.LEGACY)
-}
+    row.name: row
+    for row in (
+        safetensors.FORMAT, torch.FORMAT, torch.LEGACY, npz.FORMAT, keras.HDF5, keras.ARCHIVE,
+        flax.FORMAT,
+    )
+}  # fmt: skip
 
 _HEAD = 512
 

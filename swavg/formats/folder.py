@@ -34,6 +34,8 @@ _BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 """Which format the shards of a folder have."""
 _LONE = (*WEIGHTS[1:], ".pth.tar")
 """How the one torch file of a folder may end."""
+_OF_OTHERS = (".npz", ".h5", ".hdf5", ".keras", ".msgpack")
+"""Files that are read if they are given themselves."""
 
 _VARIANTS = tuple(
     f".index.{name}.json" for name in ("fp16", "bf16", "fp32", "fp8", "ema", "non_ema")
@@ -42,8 +44,8 @@ _VARIANTS = tuple(
 
 WEIGHT_SUFFIXES = (
     *_VARIANTS,
-    *WEIGHTS, ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
-    ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
+    *WEIGHTS, *_OF_OTHERS, ".onnx", ".gguf", ".tflite",
+    ".index.json", ".distcp", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
 """Files of a folder that hold weights or training state, and are not copied beside an average."""
 
@@ -230,7 +232,7 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     lone = [name for name in present if name.endswith(_LONE) and not is_training_state(name)]
     if len(lone) == 1 and any(map(is_configuration, present)):
         return lone, None
-    files = sorted(name for name in present if name.endswith((*_LONE, ".safetensors")))
+    files = sorted(name for name in present if name.endswith((*_LONE, ".safetensors", *_OF_OTHERS)))
     if not files:
         explain_files(path, present)
     raise InputError(

@@ -45,9 +45,11 @@ _FROM_PICKLE = _python(
     ".pt",
 )
 _FROM_NUMPY = "import sys, numpy; from safetensors.numpy import save_file; save_file("
-_TO_NPZ = (
-    'python -c "import sys, numpy; from safetensors.numpy import load_file;'
-    ' numpy.savez(sys.argv[2], **load_file(sys.argv[1]))" averaged.safetensors averaged.npz'
+FROM_VOID = _python(
+    "import sys, ml_dtypes, numpy; numpy.savez(sys.argv[2], **{name: array.view("
+    "ml_dtypes.bfloat16).astype('f4') if array.dtype == 'V2' else array"
+    " for name, array in numpy.load(sys.argv[1]).items()})",
+    ".f4.npz",
 )
 LOAD_AND_SAVE = _python(
     "import sys, torch; torch.save(torch.load(sys.argv[1],map_location='cpu',weights_only=True),"
@@ -65,15 +67,9 @@ _KINDS = (
     _Kind("is the text half of an OpenVINO model", None, rb"<\?xml[^>]*>\s*<net\b"),
     _Kind("is a web page, not a checkpoint", "Was it a download that failed?",
           rb"\s*<(?i:!doctype|html|\?xml)"),
-    _Kind("is a NumPy archive (.npz); they are not read yet",
-          "Convert each, average the .safetensors, and back if need be:\n"
-          + _python(_FROM_NUMPY + "dict(numpy.load(sys.argv[1])), sys.argv[2])", ".safetensors")
-          + "\n" + _TO_NPZ, rb"PK\x03\x04.{26}[^\0]+?\.npy", r"\.npz", aside=True),
     _Kind("is a NumPy array (.npy), which swavg does not read", "Convert each:\n" + _python(
         _FROM_NUMPY + "{'array': numpy.load(sys.argv[1])}, sys.argv[2])", ".safetensors"),
         rb"\x93NUMPY", r"\.npy"),
-    _Kind("is a Keras archive (.keras), which swavg does not read", None,
-          rb"PK\x03\x04.{26}(metadata\.json|config\.json|model\.weights\.h5)", r"\.keras"),
     _Kind("is a zip of files, not a checkpoint", UNZIP, rb"PK(\x03\x04|\x05\x06)", r"\.zip",
           aside=True),
     _Kind("is a pickle of scikit-learn objects, which swavg does not read", None,
@@ -87,8 +83,8 @@ _KINDS = (
     _Kind("is a pickle, but not one that torch.save wrote",
           f"Save it with torch. {_TRUST}:\n{_FROM_PICKLE}",
           _PICKLE, r"\.(pkl|pickle)", aside=True),
-    _Kind("is an HDF5 file (Keras), which swavg does not read", None, rb"\x89HDF\r\n",
-          r"\.(h5|hdf5)"),
+    _Kind("is the index of Keras weights in several shards, which swavg does not read",
+          "Save the weights again without max_shard_size.", b"", r"\.weights\.json"),
     _Kind("is a GGUF file, which swavg does not read", "Average before converting to GGUF.",
           rb"GGUF|lmgg|fmgg|tjgg", r"\.gguf"),
     _Kind("is an ONNX model, which swavg does not read", "Average before exporting to ONNX.",
@@ -99,7 +95,6 @@ _KINDS = (
           r"(^|/)saved_model\.pb(txt)?"),
     _Kind("is of a TensorFlow checkpoint, which swavg does not read", None,
           rb"model_checkpoint_path:", r"\.data-\d{5}-of-\d{5}|\.ckpt(-\d+)?\.(index|meta)"),
-    _Kind("is a Flax file (MessagePack), which swavg does not read", None, b"", r"\.msgpack"),
     _Kind("is a part of an Orbax checkpoint (JAX)", "Give its folder.", b"",
           r"_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt"),
     _Kind("is a Core ML model, which swavg does not read", "Average before converting to it.",

@@ -160,7 +160,8 @@ class Format:
     plans an output (None: it is only read), ``plan_file`` one file of some of the tensors, as a
     shard. ``recipe_in`` reads what swavg wrote of an average (None: the format has no place for
     it), and little else. An output is of the format that its suffix names, else of the template's,
-    or ``instead`` where that is not written; ``folder``: it is a folder.
+    or ``instead`` where that is not written; ``folder``: it is a folder. ``data``: such a file is
+    as often one of data, and counts for that where it lies among weights of other formats.
     """
 
     name: str
@@ -173,3 +174,4 @@ class Format:
     holds: Callable[[str], bool] = lambda path: False
     folder: bool = False
     instead: str = "safetensors"
+    data: bool = False

@@ -13,6 +13,7 @@ from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.composite import Composite, as_composite, find_composite
 from swavg.formats.folder import add_tensor
 from swavg.formats.part_names import part_mark, without_numbers
+from swavg.formats.table import FORMATS
 from swavg.storage.sources import Source
 
 
@@ -64,7 +65,9 @@ def open_parts(
                 raise
             without[name] = error
             continue
-        if part.extras.is_optimizer:
+        if FORMATS[part.format].data:
+            without[name] = NoWeightsError(place, "holds arrays, among weights of other formats")
+        elif part.extras.is_optimizer:
             optimizers.append(name)
         else:
             parts[name] = part if name else _beside_others(part, composite)

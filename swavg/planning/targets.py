@@ -32,7 +32,7 @@ class Target:
 
 
 _NOT_WRITTEN = (
-    ".npz", ".npy", ".onnx", ".h5", ".hdf5", ".keras", ".gguf", ".msgpack", ".nemo", ".tflite",
+    ".npy", ".onnx", ".gguf", ".nemo", ".tflite",
 )  # fmt: skip
 """Suffixes of other kinds of files, which would be something else than they say."""
 
@@ -52,10 +52,11 @@ def default_path(first: Checkpoint, policy: Policy) -> str:
 
 
 def suffix_of(path: str) -> str:
-    """The suffix that names a format: ``.pth.tar``, ``.pt``; empty for ``ckpt-1.5``."""
+    """The suffix that names a format: ``.weights.h5``, ``.pt``; empty for ``ckpt-1.5``."""
     name = os.path.basename(path.rstrip("/"))
-    if name.endswith(".pth.tar"):
-        return ".pth.tar"
+    for double in (".pth.tar", ".weights.h5"):
+        if name.endswith(double):
+            return double
     suffix = os.path.splitext(name)[1]
     return "" if suffix[1:].isdigit() else suffix
 

@@ -9,14 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from swavg.formats.files import FILES
 from swavg.series.model import Unit, is_generic
 
 Span = tuple[int, int]
 
 SUFFIXES = (
     ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl", ".model", ".zip",
+    ".npz", ".weights.h5", ".h5", ".hdf5", ".keras", ".msgpack",
 )  # fmt: skip
 """Suffixes that hold no part of a step; a name may end in several (``.pth.tar``)."""
+
+_OF_DATA = tuple(suffix for row in FILES.values() if row.data for suffix in row.suffixes)
 
 _UNITS: Mapping[str, Unit] = {
     "step": "step", "steps": "step", "globalstep": "step", "iter": "step", "iters": "step",
@@ -143,6 +147,12 @@ def counts_of(path: str) -> Mapping[Unit, int]:
 def is_shard(name: str) -> bool:
     """Whether a file is one of several parts of a checkpoint."""
     return _SHARD.search(split_suffixes(name)[0]) is not None
+
+
+def may_be_data(name: str) -> bool:
+    """Whether a file of that name is as often one of data or predictions as one of weights."""
+    lowered = name.lower()
+    return lowered.endswith(_OF_DATA) and not lowered.endswith(".weights.h5")
 
 
 def split_suffixes(name: str) -> tuple[str, str]:

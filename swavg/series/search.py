@@ -20,7 +20,7 @@ from swavg.formats.places import format_at, is_one_folder
 from swavg.series.candidates import Candidate
 from swavg.series.families import members
 from swavg.series.model import is_generic, labels
-from swavg.series.names import SUFFIXES, is_shard, read_name
+from swavg.series.names import SUFFIXES, is_shard, may_be_data, read_name
 from swavg.storage.filesystems import absolute
 from swavg.storage.temporary import TEMPORARY
 
@@ -61,7 +61,11 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
         or (is_generic(name) and name.endswith((".safetensors", ".bin")) and not is_shard(name))
         for name in names
     )
-    snapshots = [name for name in names if name.endswith(SUFFIXES) and read_name(name).counts]
+    snapshots = [
+        name
+        for name in names
+        if name.endswith(SUFFIXES) and read_name(name).counts and not may_be_data(name)
+    ]
     # checkpoint-100/checkpoint-100.pt beside a configuration
     one_of_many = len(snapshots) == 1 and bool(read_name(os.path.basename(absolute(path))).counts)
     if snapshots and not usual and not (one_of_many and any(map(is_configuration, names))):
@@ -211,7 +215,12 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
             shards.append(path)
         elif name.lower().endswith(SUFFIXES) or _looks_like_one(path):
             found.append(Candidate(path, facts, searched=True))
+    data = [each.path for each in found if may_be_data(each.path)]
+    if pattern is not None or len(data) == len(found):
+        data = []
+    found = [each for each in found if each.path not in data]
     for ignored, what in (
+        (data, "arrays, beside checkpoints of other formats"),
         (partial, "partial, temporary or empty"),
         (training, "training state, not weights"),
         (shards, "a part of a checkpoint without its index"),

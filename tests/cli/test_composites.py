@@ -579,3 +579,12 @@ def test_weights_that_no_output_has_are_a_warning(tmp_path):
     run = done("average", "m0", "m1", "-o", "o", cwd=tmp_path)
     told = " ".join(run.stderr.split())
     assert "though there may be weights in them: colbert_linear.pt. Average" in told
+
+
+def test_files_without_a_suffix_that_begin_as_other_formats_stay_side_files(tmp_path):
+    two(tmp_path, speechbrain)
+    for i, name in enumerate("ab"):
+        (tmp_path / name / "counter").write_bytes(b"\x82\xa1w\x01\xa1v" + bytes([i]))
+    run = swavg("average", "a", "b", "-o", "out", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out" / "counter").read_bytes() == b"\x82\xa1w\x01\xa1v\x01"

@@ -525,8 +525,6 @@ def test_a_reference_leads_nowhere_else(tmp_path: Path, main: str) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("tf_model.h5", "is an HDF5 file (Keras)"),
-        ("flax_model.msgpack", "is a Flax file"),
         ("saved_model.pb", "is of a TensorFlow SavedModel"),
         ("model.ckpt-7.index", "is of a TensorFlow checkpoint"),
         ("manifest.ocdbt", "is a part of an Orbax checkpoint"),
@@ -542,6 +540,16 @@ def test_what_a_folder_holds_instead_is_named(tmp_path: Path, name: str, problem
         (tmp_path / file).write_bytes(b"x")
     hint = refused(tmp_path, "is a folder without model.safetensors").hint
     assert hint == "Give the checkpoint files themselves, such as step-1.pt."
+
+
+@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.keras", "m.npz"])
+def test_files_of_other_formats_in_a_folder_are_to_be_given_themselves(
+    tmp_path: Path, name: str
+) -> None:
+    for file in ("config.json", name):
+        (tmp_path / file).write_bytes(b"x")
+    hint = refused(tmp_path, "is a folder without model.safetensors").hint
+    assert hint == f"Give the checkpoint files themselves, such as {name}."
 
 
 def test_shards_of_a_variant_alone_are_opened(tmp_path: Path) -> None:

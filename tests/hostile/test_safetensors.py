@@ -308,7 +308,7 @@ def test_arbitrary_bytes_are_an_input_error(tmp_path: Path, data: bytes) -> None
         (gzip.compress(VALID), "is compressed with gzip", "Decompress it first"),
         (b"\x28\xb5\x2f\xfd" + b"\1" * 40, "is compressed with zstd", "Decompress it first"),
         (b"\xfd7zXZ\0" + b"\1" * 40, "is compressed with xz", "Decompress it first"),
-        (b"\x89HDF\r\n\x1a\n" + b"\0" * 40, "is an HDF5 file", None),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 40, "cannot be read as HDF5", None),
         (b"GGUF\3\0\0\0" + b"\0" * 40, "is a GGUF file", "before converting"),
         (b"\x93NUMPY\1\0v\0" + b" " * 40, "is a NumPy array", "Convert each"),
     ],

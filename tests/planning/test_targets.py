@@ -38,6 +38,7 @@ def inputs(tmp_path):
         ("out.bin", "torch"),
         ("out.ckpt", "torch"),
         ("out.pth.tar", "torch"),
+        ("out.npz", "npz"),
     ],
 )
 def test_a_suffix_names_the_format(inputs, tmp_path, first, name, format):

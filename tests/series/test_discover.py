@@ -471,3 +471,22 @@ def test_the_last_of_a_series_without_steps_are_the_last_given():
 def test_a_path_given_twice_counts_twice():
     series = Series((Snapshot("a", 1), Snapshot("b", 2), Snapshot("b", 2)), (), "step")
     assert select(series, Selection(last=2)).paths == ("b", "b")
+
+
+def test_arrays_beside_checkpoints_of_other_formats_are_no_snapshots(tmp_path):
+    import h5py
+    import numpy as np
+
+    for step in (10, 20):
+        torch_file(tmp_path / f"step-{step}.pt")
+    np.savez(tmp_path / "eval-step-30.npz", predictions=np.ones(2))
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["x"] = np.ones(2)
+    series = discover([tmp_path])
+    assert names(series) == ["step-10.pt", "step-20.pt"]
+    assert any("arrays, beside checkpoints of other formats" in note for note in series.notes)
+    assert names(discover([tmp_path], pattern="*.npz")) == ["eval-step-30.npz"]
+    for name in ("step-10.pt", "step-20.pt", "features.h5"):
+        os.remove(tmp_path / name)
+    np.savez(tmp_path / "eval-step-40.npz", predictions=np.ones(2))
+    assert [snapshot.step for snapshot in discover([tmp_path]).snapshots] == [30, 40]

@@ -1,37 +1,23 @@
 """The records of a torch zip: where each lies, checked before any of it is believed.
 
-torch reads members by their offsets and never looks at the rest of the zip, so everything that
-could make the two disagree is refused: compression, encryption, overlaps, holes, repeated names.
+torch stores them as they are, in one folder: anything else is refused, and names that lead out of
+it.
 """
 
 from __future__ import annotations
 
-import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from swavg.errors import InputError
+from swavg.errors import InputError, NoWeightsError
+from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import Record
 from swavg.formats.torch.arrays import PickledStorage
-from swavg.formats.torch.blocks import Read, read_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import MAX_BYTES, Graph, unpickle
-from swavg.formats.torch.zip_directory import (
-    DESCRIBED,
-    KNOWN_FLAGS,
-    LOCAL,
-    MAX32,
-    Entry,
-    big_endian,
-    no_data,
-    read_directory,
-    torchscript,
-)
-
-# Of LOCAL: signature, flags, method, packed and full size, lengths of name and extra field.
-_FIELDS = struct.Struct("<4s2x2H8x2I2H")
+from swavg.formats.zip_directory import Entry, data_offsets, read_directory
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +80,11 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
     """The records of the zip of ``size`` bytes at ``path``; InputError unless they tile it exactly
     and are those of a torch checkpoint."""
     entries, end = read_directory(read, path, size)
+    _check_plain(path, entries)
     root, slash, _ = entries[0][1].partition("/") if entries else ("", "", "")
     folder = root + "/"
     names = tuple(name[len(folder) :] for _, name, *_ in entries if name.startswith(folder))
-    starts = _starts(read, path, entries, end)
+    starts = data_offsets(read, path, entries, end)
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise torchscript(path)
     if not slash or "data.pkl" not in names:
@@ -120,61 +107,60 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
     return replace(archive, alignment=int(alignment))
 
 
-def _starts(read: Read, path: str, entries: Sequence[Entry], end: int) -> array[int]:
-    """Where the bytes of each entry start, by its local header; nothing but headers and data lies
-    before the directory at ``end``."""
-
-    def places() -> Iterator[tuple[int, int]]:
-        for header, name, *_ in entries:
-            size = LOCAL.size + len(name.encode())
-            if header + size > end:
-                raise InputError(path, f"corrupt zip: '{name}' starts beyond its data")
-            yield header, size
-
-    starts = array("q")
-    position = slack = 0
-    for (header, name, size, flags, _), (block, at) in zip(
-        entries, read_places(read, places()), strict=True
-    ):
-        gap = header - position
-        if gap < 0:
-            raise InputError(path, f"corrupt zip: '{name}' overlaps the record before it")
-        if gap > slack:
-            raise InputError(path, f"corrupt zip: {gap:,} stray bytes before '{name}'")
-        start = header + _data_offset(path, name, size, flags, block, at)
-        position = start + size
-        if position > end:
-            raise InputError(path, f"corrupt zip: '{name}' reaches beyond the data")
-        starts.append(start)
-        # A descriptor may follow.
-        slack = 24 if flags & DESCRIBED else 0
-    if not 0 <= end - position <= slack:
-        raise InputError(path, "corrupt zip: its directory does not follow its last record")
-    return starts
+def _check_plain(path: str, entries: Sequence[Entry]) -> None:
+    """InputError for records that are compressed, and for names that torch never writes."""
+    for _, name, _, _, _, method, _ in entries:
+        if name[0] == "/" or "\\" in name or (".." in name and ".." in name.split("/")):
+            raise InputError(path, f"a zip record has the unsafe name {name[:80]!r}")
+        if method:
+            if any(other.endswith("/data.pkl") for _, other, *_ in entries):
+                raise _compressed(path, name)
+            raise no_data(path)
 
 
-def _data_offset(
-    path: str, name: str, size: int, flags: int, block: bytes | bytearray, at: int
-) -> int:
-    """How far behind its local header (in ``block`` at ``at``) the bytes of a member start."""
-    kind, local_flags, method, packed, full, named, extra = _FIELDS.unpack_from(block, at)
-    raw = name.encode()
-    at += LOCAL.size
-    if kind != b"PK\3\4" or named != len(raw) or not block.startswith(raw, at):
-        raise InputError(path, f"corrupt zip: the header of '{name}' is not where it should be")
-    if method != 0 or local_flags & ~KNOWN_FLAGS:
-        raise InputError(path, f"its record '{name}' is compressed or encrypted")
-    if (local_flags ^ flags) & DESCRIBED:
-        raise InputError(path, f"corrupt zip: two accounts of '{name}'")
-    # 0 with a descriptor behind the data; the limit where a 64-bit field has the sizes.
-    if (packed != size or full != size) and not {packed, full} <= {
-        size,
-        MAX32,
-        0 if flags & DESCRIBED else size,
-    }:
-        raise InputError(path, f"corrupt zip: two sizes of '{name}'")
-    length: int = LOCAL.size + named + extra
-    return length
+def _compressed(path: str, name: str) -> InputError:
+    if "/code/" in name:
+        return torchscript(path)
+    from swavg.formats.foreign import LOAD_AND_SAVE, with_paths
+
+    return InputError(
+        path,
+        f"its record '{name}' is compressed; torch stores records as they are",
+        hint=f"Load and save it again:\n{with_paths(LOAD_AND_SAVE, path)}",
+    )
+
+
+def torchscript(path: str) -> InputError:
+    """The refusal of an archive that torch.jit.save wrote."""
+    from swavg.formats.foreign import STATE_DICT, with_paths
+
+    return InputError(
+        path,
+        "a TorchScript archive, which holds a program",
+        hint=f"Save its state dict. This loads the program:\n{with_paths(STATE_DICT, path)}",
+    )
+
+
+def big_endian(path: str) -> InputError:
+    """The refusal of what another kind of machine wrote."""
+    from swavg.formats.foreign import LOAD_AND_SAVE, with_paths
+
+    return InputError(
+        path,
+        "written on a big-endian machine, which swavg does not read",
+        hint=f"torch does; load and save it again:\n{with_paths(LOAD_AND_SAVE, path)}",
+    )
+
+
+def no_data(path: str) -> InputError:
+    """The refusal of a zip that torch did not write."""
+    from swavg.formats.foreign import UNZIP, with_paths
+
+    return NoWeightsError(
+        path,
+        "a zip, but no torch checkpoint (it has no data.pkl)",
+        hint=with_paths(UNZIP, path),
+    )
 
 
 def read_pickle(read: Read, archive: Archive) -> bytes:

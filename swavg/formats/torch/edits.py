@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from swavg.formats.checkpoint import Form, Shape
 from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import FileLayout, WriteRequest
+from swavg.formats.template import CannotKeep, Edit, Replacement
 from swavg.formats.torch.arrays import FAR
 from swavg.formats.torch.overlaps import Stretch, hull
-from swavg.formats.torch.template import CannotKeep, Edit, Replacement
 from swavg.storage.sources import Pool
 
 if TYPE_CHECKING:

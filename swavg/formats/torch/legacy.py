@@ -10,8 +10,9 @@ import struct
 from collections.abc import Callable, Iterator
 
 from swavg.errors import InputError, NoWeightsError
+from swavg.formats.blocks import Read, read_places
+from swavg.formats.torch.archive import big_endian
 from swavg.formats.torch.arrays import PickledStorage
-from swavg.formats.torch.blocks import Read, read_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import (
     MAX_BYTES,
@@ -21,7 +22,6 @@ from swavg.formats.torch.unpickler import (
     TruncatedError,
     unpickle,
 )
-from swavg.formats.torch.zip_directory import big_endian
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001

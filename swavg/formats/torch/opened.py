@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from swavg.errors import InputError
+from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import (
     Checkpoint,
     Extras,
@@ -18,7 +19,6 @@ from swavg.formats.checkpoint import (
 )
 from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_pickle
 from swavg.formats.torch.arrays import FileWithTexts, place_texts
-from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Element, Value, plain_values
 from swavg.formats.torch.legacy import read_legacy
 from swavg.formats.torch.objects import Refused, Storage, View

@@ -10,7 +10,7 @@ from swavg.errors import RequestError
 from swavg.formats.checkpoint import Shape
 from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import Specs
-from swavg.formats.torch.archive_layout import (
+from swavg.formats.zip_layout import (
     ALIGNMENT,
     ArchiveLayout,
     Member,

@@ -13,19 +13,7 @@ from operator import attrgetter
 from swavg.errors import InputError, OutputError
 from swavg.formats.checkpoint import Record
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
-from swavg.formats.torch.archive import Archive, read_archive, read_pickle
-from swavg.formats.torch.archive_layout import (
-    ArchiveLayout,
-    CheckedLayout,
-    Member,
-    arranged,
-    lay_out_archive,
-)
-from swavg.formats.torch.arrays import FAR
-from swavg.formats.torch.edits import orders_of, text_edits, view_edits
-from swavg.formats.torch.opened import TorchTemplate, open_archive
-from swavg.formats.torch.plain import RECIPE, lay_out_plain
-from swavg.formats.torch.template import (
+from swavg.formats.template import (
     CannotKeep,
     Edit,
     Replacement,
@@ -33,7 +21,19 @@ from swavg.formats.torch.template import (
     spliced,
     within,
 )
+from swavg.formats.torch.archive import Archive, read_archive, read_pickle
+from swavg.formats.torch.arrays import FAR
+from swavg.formats.torch.edits import orders_of, text_edits, view_edits
+from swavg.formats.torch.opened import TorchTemplate, open_archive
+from swavg.formats.torch.plain import RECIPE, lay_out_plain
 from swavg.formats.torch.unpickler import MAX_BYTES
+from swavg.formats.zip_layout import (
+    ArchiveLayout,
+    CheckedLayout,
+    Member,
+    arranged,
+    lay_out_archive,
+)
 from swavg.storage.sources import LocalFile, Pool, Source
 
 # Padding is an extra field, whose length is a 16-bit number.

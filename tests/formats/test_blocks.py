@@ -11,7 +11,7 @@ import torch
 from torch_reading import assert_same, opened
 
 from swavg.errors import InputError
-from swavg.formats.torch.blocks import read_places
+from swavg.formats.blocks import read_places
 
 
 def test_near_places_are_one_request_and_far_ones_several() -> None:

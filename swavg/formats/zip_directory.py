@@ -1,11 +1,17 @@
-"""The central directory of a zip: its entries, each checked, in the order of the file."""
+"""The records of a zip: where each lies, checked before any of it is believed.
+
+Readers take members by their offsets and never look at the rest of the zip, so everything that
+could make two of them disagree is refused: encryption, overlaps, holes, repeated names.
+"""
 
 from __future__ import annotations
 
 import struct
+from array import array
+from collections.abc import Iterator, Sequence
 
-from swavg.errors import InputError, NoWeightsError
-from swavg.formats.torch.blocks import Read
+from swavg.errors import InputError
+from swavg.formats.blocks import Read, read_places
 
 LOCAL = struct.Struct("<4s5H3I2H")
 CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -19,12 +25,15 @@ DESCRIBED = 0x0008
 KNOWN_FLAGS = 0x0808 | 0x0006
 _MAX_DIRECTORY = 32 << 20
 _MAX_ENTRIES = 250_000
+# Of LOCAL: signature, flags, method, packed and full size, lengths of name and extra field.
+_LOCAL_FIELDS = struct.Struct("<4s2x2H8x2I2H")
 # Of CENTRAL: signature, flags, method, CRC, packed and full size, lengths of name, extra field and
 # comment, disk, header offset.
 _FIELDS = struct.Struct("<4s4x2H4x3I4H6xI")
 
-Entry = tuple[int, str, int, int, int]
-"""Offset of the local header, name, size in bytes, flags, CRC-32."""
+Entry = tuple[int, str, int, int, int, int, int]
+"""Offset of the local header, name, size in bytes, flags, CRC-32, method (0: as it is), size as it
+is packed."""
 
 
 def read_directory(read: Read, path: str, size: int) -> tuple[list[Entry], int]:
@@ -32,48 +41,69 @@ def read_directory(read: Read, path: str, size: int) -> tuple[list[Entry], int]:
     count, offset, length = _place(read, path, size)
     if length > _MAX_DIRECTORY:
         raise InputError(
-            path, f"its zip directory takes {length:,} bytes, more than any torch file"
+            path, f"its zip directory takes {length:,} bytes, more than any checkpoint"
         )
     if count * CENTRAL.size > length:
         raise InputError(path, f"corrupt zip directory: {count:,} entries in {length:,} bytes")
     if count > _MAX_ENTRIES:
-        raise InputError(path, f"its zip has {count:,} records, more than any torch file")
+        raise InputError(path, f"its zip has {count:,} records, more than any checkpoint")
     entries = _entries(path, bytes(read(offset, length)), count)
     entries.sort()
     return entries, offset
 
 
-def torchscript(path: str) -> InputError:
-    """The refusal of an archive that torch.jit.save wrote."""
-    from swavg.formats.foreign import STATE_DICT, with_paths
+def data_offsets(read: Read, path: str, entries: Sequence[Entry], end: int) -> array[int]:
+    """Where the bytes of each entry start, by its local header; nothing but headers and data lies
+    before the directory at ``end``."""
 
-    return InputError(
-        path,
-        "a TorchScript archive, which holds a program",
-        hint=f"Save its state dict. This loads the program:\n{with_paths(STATE_DICT, path)}",
+    def places() -> Iterator[tuple[int, int]]:
+        for header, name, *_ in entries:
+            size = LOCAL.size + len(name.encode())
+            if header + size > end:
+                raise InputError(path, f"corrupt zip: '{name}' starts beyond its data")
+            yield header, size
+
+    starts = array("q")
+    position = slack = 0
+    for entry, (block, at) in zip(entries, read_places(read, places()), strict=True):
+        header, name, _, flags, _, _, packed = entry
+        gap = header - position
+        if gap < 0:
+            raise InputError(path, f"corrupt zip: '{name}' overlaps the record before it")
+        if gap > slack:
+            raise InputError(path, f"corrupt zip: {gap:,} stray bytes before '{name}'")
+        start = header + _data_offset(path, entry, block, at)
+        position = start + packed
+        if position > end:
+            raise InputError(path, f"corrupt zip: '{name}' reaches beyond the data")
+        starts.append(start)
+        # A descriptor may follow.
+        slack = 24 if flags & DESCRIBED else 0
+    if not 0 <= end - position <= slack:
+        raise InputError(path, "corrupt zip: its directory does not follow its last record")
+    return starts
+
+
+def _data_offset(path: str, entry: Entry, block: bytes | bytearray, at: int) -> int:
+    """How far behind its local header (in ``block`` at ``at``) the bytes of a member start."""
+    _, name, size, flags, _, method, packed = entry
+    kind, local_flags, local_method, local_packed, local_size, named, extra = (
+        _LOCAL_FIELDS.unpack_from(block, at)
     )
-
-
-def big_endian(path: str) -> InputError:
-    """The refusal of what another kind of machine wrote."""
-    from swavg.formats.foreign import LOAD_AND_SAVE, with_paths
-
-    return InputError(
-        path,
-        "written on a big-endian machine, which swavg does not read",
-        hint=f"torch does; load and save it again:\n{with_paths(LOAD_AND_SAVE, path)}",
-    )
-
-
-def no_data(path: str) -> InputError:
-    """The refusal of a zip that torch did not write."""
-    from swavg.formats.foreign import UNZIP, with_paths
-
-    return NoWeightsError(
-        path,
-        "a zip, but no torch checkpoint (it has no data.pkl)",
-        hint=with_paths(UNZIP, path),
-    )
+    raw = name.encode()
+    at += LOCAL.size
+    if kind != b"PK\3\4" or named != len(raw) or not block.startswith(raw, at):
+        raise InputError(path, f"corrupt zip: the header of '{name}' is not where it should be")
+    if local_method != method or local_flags & ~KNOWN_FLAGS:
+        raise InputError(path, f"its record '{name}' is compressed or encrypted")
+    if (local_flags ^ flags) & DESCRIBED:
+        raise InputError(path, f"corrupt zip: two accounts of '{name}'")
+    # 0 with a descriptor behind the data; the limit where a 64-bit field has the sizes.
+    vague = {MAX32, 0} if flags & DESCRIBED else {MAX32}
+    if local_packed not in (packed, *vague) or local_size not in (size, *vague):
+        raise InputError(path, f"corrupt zip: two sizes of '{name}'")
+    length: int = LOCAL.size + named + extra
+    return length
 
 
 def _place(read: Read, path: str, size: int) -> tuple[int, int, int]:
@@ -137,29 +167,15 @@ def _entries(path: str, data: bytes, count: int) -> list[Entry]:
         at += extra + comment
         if flags & ~KNOWN_FLAGS:
             raise InputError(path, f"its record '{name}' is encrypted or patched")
-        if method != 0:
-            raise _compressed(path, name) if b"/data.pkl" in data else no_data(path)
-        if packed != size or disk not in (0, MAX16):
+        if (packed != size and not method) or disk not in (0, MAX16):
             raise InputError(path, f"corrupt zip: '{name}' has two sizes")
         if name in seen:
             raise InputError(path, f"corrupt zip: '{name}' is there twice")
         seen.add(name)
-        found.append((header, name, size, flags, crc))
+        found.append((header, name, size, flags, crc, method, packed))
     if at != len(data):
         raise InputError(path, "corrupt zip directory: it holds more than its entries")
     return found
-
-
-def _compressed(path: str, name: str) -> InputError:
-    if "/code/" in name:
-        return torchscript(path)
-    from swavg.formats.foreign import LOAD_AND_SAVE, with_paths
-
-    return InputError(
-        path,
-        f"its record '{name}' is compressed; torch stores records as they are",
-        hint=f"Load and save it again:\n{with_paths(LOAD_AND_SAVE, path)}",
-    )
 
 
 def _name(path: str, raw: bytes) -> str:
@@ -167,13 +183,8 @@ def _name(path: str, raw: bytes) -> str:
         name = raw.decode()
     except UnicodeDecodeError:
         raise InputError(path, f"a zip record has an unreadable name {raw[:40]!r}") from None
-    if (
-        not name
-        or name[0] == "/"
-        or "\0" in name
-        or "\\" in name
-        or (".." in name and ".." in name.split("/"))
-    ):
+    # Where some readers end a name.
+    if not name or "\0" in name:
         raise InputError(path, f"a zip record has the unsafe name {name[:80]!r}")
     return name
 

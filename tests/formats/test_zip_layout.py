@@ -14,8 +14,8 @@ import pytest
 from swavg.dtypes import BY_NAME
 from swavg.formats import open_checkpoint
 from swavg.formats.layout import Specs
-from swavg.formats.torch.archive_layout import ArchiveLayout, Member, arranged, lay_out_archive
 from swavg.formats.torch.plain import lay_out_plain
+from swavg.formats.zip_layout import ArchiveLayout, Member, arranged, lay_out_archive
 
 FLOAT = BY_NAME["float32"]
 

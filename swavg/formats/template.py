@@ -1,4 +1,4 @@
-"""Writing a torch file as a template has it: other bytes in its tensors, all else byte for byte."""
+"""Writing a file as a template has it: other bytes in its tensors, all else byte for byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing a torch zip: every offset is known beforehand, CRCs and the directory follow the data.
+"""Writing a zip: every offset is known beforehand, CRCs and the directory follow the data.
 
 Alignment, descriptors and 64-bit fields are as torch writes them, because torch's loader computes
 offsets from them (``getPadding`` in its inline_container.cc) instead of reading them.
@@ -11,13 +11,27 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import merge
 from operator import itemgetter
 
+from swavg.errors import InputError, OutputError
 from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Kept, Specs
-from swavg.formats.torch.zip_directory import CENTRAL, END, END64, LOCAL, LOCATOR64, MAX16, MAX32
+from swavg.formats.zip_directory import (
+    CENTRAL,
+    END,
+    END64,
+    LOCAL,
+    LOCATOR64,
+    MAX16,
+    MAX32,
+    Entry,
+    data_offsets,
+    read_directory,
+)
 from swavg.storage.crc import RegionChecksum, combined
+from swavg.storage.sources import LocalFile, Pool
 
 ALIGNMENT = 64
 _DESCRIBED, _UTF8 = 0x0008, 0x0800
@@ -27,24 +41,36 @@ _DATE = 0x0021
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A record to write: full name, size in bytes, and the bytes unless regions give them. Once
-    arranged, its local header is at ``header`` and its bytes start at ``start``."""
+    """A record to write: full name, size in bytes in the file, and the bytes that it begins with:
+    regions give the rest. One that is copied as it was ``deflated`` has the CRC-32 and the size
+    that its bytes have unpacked. Once arranged, its local header is at ``header`` and its bytes
+    start at ``start``."""
 
     name: str
     size: int
-    body: bytes | None = None
+    head: bytes = b""
+    deflated: tuple[int, int] | None = None
     header: int = 0
     start: int = 0
 
     @property
+    def unpacked(self) -> int:
+        """Bytes that a reader gets."""
+        return self.size if self.deflated is None else self.deflated[1]
+
+    @property
     def wide(self) -> bool:
         """Whether the descriptor has 64-bit sizes."""
-        return self.header >= MAX32 or self.size >= MAX32
+        return max(self.header, self.size, self.unpacked) >= MAX32
 
     @property
     def end(self) -> int:
         """Where the next header goes: behind the descriptor, which empty records lack."""
         return self.start + self.size + (0 if not self.size else 24 if self.wide else 16)
+
+    @property
+    def method(self) -> int:
+        return 0 if self.deflated is None else 8
 
     @property
     def flags(self) -> int:
@@ -55,31 +81,32 @@ class Member:
         """The local header, padded by an extra field up to ``start``."""
         name, size = self.name.encode(), self.size
         room = self.start - self.header - LOCAL.size - len(name)
-        big = size >= MAX32
-        extra = struct.pack("<2H2Q", 1, 16, size, size) if big else b""
+        big = max(size, self.unpacked) >= MAX32
+        extra = struct.pack("<2H2Q", 1, 16, self.unpacked, size) if big else b""
         padding = room - len(extra) - 4
         extra += struct.pack("<2sH", b"FB", padding) + b"Z" * padding
         shown = MAX32 if big else 0
         needed = 45 if self.wide else 20
-        fields = (needed, self.flags, 0, 0, _DATE, 0, shown, shown, len(name), len(extra))
+        fields = (needed, self.flags, self.method, 0, _DATE, 0, shown, shown, len(name), len(extra))
         return LOCAL.pack(b"PK\3\4", *fields) + name + extra
 
     def descriptor(self, crc: int) -> bytes:
         size = self.size
         if not size:
             return b""
-        return struct.pack("<4sI2Q" if self.wide else "<4s3I", b"PK\7\10", crc, size, size)
+        kind = "<4sI2Q" if self.wide else "<4s3I"
+        return struct.pack(kind, b"PK\7\10", crc, size, self.unpacked)
 
     def entry(self, crc: int) -> bytes:
         """The member's entry in the central directory."""
         name, size, header = self.name.encode(), self.size, self.header
-        values = [value for value in (size, size, header) if value >= MAX32]
+        values = [value for value in (self.unpacked, size, header) if value >= MAX32]
         extra = struct.pack(f"<2H{len(values)}Q", 1, 8 * len(values), *values) if values else b""
         needed = 45 if self.wide else 20
-        shown = min(size, MAX32)
+        shown = min(size, MAX32), min(self.unpacked, MAX32)
         return (
             CENTRAL.pack(
-                b"PK\1\2", 45, needed, self.flags, 0, 0, _DATE, crc, shown, shown,
+                b"PK\1\2", 45, needed, self.flags, self.method, 0, _DATE, crc, *shown,
                 len(name), len(extra), 0, 0, 0, 0, min(header, MAX32),
             )
             + name
@@ -87,27 +114,64 @@ class Member:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class TemplateMember:
+    """A member of a template's file: where its ``size`` bytes lie, and ``deflated`` as of
+    :class:`Member`."""
+
+    name: str
+    start: int
+    size: int
+    deflated: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, entry: Entry, start: int) -> TemplateMember:
+        _, name, size, _, crc, method, packed = entry
+        return cls(name, start, packed, (crc, size) if method else None)
+
+    @property
+    def copy(self) -> Member:
+        return Member(self.name, self.size, b"", self.deflated)
+
+
+def check_members(path: str, arrangement: Sequence[Member]) -> None:
+    """OutputError unless the zip at ``path`` has just these members, where they were planned."""
+    file = LocalFile.find(path)
+    try:
+        with Pool() as pool:
+            read = partial(pool.read, file)
+            entries, end = read_directory(read, path, file.size)
+            starts = data_offsets(read, path, entries, end)
+    except InputError as error:
+        raise OutputError(path, f"the finished file does not open: {error.problem}") from error
+    found = [(each[1], at, each[6]) for each, at in zip(entries, starts, strict=True)]
+    if found != [(each.name, each.start, each.size) for each in arrangement]:
+        raise OutputError(path, "the finished file has other members than were planned")
+
+
 def arranged(members: Sequence[Member], alignment: int = ALIGNMENT) -> Iterator[Member]:
     """The members one behind the other, each one's bytes at a multiple of ``alignment``."""
     cursor = 0
     for member in members:
         start = cursor + LOCAL.size + len(member.name.encode()) + 4
-        if member.size >= MAX32 or cursor >= MAX32:
-            start += 4 + 16 * (member.size >= MAX32) + 8 * (cursor >= MAX32)
+        big = max(member.size, member.unpacked) >= MAX32
+        if big or cursor >= MAX32:
+            start += 4 + 16 * big + 8 * (cursor >= MAX32)
         start += -start % alignment
-        placed = Member(member.name, member.size, member.body, cursor, start)
+        placed = Member(member.name, member.size, member.head, member.deflated, cursor, start)
         yield placed
         cursor = placed.end
 
 
-def _ending(count: int, offset: int, size: int) -> bytes:
+def _ending(count: int, offset: int, size: int, comment: bytes) -> bytes:
     """What follows a central directory of ``count`` entries in ``size`` bytes at ``offset``."""
     wide = b""
     if count >= MAX16 or size >= MAX32 or offset >= MAX32:
         wide = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
         wide += LOCATOR64.pack(b"PK\6\7", 0, offset + size, 1)
     shown = min(count, MAX16)
-    return wide + END.pack(b"PK\5\6", 0, 0, shown, shown, min(size, MAX32), min(offset, MAX32), 0)
+    places = min(size, MAX32), min(offset, MAX32), len(comment)
+    return wide + END.pack(b"PK\5\6", 0, 0, shown, shown, *places) + comment
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +191,10 @@ class CheckedLayout(FileLayout):
 
 @dataclass(frozen=True, eq=False)
 class ArchiveLayout(CheckedLayout):
-    """A torch zip; members without a body are filled by regions."""
+    """A zip whose members are filled by regions behind their heads."""
 
     arrangement: tuple[Member, ...] = ()
+    comment: bytes = b""
 
     checksum = "crc32"
 
@@ -139,8 +204,8 @@ class ArchiveLayout(CheckedLayout):
     def _own(self) -> Iterator[tuple[int, bytes]]:
         for placed in self.arrangement:
             yield placed.header, placed.local
-            if placed.body:
-                yield placed.start, placed.body
+            if placed.head:
+                yield placed.start, placed.head
 
     def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
         of_tensor = self.specs.sizes
@@ -160,15 +225,15 @@ class ArchiveLayout(CheckedLayout):
                 at += 1
 
             def describe(placed: Member = placed, first: int = first, last: int = at) -> bytes:
-                if placed.body is not None:
-                    total = zlib.crc32(placed.body)
+                if placed.deflated is not None:
+                    total = placed.deflated[0]
                 else:
                     parts = (
                         (made[start] if start in made else crc(start), size)
                         for start, size in regions[first:last]
                         if size
                     )
-                    total = combined(parts)
+                    total = combined([(zlib.crc32(placed.head), len(placed.head)), *parts])
                 entries.append(placed.entry(total))
                 return placed.descriptor(total)
 
@@ -176,7 +241,7 @@ class ArchiveLayout(CheckedLayout):
 
         def directory() -> bytes:
             data = b"".join(entries)
-            return data + _ending(len(entries), self._end, len(data))
+            return data + _ending(len(entries), self._end, len(data), self.comment)
 
         yield self._end, directory
 
@@ -195,6 +260,7 @@ def lay_out_archive(
     kept: Sequence[Kept] = (),
     bodies: Sequence[tuple[int, bytes]] = (),
     orders: Mapping[int, Shape] | None = None,
+    comment: bytes = b"",
     check: Callable[[str], None],
 ) -> ArchiveLayout:
     """An archive so arranged; ``places`` are tensor and offset in the file, ascending."""
@@ -202,7 +268,7 @@ def lay_out_archive(
     end = arrangement[-1].end
     return ArchiveLayout(
         name,
-        end + directory + len(_ending(len(arrangement), end, directory)),
+        end + directory + len(_ending(len(arrangement), end, directory, comment)),
         specs,
         array("I", [number for number, _ in places]),
         array("q", [offset for _, offset in places]),
@@ -211,4 +277,5 @@ def lay_out_archive(
         check,
         tuple(bodies),
         arrangement,
+        comment,
     )

@@ -1,0 +1,27 @@
+"""Flax files (MessagePack, of flax.serialization): read, and written as safetensors.
+
+The reader is imported when such a file is there.
+"""
+
+from __future__ import annotations
+
+from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.layout import Format
+
+
+def _is_flax(head: bytes) -> bool:
+    """A map that is not empty, whose first key is a text."""
+    counts = {0xDE: 2, 0xDF: 4}
+    if not head or not (0x81 <= head[0] <= 0x8F or head[0] in counts):
+        return False
+    key = head[1 + counts.get(head[0], 0) :][:1]
+    return key != b"" and (0xA0 <= key[0] <= 0xBF or 0xD9 <= key[0] <= 0xDB)
+
+
+def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    from swavg.formats.flax.reader import open_flax
+
+    return open_flax(path, key, shared)
+
+
+FORMAT = Format("flax", (".msgpack",), _is_flax, _open, data=True)
