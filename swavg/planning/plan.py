@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from swavg.dtypes import Accumulator, DType
 from swavg.formats.checkpoint import Box, Checkpoint, Shape, Tensor, TensorSpec, TensorTable
-from swavg.formats.gather import row_major_strides
+from swavg.formats.gather import regions, row_major_strides
 from swavg.formats.layout import FileLayout
 from swavg.planning.composite import Parts
 from swavg.planning.decide import NotAveraged
@@ -137,16 +137,33 @@ class Entries:
 
 
 def _turned(tensor: Tensor, order: Shape) -> Tensor:
-    """The tensor with its axes in this order: one that lies so becomes row-major."""
-    box = tensor.boxes[0]
-    strides = row_major_strides(box.shape) if box.strides is None else box.strides
-    shape = tuple(box.shape[axis] for axis in order)
-    turned: Shape | None = tuple(strides[axis] for axis in order)
-    packed = row_major_strides(shape)
-    if all(n == 1 or a == b for n, a, b in zip(shape, turned or (), packed, strict=True)):
-        turned = None
-    spec = TensorSpec(tensor.spec.name, tensor.spec.dtype, shape)
-    return Tensor(spec, (Box(box.source, box.offset, box.start, shape, turned),), shape)
+    """The tensor with its axes in this order: a box that lies so becomes row-major."""
+    dtype, shape = tensor.spec.dtype, tensor.spec.shape
+    boxes = []
+    for box in tensor.boxes if tensor.grid == shape else _in_axes(tensor):
+        strides = row_major_strides(box.shape) if box.strides is None else box.strides
+        start, extents, turned = (
+            tuple(values[axis] for axis in order) for values in (box.start, box.shape, strides)
+        )
+        packed = all(
+            n == 1 or a == b
+            for n, a, b in zip(extents, turned, row_major_strides(extents), strict=True)
+        )
+        boxes.append(Box(box.source, box.offset, start, extents, None if packed else turned))
+    whole = tuple(shape[axis] for axis in order)
+    return Tensor(TensorSpec(tensor.spec.name, dtype, whole), tuple(boxes), whole)
+
+
+def _in_axes(tensor: Tensor) -> Iterator[Box]:
+    """The boxes of a tensor that is cut as a flat row, as boxes of its own axes."""
+    shape, itemsize = tensor.spec.shape, tensor.spec.dtype.itemsize
+    for box in tensor.boxes:
+        (start,), (count,) = box.start, box.shape
+        offset = box.offset
+        for region in regions(shape, start, start + count):
+            starts, extents = zip(*region, strict=True) if region else ((), ())
+            yield Box(box.source, offset, starts, extents)
+            offset += math.prod(extents) * itemsize
 
 
 @dataclass(frozen=True, eq=False, slots=True)
