@@ -11,6 +11,7 @@ from swavg.series.model import Unit, is_generic
 
 SUFFIXES = (
     ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl", ".model", ".zip",
+    ".index",
 )  # fmt: skip
 """Suffixes that hold no part of a step; a name may end in several (``.pth.tar``)."""
 
