@@ -29,7 +29,7 @@ def keep(prefix, arrays):
         expected[f"{prefix}/{key}"] = found
 
 
-def keras_run():
+def keras_objects():
     """Keras 3: trainable weights under the optimizer's name, which is found first."""
     model = keras.Sequential(
         [
@@ -41,15 +41,20 @@ def keras_run():
     )
     model.compile(keras.optimizers.Adam(0.01), "mse")
     note = tf.Variable("first")
-    checkpoint = tf.train.Checkpoint(
+    return tf.train.Checkpoint(
         model=model, optimizer=model.optimizer, step=tf.Variable(0), note=note
     )
+
+
+def keras_run():
+    checkpoint = keras_objects()
+    model = checkpoint.model
     manager = tf.train.CheckpointManager(checkpoint, "keras", max_to_keep=None)
     chance = np.random.default_rng(0)
     for number in range(1, 4):
         model.fit(chance.random((8, 4)), chance.random((8, 3)), epochs=2, verbose=0)
         checkpoint.step.assign_add(10)
-        note.assign(f"after {number}")
+        checkpoint.note.assign(f"after {number}")
         prefix = manager.save()
         trainable = [v for v in model.weights if v.trainable]
         arrays = {
@@ -63,7 +68,7 @@ def keras_run():
         keep(prefix, arrays)
 
 
-def objects_run():
+def plain_objects():
     """Plain objects, with two optimizers under names of the user's, and every kind of dtype."""
     net = tf.Module()
     net.weight = tf.Variable(tf.zeros((5, 3)))
@@ -78,9 +83,15 @@ def objects_run():
     optimizers = [keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.Adam(0.1)]
     for optimizer, variables in zip(optimizers, ([net.weight], [head.bias]), strict=True):
         optimizer.build(variables)
-    checkpoint = tf.train.Checkpoint(
+    return tf.train.Checkpoint(
         net=net, head=head, net_optimizer=optimizers[0], head_optimizer=optimizers[1]
     )
+
+
+def objects_run():
+    checkpoint = plain_objects()
+    net, head = checkpoint.net, checkpoint.head
+    optimizers = [checkpoint.net_optimizer, checkpoint.head_optimizer]
     for number in (10, 20):
         chance = np.random.default_rng(number)
         arrays = {}
@@ -100,28 +111,33 @@ def objects_run():
         keep(checkpoint.write(f"objects/model-{number}"), arrays)
 
 
+def saver_graph(shape, partitioner):
+    """TensorFlow 1: variables by name, of which one is partitioned if that is asked for."""
+    v1 = tf.compat.v1
+    start = v1.random_normal_initializer()
+    with v1.variable_scope("net"):
+        with tf.device("/cpu:0"):
+            table = v1.get_variable("table", shape, initializer=start, partitioner=partitioner)
+        with tf.device("/cpu:1"):
+            bias = v1.get_variable("bias", [5], initializer=start)
+    with tf.device("/cpu:2"):
+        other = v1.get_variable("other", [2, 2], initializer=start)
+    whole = [tf.convert_to_tensor(variable) for variable in (table, bias, other)]
+    loss = sum(v1.reduce_sum(tensor**2) for tensor in whole)
+    step = v1.train.get_or_create_global_step()
+    train = v1.train.AdamOptimizer(0.1).minimize(loss, global_step=step)
+    return dict(zip(("net/table", "net/bias", "other"), whole, strict=True)), step, train
+
+
 def saver_run(folder, sharded, partitioner, shape):
-    """TensorFlow 1: Saver, variables by name; in parts and in several data files if asked for."""
+    """Saver; in several data files if asked for."""
+    v1 = tf.compat.v1
     # Of several data files each is moved into it.
     Path(folder).mkdir()
     for number in (100, 200):
-        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-            v1 = tf.compat.v1
+        with tf.Graph().as_default(), v1.Session() as session:
             v1.set_random_seed(number)
-            start = v1.random_normal_initializer()
-            with v1.variable_scope("net"):
-                with tf.device("/cpu:0"):
-                    table = v1.get_variable(
-                        "table", shape, initializer=start, partitioner=partitioner
-                    )
-                with tf.device("/cpu:1"):
-                    bias = v1.get_variable("bias", [5], initializer=start)
-            with tf.device("/cpu:2"):
-                other = v1.get_variable("other", [2, 2], initializer=start)
-            step = v1.train.get_or_create_global_step()
-            whole = [tf.convert_to_tensor(variable) for variable in (table, bias, other)]
-            loss = sum(v1.reduce_sum(tensor**2) for tensor in whole)
-            train = v1.train.AdamOptimizer(0.1).minimize(loss, global_step=step)
+            names, step, train = saver_graph(shape, partitioner)
             saver = v1.train.Saver(sharded=sharded, max_to_keep=None)
             session.run(v1.global_variables_initializer())
             session.run(train)
@@ -132,8 +148,13 @@ def saver_run(folder, sharded, partitioner, shape):
                 global_step=number,
                 write_meta_graph=False,
             )
-            names = dict(zip(("net/table", "net/bias", "other"), whole, strict=True))
             keep(prefix, session.run(names))
+
+
+def three_devices():
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
+    )
 
 
 def main():
@@ -142,9 +163,7 @@ def main():
     # The files hold the paths that they were given.
     os.chdir(out)
     keras.utils.set_random_seed(0)
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 3
-    )
+    three_devices()
     keras_run()
     objects_run()
     v1 = tf.compat.v1
