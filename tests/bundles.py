@@ -54,13 +54,14 @@ def block(pairs):
     return out + struct.pack("<2I", 0, 1)
 
 
-def index(entries, shards=1, header=None, kind=b"\0"):
-    """The file of these entries, in one block."""
+def index(entries, shards=1, header=None, kind=b"\0", raw=None):
+    """The file of these entries, in one block (which ``raw`` replaces)."""
     header = b"\x08" + number(shards) + b"\x1a\x02\x08\x01" if header is None else header
     out, handles = b"", []
     last = max(entries, default=b"")
     for pairs in ([(b"", header), *sorted(entries.items())], [], None):
         data = block([(last, handles[0])] if pairs is None else pairs)
+        data = raw if raw is not None and not handles else data
         handles.append(number(len(out)) + number(len(data)))
         out += data + kind + struct.pack("<I", masked(data + kind))
     return out + (handles[1] + handles[2]).ljust(40, b"\0") + struct.pack("<Q", MAGIC)
@@ -89,6 +90,10 @@ def write(folder, tensors, words=None, name="ckpt"):
         data += own
     (folder / f"{name}.data-00000-of-00001").write_bytes(data)
     (folder / f"{name}.index").write_bytes(index(entries))
+
+
+def data_file(prefix, shard, shards):
+    return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
 
 
 def varints(data, count):
@@ -146,12 +151,14 @@ def pairs_of(file, start, size):
 
 
 def read(prefix):
-    """All whole tensors as arrays (strings as bytes) by key, every checksum compared."""
+    """All undivided tensors as arrays (strings as bytes) by key, every checksum compared."""
     found = {}
     for key, value in read_index(prefix.with_name(prefix.name + ".index")).items():
         if not key:
             assert dict(fields(value))[1] == 1
             continue
+        if key.startswith(b"\0") or any(at == 7 for at, _ in fields(value)):
+            continue  # A slice, or what is divided into some.
         facts = {3: 0, 4: 0, 5: 0, **dict(fields(value))}
         shape = [dict(fields(each)).get(1, 0) for at, each in fields(facts[2]) if at == 2]
         file = prefix.with_name(f"{prefix.name}.data-{facts[3]:05d}-of-00001")

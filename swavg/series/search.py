@@ -14,7 +14,7 @@ from swavg.formats.configuration import is_configuration, is_training_state
 from swavg.formats.folder import explain_files, explain_folder
 from swavg.formats.part_names import but_for_steps
 from swavg.formats.parts import open_parts
-from swavg.formats.places import is_one_folder
+from swavg.formats.places import format_at, is_one_folder
 from swavg.series.candidates import Candidate
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
@@ -67,7 +67,8 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
     if not os.path.isdir(path):
         return False
     if is_one_folder(path, any_name=stepped) or find_composite(path) is not None:
-        return True
+        # Of several of TensorFlow's one is the latest, and their folder is a run.
+        return sum(name.endswith(".index") for name in _listed(path)) < 2
     return stepped and _has_components(components(path))
 
 
@@ -124,6 +125,9 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
                 found.append(Candidate(path, facts, searched=True))
             elif facts.counts:
                 foreign.append(path)
+            continue
+        if name.endswith(".index") and format_at(path) is None:
+            # Of something else.
             continue
         whole = name.lower()
         while whole.endswith(_PARTIAL):

@@ -113,8 +113,10 @@ def _entry(data: bytes) -> Entry:
             shape = _shape(value)
         elif number == 7 and isinstance(value, bytes):
             slices.append(tuple(map(_extent, messages(value, 1))))
-        elif number < 7:
-            numbers[number] = _count(value)
+        elif number < 7 and type(value) is int and value < 1 << 63:
+            numbers[number] = value
+        else:
+            raise ValueError("an entry that is none")
     dtype, _, shard, offset, size, crc = numbers[1:7]
     return Entry(dtype, shape, shard, offset, size, sstable.unmasked(crc), tuple(slices))
 

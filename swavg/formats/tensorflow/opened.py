@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from swavg.formats.checkpoint import (
     Tensor,
     TensorSpec,
 )
-from swavg.formats.tensorflow import recipe_in
+from swavg.formats.tensorflow import prefixes_in, recipe_in
 from swavg.formats.tensorflow.bundle import NUMBERS, STRING, Bundle, Entry, read_bundle
 from swavg.formats.tensorflow.graph import GRAPH_KEY, GRAPH_LIMIT, model_keys, weights_by_name
 from swavg.formats.tensorflow.proto import varint
@@ -107,11 +108,14 @@ def open_bundle(path: str, prefix: str, shared: Shared | None = None) -> Checkpo
         others=others,
         template=Template(prefix, names),
     )
-    notes: tuple[str, ...] = ()
+    notes = []
+    if os.path.isdir(path) and len(several := prefixes_in(path)) > 1:
+        latest = os.path.basename(prefix)
+        notes.append(f"of {len(several)} checkpoints in the folder {latest} is taken, the latest")
     if others:
         shown = some([f"'{name}'" for name in others], 3)
-        notes = (f"averaged are the model's {len(names)} variables, not {shown}",)
-    return Checkpoint(path, "tensorflow", (*files, index), table, notes=notes, extras=extras)
+        notes.append(f"taken are the {len(names)} variables of the model, not {shown}")
+    return Checkpoint(path, "tensorflow", (*files, index), table, notes=tuple(notes), extras=extras)
 
 
 def _text(key: bytes) -> str:

@@ -35,23 +35,24 @@ def fields(data: bytes) -> Iterator[tuple[int, Value]]:
     """Number and value of each field of a message, in its order. ValueError if it is none."""
     at, size = 0, len(data)
     while at < size:
-        tag, at = varint(data, at)
+        tag, at = (data[at], at + 1) if data[at] < 0x80 else varint(data, at)
         kind = tag & 7
-        if kind == 0:
-            value, at = varint(data, at)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
-            length, at = varint(data, at)
+        if kind in (0, 2):
+            # Nearly all numbers are of one byte.
+            one = at < size and data[at] < 0x80
+            value, at = (data[at], at + 1) if one else varint(data, at)
+            if kind == 0:
+                yield tag >> 3, value
+                continue
         elif kind in (1, 5):
-            length = 8 if kind == 1 else 4
+            value = 8 if kind == 1 else 4
         else:
             raise ValueError(f"a field of the wire type {kind}")
-        if at + length > size:
+        end = at + value
+        if end > size:
             raise ValueError("a field is cut short")
-        part = data[at : at + length]
-        at += length
-        yield tag >> 3, part if kind == 2 else int.from_bytes(part, "little")
+        yield tag >> 3, data[at:end] if kind == 2 else int.from_bytes(data[at:end], "little")
+        at = end
 
 
 def messages(data: bytes, number: int) -> Iterator[bytes]:

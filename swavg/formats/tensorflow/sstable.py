@@ -101,9 +101,14 @@ def _block(data: bytes, start: int, size: int) -> bytes:
 def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     at, key, size = 0, b"", len(block)
     while at < size:
-        shared, at = varint(block, at)
-        unshared, at = varint(block, at)
-        length, at = varint(block, at)
+        head = block[at : at + 3]
+        if len(head) == 3 and max(head) < 0x80:
+            shared, unshared, length = head
+            at += 3
+        else:
+            shared, at = varint(block, at)
+            unshared, at = varint(block, at)
+            length, at = varint(block, at)
         if shared > len(key) or at + unshared + length > size or shared + unshared > KEY_LIMIT:
             raise ValueError("an entry is cut short")
         key = key[:shared] + block[at : at + unshared]
