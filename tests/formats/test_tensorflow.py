@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import sys
@@ -268,6 +269,22 @@ def test_what_is_crafted_is_refused(tmp_path, problem):
     with pytest.raises(InputError, match=problem):
         open_checkpoint(tmp_path / "ckpt")
     assert time.process_time() - begun < 5
+
+
+def test_each_tensor_is_checked_as_it_is_averaged(tmp_path):
+    arrays = {f"w{at:04d}": np.full(1001 + at, at, np.float32) for at in range(500)}
+    for number in (1, 2):
+        bundles.write(tmp_path, arrays, name=f"ckpt-{number}")
+    inputs = [tmp_path / f"ckpt-{number}" for number in (1, 2)]
+    size = sum(array.nbytes for array in arrays.values())
+
+    def read():
+        return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+
+    swavg.average(inputs, output=tmp_path / "warm", distances=False)
+    before = read()
+    swavg.average(inputs, output=tmp_path / "out", distances=False)
+    assert read() - before < 2.5 * size
 
 
 @pytest.mark.parametrize(

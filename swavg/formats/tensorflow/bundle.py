@@ -79,7 +79,7 @@ def read_bundle(prefix: str) -> tuple[LocalFile, Bundle]:
         shards = _shards(header) if key == b"" else 0
         if not 0 < shards <= SHARD_LIMIT:
             raise ValueError(f"it tells of {shards:,} data files")
-        entries = {key: _entry(value) for key, value in pairs}
+        entries = {key: decoded(value) for key, value in pairs}
         if any(entry.shard >= shards for entry in entries.values()):
             raise ValueError("an entry is in a data file that it does not tell of")
     except ValueError as error:
@@ -104,7 +104,8 @@ def _count(value: Value) -> int:
     return value
 
 
-def _entry(data: bytes) -> Entry:
+def decoded(data: bytes) -> Entry:
+    """An entry of the index. ValueError if it is none."""
     numbers = [0] * 8
     shape: Shape = ()
     slices: list[Slice] = []

@@ -6,30 +6,30 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.safetensors import without_ties
-from swavg.formats.tensorflow import LATEST, NAME, RECIPE, sstable
+from swavg.formats.tensorflow import LATEST, NAME, RECIPE, proto, sstable
 from swavg.formats.tensorflow.bundle import (
     NUMBERS,
     STRING,
     Bundle,
     Entry,
     data_file,
+    decoded,
     encoded,
     read_bundle,
 )
 from swavg.formats.tensorflow.opened import Template
-from swavg.formats.tensorflow.proto import field
 from swavg.formats.tensorflow.slices import slice_key
 from swavg.storage.crc import RegionChecksum
 from swavg.storage.sources import LocalFile
 
-_HEADER = field(1, 1) + field(3, field(1, 1))
+_HEADER = proto.field(1, 1) + proto.field(3, proto.field(1, 1))
 """One data file, little-endian, version 1."""
 _DATA = 1
 """The number of the data file: it is behind the index."""
@@ -50,27 +50,29 @@ class DataLayout(FileLayout):
 
 @dataclass(frozen=True, eq=False)
 class IndexLayout(FileLayout):
-    """The index: its entries by key. Those of the template have their checksums, those of tensors
-    get the checksums of what is written."""
+    """The index. ``blank`` is it without the checksums of the tensors ``written``, which are the
+    data file's; those of what is kept of the ``template`` are in it."""
 
-    entries: tuple[tuple[bytes, Entry], ...] = ()
-    kept_keys: frozenset[bytes] = frozenset()
+    blank: bytes = b""
+    written: array[int] = field(default_factory=lambda: array("I"))
     template: str = ""
 
     def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
-        def finished(key: bytes, entry: Entry) -> Entry:
-            if entry.slices or not entry.size:
-                return entry
-            found = crc(entry.offset, _DATA)
-            if key not in self.kept_keys:
-                return replace(entry, crc=found)
-            # Checksums of strings are not those of their bytes.
-            if entry.number != STRING and found != entry.crc:
-                name = key.decode(errors="replace")
-                raise InputError(self.template, f"is damaged: '{name}' does not have its CRC-32C")
-            return entry
+        tensors = {self.specs.names[number].encode() for number in self.written}
 
-        yield 0, lambda: _index((key, finished(key, entry)) for key, entry in self.entries)
+        def finished() -> Iterator[tuple[bytes, Entry]]:
+            for key, value in self._entries():
+                entry = decoded(value)
+                found = crc(entry.offset, _DATA) if entry.size else 0
+                if key in tensors:
+                    entry = replace(entry, crc=found)
+                elif entry.size and entry.number != STRING and found != entry.crc:
+                    # The checksum of strings is not that of their bytes.
+                    problem = f"'{key.decode(errors='replace')}' does not have its CRC-32C"
+                    raise InputError(self.template, f"is damaged: {problem}")
+                yield key, entry
+
+        yield 0, lambda: _index(finished())
 
     def verify(self, path: str) -> None:
         """Read the finished index as any."""
@@ -78,8 +80,11 @@ class IndexLayout(FileLayout):
             _, found = read_bundle(path.removesuffix(".index"))
         except InputError as error:
             raise OutputError(path, error.problem) from None
-        if list(found.entries) != [key for key, _ in self.entries]:
+        if list(found.entries) != [key for key, _ in self._entries()]:
             raise OutputError(path, "tells of other tensors than were written")
+
+    def _entries(self) -> Iterator[tuple[bytes, bytes]]:
+        return islice(sstable.entries(self.name, self.blank), 1, None)
 
 
 def lay_out(request: WriteRequest) -> Layout:
@@ -111,18 +116,18 @@ def lay_out(request: WriteRequest) -> Layout:
         entries.append((key, entry))
         position += entry.size
     data = DataLayout(data_file(NAME, 0, 1), position, specs, order, offsets, tuple(pieces))
-    size = len(_index(entries))
+    blank = _index(entries)
     index = IndexLayout(
         f"{NAME}.index",
-        size,
+        len(blank),
         specs,
         array("I"),
         array("q"),
-        entries=tuple(entries),
-        kept_keys=frozenset(kept).difference(tensors),
+        blank=blank,
+        written=order,
         template=request.template.path,
     )
-    named = "".join(f'{field}: "{NAME}"\n' for field in _LATEST_FIELDS)
+    named = "".join(f'{latest}: "{NAME}"\n' for latest in _LATEST_FIELDS)
     files = {LATEST: named.encode(), RECIPE: request.recipe.encode()}
     lost = losses(request) if bundle is None else ""
     notes = (f"a TensorFlow checkpoint holds tensors only: {lost} left out",) if lost else ()

@@ -32,6 +32,8 @@ from swavg.storage.sources import LocalFile, Pool
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 """What the key of a variable of an object ends with."""
 
+AVERAGES = "/ExponentialMovingAverage"
+"""What TensorFlow's moving averages are called behind the name of their variable."""
 _COUNTS = {
     b"global_step": "global_step",
     b"step" + VALUE.encode(): "step",
@@ -77,12 +79,14 @@ class Records:
 
 def open_bundle(path: str, prefix: str, shared: Shared | None = None) -> Checkpoint:
     """Open the checkpoint at a prefix, which ``path`` stands for. InputError if it is damaged."""
+    shared = Shared() if shared is None else shared
     index, bundle = read_bundle(prefix)
     files = tuple(LocalFile.find(bundle.data_file(shard)) for shard in range(bundle.shards))
     try:
         _check_places(bundle, files)
-        model = _model(bundle, files, Shared() if shared is None else shared)
+        model = _model(bundle, files, shared)
         builder, places = _table(bundle, model)
+        others = _others(bundle, model, shared)
         scalars = _scalars(bundle, files)
     except ValueError as error:
         raise InputError(f"{prefix}.index", f"is damaged: {error}") from None
@@ -90,32 +94,41 @@ def open_bundle(path: str, prefix: str, shared: Shared | None = None) -> Checkpo
     names = table.columns.names
     if not names:
         raise NoWeightsError(path, "is a TensorFlow checkpoint without variables of a model")
-    records = {
-        shard: Records(names, array("I"), array("q"), array("q"), array("I"))
-        for shard in range(bundle.shards)
-    }
+    records = [Records(names, array("I"), array("q"), array("q"), array("I")) for _ in files]
     for number, entries in enumerate(places):
         for entry in entries:
             records[entry.shard].add(number, entry)
-    kept = [_text(key) for key in bundle.entries if key not in model and not key.startswith(NUL)]
-    others = tuple(name.removesuffix(VALUE) for name in kept if name != GRAPH_KEY.decode())
     extras = Extras(
         scalars=scalars,
-        records=records,
+        records=dict(enumerate(records)),
         checksum="crc32c",
         always_checked=True,
         recipe=recipe_in(path),
         others=others,
         template=Template(prefix, names),
     )
-    notes = []
+    notes = tuple(_notes(path, prefix, len(names), others))
+    return Checkpoint(path, "tensorflow", (*files, index), table, notes=notes, extras=extras)
+
+
+def _notes(path: str, prefix: str, count: int, others: Sequence[str]) -> Iterator[str]:
     if os.path.isdir(path) and len(several := prefixes_in(path)) > 1:
         latest = os.path.basename(prefix)
-        notes.append(f"of {len(several)} checkpoints in the folder {latest} is taken, the latest")
+        yield f"of {len(several)} checkpoints in the folder {latest} is taken, the latest"
     if others:
         shown = some([f"'{name}'" for name in others], 3)
-        notes.append(f"taken are the {len(names)} variables of the model, not {shown}")
-    return Checkpoint(path, "tensorflow", (*files, index), table, notes=tuple(notes), extras=extras)
+        yield f"taken are the {count} variables of the model, not {shown}"
+    averages = [f"'{name}'" for name in others if name.endswith(AVERAGES)]
+    if averages:
+        yield f"averages that were taken in training stay as they are: {some(averages, 3)}"
+
+
+def _others(bundle: Bundle, model: frozenset[bytes], shared: Shared) -> tuple[str, ...]:
+    """The names of what is there besides the model's variables; equal ones are kept once."""
+    keys = (key for key in bundle.entries if key not in model and not key.startswith(NUL))
+    names = tuple(_text(key).removesuffix(VALUE) for key in keys if key != GRAPH_KEY)
+    found = shared.parsed.setdefault(names, names)
+    return found if isinstance(found, tuple) else names
 
 
 def _text(key: bytes) -> str:
