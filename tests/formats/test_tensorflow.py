@@ -200,16 +200,18 @@ def flip(path, at):
 
 
 @pytest.mark.parametrize(
-    ("run", "file", "key"),
+    ("run", "name", "slices"),
     [
-        ("saver/model.ckpt", "", b"net/table"),
-        ("saver/model.ckpt", "", b"net/table/Adam"),
-        ("columns/model.ckpt", "", b"\0net/table\0\1\1\2\x80\x82\x80\xc0A"),
-        ("columns/model.ckpt", "", b"\0net/table/Adam\0\1\1\2\x80\x82\x80\xc0A"),
+        ("saver", b"net/table", ()),
+        ("saver", b"net/table/Adam", ()),
+        ("columns", b"net/table", ((0, 2), (0, 65))),
+        ("columns", b"net/table/Adam", ((0, 2), (0, 65))),
     ],
+    ids=["weight", "slot", "slice", "slice-of-slot"],
 )
-def test_a_flipped_bit_is_an_error_and_nothing_is_written(tmp_path, run, file, key):
-    shutil.copytree((FILES / run).parent, tmp_path / "run")
+def test_a_flipped_bit_is_an_error_and_nothing_is_written(tmp_path, run, name, slices):
+    key = slice_key(name, slices) if slices else name
+    shutil.copytree(FILES / run, tmp_path / "run")
     prefix = tmp_path / "run/model.ckpt-200"
     facts = dict(bundles.fields(bundles.read_index(prefix.with_name(f"{prefix.name}.index"))[key]))
     flip(bundles.data_file(prefix, 0, 1), facts.get(4, 0) + 5)
