@@ -156,3 +156,8 @@ def encoded(entry: Entry) -> bytes:
         # Also where it is 0: the size of an index must not depend on it.
         parts.append(fixed32(6, sstable.masked(entry.crc)))
     return b"".join(parts)
+
+
+def with_crc(value: bytes, crc: int) -> bytes:
+    """An encoded entry with another checksum, which it ends with."""
+    return value[:-4] + fixed32(6, sstable.masked(crc))[-4:]

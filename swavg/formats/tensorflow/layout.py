@@ -17,17 +17,16 @@ from swavg.formats.tensorflow import LATEST, NAME, RECIPE, proto, sstable
 from swavg.formats.tensorflow.bundle import (
     NUMBERS,
     STRING,
-    Bundle,
     Entry,
     data_file,
     decoded,
     encoded,
-    read_bundle,
+    with_crc,
 )
 from swavg.formats.tensorflow.opened import Template
-from swavg.formats.tensorflow.slices import slice_key
+from swavg.formats.tensorflow.slices import NUL, owner_of
 from swavg.storage.crc import RegionChecksum
-from swavg.storage.sources import LocalFile
+from swavg.storage.sources import LocalFile, read_file
 
 _HEADER = proto.field(1, 1) + proto.field(3, proto.field(1, 1))
 """One data file, little-endian, version 1."""
@@ -50,41 +49,48 @@ class DataLayout(FileLayout):
 
 @dataclass(frozen=True, eq=False)
 class IndexLayout(FileLayout):
-    """The index. ``blank`` is it without the checksums of the tensors ``written``, which are the
-    data file's; those of what is kept of the ``template`` are in it."""
+    """The index. ``blank`` is it without the checksums of the tensors ``written`` at ``places``,
+    which are the data file's; those of what is kept of the ``template`` are in it."""
 
     blank: bytes = b""
     written: array[int] = field(default_factory=lambda: array("I"))
+    places: array[int] = field(default_factory=lambda: array("q"))
     template: str = ""
 
     def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
-        tensors = {self.specs.names[number].encode() for number in self.written}
+        sizes = self.specs.sizes
+        tensors = {
+            self.specs.names[number].encode(): (place, sizes[number])
+            for number, place in zip(self.written, self.places, strict=True)
+        }
 
-        def finished() -> Iterator[tuple[bytes, Entry]]:
-            for key, value in self._entries():
-                entry = decoded(value)
-                found = crc(entry.offset, _DATA) if entry.size else 0
+        def finished() -> Iterator[tuple[bytes, bytes]]:
+            for key, value in sstable.entries(self.name, self.blank):
                 if key in tensors:
-                    entry = replace(entry, crc=found)
-                elif entry.size and entry.number != STRING and found != entry.crc:
-                    # The checksum of strings is not that of their bytes.
-                    problem = f"'{key.decode(errors='replace')}' does not have its CRC-32C"
-                    raise InputError(self.template, f"is damaged: {problem}")
-                yield key, entry
+                    place, size = tensors[key]
+                    value = with_crc(value, crc(place, _DATA) if size else 0)
+                elif key:
+                    self._check_kept(key, decoded(value), crc)
+                yield key, value
 
-        yield 0, lambda: _index(finished())
+        yield 0, lambda: sstable.table(finished())
+
+    def _check_kept(self, key: bytes, entry: Entry, crc: RegionChecksum) -> None:
+        """InputError for bytes of the template that do not have their checksum."""
+        # That of strings is not one of their bytes.
+        if not entry.size or entry.number == STRING or crc(entry.offset, _DATA) == entry.crc:
+            return
+        problem = f"'{key.decode(errors='replace')}' does not have its CRC-32C"
+        raise InputError(self.template, f"is damaged: {problem}")
 
     def verify(self, path: str) -> None:
         """Read the finished index as any."""
         try:
-            _, found = read_bundle(path.removesuffix(".index"))
+            found = [key for key, _ in sstable.entries(path, read_file(path))]
         except InputError as error:
             raise OutputError(path, error.problem) from None
-        if list(found.entries) != [key for key, _ in self._entries()]:
+        if found != [key for key, _ in sstable.entries(path, self.blank)]:
             raise OutputError(path, "tells of other tensors than were written")
-
-    def _entries(self) -> Iterator[tuple[bytes, bytes]]:
-        return islice(sstable.entries(self.name, self.blank), 1, None)
 
 
 def lay_out(request: WriteRequest) -> Layout:
@@ -93,7 +99,7 @@ def lay_out(request: WriteRequest) -> Layout:
     specs, sizes = request.specs, request.specs.sizes
     numbers = without_ties(request) if request.drop_ties else range(len(specs))
     tensors = {_key(specs.names[number]): number for number in numbers}
-    bundle, kept = _kept(request.template)
+    template, kept = request.template.extras.template, _kept(request.template)
     entries: list[tuple[bytes, Entry]] = []
     offsets, order, pieces, position = array("q"), array("I"), [], 0
     for key in sorted({*kept, *tensors}):
@@ -125,14 +131,18 @@ def lay_out(request: WriteRequest) -> Layout:
         array("q"),
         blank=blank,
         written=order,
+        places=offsets,
         template=request.template.path,
     )
     named = "".join(f'{latest}: "{NAME}"\n' for latest in _LATEST_FIELDS)
     files = {LATEST: named.encode(), RECIPE: request.recipe.encode()}
-    lost = losses(request) if bundle is None else ""
-    notes = (f"a TensorFlow checkpoint holds tensors only: {lost} left out",) if lost else ()
-    meta = f"{bundle.prefix}.meta" if bundle is not None else ""
-    side = {f"{NAME}.meta": meta} if os.path.isfile(meta) else {}
+    notes: tuple[str, ...] = ()
+    side: dict[str, str] = {}
+    if not isinstance(template, Template):
+        lost = losses(request)
+        notes = (f"a TensorFlow checkpoint holds tensors only: {lost} left out",) if lost else ()
+    elif os.path.isfile(meta := f"{template.prefix}.meta"):
+        side = {f"{NAME}.meta": meta}
     return Layout((index, data), files, side, notes)
 
 
@@ -142,17 +152,19 @@ def _key(name: str) -> bytes:
     return name.encode()
 
 
-def _kept(template: Checkpoint) -> tuple[Bundle | None, dict[bytes, Entry]]:
-    """The bundle of a template, if it is one, and its entries but for the model's variables."""
-    if not isinstance(template.extras.template, Template):
-        return None, {}
-    _, bundle = read_bundle(template.extras.template.prefix)
-    kept = dict(bundle.entries)
-    for name in template.extras.template.names:
-        key = name.encode()
-        for extents in kept.pop(key).slices:
-            del kept[slice_key(key, extents)]
-    return bundle, kept
+def _kept(template: Checkpoint) -> dict[bytes, Entry]:
+    """The entries of a template but for the model's variables; none if it is no bundle."""
+    own = template.extras.template
+    if not isinstance(own, Template):
+        return {}
+    model = {name.encode() for name in own.names}
+    path = f"{own.prefix}.index"
+    pairs = islice(sstable.entries(path, read_file(path)), 1, None)
+    return {
+        key: decoded(value)
+        for key, value in pairs
+        if (owner_of(key) if key.startswith(NUL) else key) not in model
+    }
 
 
 def _index(entries: Iterable[tuple[bytes, Entry]]) -> bytes:

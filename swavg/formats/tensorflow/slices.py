@@ -22,6 +22,11 @@ def slice_key(name: bytes, extents: Slice) -> bytes:
     return _unsigned(0) + escaped + b"\0\1" + _unsigned(len(extents)) + numbers
 
 
+def owner_of(key: bytes) -> bytes:
+    """The name of the tensor that a slice is of."""
+    return key[1 : key.find(b"\0\1", 1)].replace(b"\0\xff", NUL)
+
+
 def _unsigned(value: int) -> bytes:
     size = -(-value.bit_length() // 8)
     return bytes([size]) + value.to_bytes(size, "big")
