@@ -66,9 +66,11 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
     any name, but no steps of its own."""
     if not os.path.isdir(path):
         return False
-    if is_one_folder(path, any_name=stepped) or find_composite(path) is not None:
+    if format_at(path) is not None:
         # Of several of TensorFlow's one is the latest, and their folder is a run.
         return sum(name.endswith(".index") for name in _listed(path)) < 2
+    if is_one_folder(path, any_name=stepped) or find_composite(path) is not None:
+        return True
     return stepped and _has_components(components(path))
 
 

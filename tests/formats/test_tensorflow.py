@@ -255,7 +255,7 @@ HOSTILE = {
     "a later version": index({b"w": W}, header=b"\x08\1\x1a\2\x10\2"),
     "compressed": index({b"w": W}, kind=b"\1"),
     "is cut short": index({b"w": b"\x08"}),
-    "entries": index({b"%06d" % at: W for at in range(300_001)}),
+    "entries": index({b"%06d" % at: W for at in range(400_001)}),
     "is no string, or far too large": index(
         {b"w": W, GRAPH: bundles.entry(1, (2,), 0, 8, bytes(8))}
     ),

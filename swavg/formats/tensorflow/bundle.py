@@ -73,7 +73,8 @@ def read_bundle(prefix: str) -> tuple[LocalFile, Bundle]:
     if file.size > sstable.LIMIT:
         raise InputError(path, f"has {file.size:,} bytes; at most {sstable.LIMIT:,} are allowed")
     with Pool() as pool:
-        pairs = sstable.entries(path, bytes(pool.read(file, 0, file.size)))
+        # All are counted before the first is looked into.
+        pairs = iter([*sstable.entries(path, bytes(pool.read(file, 0, file.size)))])
     try:
         key, header = next(pairs, (b"none", b""))
         shards = _shards(header) if key == b"" else 0

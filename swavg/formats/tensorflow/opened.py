@@ -184,12 +184,10 @@ def _string(entry: Entry, file: LocalFile) -> bytes:
     with Pool() as pool:
         data = bytes(pool.read(file, entry.offset, entry.size))
     length, at = varint(data, 0)
-    # Checksums are those of the lengths as four bytes each, and of what follows.
-    lengths, crc_of = (
-        length.to_bytes(8, "little")[: 4 if length < 1 << 32 else 8],
-        crc_function("crc32c"),
-    )
-    if at + 4 + length != len(data) or crc_of(lengths + data[at:]) != entry.crc:
+    # The checksum is that of the length as four bytes, and of what follows.
+    if at + 4 + length != len(data) or entry.crc != crc_function("crc32c")(
+        length.to_bytes(4, "little") + data[at:]
+    ):
         raise ValueError("its object graph does not have its CRC-32C")
     return data[at + 4 :]
 

@@ -12,7 +12,8 @@ from swavg.storage.crc import crc_function
 MAGIC = 0xDB4775248B80FB57
 LIMIT = 100_000_000
 """Bytes of an index at most, and of all its keys, which may share their beginnings."""
-ENTRY_LIMIT = 300_000
+ENTRY_LIMIT = 400_000
+"""Entries at most: of a hundred thousand tensors with two slots each, say."""
 KEY_LIMIT = 8192
 """Bytes of a key at most."""
 
@@ -71,8 +72,10 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key, value in _pairs(_block(data, start, size)):
             count += 1
             total += len(key)
-            if count > ENTRY_LIMIT or total > LIMIT:
+            if count > ENTRY_LIMIT:
                 raise ValueError(f"it has more than {ENTRY_LIMIT:,} entries")
+            if total > LIMIT:
+                raise ValueError(f"its keys take more than {LIMIT:,} bytes")
             if key <= before and count > 1:
                 raise ValueError("its keys are not in order")
             before = key
