@@ -255,10 +255,14 @@ class BatchReader:
             checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
             offset = box.offset + span.start * tensor.spec.dtype.bits // 8
             self._add_checksums(member, 0, [Piece(box.source, offset, len(out))], out)
-        elif (held := self._inputs.gathered(self._batch, index)) is not None:
+            return
+        if (held := self._inputs.gathered(self._batch, index)) is not None:
             out[:] = held
         else:
             checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
+        if member in self._checked:
+            # Of what is not read in its order it is known only that it was read.
+            self._reads += [BytesRead(member, box.source, box.offset, 0, 0) for box in tensor.boxes]
 
     def _add_checksums(
         self, member: int, base: int, pieces: Sequence[Piece], out: memoryview

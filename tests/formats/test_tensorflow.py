@@ -245,6 +245,9 @@ HOSTILE = {
     "impossible shape": index({b"w": bundles.entry(1, (1 << 40, 1 << 40), 0, 0, bytes(8))}),
     "a slice is missing": index(without(PARTS, slice_key(b"w", ((2, 2),)))),
     "leave a hole, or overlap": index({**PARTS, b"w": bundles.entry(1, (4,), slices=[[(0, 2)]])}),
+    "leave a hole, or overlap.*": index(
+        {**PARTS, b"w": bundles.entry(1, (4,), slices=[[(0, 2)], [(0, 2)], [(2, 2)]])}
+    ),
     "other dimensions": index({**PARTS, b"w": bundles.entry(1, (4,), slices=[[(0, 2), (0, 1)]])}),
     "a key is no text": index({b"\xff": W}),
     "without variables": index({}),
@@ -287,6 +290,12 @@ def test_each_tensor_is_checked_as_it_is_averaged(tmp_path):
     before = read()
     swavg.average(inputs, output=tmp_path / "out", distances=False)
     assert read() - before < 2.5 * size
+    # What is not averaged is the last one's, and is not read of the others.
+    flip(tmp_path / "ckpt-1.data-00000-of-00001", size - 1)
+    before = read()
+    policy = swavg.Policy(exclude=("w04*",))
+    swavg.average(inputs, output=tmp_path / "most", distances=False, policy=policy)
+    assert read() - before < 2.2 * size
 
 
 @pytest.mark.parametrize(

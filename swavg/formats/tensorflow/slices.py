@@ -7,6 +7,7 @@ The keys are an ordered code: bytes that sort as the values do (TensorFlow's
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 
 from swavg.formats.checkpoint import Shape
 from swavg.formats.tensorflow.bundle import Entry, Slice
@@ -63,7 +64,7 @@ def slices_of(
     if len(cut) > 1:
         raise ValueError("its slices divide more than one dimension")
     expected = [0] * len(entry.shape)
-    found.sort()
+    found.sort(key=itemgetter(0, 1))
     for start, _, part in found:
         if list(start) != expected:
             raise ValueError("its slices leave a hole, or overlap")
