@@ -21,7 +21,8 @@ NAME = "ckpt"
 RECIPE = "swavg.json"
 """What swavg wrote of an average, beside it."""
 
-_MAGIC = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
+MAGIC = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
+"""The last bytes of an index."""
 _LATEST_LIMIT = 1 << 20
 
 
@@ -75,8 +76,8 @@ def _is_index(path: str) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            file.seek(-len(_MAGIC), os.SEEK_END)
-            return file.read() == _MAGIC
+            file.seek(-len(MAGIC), os.SEEK_END)
+            return file.read() == MAGIC
     except OSError:
         return False
 

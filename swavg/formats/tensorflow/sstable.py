@@ -6,10 +6,10 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from swavg.errors import InputError
+from swavg.formats.tensorflow import MAGIC
 from swavg.formats.tensorflow.proto import as_varint, varint
 from swavg.storage.crc import crc_function
 
-MAGIC = 0xDB4775248B80FB57
 LIMIT = 100_000_000
 """Bytes of an index at most, and of all its keys, which may share their beginnings."""
 ENTRY_LIMIT = 400_000
@@ -34,11 +34,6 @@ def unmasked(stored: int) -> int:
     return (turned >> 17 | turned << 15) & 0xFFFFFFFF
 
 
-def is_table(end: bytes) -> bool:
-    """Whether the last bytes of a file are those of a table."""
-    return end[-8:] == struct.pack("<Q", MAGIC)
-
-
 def entries(path: str, data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Key and value of all entries, keys ascending. InputError for anything that is not exactly
     so, or that a checksum denies."""
@@ -49,7 +44,7 @@ def entries(path: str, data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    if len(data) < _FOOTER or not is_table(data):
+    if len(data) < _FOOTER or not data.endswith(MAGIC):
         raise ValueError("it does not end as one does (was it cut short?)")
     end = len(data) - _FOOTER
     at = end
@@ -135,7 +130,7 @@ def table(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     for key, handle in handles:
         index.add(key, handle)
     footer = meta + _put(out, index)
-    return bytes(out) + footer.ljust(_FOOTER - 8, b"\0") + struct.pack("<Q", MAGIC)
+    return bytes(out) + footer.ljust(_FOOTER - 8, b"\0") + MAGIC
 
 
 class _Block:
