@@ -235,7 +235,9 @@ class BatchReader:
         place = plan.entries.table_of[member]
         pieces = self._pieces.get(place)
         if pieces is None:
-            pieces = self._pieces[place] = self._of(place, index)
+            # Of each tensor there is a checksum of its own.
+            apart = member in self._checked
+            pieces = self._pieces[place] = self._of(place, index, apart=apart)
         base = 0 if batch.manner.operation.op == "bytes" else checkpoint.tensors.base
         if len(pieces) == 1 or not self._read_stretch(checkpoint.sources, pieces, base, out):
             done = 0
@@ -253,10 +255,14 @@ class BatchReader:
             checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
             offset = box.offset + span.start * tensor.spec.dtype.bits // 8
             self._add_checksums(member, 0, [Piece(box.source, offset, len(out))], out)
-        elif (held := self._inputs.gathered(self._batch, index)) is not None:
+            return
+        if (held := self._inputs.gathered(self._batch, index)) is not None:
             out[:] = held
         else:
             checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
+        if member in self._checked:
+            # Of what is not read in its order it is known only that it was read.
+            self._reads += [BytesRead(member, box.source, box.offset, 0, 0) for box in tensor.boxes]
 
     def _add_checksums(
         self, member: int, base: int, pieces: Sequence[Piece], out: memoryview
@@ -288,8 +294,9 @@ class BatchReader:
             done += piece.nbytes
         return True
 
-    def _of(self, place: int, index: int) -> list[Piece]:
-        """Where the spans lie in the files of this table, as few pieces as can be."""
+    def _of(self, place: int, index: int, *, apart: bool) -> list[Piece]:
+        """Where the spans lie in the files of this table, as few pieces as can be unless each is to
+        be one."""
         entries, columns = self._plan.entries, self._plan.entries.tables[place].columns
         numbers = entries.numbers[place]
         operation = self._batch.manner.operation
@@ -302,7 +309,8 @@ class BatchReader:
             source = operation.source if whole else columns.source[number]
             nbytes = (span.stop - span.start) * bits // 8
             last = found[-1] if found else None
-            if last and last.source == source and last.offset + last.nbytes == offset:
+            adjacent = last and (last.source, last.offset + last.nbytes) == (source, offset)
+            if last and adjacent and not apart:
                 found[-1] = Piece(source, last.offset, last.nbytes + nbytes)
             else:
                 found.append(Piece(source, offset, nbytes))

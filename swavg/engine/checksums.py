@@ -46,7 +46,8 @@ class Reads:
         compared = passed_over = 0
         with Pool() as pool:
             for member in checked_members(plan, everything=everything):
-                for known in self._compared(plan.checkpoints[member], member, pool):
+                checkpoint = plan.checkpoints[member]
+                for known in self._compared(checkpoint, member, pool, everything=everything):
                     compared += known
                     passed_over += not known
         if not everything:
@@ -56,14 +57,20 @@ class Reads:
         rest = f"; {passed_over:,} were not read whole" if passed_over else ""
         return [f"{compared:,} records have the checksum that their file tells of{rest}"]
 
-    def _compared(self, checkpoint: Checkpoint, member: int, pool: Pool) -> Iterator[bool]:
-        """For each record of a member, whether its checksum is known and right."""
+    def _compared(
+        self, checkpoint: Checkpoint, member: int, pool: Pool, *, everything: bool
+    ) -> Iterator[bool]:
+        """For each record of a member, whether its checksum is known and right. It is read again
+        if it was not read in one go; one that was not read at all, if ``everything`` is wanted."""
         extras, kind = checkpoint.extras, checkpoint.extras.checksum
         for source, records in extras.records.items():
             file, parts = checkpoint.sources[source], self._parts.get((member, source), {})
             for record in records:
                 found = _joined(parts, record, kind)
-                if found is None and (record.size <= _SMALL or extras.always_checked):
+                wanted = record.offset in parts
+                if everything:
+                    wanted = record.size <= _SMALL or extras.always_checked
+                if found is None and wanted:
                     found = combined(_read(pool, file, record, crc_function(kind)), kind)
                 if found not in (None, record.crc):
                     raise _damaged(file.name, record, kind)
@@ -94,6 +101,8 @@ def _joined(parts: dict[int, tuple[int, int]], record: Record, kind: Checksum) -
         at = record.offset
         while at < record.offset + record.size:
             nbytes, crc = parts[at]
+            if not nbytes:
+                raise KeyError(at)
             yield crc, nbytes
             at += nbytes
         if at > record.offset + record.size:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 
-from swavg.formats import folder, orbax, zero
+from swavg.formats import folder, orbax, tensorflow, zero
 from swavg.formats.layout import Format
 from swavg.storage.sources import LocalFile
 
-PLACES: dict[str, Format] = {row.name: row for row in (zero.FORMAT, orbax.FORMAT, folder.FORMAT)}
+PLACES: dict[str, Format] = {
+    row.name: row for row in (zero.FORMAT, orbax.FORMAT, tensorflow.FORMAT, folder.FORMAT)
+}
 """``folder`` takes what no other one does."""
 
 

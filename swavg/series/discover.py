@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from swavg.formats.checkpoint import Shared
+from swavg.formats.places import format_at
 from swavg.series.candidates import (
     Candidate,
     add_steps,
@@ -68,7 +69,7 @@ def discover(
         ):
             candidates += search(path, pattern, notes)
         else:
-            if not os.path.exists(path):
+            if not _is_there(path):
                 LocalFile.find(path)
             candidates.append(Candidate(path, _named(path, named)))
     candidates = without_links(candidates, notes)
@@ -115,7 +116,7 @@ def in_given_order(
     if len(names) == 1:
         check_one_step(names[0])
     if not (
-        all(is_one_checkpoint(p, told) if os.path.isdir(p) else os.path.exists(p) for p in names)
+        all(is_one_checkpoint(p, told) if os.path.isdir(p) else _is_there(p) for p in names)
         or are_composites(names)
     ):
         return None
@@ -129,6 +130,11 @@ def in_given_order(
     if unit is not None and complete and not keep_order:
         snapshots = _in_order(snapshots, unit, notes, explicit=len(names) > 1)
     return Series(tuple(snapshots), tuple(notes), unit)
+
+
+def _is_there(path: str) -> bool:
+    """Whether a path is a file or a folder, or stands for a checkpoint as a prefix does."""
+    return os.path.exists(path) or format_at(path) is not None
 
 
 def _named(path: str, given: Sequence[str]) -> NameFacts:

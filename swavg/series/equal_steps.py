@@ -88,7 +88,7 @@ def _are_the_same(first: str, second: str) -> bool:
 
 
 def _sources(path: str) -> Sequence[Source]:
-    return open_whole(path).sources if os.path.isdir(path) else (LocalFile.find(path),)
+    return (LocalFile.find(path),) if os.path.isfile(path) else open_whole(path).sources
 
 
 def check_equal_steps(chosen: Series) -> None:

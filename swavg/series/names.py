@@ -16,7 +16,7 @@ Span = tuple[int, int]
 
 SUFFIXES = (
     ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl", ".model", ".zip",
-    ".npz", ".weights.h5", ".h5", ".hdf5", ".keras", ".msgpack",
+    ".npz", ".weights.h5", ".h5", ".hdf5", ".keras", ".msgpack", ".index",
 )  # fmt: skip
 """Suffixes that hold no part of a step; a name may end in several (``.pth.tar``)."""
 

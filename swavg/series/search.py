@@ -141,6 +141,9 @@ def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
     any name, but no steps of its own."""
     if not os.path.isdir(path):
         return False
+    if format_at(path) is not None:
+        # Of several of TensorFlow's one is the latest, and their folder is a run.
+        return sum(name.endswith(".index") for name in _listed(path)) < 2
     if is_one_folder(path, any_name=stepped) or find_composite(path) is not None:
         return True
     return stepped and _has_components(components(path))
@@ -200,6 +203,9 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
                 found.append(Candidate(path, facts, searched=True))
             elif facts.counts:
                 foreign.append(path)
+            continue
+        if name.endswith(".index") and format_at(path) is None:
+            # Of something else.
             continue
         whole = name.lower()
         while whole.endswith(_PARTIAL):

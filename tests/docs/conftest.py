@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from pages import ROOT
 
 import swavg
 
@@ -85,6 +86,7 @@ def checkpoints(tmp_path_factory):
             shutil.copyfile(file, folder / "run" / f"step-{step}-val_loss=0.{step}.safetensors")
     for name in ("train", "model", "data"):
         (folder / f"{name}.py").write_text(TRAIN)
+    shutil.copytree(ROOT / "tests/frameworks/tensorflow/files/keras", folder / "training")
     return folder
 
 

@@ -13,6 +13,7 @@ WITH = {
     "series.md": "run",
     "batch-norm.md": "averaged avg train model data",
     "landscape.md": "a b c run train",
+    "tensorflow.md": "training",
 }
 
 

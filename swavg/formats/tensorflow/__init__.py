@@ -1,0 +1,112 @@
+"""TensorFlow's checkpoints (V2 bundles): an index, and data files that share its prefix.
+
+Their readers and writers are imported when such a checkpoint is there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from swavg.errors import InputError
+from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.storage.sources import read_file
+
+INDEX = ".index"
+LATEST = "checkpoint"
+"""The file of a folder that names its latest checkpoint."""
+NAME = "ckpt"
+"""What swavg calls the checkpoint in a folder that it writes."""
+RECIPE = "swavg.json"
+"""What swavg wrote of an average, beside it."""
+
+MAGIC = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
+"""The last bytes of an index."""
+_LATEST_LIMIT = 1 << 20
+
+
+def prefix_at(path: str) -> str | None:
+    """The prefix of the checkpoint that a path stands for: the prefix itself, its index, or the
+    folder of one (of several the one that the file ``checkpoint`` in it names)."""
+    if path.endswith(INDEX):
+        return path.removesuffix(INDEX) if _is_index(path) else None
+    if os.path.isdir(path):
+        return _in_folder(path)
+    return path if not os.path.exists(path) and _is_index(path + INDEX) else None
+
+
+def prefixes_in(folder: str) -> list[str]:
+    """The names of the checkpoints in a folder."""
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith(INDEX)]
+    except OSError:
+        return []
+    return sorted(
+        name.removesuffix(INDEX) for name in names if _is_index(os.path.join(folder, name))
+    )
+
+
+def _in_folder(folder: str) -> str | None:
+    from swavg.formats.folder import is_checkpoint_folder
+
+    names = prefixes_in(folder)
+    if names and is_checkpoint_folder(folder, any_name=False):
+        # What its library looks for goes first.
+        return None
+    if len(names) > 1:
+        latest = _latest(os.path.join(folder, LATEST))
+        names = [name for name in names if name == latest]
+    return os.path.join(folder, names[0]) if names else None
+
+
+def _latest(path: str) -> str | None:
+    """The name that a file ``checkpoint`` gives, without the folder in which it once lay."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LATEST_LIMIT)
+    except OSError:
+        return None
+    found = re.search(rb'^model_checkpoint_path: "([^"]*)"', text, re.MULTILINE)
+    return os.path.basename(os.fsdecode(found[1])) if found else None
+
+
+def _is_index(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            file.seek(-len(MAGIC), os.SEEK_END)
+            return file.read() == MAGIC
+    except OSError:
+        return False
+
+
+def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    from swavg.formats.tensorflow.opened import open_bundle
+
+    prefix = prefix_at(path)
+    if prefix is None:
+        raise InputError(path, "holds no TensorFlow checkpoint")
+    return open_bundle(path, prefix, shared)
+
+
+def _lay_out(request: WriteRequest) -> Layout:
+    from swavg.formats.tensorflow.layout import lay_out
+
+    return lay_out(request)
+
+
+def recipe_in(path: str) -> str | None:
+    """What swavg wrote of an average that ``path`` stands for. InputError."""
+    folder, name = os.path.split(prefix_at(path) or "")
+    place = os.path.join(folder, RECIPE)
+    if name != NAME or not os.path.isfile(place):
+        return None
+    return read_file(place).decode(errors="replace")
+
+
+FORMAT = Format(
+    "tensorflow", (), lambda head: False, _open, _lay_out, recipe_in=recipe_in,
+    holds=lambda path: prefix_at(path) is not None, folder=True,
+)  # fmt: skip
