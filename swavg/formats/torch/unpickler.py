@@ -16,7 +16,7 @@ from typing import NamedTuple
 from swavg.errors import InputError
 from swavg.formats.torch import opcodes as rare
 from swavg.formats.torch.machine import INSIDE, LARGE, Machine
-from swavg.formats.torch.objects import Storage
+from swavg.formats.torch.objects import Global, Storage
 from swavg.formats.torch.pattern import TensorPattern
 from swavg.formats.torch.rebuild import call, default, ordered
 from swavg.gc_pause import paused_gc
@@ -34,13 +34,14 @@ _UINT32, _DOUBLE = struct.Struct("<I").unpack_from, struct.Struct(">d").unpack_f
 
 
 class Graph(NamedTuple):
-    """A pickle: its object, the storages that it names, its length in bytes, and a bound of its
-    opcodes (in units of a few thousand): an honest graph has no more entries."""
+    """A pickle: its object, the storages that it names, its length in bytes, a bound of its opcodes
+    (in units of a few thousand: an honest graph has no more entries), and the globals it names."""
 
     top: object
     storages: Collection[Storage]
     nbytes: int
     opcodes: int
+    globals: Collection[Global]
 
 
 class TruncatedError(InputError):
@@ -71,7 +72,7 @@ def unpickle(
     except Exception as error:
         detail = str(error)[:200] or type(error).__name__
         raise InputError(path, f"its pickle cannot be read: {detail}") from None
-    return Graph(top, machine.storages.values(), machine.at, opcodes)
+    return Graph(top, machine.storages.values(), machine.at, opcodes, machine.globals.values())
 
 
 def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
