@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 rank, folder, world_size = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
+store = f"file://{folder}/store{world_size}"
+dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
 """
 END = """
 dist.barrier()
@@ -27,8 +28,16 @@ def ranks(code, folder, count=2):
     ``folder`` and ``world_size`` are known."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", BEGIN + code + END,
-             str(rank), str(folder), str(count)],
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                BEGIN + code + END,
+                str(rank),
+                str(folder),
+                str(count),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

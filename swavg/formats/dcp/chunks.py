@@ -16,7 +16,7 @@ from swavg.formats.checkpoint import Shape
 from swavg.formats.dcp.metadata import Place
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.blocks import Read, read_places
-from swavg.formats.torch.objects import View
+from swavg.formats.torch.objects import Refused, View
 from swavg.formats.torch.views import placed
 from swavg.formats.torch.zip_directory import END
 from swavg.storage.sources import Pool, Source
@@ -114,7 +114,8 @@ def _read(read: Read, path: str, chunk: Wanted, end: bytes) -> _Known:
     archive = read_archive(inside, path, length)
     tensor = read_graph(inside, archive).top
     if not isinstance(tensor, View):
-        raise InputError(path, f"'{chunk.name[:80]}' is no plain tensor there")
+        what = tensor.what if isinstance(tensor, Refused) else "no tensor"
+        raise InputError(path, f"'{chunk.name[:80]}' is {what}; swavg averages plain tensors only")
     (view,) = placed(path, {chunk.name: tensor}, archive.locate)
     if (view.dtype, view.shape) != (chunk.dtype, chunk.shape):
         raise InputError(

@@ -45,7 +45,9 @@ def trained(seed, parallel):
     optimizer.step()
     return net, optimizer
 """
-SAVE = MODEL + """
+SAVE = (
+    MODEL
+    + """
 for parallel in (False, True):
     for step in (1, 2):
         net, optimizer = trained(step, parallel)
@@ -57,7 +59,10 @@ for parallel in (False, True):
         if rank == 0:
             torch.save(full, f"{folder}/{parallel}-{step}.pt")
 """
-LOAD = MODEL + """
+)
+LOAD = (
+    MODEL
+    + """
 for parallel in (False, True):
     net, optimizer = trained(3, False)
     state = {"model": get_model_state_dict(net), "optim": get_optimizer_state_dict(net, optimizer)}
@@ -69,6 +74,7 @@ for parallel in (False, True):
     if rank == 0:
         torch.save((full, moment), f"{folder}/{parallel}-loaded.pt")
 """
+)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Distributed checkpoints of one tiny model, written by each trainer's own saver on two ranks.
 
-    python write.py OUT
+python write.py OUT
 """
 
 import logging
@@ -69,7 +69,10 @@ class State:
 
 def plain(out, step):
     model, optimizer = trained(step, momentum=0.9)
-    state = {"model": get_model_state_dict(model), "optim": get_optimizer_state_dict(model, optimizer)}
+    state = {
+        "model": get_model_state_dict(model),
+        "optim": get_optimizer_state_dict(model, optimizer),
+    }
     dcp.save(state, checkpoint_id=out / f"plain-{step}")
     return model, f"plain-{step}"
 
@@ -87,11 +90,17 @@ def torchtitan(out, step):
     # With names instead of numbers.
     flat = StateDictOptions(flatten_optimizer_state_dict=True)
     progress = {
-        "step": torch.tensor(step, dtype=torch.int32), "ntokens_seen": torch.tensor(step * 100)
+        "step": torch.tensor(step, dtype=torch.int32),
+        "ntokens_seen": torch.tensor(step * 100),
     }
     manager = CheckpointManager(
-        CheckpointManager.Config(enable=True, interval=1, folder="torchtitan", keep_latest_k=0,
-                                 last_save_model_only=False),
+        CheckpointManager.Config(
+            enable=True,
+            interval=1,
+            folder="torchtitan",
+            keep_latest_k=0,
+            last_save_model_only=False,
+        ),
         dataloader=State({"dp_rank_0": b"position"}),
         model_parts=[model],
         optimizers=State(get_optimizer_state_dict(model, optimizer, options=flat)),
@@ -143,12 +152,15 @@ def accelerate(out, step):
     model, optimizer = trained(step)
     folder = out / f"accelerate/checkpoint-{step}"
     plugin = SimpleNamespace(
-        state_dict_type=StateDictType.SHARDED_STATE_DICT, fsdp_version=2,
+        state_dict_type=StateDictType.SHARDED_STATE_DICT,
+        fsdp_version=2,
         state_dict_config=SimpleNamespace(offload_to_cpu=False, rank0_only=False),
-        optim_state_dict_config=None, cpu_offload=False,
+        optim_state_dict_config=None,
+        cpu_offload=False,
     )
-    process = SimpleNamespace(process_index=dist.get_rank(), num_processes=RANKS,
-                              wait_for_everyone=dist.barrier)
+    process = SimpleNamespace(
+        process_index=dist.get_rank(), num_processes=RANKS, wait_for_everyone=dist.barrier
+    )
     # Its own asks for an Accelerator.
     fsdp_utils.logger = logging.getLogger("accelerate")
     fsdp_utils.save_fsdp_model(plugin, process, model, str(folder))
@@ -169,8 +181,10 @@ def megatron(out, step):
         parallel_state.initialize_model_parallel(RANKS, create_gloo_process_groups=True)
     model, _ = trained(step)
     rank = dist.get_rank()
-    whole = {name: value.full_tensor() if hasattr(value, "full_tensor") else value
-             for name, value in model.state_dict().items()}
+    whole = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in model.state_dict().items()
+    }
     state = {"iteration": step, "args": SimpleNamespace(lr=0.1)}
     for name, value in whole.items():
         if name == "up.weight":
@@ -201,9 +215,7 @@ def shards(out, step):
 
 def main(out, rank):
     warnings.filterwarnings("ignore")
-    dist.init_process_group(
-        "gloo", init_method=f"file://{out}/store", rank=rank, world_size=RANKS
-    )
+    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     expected = {}
     for save in (plain, application, torchtitan, lightning, olmo, accelerate, megatron, shards):
@@ -228,8 +240,11 @@ if __name__ == "__main__":
         main(target, int(sys.argv[2]))
     target.mkdir(parents=True, exist_ok=True)
     started = [
-        subprocess.Popen([sys.executable, __file__, str(target), str(rank)],
-                         env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+        subprocess.Popen(
+            [sys.executable, __file__, str(target), str(rank)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
         for rank in range(RANKS)
     ]
     codes = [process.wait() for process in started]
