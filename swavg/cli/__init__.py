@@ -23,6 +23,7 @@ _COMMANDS = {
     "window": "The mean between two running averages.",
     "posthoc": "EMAs of any width from power-function snapshots.",
     "sweep": "Many averages from one read of a series.",
+    "convert": "Write a checkpoint in another format.",
     "bn": "Recompute batch-norm statistics of an average.",
     "landscape": "The loss on the plane through three checkpoints.",
     "path": "The loss along the line between two checkpoints.",

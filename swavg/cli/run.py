@@ -119,23 +119,29 @@ _RUN = (
 
 
 def averaging_command(
-    kind: type[click.Command] = SectionedCommand,
+    kind: type[click.Command] = SectionedCommand, policy_fields: Sequence[str] | None = None
 ) -> Callable[[Command], click.Command]:
-    """A command with the options that say what becomes of tensors, how it runs and what it shows;
-    it gets ``policy`` and ``run``."""
+    """A command with the options that say what becomes of tensors (those of ``policy_fields``;
+    None: all), how it runs and what it shows; it gets ``policy`` and ``run``."""
+    sections = {
+        heading: tuple(
+            each for each in options if policy_fields is None or each.field in policy_fields
+        )
+        for heading, options in _POLICY.items()
+    }
 
     def decorate(command: Command) -> click.Command:
         @functools.wraps(command)
         def called(policy: Policy, **values: object) -> object:
             source = click.get_current_context().get_parameter_source("missing")
-            if policy.strict and source is not ParameterSource.DEFAULT:
+            if policy.strict and source not in (None, ParameterSource.DEFAULT):
                 raise click.UsageError("--missing says what --lenient does; add --lenient.")
             # NumPy's linear algebra has next to nothing to do here: no threads for it.
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             return command(policy=policy, **values)
 
         with_run = filled("run", Run, {"Running": _RUN})(called)
-        return click.command(cls=kind)(filled("policy", Policy, _POLICY)(with_run))
+        return click.command(cls=kind)(filled("policy", Policy, sections)(with_run))
 
     return decorate
 
@@ -223,7 +229,8 @@ def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) 
     from swavg.console.progress import progress_bar
 
     messages.notes(notes)
-    with progress_bar("averaging", "bytes", shown=True) as update:
+    verb = "converting" if plan.rows[0].copies else "averaging"
+    with progress_bar(verb, "bytes", shown=True) as update:
 
         def on_progress(progress: Progress) -> None:
             assert update is not None

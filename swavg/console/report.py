@@ -41,7 +41,8 @@ def summary(reports: Sequence[Report], *, verbose: bool) -> None:
         if verbose:
             _inputs_and_facts(page, report)
     for report in reports:
-        page.line(("averaged", "green"), f" {_figures(report, len(reports))}", wrap=True)
+        done = "converted" if _copies(report) else "averaged"
+        page.line((done, "green"), f" {_figures(report, len(reports))}", wrap=True)
     told = (text for report in reports for text in _warnings(report, verbose))
     warnings([*dict.fromkeys(told)])
 
@@ -51,9 +52,10 @@ def _figures(report: Report, outputs: int) -> str:
     rate = f", {size(report.read / seconds)}/s read" if seconds > 0.01 and outputs < 2 else ""
     name = f" {printable(report.output)}" if outputs > 1 else ""
     parts = f" {counted(len(report.parts), 'part')}," if report.parts else ""
+    tensors = report.tensors["averaged"] + _copies(report) * report.tensors["copied"]
     return (
         f"{counted(len(report.inputs), 'checkpoint')}{name}:"
-        f"{parts} {counted(report.tensors['averaged'], 'tensor')}, {number(report.elements)}"
+        f"{parts} {counted(tensors, 'tensor')}, {number(report.elements)}"
         f" element{'s' * (report.elements != 1)},"
         f" {size(report.written)} in {seconds:.2f} s{rate}"
     )
@@ -72,6 +74,11 @@ def _warnings(report: Report, verbose: bool) -> Iterator[str]:
             f"batch-norm statistics were averaged ({names}): before judging the result recompute"
             f" them with: swavg bn {output} --model ... --data ..."
         )
+
+
+def _copies(report: Report) -> bool:
+    """Whether it is of a conversion."""
+    return report.recipe.get("method") == "copy"
 
 
 def _nonfinite(report: Report, verbose: bool) -> str:

@@ -22,7 +22,7 @@ from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
 from swavg.planning.composite import Singles, find_parts
-from swavg.planning.confirm import check_plain
+from swavg.planning.confirm import check_copied, check_plain
 from swavg.planning.decide import Decisions, decide, selection
 from swavg.planning.globs import check_globs
 from swavg.planning.lay_out import lay_out
@@ -114,7 +114,7 @@ def prepare(
     check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
     made = concatenate(siblings.checkpoints, names, rows, policy)
     decided, tied, doubts = _decided(made, policy, of_several=parts is not None)
-    grouped.check_averaged(decided)
+    grouped.check_averaged(rows, decided)
     whole = short_names(grouped.roots)
     of_inputs = grouped.of_inputs(whole)
     held = grouped.of_inputs(held_by_each(grouped.wholes, whole))
@@ -122,7 +122,10 @@ def prepare(
         recipe(made.shown, own, policy, held_by(row, held))
         for row, own in zip(rows, made.rows, strict=True)
     ]
-    texts = map(as_text, recipes)
+    texts = [
+        made.checkpoints[own.members[0]].extras.recipe or "" if own.copies else as_text(told)
+        for own, told in zip(made.rows, recipes, strict=True)
+    ]
     entries, planned = lay_out(
         made.checkpoints, made.rows, decided, targets, texts, policy, made.files
     )
@@ -155,7 +158,7 @@ def prepare(
         notes=notes,
         warnings=tuple(dict.fromkeys(doubts)),
         # The parts of an input point nowhere.
-        distances=distances and policy.lora != "exact",
+        distances=distances and policy.lora != "exact" and not any(row.copies for row in rows),
         folder=None if folder is None else os.fsdecode(folder),
         cut=GATHERED_CUT if entries.gathered else CUT,
         parts=parts,
@@ -178,7 +181,10 @@ def _decided(
         tied += match.notes()
         if not policy.strict:
             warnings += match.warnings(shown)
-        warnings += check_plain(members, shown, selection(match, policy), exact=exact)
+        if row.copies:
+            check_copied(members[0], policy)
+        else:
+            warnings += check_plain(members, shown, selection(match, policy), exact=exact)
         decided.append(
             decide(
                 made.checkpoints,

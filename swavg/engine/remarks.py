@@ -22,6 +22,8 @@ _LISTED = 4
 def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[str]:
     """What may make a row useless: an average among its own inputs, a single input, NumPy arrays
     that are not averaged."""
+    if row.copies:
+        return
     if row.members and row.weights == (1.0,):
         yield f"one checkpoint: the average is a copy of {shown[row.members[0]]}"
     arrays = checkpoints[row.members[-1]].extras.arrays

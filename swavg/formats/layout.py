@@ -54,10 +54,11 @@ class Specs:
 class WriteRequest:
     """What is to be written.
 
-    ``recipe`` says how it was made, as text. ``ties`` are groups of names that are one tensor.
-    ``template`` gives structure and everything that is no tensor; ``unchanged[i]`` is true for a
-    tensor whose bytes are the template's own, of that name. ``alike``: in all that is averaged
-    tensors lie as in the template.
+    ``recipe`` says how it was made, as text (empty: nobody says). ``ties`` are groups of names that
+    are one tensor. ``template`` gives structure and everything that is no tensor; ``unchanged[i]``
+    is true for a tensor whose bytes are the template's own, of that name. ``alike``: in all that is
+    averaged tensors lie as in the template. ``copies``: it is the template itself in another form,
+    of which all holds that its metadata says.
     """
 
     specs: Specs
@@ -69,6 +70,7 @@ class WriteRequest:
     weights_only: bool = False
     max_shard_size: int | None = None
     alike: bool = False
+    copies: bool = False
 
 
 @dataclass(frozen=True, slots=True)

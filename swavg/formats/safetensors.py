@@ -370,16 +370,15 @@ _OF_ONE = ("metrics", "snapshots", "ema_state")
 
 def metadata_of(request: WriteRequest) -> dict[str, str]:
     """The strings of the header: the template's, and how the tensors were made."""
-    found = {
-        name: text
-        for name, text in request.template.metadata.items()
-        if name not in _OF_ONE and not is_stale(name)
-    }
-    for name in metrics_among(found):
-        del found[name]
+    found = dict(request.template.metadata)
+    if not request.copies:
+        gone = [name for name in found if name in _OF_ONE or is_stale(name)]
+        for name in (*gone, *metrics_among(found)):
+            del found[name]
     # transformers refuses files that do not say which framework wrote them.
     found.setdefault("format", "pt")
-    found["swavg"] = request.recipe
+    if request.recipe:
+        found["swavg"] = request.recipe
     return found
 
 

@@ -4,6 +4,7 @@ Every function opens what it needs to know (recipes of earlier averages) and ret
 :class:`Request`, which the engine plans and runs.
 """
 
+from swavg.methods.convert import convert
 from swavg.methods.emas import ema
 from swavg.methods.means import slide, update, window
 from swavg.methods.smooth import Smoothing, amount, smoothing
@@ -16,6 +17,7 @@ __all__ = [
     "Smoothing",
     "SweepSpec",
     "amount",
+    "convert",
     "ema",
     "posthoc",
     "slide",

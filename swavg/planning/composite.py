@@ -66,7 +66,7 @@ class Singles:
         checkpoint = self.checkpoints[row.members[-1]]
         return [os.path.join(checkpoint.path, name) for name in checkpoint.extras.left_out]
 
-    def check_averaged(self, decided: Sequence[Decisions]) -> None:
+    def check_averaged(self, rows: Sequence[Row], decided: Sequence[Decisions]) -> None:
         pass
 
 
@@ -173,11 +173,13 @@ class Parts:
         of_part = [os.path.join(own.path, name) for name in own.extras.left_out]
         return [*map(opened.composite.place, opened.composite.left_out), *of_part]
 
-    def check_averaged(self, decided: Sequence[Decisions]) -> None:
+    def check_averaged(self, rows: Sequence[Row], decided: Sequence[Decisions]) -> None:
         """RequestError if globs leave nothing to average in any part of an output."""
         for first in range(0, len(decided), self.count):
             own = decided[first : first + self.count]
-            if all(made.op == "copy" for each in own for made in each.operations):
+            if not rows[first].copies and all(
+                made.op == "copy" for each in own for made in each.operations
+            ):
                 raise RequestError("include= and exclude= leave nothing to average in any part.")
 
     def notes(self, rows: Sequence[Row]) -> Iterator[str]:

@@ -10,7 +10,8 @@ from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Columns
 from swavg.planning.adapters import SETTINGS, json_of, settings_of
 from swavg.planning.match import by_canonical_name
-from swavg.planning.not_plain import MERGE, Finding, codes_of, is_code, not_plain
+from swavg.planning.not_plain import MERGE, Finding, codes_of, holds_codes, is_code, not_plain
+from swavg.planning.policy import Policy
 from swavg.storage.sources import Pool
 
 _BEGIN = 4096
@@ -41,6 +42,16 @@ def check_plain(
             raise MismatchError(f"{finding.message}.", hint=finding.hint)
         warnings.append(f"{finding.message}. {finding.hint}")
     return warnings
+
+
+def check_copied(checkpoint: Checkpoint, policy: Policy) -> None:
+    """MismatchError if codes or their scales would get another dtype."""
+    if policy.dtype != "keep" and holds_codes(checkpoint):
+        raise MismatchError(
+            f"{checkpoint.path} holds quantised weights: dtype={policy.dtype} would change what"
+            " belongs together.",
+            hint="Leave dtype= out: all bytes then stay as they are.",
+        )
 
 
 _DECLARES = ("quantization_config", "compression_config", "quantization")

@@ -259,6 +259,8 @@ class _Decider:
             made = self._copy(last, reference[0])
             reason = f"copied from {self._shown[last]}{_as(made)}"
             return _Verdict(made, reference[1], "excluded", reason)
+        if self._row.copies:
+            return _Verdict(self._copy(0, reference[0]), reference[1])
         mask = apart == "mask"
         if self._policy.strict and (differs := self._differs(forms, mask=mask)) is not None:
             return differs

@@ -44,6 +44,7 @@ def lay_out(
             policy.weights_only,
             policy.max_shard_size,
             len({id(checkpoints[member].tensors.columns) for member in row.members}) == 1,
+            row.copies,
         )
         write = FORMATS[target.format].lay_out
         assert write is not None

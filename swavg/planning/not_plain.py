@@ -176,6 +176,11 @@ def not_plain(
     return [*_parts(checkpoints, shown), *findings]
 
 
+def holds_codes(checkpoint: Checkpoint) -> bool:
+    """Whether some tensors are codes, whose scales are other tensors, going by names and dtypes."""
+    return any(suspect.kind == "codes" for suspect in _suspects(checkpoint))
+
+
 def codes_of(names: Sequence[str]) -> Finding:
     """The refusal of these codes, whose scales no name tells: by their canonical names."""
     collected = _Collected(dict.fromkeys(names), {}, dict.fromkeys(names))

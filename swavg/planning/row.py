@@ -28,6 +28,8 @@ class Row:
     """Decay, step, ...: recorded too."""
     of_averages: bool = False
     """Some inputs are averages on purpose: they are continued, or taken apart."""
+    copies: bool = False
+    """The one input in another form: bytes as they are, NaN too, unless the dtype changes."""
 
     def __post_init__(self) -> None:
         if not self.members or len(self.weights) != len(self.members):
@@ -36,6 +38,8 @@ class Row:
             )
         if not all(map(math.isfinite, self.weights)):
             raise RequestError("A row has a weight that is not finite.")
+        if self.copies and self.weights != (1.0,):
+            raise RequestError("A row that copies has one member.")
         if self.members[0] < 0 or any(a >= b for a, b in pairwise(self.members)):
             raise RequestError("The members of a row are not ascending indices of inputs.")
 

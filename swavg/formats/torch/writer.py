@@ -96,7 +96,8 @@ def _archive_like(request: WriteRequest, archive: Archive) -> ArchiveLayout:
     recipe = request.recipe.encode()
     records = [record for record in archive if record.name != RECIPE]
     members = [Member(f"{archive.root}/{record.name}", record.size) for record in records]
-    members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
+    if recipe:
+        members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
     arrangement = tuple(arranged(members, archive.alignment))
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []

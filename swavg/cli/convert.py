@@ -1,0 +1,35 @@
+"""``swavg convert``."""
+
+from __future__ import annotations
+
+import click
+
+from swavg.cli.run import Run, averaging_command, execute_and_report, output_path
+from swavg.planning.policy import Policy
+
+_FIELDS = (
+    "strip_prefix", "rename", "key", "drop_ties", "allow_nonfinite", "dtype", "weights_only",
+    "max_shard_size", "format",
+)  # fmt: skip
+
+
+@averaging_command(policy_fields=_FIELDS)
+@click.argument("checkpoint", metavar="IN")
+@click.argument("output", metavar="OUT")
+def convert(checkpoint: str, output: str, policy: Policy, run: Run) -> None:
+    """Write a checkpoint in another format, streamed in constant memory.
+
+    The format is that of OUT's suffix (.safetensors, .pt, .npz, ...), or --format: dcp, tensorflow.
+    Bytes of tensors stay as they are, NaN and codes too, unless --dtype changes floats. What is
+    no tensor is kept where the format can hold it, and named where it cannot.
+
+    \b
+    swavg convert model.ckpt model.safetensors
+    swavg convert step-1000/ model.safetensors       a distributed checkpoint
+    swavg convert model.safetensors out/ --max-shard-size 5GB
+    swavg convert big.safetensors half.safetensors --dtype bfloat16
+    """
+    path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
+    from swavg import methods
+
+    execute_and_report(methods.convert(checkpoint, policy=policy), [path], run)
