@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Shape
@@ -14,6 +16,18 @@ from swavg.formats.torch.archive_layout import ALIGNMENT, Member, arranged, endi
 from swavg.formats.torch.plain import pickled_tensor
 
 _DIGITS = 40
+# Where a CRC-32 stands in a descriptor, and in an entry of the directory.
+_IN_DESCRIPTOR, _IN_ENTRY = 4, 16
+
+
+class _Tail(NamedTuple):
+    """What follows the data: its bytes but for the digits, which begin at ``digits``, and for the
+    checksums at ``data_crcs`` and ``digits_crcs``."""
+
+    blank: bytes
+    digits: int
+    data_crcs: tuple[int, ...]
+    digits_crcs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -42,35 +56,48 @@ class ChunkZip:
         )
         return tuple(arranged(list(members)))
 
+    @property
+    def data(self) -> Member:
+        """The member that is the tensor."""
+        return next(member for member in self.members if member.body is None)
+
     @cached_property
     def head(self) -> bytes:
         """The bytes up to the data."""
-        parts: list[bytes] = []
+        before = self.members[: self.members.index(self.data)]
+        return b"".join((*map(_whole, before), self.data.local))
+
+    @cached_property
+    def _tail(self) -> _Tail:
+        data, last = self.data, self.members[-1]
+        behind = self.members[self.members.index(data) + 1 :]
+        end = data.start + data.size
+        blank = data.descriptor(0) + b"".join(map(_whole, behind))
+        data_crcs = [_IN_DESCRIPTOR] if data.size else []
+        digits_crcs = [len(blank) - len(last.descriptor(0)) + _IN_DESCRIPTOR]
+        directory = b""
         for member in self.members:
-            if member.body is None:
-                return b"".join((*parts, member.local))
-            parts += [member.local, member.body, member.descriptor(zlib.crc32(member.body))]
-        raise AssertionError("no data")
+            place = len(blank) + len(directory) + _IN_ENTRY
+            if member is data:
+                data_crcs.append(place)
+            elif member is last:
+                digits_crcs.append(place)
+            directory += member.entry(0 if member.body is None else zlib.crc32(member.body))
+        blank += directory + ending(len(self.members), last.end, len(directory))
+        return _Tail(blank, last.start - end, tuple(data_crcs), tuple(digits_crcs))
 
     def tail(self, crc: int, name: str) -> bytes:
         """The bytes behind the data, which has this checksum, in the tensor ``name``."""
-        parts: list[bytes] = []
-        entries = []
-        for member in self.members:
-            body = member.body
-            if member is self.members[-1]:
-                body = digits(name)
-            total = crc if body is None else zlib.crc32(body)
-            if body is None:
-                parts = [member.descriptor(total)]
-            else:
-                parts += [member.local, body, member.descriptor(total)]
-            entries.append(member.entry(total))
-        directory = b"".join(entries)
-        end = ending(len(entries), self.members[-1].end, len(directory))
-        return b"".join((*parts, directory, end))
+        blank, at, data_crcs, digits_crcs = self._tail
+        made, own = bytearray(blank), digits(name)
+        made[at : at + _DIGITS] = own
+        for place in data_crcs:
+            struct.pack_into("<I", made, place, crc)
+        for place in digits_crcs:
+            struct.pack_into("<I", made, place, zlib.crc32(own))
+        return bytes(made)
 
-    @property
+    @cached_property
     def digits_at(self) -> int:
         """Where the digits begin, from the beginning of the zip on."""
         return self.members[-1].start
@@ -78,8 +105,12 @@ class ChunkZip:
     @cached_property
     def size(self) -> int:
         """Bytes of the whole zip."""
-        data = next(member for member in self.members if member.body is None)
-        return data.start + data.size + len(self.tail(0, ""))
+        return self.data.start + self.data.size + len(self._tail.blank)
+
+
+def _whole(member: Member) -> bytes:
+    body = member.body or b""
+    return member.local + body + member.descriptor(zlib.crc32(body))
 
 
 def digits(name: str) -> bytes:

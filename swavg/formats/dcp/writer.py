@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from swavg.errors import OutputError, RequestError
+from swavg.errors import OutputError, RequestError, some
 from swavg.formats.dcp.chunk_zip import ChunkZip, digits
 from swavg.formats.dcp.metadata import Chunk, Place, Saved, SavedTensor
 from swavg.formats.dcp.opened import DcpTemplate
@@ -20,6 +20,7 @@ from swavg.storage.sources import LocalFile, Pool
 
 MOST = 5_000_000_000
 """Bytes of a data file: what would make it larger begins a new one."""
+_LISTED = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +89,19 @@ def lay_out(request: WriteRequest) -> Layout:
     def inside(name: str) -> str:
         return os.path.join(folder, name)
 
-    small = {inside(METADATA): pickled(saved), inside(RECIPE): request.recipe.encode()}
-    lost = losses(request) if kept is None else ""
-    notes = (f"the output holds tensors only: {lost} left out",) if lost else ()
-    extras = request.template.extras
+    small = {inside(METADATA): pickled(saved)}
+    if request.recipe:
+        small[inside(RECIPE)] = request.recipe.encode()
+    extras, last = request.template.extras, os.path.basename(request.template.path.rstrip("/"))
+    notes: list[str] = []
+    if kept is None and not request.weights_only and (lost := losses(request)):
+        notes.append(f"the output holds tensors only: {lost} left out")
+    if kept is not None and extras.others:
+        notes.append(f"left as in {last}: {some(extras.others, _LISTED)}")
     if kept is not None and extras.left_out:
-        notes = (f"not copied: {', '.join(extras.left_out[:6])}", *notes)
-    side = dict(extras.side_files) if kept is not None else {}
-    return Layout(tuple(files.layouts(inside)), small, side, notes)
+        notes.append(f"not copied from {last}: {some(extras.left_out, _LISTED)}")
+    side = extras.side_files if kept is not None else {}
+    return Layout(tuple(files.layouts(inside)), small, side, tuple(notes))
 
 
 class _Names:

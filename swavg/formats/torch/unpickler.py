@@ -108,6 +108,8 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     else:
                         machine.put(index, stack[-1])
                         room -= 200
+                elif opcode == 148:  # MEMOIZE
+                    memo.append(stack[-1])
                 elif opcode == 88 or opcode == 140:  # BINUNICODE, SHORT_BINUNICODE
                     if opcode == 88:
                         start = at + 4
@@ -181,8 +183,6 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     stack.append(_INT32(data, at)[0])
                     at += 4
                     room -= 32
-                elif opcode == 148:  # MEMOIZE
-                    memo.append(stack[-1])
                 elif opcode == 78:  # NONE
                     stack.append(None)
                 elif opcode == 71:  # BINFLOAT
