@@ -15,11 +15,14 @@ from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape
 from swavg.formats.dcp.place import METADATA
 from swavg.formats.torch.objects import Global, Opaque
-from swavg.formats.torch.unpickler import MAX_BYTES, unpickle
+from swavg.formats.torch.unpickler import unpickle
 from swavg.storage.sources import LocalFile, Pool
 
+_MAX_BYTES = 48 << 20
 _MAX_OPCODES = 12_000_000
-"""Some 110 for each chunk."""
+"""Some 70 for each chunk, and 40 for each tensor."""
+_MAX_MEMORY = 320 << 20
+"""Of the objects, of which a chunk has three: those of some 100,000 chunks."""
 _MAX_DIMENSIONS = 32
 _MAX_NAME = 4096
 _LIMIT = 1 << 62
@@ -86,11 +89,11 @@ def read_metadata(folder: str) -> Saved:
     """What the ``.metadata`` of ``folder`` says. InputError if that is impossible."""
     path = os.path.join(folder, METADATA)
     file = LocalFile.find(path)
-    if file.size > MAX_BYTES:
-        raise InputError(path, f"is larger than {MAX_BYTES >> 20} MiB")
+    if file.size > _MAX_BYTES:
+        raise InputError(path, f"is larger than {_MAX_BYTES >> 20} MiB")
     with Pool() as pool:
         data = bytes(pool.read(file, 0, file.size))
-    graph = unpickle(path, data, max_opcodes=_MAX_OPCODES)
+    graph = unpickle(path, data, max_opcodes=_MAX_OPCODES, max_memory=_MAX_MEMORY)
     for named in graph.globals:
         plain = named.module == "builtins" and named.name in _BUILTINS
         if not plain and named.module.partition(".")[0] not in _FAMILIES:

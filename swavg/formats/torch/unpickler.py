@@ -16,7 +16,7 @@ from typing import NamedTuple
 from swavg.errors import InputError
 from swavg.formats.torch import opcodes as rare
 from swavg.formats.torch.machine import INSIDE, LARGE, Machine
-from swavg.formats.torch.objects import Global, Storage
+from swavg.formats.torch.objects import Global, Opaque, Storage
 from swavg.formats.torch.pattern import TensorPattern
 from swavg.formats.torch.rebuild import call, default, ordered
 from swavg.gc_pause import paused_gc
@@ -195,6 +195,16 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     room -= 64
                 elif opcode == 136:  # NEWTRUE
                     stack.append(True)
+                elif opcode == 125:  # EMPTY_DICT
+                    stack.append({})
+                    room -= 64
+                elif opcode == 117:  # SETITEMS
+                    flat, stack = stack, marks.pop()
+                    machine.stack, machine.room = stack, room
+                    machine.fill(flat)
+                    room = machine.room
+                elif opcode == 98 and isinstance(target := stack[-2], Opaque):  # BUILD
+                    target.state = stack.pop()
                 elif opcode == 46:  # STOP
                     return stack.pop(), count
                 else:
