@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
         local = ".".join(keys[len(root) :])
         # Below a name that was asked for, or is a model's, all tensors belong to it.
         if not inside or (not root and _is_beside(name, keys)):
-            others.append(keys[0] if len(keys) > 1 else name.split(".")[0])
+            others.append(_group(keys, root))
         elif name in saved.objects or _EXTRA_STATE in keys[-1]:
             objects.append(local)
         elif local in names:
@@ -65,8 +66,14 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
             names[local] = name
     if not names:
         raise NoWeightsError(path, "holds no tensors of a model")
-    beside_root = tuple(dict.fromkeys(other for other in others if (other,) != root[:1]))
-    return ModelPart(root, names, beside_root, tuple(objects), notes)
+    return ModelPart(root, names, tuple(dict.fromkeys(others)), tuple(objects), notes)
+
+
+def _group(keys: tuple[str, ...], root: tuple[str, ...]) -> str:
+    """The dictionary in which something beside the model lies, as a dotted path."""
+    common = len(os.path.commonprefix([keys, root]))
+    whole = ".".join(keys[: common + 1])
+    return whole if len(keys) > common + 1 else whole.split(".")[common]
 
 
 def _is_beside(name: str, keys: tuple[str, ...]) -> bool:

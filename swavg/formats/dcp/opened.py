@@ -42,13 +42,18 @@ _PROGRESS = "train_state."
 _LISTED = 6
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class DcpTemplate:
-    """What a writer needs to keep all else: where it lies, and what the folder holds."""
+    """What a writer needs to keep all else: where it lies, and the key that was asked for. What the
+    folder holds is read again by the one who writes: it takes much memory."""
 
     place: Place
-    saved: Saved
-    part: ModelPart
+    key: str | None
+
+    def read(self) -> tuple[Saved, ModelPart]:
+        """What the folder holds, and which of it is the model."""
+        saved = read_metadata(self.place.folder)
+        return saved, find_model(self.place.folder, saved, self.key)
 
 
 def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -63,9 +68,11 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
             folder,
             f"has no {METADATA}, which is written last: this checkpoint is not finished",
         )
-    saved = read_metadata(folder)
-    part = find_model(folder, saved, key)
-    sources = tuple(LocalFile.find(os.path.join(folder, name)) for name in saved.files)
+    template = DcpTemplate(place, key)
+    saved, part = template.read()
+    # The pickle is the last of them: nobody may change it meanwhile.
+    files = (*saved.files, METADATA)
+    sources = tuple(LocalFile.find(os.path.join(folder, name)) for name in files)
     _check_places(saved, sources)
     with Pool() as pool:
         builder = _tensors(folder, saved, part, sources, pool)
@@ -81,7 +88,7 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
         non_tensors=part.objects,
         side_files=side,
         left_out=left_out,
-        template=DcpTemplate(place, saved, part),
+        template=template,
     )
     notes = (*part.notes, _taken(part)) if part.others else part.notes
     return Checkpoint(path, "dcp", sources, builder.build(shared), notes=notes, extras=extras)

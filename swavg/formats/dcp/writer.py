@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from swavg.errors import OutputError, RequestError, some
 from swavg.formats.dcp.chunk_zip import ChunkZip, digits
 from swavg.formats.dcp.metadata import Chunk, Place, Saved, SavedTensor
+from swavg.formats.dcp.model_part import ModelPart
 from swavg.formats.dcp.opened import DcpTemplate
 from swavg.formats.dcp.pickled import pickled
 from swavg.formats.dcp.place import METADATA, RECIPE
@@ -76,20 +77,20 @@ def lay_out(request: WriteRequest) -> Layout:
     template = request.template.extras.template
     if not isinstance(template, DcpTemplate) or request.template.renamed:
         template = None
-    names = _Names(request.specs, template)
+    saved, part = (None, None) if template is None else template.read()
+    names = _Names(request.specs, saved, part)
     files = _Files(request.specs, names.full)
     for number in range(len(request.specs)):
         files.add_tensor(number)
     kept: Saved | None = None
-    if template is not None and not request.weights_only:
-        kept = files.add_kept(template)
-    saved = files.saved(names.paths, kept)
+    if saved is not None and part is not None and not request.weights_only:
+        kept = files.add_kept(saved, frozenset(part.names.values()))
     folder = template.place.inner if template is not None else ""
 
     def inside(name: str) -> str:
         return os.path.join(folder, name)
 
-    small = {inside(METADATA): pickled(saved)}
+    small = {inside(METADATA): pickled(files.saved(names.paths, kept))}
     if request.recipe:
         small[inside(RECIPE)] = request.recipe.encode()
     extras, last = request.template.extras, os.path.basename(request.template.path.rstrip("/"))
@@ -107,12 +108,11 @@ def lay_out(request: WriteRequest) -> Layout:
 class _Names:
     """The full names of the tensors, and the keys that they stand for."""
 
-    def __init__(self, specs: Specs, template: DcpTemplate | None) -> None:
+    def __init__(self, specs: Specs, saved: Saved | None, part: ModelPart | None) -> None:
         self.full: list[str] = []
         self.paths: dict[str, tuple[str | int, ...]] = {}
-        known = {} if template is None else template.part.names
-        root = () if template is None else template.part.root
-        saved = None if template is None else template.saved
+        known = {} if part is None else part.names
+        root = () if part is None else part.root
         for local in specs.names:
             name = known.get(local) or ".".join((*root, local))
             self.full.append(name)
@@ -164,9 +164,8 @@ class _Files:
         self.tensors[self.full_names[number]] = SavedTensor(dtype.name, shape, (box,))
         file.size += chunk.size
 
-    def add_kept(self, template: DcpTemplate) -> Saved:
-        """Copy all that is no tensor of the model; what it is, and where it lies now."""
-        saved, model = template.saved, set(template.part.names.values())
+    def add_kept(self, saved: Saved, model: Collection[str]) -> Saved:
+        """Copy all that is none of the ``model``'s; what it is, and where it lies now."""
         moved: dict[Place, Place] = {}
         places = {place for name, place in saved.everything() if name not in model}
         for place in sorted(places):
