@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,9 +70,12 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
 
 def _group(keys: tuple[str, ...], root: tuple[str, ...]) -> str:
     """The dictionary in which something beside the model lies, as a dotted path."""
-    common = len(os.path.commonprefix([keys, root]))
-    whole = ".".join(keys[: common + 1])
-    return whole if len(keys) > common + 1 else whole.split(".")[common]
+    depth = 0
+    while depth < min(len(keys) - 1, len(root)) and keys[depth] == root[depth]:
+        depth += 1
+    # Names that are not nested have dots of their own.
+    last = keys[depth] if len(keys) > depth + 1 else keys[depth].split(".")[0]
+    return ".".join((*keys[:depth], last))
 
 
 def _is_beside(name: str, keys: tuple[str, ...]) -> bool:
