@@ -13,6 +13,7 @@ from swavg.formats.checkpoint import (
     Checkpoint,
     Extras,
     Scalar,
+    Shape,
     Shared,
     TableBuilder,
     Tensor,
@@ -44,11 +45,13 @@ _LISTED = 6
 
 @dataclass(frozen=True, slots=True)
 class DcpTemplate:
-    """What a writer needs to keep all else: where it lies, and the key that was asked for. What the
-    folder holds is read again by the one who writes: it takes much memory."""
+    """What a writer needs to keep all else: where it lies, the key that was asked for, and paths of
+    files that go along, by name. What the folder holds is read again by the one who writes: it
+    takes much memory."""
 
     place: Place
     key: str | None
+    side_files: Mapping[str, str]
 
     def read(self) -> tuple[Saved, ModelPart]:
         """What the folder holds, and which of it is the model."""
@@ -68,7 +71,8 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
             folder,
             f"has no {METADATA}, which is written last: this checkpoint is not finished",
         )
-    template = DcpTemplate(place, key)
+    side, left_out = side_files(place)
+    template = DcpTemplate(place, key, side)
     saved, part = template.read()
     # The pickle is the last of them: nobody may change it meanwhile.
     files = (*saved.files, METADATA)
@@ -77,7 +81,6 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
     with Pool() as pool:
         builder = _tensors(folder, saved, part, sources, pool)
         scalars = _progress(saved, sources, pool)
-    side, left_out = side_files(place)
     for name in _SIDE_VALUES:
         scalars |= _values(os.path.join(folder, name))
     extras = Extras(
@@ -86,7 +89,6 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
         root_key=part.root_key,
         others=part.others,
         non_tensors=part.objects,
-        side_files=side,
         left_out=left_out,
         template=template,
     )
@@ -129,13 +131,16 @@ def _tensors(
     for number, where in find_chunks(pool, sources, wanted):
         found[number] = where
     builder, at = TableBuilder(), 0
+    # Many boxes have equal tuples, which are kept once.
+    equal: dict[Shape, Shape] = {}
     for local, name in part.names.items():
         tensor = saved.tensors[name]
         dtype = wanted[at].dtype
         places = []
         for chunk in tensor.chunks:
             offset, strides = found[at]
-            places.append(Box(chunk.place.file, offset, chunk.start, chunk.shape, strides))
+            start, extent = (equal.setdefault(each, each) for each in (chunk.start, chunk.shape))
+            places.append(Box(chunk.place.file, offset, start, extent, strides))
             at += 1
         filled = [box for box in places if 0 not in box.shape] or places[:1]
         if len(filled) == 1:

@@ -101,7 +101,7 @@ def lay_out(request: WriteRequest) -> Layout:
         notes.append(f"left as in {last}: {some(extras.others, _LISTED)}")
     if kept is not None and extras.left_out:
         notes.append(f"not copied from {last}: {some(extras.left_out, _LISTED)}")
-    side = extras.side_files if kept is not None else {}
+    side = template.side_files if template is not None and kept is not None else {}
     return Layout(tuple(files.layouts(inside)), small, side, tuple(notes))
 
 

@@ -99,7 +99,7 @@ def test_the_model_is_found_and_read(written, run):
         assert checkpoint.format == "dcp"
         assert_equal(arrays_of(written / name), expected(written, name))
         assert set(checkpoint.extras.others) == LEFT[run]
-        assert set(checkpoint.extras.side_files) == SIDE[run]
+        assert set(checkpoint.extras.template.side_files) == SIDE[run]
 
 
 @pytest.mark.parametrize("run", RUNS)
