@@ -123,6 +123,14 @@ class NoWeightsError(InputError):
     """A file that holds no weights, rather than a broken one: beside others it may well lie."""
 
 
+class OptimizerError(NoWeightsError):
+    """A file that holds the state of an optimizer instead."""
+
+
+class LoneTensorError(NoWeightsError):
+    """A file that holds one tensor, which has no name."""
+
+
 class OutputError(SwavgError):
     """The output cannot be written."""
 
@@ -169,6 +177,11 @@ def some(names: Sequence[str], most: int) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def with_article(word: str) -> str:
+    """``a step``, ``an epoch``."""
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -74,7 +74,13 @@ def ema(
     path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     from swavg import methods
 
-    series = selected(read_paths(checkpoints, null=null), selection)
+    series = selected(
+        read_paths(checkpoints, null=null),
+        selection,
+        in_order=True,
+        choosing=True,
+        steps=methods.counts_steps(half_life, span, per_step=per_step),
+    )
     smoothing = methods.smoothing(
         series.steps,
         decay=decay,

@@ -11,7 +11,7 @@ from swavg.cli.options import Headed, SectionedCommand
 from swavg.cli.printing import print_json
 from swavg.cli.selection import Selection, discover, select, selection_options
 from swavg.cli.values import NULL, read_paths
-from swavg.errors import InputError, did_you_mean
+from swavg.errors import InputError, did_you_mean, with_article
 
 if TYPE_CHECKING:
     from swavg.console.listing import Listed
@@ -47,7 +47,7 @@ def list_command(paths: tuple[str, ...], selection: Selection, null: bool, as_js
     metrics = _metrics(series, selection.metric)
     if selection.metric is not None and selection.metric not in metrics:
         near = did_you_mean(selection.metric, metrics)
-        missing = f"no checkpoint has a {selection.metric}"
+        missing = f"no checkpoint has {with_article(selection.metric)}"
         notes = (*notes, missing if near is None else f"{missing}. {near}")
     if as_json:
         print_json("list", _as_json(series, rows, notes, chosen))

@@ -61,7 +61,7 @@ def posthoc(
         raise click.UsageError("Give -o or -d, not both.")
     from swavg import methods
 
-    series = selected(snapshots, selection, one_for_each_step=False)
+    series = selected(snapshots, selection, one_for_each_step=False, steps=True, choosing=True)
     if folder is None:
         path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
         places: list[str | None] = [path]

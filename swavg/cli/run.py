@@ -18,6 +18,7 @@ from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import ignore_signals
 from swavg.cli.streams import require_stdout
 from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, Size
+from swavg.errors import OutputExistsError
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
@@ -210,14 +211,25 @@ def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str])
     from swavg.engine.average import dry_run
     from swavg.engine.outputs import check
 
-    check(plan)
-    reports = dry_run(plan, resources)
+    params = click.get_current_context().command.params
+    exists: tuple[str, ...] = ()
+    try:
+        check(plan)
+    except OutputExistsError as error:
+        exists = (f"{error.message}. {error.hint}",)
+    reports = [
+        replace(
+            report, warnings=tuple(with_options(w, params) for w in (*report.warnings, *exists))
+        )
+        for report in dry_run(plan, resources)
+    ]
     if run.as_json:
         print_json("report", *(report.to_json() for report in reports))
         return
     for report in reports:
         console.plan(report)
     messages.notes([*notes, *reports[0].notes])
+    messages.warnings([*dict.fromkeys(text for report in reports for text in report.warnings)])
 
 
 def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> list[Report]:

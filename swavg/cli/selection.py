@@ -63,8 +63,8 @@ _OPTIONS = (
 selection_options = filled("selection", Selection, {"Choosing checkpoints": _OPTIONS})
 
 
-def discover(paths: Sequence[str], selection: Selection) -> Series:
-    """All that ``paths`` name, before any of it is chosen."""
+def discover(paths: Sequence[str], selection: Selection, *, choosing: bool = False) -> Series:
+    """All that ``paths`` name, before any of it is chosen; ``choosing`` if it is later."""
     from swavg import series
 
     return series.discover(
@@ -72,6 +72,7 @@ def discover(paths: Sequence[str], selection: Selection) -> Series:
         pattern=selection.pattern,
         keep_order=selection.keep_order,
         metrics_file=selection.metrics_file,
+        choosing=choosing or selection.selects,
     )
 
 
@@ -85,25 +86,34 @@ def select(series: Series, selection: Selection) -> Series:
 
 
 def selected(
-    paths: Sequence[str], selection: Selection, *, one_for_each_step: bool = True
+    paths: Sequence[str],
+    selection: Selection,
+    *,
+    one_for_each_step: bool = True,
+    in_order: bool = False,
+    steps: bool = False,
+    choosing: bool = False,
 ) -> Series:
     """The checkpoints that ``paths`` and the options choose, in order.
 
     Where nothing is to be chosen among plain checkpoints, only their names are read, and they are
-    left in the order given unless all names have a step. Raises RequestError, InputError, or
-    UsageError; so it does for different files of one step in a folder, unless they are averages of
-    several widths.
+    left in the order given unless all names have a step; with ``steps`` they are opened if some
+    have none. ``choosing``: some are chosen later. Raises RequestError, InputError, or UsageError;
+    so it does for different files of one step in a folder, unless they are averages of several
+    widths, and with ``in_order`` where the place of some is not known.
     """
-    from swavg.series import check_equal_steps, in_given_order
+    from swavg.series import check_equal_steps, check_order, in_given_order
 
     if selection.best is None and (selection.metric or selection.metrics_file):
         raise click.UsageError("--metric and --metrics say what is best; add --best K.")
-    if selection.by_position:
+    if selection.by_position and not (choosing and len(paths) == 1):
         plain = in_given_order(paths, keep_order=selection.keep_order)
-        if plain is not None:
+        if plain is not None and not (steps and None in plain.steps):
             return plain
-    series = discover(paths, selection)
+    series = discover(paths, selection, choosing=choosing)
     chosen = select(series, selection) if selection.selects else series
     if one_for_each_step:
         check_equal_steps(chosen)
+    if in_order and not selection.keep_order:
+        check_order(chosen)
     return chosen

@@ -47,7 +47,13 @@ def sweep(
     from swavg import methods
 
     specs = [methods.sweep_spec(text) for text in recipe_texts]
-    series = selected(read_paths(checkpoints, null=null), selection)
+    series = selected(
+        read_paths(checkpoints, null=null),
+        selection,
+        in_order=any(spec.ema is not None and not spec.selects for spec in specs),
+        steps=any(spec.counts_steps for spec in specs),
+        choosing=any(spec.selects for spec in specs),
+    )
     places = outputs_in(folder, [spec.name for spec in specs], series.paths[0])
     request = methods.sweep(series, specs, policy=policy)
     execute_and_report(request, places, run, series.notes, folder=folder)

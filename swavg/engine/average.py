@@ -8,20 +8,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from swavg import weights as schedules
+from swavg.engine.beforehand import Beforehand
 from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
-from swavg.engine.remarks import metrics_kept, warnings_of, weights_lost
+from swavg.engine.remarks import facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.engine.whole_report import reports
-from swavg.errors import RequestError
+from swavg.errors import OptimizerError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
-from swavg.planning.composite import Singles, find_parts
+from swavg.planning.composite import Parts, Singles, find_parts
 from swavg.planning.confirm import check_copied, check_plain
 from swavg.planning.decide import Decisions, decide, selection
 from swavg.planning.globs import check_globs
@@ -103,6 +104,7 @@ def prepare(
     parts = find_parts(paths, policy, shared)
     grouped = Singles(open_all(paths, policy.key, shared)) if parts is None else parts
     rows, places = grouped.times(rows, outputs)
+    _check_key(policy.key, grouped.checkpoints)
     opened = renamed(grouped.checkpoints, rules(policy.strip_prefix, policy.rename))
     names = short_names([checkpoint.path for checkpoint in opened])
     targets = [
@@ -110,10 +112,9 @@ def prepare(
         for row, place in zip(rows, places, strict=True)
     ]
     siblings = join_siblings(opened, names, rows, targets, policy, grouped.count)
-    tables, _ = distinct_tables(siblings.checkpoints)
-    check_globs([table.columns.names for table in tables], policy.include, policy.exclude)
+    _check_globs(siblings.checkpoints, policy, parts)
     made = concatenate(siblings.checkpoints, names, rows, policy)
-    decided, tied, doubts = _decided(made, policy, of_several=parts is not None)
+    decided, tied, doubts = _decided(made, policy, grouped.part_of)
     grouped.check_averaged(rows, decided)
     whole = short_names(grouped.roots)
     of_inputs = grouped.of_inputs(whole)
@@ -126,15 +127,16 @@ def prepare(
         made.checkpoints[own.members[0]].extras.recipe or "" if own.copies else as_text(told)
         for own, told in zip(made.rows, recipes, strict=True)
     ]
+    early = Beforehand(made.checkpoints, made.shown, policy)
     entries, planned = lay_out(
-        made.checkpoints, made.rows, decided, targets, texts, policy, made.files
+        made.checkpoints, made.rows, decided, targets, texts, policy, made.files, early.compute
     )
     notes = (
         *_notes(names, siblings.checkpoints),
         *_same_twice(whole, grouped.wholes),
         *grouped.notes(rows),
         *tied,
-        *metrics_kept(rows, planned, opened, names),
+        *facts_kept(rows, planned, opened, names),
         *dict.fromkeys(made.notes),
         *notes,
     )
@@ -143,6 +145,7 @@ def prepare(
         *broken_ties(opened, names),
         *made.warnings,
         *doubts,
+        *grouped.warnings(rows),
         *(doubt for row in rows for doubt in warnings_of(row, opened, of_inputs)),
         *(doubt for row in rows for doubt in weights_lost(grouped.left_out(row))),
         *differing_files(grouped.side_files, whole),
@@ -161,18 +164,45 @@ def prepare(
         distances=distances and policy.lora != "exact" and not any(row.copies for row in rows),
         folder=None if folder is None else os.fsdecode(folder),
         cut=GATHERED_CUT if entries.gathered else CUT,
+        differing=early.differing,
+        nonfinite=early.nonfinite,
         parts=parts,
     )
     return siblings.told(plan)
 
 
+def _check_key(key: str | None, checkpoints: Sequence[Checkpoint]) -> None:
+    """RequestError for the place of a state dict where no file may have such places."""
+    sources = {source.name for checkpoint in checkpoints for source in checkpoint.sources}
+    if key and all(name.endswith(".safetensors") for name in sources):
+        raise RequestError(
+            f"'{key}' is looked for in PyTorch files, and all inputs are safetensors files, which"
+            " hold one state dict each.",
+            argument="key",
+            hint="Leave key= out; include= and exclude= choose tensors by their names.",
+        )
+
+
+def _check_globs(checkpoints: Sequence[Checkpoint], policy: Policy, parts: Parts | None) -> None:
+    """RequestError for globs that match nothing."""
+    tables, _ = distinct_tables(checkpoints)
+    names = [table.columns.names for table in tables]
+    if parts is None:
+        check_globs(names, policy.include, policy.exclude)
+    else:
+        names = [each.tensors.columns.names for each in checkpoints]
+        own = [parts.part_of(number) for number in range(len(checkpoints))]
+        check_globs(names, policy.include, policy.exclude, own)
+
+
 def _decided(
-    made: Concatenated, policy: Policy, *, of_several: bool
+    made: Concatenated, policy: Policy, part_of: Callable[[int], str | None]
 ) -> tuple[list[Decisions], list[str], list[str]]:
     """What becomes of each tensor, by row; notes on ties that were found, and warnings."""
     decided: list[Decisions] = []
     tied: list[str] = []
     warnings: list[str] = []
+    checked: set[tuple[int, ...]] = set()
     exact = policy.lora == "exact"
     for row, factor_sums in zip(made.rows, made.factor_sums, strict=True):
         members = [made.checkpoints[member] for member in row.members]
@@ -181,10 +211,13 @@ def _decided(
         tied += match.notes()
         if not policy.strict:
             warnings += match.warnings(shown)
+        part = part_of(row.members[-1])
         if row.copies:
             check_copied(members[0], policy)
-        else:
-            warnings += check_plain(members, shown, selection(match, policy), exact=exact)
+        elif row.members not in checked:
+            averaged = selection(match, policy, part or "")
+            warnings += check_plain(members, shown, averaged, exact=exact)
+            checked.add(row.members)
         decided.append(
             decide(
                 made.checkpoints,
@@ -193,7 +226,7 @@ def _decided(
                 policy,
                 made.shown,
                 factor_sums,
-                of_several=of_several,
+                part,
             )
         )
     return decided, list(dict.fromkeys(tied)), warnings
@@ -314,9 +347,15 @@ def paths_of(inputs: Sequence[Path]) -> list[str]:
 def open_all(
     paths: Sequence[str], key: str | None = None, shared: Shared | None = None
 ) -> list[Checkpoint]:
-    """Open checkpoints; what they have in common is kept once."""
+    """Open checkpoints to be averaged; what they have in common is kept once."""
     shared = Shared() if shared is None else shared
-    return [open_checkpoint(path, key=key, shared=shared) for path in paths]
+    opened = [open_checkpoint(path, key=key, shared=shared) for path in paths]
+    for checkpoint in opened:
+        if checkpoint.extras.is_optimizer:
+            raise OptimizerError(
+                checkpoint.path, "holds the state of an optimizer, which is not averaged"
+            )
+    return opened
 
 
 def _notes(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, Inputs, position_of
 from swavg.engine.checksums import checked_members
+from swavg.engine.differing import also_differ
 from swavg.engine.resources import Sizes
 from swavg.errors import MismatchError, NumericsError
 from swavg.planning.not_plain import UNMASK
@@ -267,15 +268,18 @@ class Tools:
                 hint=UNMASK,
             )
         decides = "integers=last, first, max or mean decides what becomes of it."
+        row = operation.terms[0].row
         if rule == "error":
+            more = also_differ(self.plan, row, entry, self._inputs.pool, counters=True)
             raise MismatchError(
-                f"'{name}' ({operation.dtype}) differs between the inputs.", hint=decides
+                f"'{name}' ({operation.dtype}) differs between the inputs.{more}", hint=decides
             )
         shape, _ = self.plan.entries.forms[self.plan.entries.form[entry]]
         if rule == "auto" and math.prod(shape) > 1:
+            more = also_differ(self.plan, row, entry, self._inputs.pool, counters=False)
             raise MismatchError(
                 f"'{name}' ({operation.dtype} {list(shape)}) differs between the inputs, and is no"
-                " counter.",
+                f" counter.{more}",
                 hint="If it holds codes of quantised weights, average the originals and quantise"
                 f" the average. Else {decides}",
             )

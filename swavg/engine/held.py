@@ -12,7 +12,7 @@ from swavg.planning.row import Row
 from swavg.storage.fingerprints import fingerprint
 from swavg.storage.sources import Pool
 
-_MOST = 1000
+MOST = 1000
 """Entries at most: the newest are kept."""
 
 
@@ -64,4 +64,4 @@ def held_by(row: Row, each: Sequence[Sequence[Held]]) -> list[str]:
             left[entry.digits] -= 1
         else:
             kept.append(str(entry))
-    return kept[-_MOST:]
+    return kept[-MOST:]

@@ -36,8 +36,9 @@ def check(plan: Plan) -> None:
         check_not_input(path, inputs)
     sizes = [output.size for output in plan.outputs]
     whole = [sum(sizes[first : first + plan.width]) for first in range(0, len(sizes), plan.width)]
-    check_destinations(_destinations(plan), whole, inside=plan.folder)
+    # Before force= is offered, which would not replace it either.
     _check_replaced(plan)
+    check_destinations(_destinations(plan), whole, inside=plan.folder)
 
 
 def _check_replaced(plan: Plan) -> None:
@@ -51,8 +52,9 @@ def _check_replaced(plan: Plan) -> None:
             logs = {*LOGS}.intersection(plan.checkpoints[row.members[-1]].extras.left_out)
             own = (os.path.join(output.target.part or "", name) for name in logs)
             written.setdefault(path, set()).update(files, output.small, output.side_files, own)
+    force = plan.outputs[0].target.force
     for path, names in written.items():
-        check_only_ours(path, names, weights_stem)
+        check_only_ours(path, names, weights_stem, force=force)
 
 
 @contextmanager

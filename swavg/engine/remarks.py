@@ -10,18 +10,21 @@ from swavg.engine.recipe import recorded_in
 from swavg.errors import some
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import is_training_state
+from swavg.formats.hashes import is_stale
 from swavg.formats.metrics import metrics_among
 from swavg.formats.part_names import WEIGHTS
 from swavg.planning.plan import Output
 from swavg.planning.row import Row
+from swavg.series.families import kinds, runs
 from swavg.series.names import counts_of
+from swavg.storage.filesystems import absolute
 
 _LISTED = 4
 
 
 def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[str]:
-    """What may make a row useless: an average among its own inputs, a single input, NumPy arrays
-    that are not averaged."""
+    """What may make a row useless: an average among its own inputs, a single input, several
+    networks, NumPy arrays that are not averaged."""
     if row.copies:
         return
     if row.members and row.weights == (1.0,):
@@ -30,12 +33,13 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
     if arrays and len(row.members) > 1:
         listed = some([f"'{name}'" for name in arrays], _LISTED)
         yield (
-            f"NumPy arrays in the state dict are not averaged, but those of"
-            f" {shown[row.members[-1]]}, if they are in the output at all: {listed}. Make"
+            "NumPy arrays of objects, of one byte or of more than 1 MiB are not averaged, but those"
+            f" of {shown[row.members[-1]]}, if they are in the output at all: {listed}. Make"
             " tensors of them first: torch.from_numpy"
         )
     if row.of_averages:
         return
+    yield from _of_several([checkpoints[member].path for member in row.members])
     averages = [member for member in row.members if _is_average(checkpoints[member])]
     if len(averages) < len(row.members):
         for member in averages:
@@ -43,6 +47,25 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
                 f"{shown[member]} is an average that swavg wrote, and counts as one checkpoint"
                 " beside the others"
             )
+
+
+def _of_several(paths: Sequence[str]) -> Iterator[str]:
+    """Warnings of files of several networks or runs, going by their names."""
+    full = [*map(absolute, paths)]
+    folders: dict[str, list[str]] = {}
+    for path in dict.fromkeys(full):
+        folders.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
+    mixed = [family for names in folders.values() for family in kinds(names)]
+    if mixed:
+        yield (
+            f"{some(mixed, _LISTED)} share steps and may be of several networks or runs, which are"
+            " averaged with each other here: give those of one"
+        )
+    elif several := runs(full):
+        yield (
+            f"{some(several, _LISTED)} are several runs, going by the names: their average is of"
+            " use only if all began from the same trained weights"
+        )
 
 
 _OTHER_FORM = re.compile(
@@ -85,20 +108,22 @@ def _is_average(checkpoint: Checkpoint) -> bool:
     return "inputs" in made and made.get("method") != "copy"
 
 
-def metrics_kept(
+def facts_kept(
     rows: Sequence[Row],
     outputs: Sequence[Output],
     checkpoints: Sequence[Checkpoint],
     shown: Sequence[str],
 ) -> list[str]:
-    """What outputs have of metrics: those of the last input, whose objects they keep."""
+    """What outputs have of metrics and hashes: those of the last input, whose objects they keep."""
     told: dict[str, None] = {}
     for row, output in zip(rows, outputs, strict=True):
         last = row.members[-1]
-        found = metrics_among(checkpoints[last].extras.scalars)
-        # Those of a callback of Lightning have its settings in their path.
-        names = dict.fromkeys(name.rpartition(".")[2] for name in found)
-        if names and any(file.layout.kept for file in output.files):
-            listed = some([f"'{name}'" for name in names], _LISTED)
-            told[f"metrics in it are those of {shown[last]}, the last input: {listed}"] = None
+        scalars = checkpoints[last].extras.scalars
+        hashes = [each for each, text in scalars.items() if is_stale(each) and type(text) is str]
+        for what, found in (("metrics", metrics_among(scalars)), ("hashes", hashes)):
+            # Those of a callback of Lightning have its settings in their path.
+            names = dict.fromkeys(name.rpartition(".")[2] for name in found)
+            if names and any(file.layout.kept for file in output.files):
+                listed = some([f"'{name}'" for name in names], _LISTED)
+                told[f"{what} in it are those of {shown[last]}, the last input: {listed}"] = None
     return list(told)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from swavg.engine.checksums import Reads
 from swavg.engine.compute import TaskResult
+from swavg.engine.differing import doubtful_means
 from swavg.engine.distances import Distances
 from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, Sizes
@@ -170,6 +171,7 @@ def report(
 ) -> Report:
     """The report of one row, before a run or with what it found out."""
     output, members = plan.outputs[row], plan.rows[row].members
+    differing, nonfinite = (set(), set()) if tally is None else (tally.differing, tally.nonfinite)
     names = [plan.shown[member] for member in members]
     if plan.parts is not None:
         whole = short_names(plan.parts.roots)
@@ -201,14 +203,15 @@ def report(
             for each in output.not_averaged
         ),
         ties=output.ties,
-        differing_integers=_names(plan, row, tally.differing if tally is not None else ()),
-        nonfinite=_names(plan, row, tally.nonfinite if tally is not None else ()),
+        differing_integers=_named(plan, row, plan.differing, differing),
+        nonfinite=_named(plan, row, plan.nonfinite, nonfinite),
         notes=(*plan.notes, *output.notes, *(tally.notes if tally is not None else ())),
         warnings=(
             *plan.warnings,
             *output.warnings,
             *(distances.warnings(names) if distances is not None else ()),
             *(tally.warnings if tally is not None else ()),
+            *doubtful_means(plan, row, tally.differing if tally is not None else ()),
         ),
         running_statistics=output.running_statistics,
         recipe=plan.recipes[row],
@@ -216,7 +219,17 @@ def report(
     )
 
 
-def _names(plan: Plan, row: int, found: set[tuple[int, int]] | tuple[()]) -> tuple[str, ...]:
+def _named(
+    plan: Plan,
+    row: int,
+    beforehand: Mapping[int, tuple[str, ...]],
+    found: set[tuple[int, int]],
+) -> tuple[str, ...]:
+    """The names of a row's entries, behind those of tensors that were computed with the plan."""
+    return tuple(dict.fromkeys((*beforehand.get(row, ()), *entry_names(plan, row, found))))
+
+
+def entry_names(plan: Plan, row: int, found: set[tuple[int, int]]) -> tuple[str, ...]:
     """The names of a row's entries, in the order of its output."""
     home = plan.outputs[row].home
     entries = sorted((entry for at, entry in found if at == row), key=home.__getitem__)

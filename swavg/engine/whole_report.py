@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from swavg.engine.report import InputSummary, Report, Tally, report
 from swavg.engine.resources import Resources, Sizes
+from swavg.formats.part_names import in_whole
 from swavg.planning.composite import Parts
 from swavg.planning.plan import Plan
 
@@ -32,7 +33,7 @@ def reports(
 def _together(parts: Parts, reports: Sequence[Report], members: Sequence[int]) -> Report:
     """One report of those of an output's parts, the first of which has the distances."""
     first, width = reports[0], parts.count
-    names = [name or "." for name in parts.names[members[-1] // width]]
+    names = parts.names[members[-1] // width]
     inputs = tuple(
         _summary(parts.roots[member // width], [each.inputs[at] for each in reports])
         for at, member in enumerate(members)
@@ -40,7 +41,7 @@ def _together(parts: Parts, reports: Sequence[Report], members: Sequence[int]) -
 
     def named(found: Iterable[Iterable[str]]) -> tuple[str, ...]:
         return tuple(
-            f"{part}/{name}" for part, own in zip(names, found, strict=True) for name in own
+            in_whole(part, name) for part, own in zip(names, found, strict=True) for name in own
         )
 
     def union(found: Iterable[Iterable[str]]) -> tuple[str, ...]:
@@ -49,19 +50,19 @@ def _together(parts: Parts, reports: Sequence[Report], members: Sequence[int]) -
     return replace(
         first,
         inputs=inputs,
-        parts=tuple(names),
+        parts=tuple(name or "." for name in names),
         tensors=_sum(each.tensors for each in reports),
         elements=sum(each.elements for each in reports),
         read=sum(each.read for each in reports),
         written=sum(each.written for each in reports),
         files=sum(each.files for each in reports),
         treated=tuple(
-            {**entry, "name": f"{part}/{entry['name']}"}
+            {**entry, "name": in_whole(part, entry["name"])}
             for part, each in zip(names, reports, strict=True)
             for entry in each.treated
         ),
         ties=tuple(
-            tuple(f"{part}/{name}" for name in tied)
+            tuple(in_whole(part, name) for name in tied)
             for part, each in zip(names, reports, strict=True)
             for tied in each.ties
         ),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
-from swavg.errors import InputError
+from swavg.errors import InputError, some
 from swavg.formats.checkpoint import Checkpoint, Shared
 
 __all__ = ["open_checkpoint", "recipe_in"]
+
+_LISTED = 6
 
 
 def open_checkpoint(
@@ -28,7 +30,12 @@ def open_checkpoint(
         return open_file(path, key, shared)
     from swavg.formats.places import format_of
 
-    return format_of(path).open(path, key, shared)
+    try:
+        return format_of(path).open(path, key, shared)
+    except InputError as error:
+        if error.path != path or (better := _of_parts(path)) is None:
+            raise
+        raise better from None
 
 
 def recipe_in(path: str) -> str | None:
@@ -47,3 +54,20 @@ def recipe_in(path: str) -> str | None:
         return places.format_of(path).recipe_in(path)
     except InputError:
         return None
+
+
+def _of_parts(path: str) -> InputError | None:
+    """The error of a composite where one checkpoint is asked for; None for another folder."""
+    from swavg.formats.composite import find_composite
+    from swavg.formats.parts import open_parts
+
+    found = find_composite(path)
+    if found is None or not found.parts:
+        return None
+    names = [*open_parts(found).parts]
+    return InputError(
+        path,
+        f"consists of {len(names)} part{'s' * (len(names) != 1)}, where one checkpoint is expected:"
+        f" {some(names, _LISTED)}",
+        hint=f"Give one of them, such as {found.place(names[0])}.",
+    )

@@ -191,7 +191,10 @@ class TableBuilder:
     def add_boxes(self, tensor: Tensor) -> None:
         """A tensor of any number of boxes."""
         self._others[len(self._names)] = tensor
-        self.add(tensor.spec.name, (tensor.spec.dtype, tensor.spec.shape, None), 0)
+        # Its first box tells it from others.
+        first = tensor.boxes[0] if tensor.boxes else Box(0, 0, (), ())
+        form = tensor.spec.dtype, tensor.spec.shape, None
+        self.add(tensor.spec.name, form, first.offset, first.source)
 
     def build(self, shared: Shared | None = None) -> TensorTable:
         """The table; equal ones that ``shared`` knows are one, wherever in a file they begin."""
@@ -262,6 +265,11 @@ class Extras:
     template: object = None
 
     @property
+    def is_optimizer(self) -> bool:
+        """Whether the state dict that was found is the state of an optimizer."""
+        return self.root_key == "state" and "param_groups" in self.others
+
+    @property
     def names_beside(self) -> frozenset[str]:
         """The names of the siblings' tensors that stand in the checkpoint's own table."""
         return frozenset(name for path in self.joined for name in self.siblings[path])
@@ -316,8 +324,8 @@ class Checkpoint:
             tuple(columns.names[number] for number in numbers)
             for numbers in groups.values()
             if len(numbers) > 1
-            and numbers[0] not in columns.others
             and 0 not in columns.forms[columns.form[numbers[0]]][1]
+            and len({self.tensors.at(number).boxes for number in numbers}) == 1
         )
 
     def __len__(self) -> int:

@@ -22,6 +22,12 @@ _FIELD = re.compile(
     r'|(?P<key>(?:torch_)?dtype)"\s*:\s*"(?:torch\.)?(?P<dtype>\w+)")'
 )
 
+_YAML = re.compile(r"(?:.+[-_])?(?:config|model)(?:[-_].+)?\.ya?ml")
+_LINE = re.compile(
+    r"""^[ \t]*(?P<key>(?:torch_)?dtype)[ \t]*:[ \t]*["']?(?:torch\.)?(?P<dtype>\w+)""",
+    re.MULTILINE,
+)
+
 _SETTINGS = (".json", ".yaml", ".yml", ".toml", ".tiktoken", ".jinja", ".model")
 _VOCABULARY = re.compile(
     r"(?:.*[-_.])?(?:vocab|merges|dict|tokens|bpe|spm|units|labels)(?:[-_.].*)?\.(?:txt|bpe|vocab)"
@@ -61,8 +67,16 @@ def with_written_dtypes(request: WriteRequest) -> tuple[dict[str, bytes], tuple[
     """The template's configuration where the dtypes that it states are not those of what is
     written any more; and a note on each. A loader would round the weights to what it says."""
     files, notes = {}, []
-    names = [name for name in request.template.extras.side_files if _STATES_DTYPE.fullmatch(name)]
-    written = _written(request) if names else {}
+    side = request.template.extras.side_files
+    names = [name for name in side if _STATES_DTYPE.fullmatch(name)]
+    yaml = [name for name in side if _YAML.fullmatch(name)]
+    written = _written(request) if names or yaml else {}
+    for name in yaml if written else ():
+        # Of what else it says nobody knows whether it is of the weights or of how they are trained.
+        notes += [
+            f"{name} says {match['key']} {match['dtype']}, and {new} is written"
+            for match, new in _changes(_small_text(side[name]) or "", written, _LINE)
+        ]
     for name in names if written else ():
         text = _text(request.template.extras.side_files[name])
         changes = [] if text is None else list(_changes(text, written))
@@ -89,22 +103,31 @@ def small_json(path: str) -> object:
 
 def _text(path: str) -> str | None:
     """A small JSON file; None for any other."""
+    text = _small_text(path)
+    try:
+        json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+    return text
+
+
+def _small_text(path: str) -> str | None:
+    """A small file of text; None for any other."""
     try:
         data = bytes(read_file(path, JSON_LIMIT + 1))
-        if len(data) > JSON_LIMIT:
-            return None
-        json.loads(data)
-        return data.decode()
-    except (InputError, ValueError, RecursionError):
+        return None if len(data) > JSON_LIMIT else data.decode()
+    except (InputError, ValueError):
         return None
 
 
-def _changes(text: str, written: Mapping[str, str]) -> Iterator[tuple[re.Match[str], str]]:
+def _changes(
+    text: str, written: Mapping[str, str], field: re.Pattern[str] = _FIELD
+) -> Iterator[tuple[re.Match[str], str]]:
     """Each dtype that is stated and holds no more, with the one that does."""
     at = 0
-    while (match := _FIELD.search(text, at)) is not None:
+    while (match := field.search(text, at)) is not None:
         at = match.end()
-        if match["quantiser"]:
+        if match.groupdict().get("quantiser"):
             _, at = json.JSONDecoder().raw_decode(text, at)
             continue
         new = written.get(match["dtype"], written[""])

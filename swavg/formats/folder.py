@@ -34,7 +34,13 @@ _BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 _LONE = (*WEIGHTS[1:], ".pth.tar")
 """How the one torch file of a folder may end."""
 
+_VARIANTS = tuple(
+    f".index.{name}.json" for name in ("fp16", "bf16", "fp32", "fp8", "ema", "non_ema")
+)
+"""How indices of the same weights in another form end (``model.safetensors.index.fp16.json``)."""
+
 WEIGHT_SUFFIXES = (
+    *_VARIANTS,
     *WEIGHTS, ".h5", ".msgpack", ".onnx", ".gguf", ".tflite",
     ".index.json", ".distcp", ".npz", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
@@ -206,6 +212,9 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     singles = sorted(name for name in present if name.endswith(".safetensors"))
     if len(singles) == 1:
         return singles, None
+    variants = [name for name in present if name.endswith(_VARIANTS)]
+    if len(variants) == 1:
+        return [], variants[0]
     explain_folder(path, present)
     lone = [name for name in present if name.endswith(_LONE) and not is_training_state(name)]
     if len(lone) == 1 and any(map(is_configuration, present)):
@@ -283,6 +292,9 @@ def lay_out(request: WriteRequest) -> Layout:
     stem, suffix = re.sub(r"(-\d+-of-\d+)?\.[^.]+$", "", first), os.path.splitext(first)[1]
     if suffix == ".bin" and stem == "model":
         stem = "pytorch_model"
+    if request.max_shard_size is not None and (extras.index or "").endswith(_VARIANTS):
+        # Other shards are no variant beside those of the usual names.
+        stem = (extras.index or "").partition(".")[0]
     if request.max_shard_size is not None and not _is_usual(f"{stem}{suffix}"):
         # Shards of another name would not be found.
         stem, suffix = "model", ".safetensors"

@@ -58,7 +58,8 @@ class WriteRequest:
     are one tensor. ``template`` gives structure and everything that is no tensor; ``unchanged[i]``
     is true for a tensor whose bytes are the template's own, of that name. ``alike``: in all that is
     averaged tensors lie as in the template. ``copies``: it is the template itself in another form,
-    of which all holds that its metadata says.
+    of which all holds that its metadata says. ``compute`` makes a file of a few small tensors at
+    once, for a format whose layout depends on their values.
     """
 
     specs: Specs
@@ -71,6 +72,7 @@ class WriteRequest:
     max_shard_size: int | None = None
     alike: bool = False
     copies: bool = False
+    compute: Callable[[FileLayout], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,12 @@ _PART = re.compile(
 _RANK = re.compile(r"(?<![A-Za-z])rank[-_]?(\d+)", re.IGNORECASE)
 
 
+def in_whole(part: str, name: str) -> str:
+    """What a part's tensor is called among those of all parts (``unet/conv.weight``); those of the
+    folder's own weights keep their names."""
+    return f"{part}/{name}" if part else name
+
+
 def part_mark(name: str) -> str:
     """What in a name says which part of a checkpoint it is (``mp_rank_00``); empty for others."""
     return "".join(_PART.findall(name))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from swavg.errors import InputError, NoWeightsError
-from swavg.formats import open_checkpoint
+from swavg.errors import InputError, NoWeightsError, OptimizerError
+from swavg.formats import open_checkpoint, recipe_in
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.composite import Composite, as_composite, find_composite
 from swavg.formats.folder import add_tensor
@@ -49,17 +50,21 @@ def open_parts(
         if "zero_" in part_mark(name):
             raise InputError(
                 place,
-                "holds a part of weights that DeepSpeed's ZeRO-3 has spread over ranks",
-                hint="Gather them first, with DeepSpeed's zero_to_fp32.py.",
+                "holds a part of weights that DeepSpeed's ZeRO-3 has spread over ranks: they are"
+                " joined with the *_optim_states.pt of all ranks, without tensor parallelism",
+                hint="Otherwise save them whole: stage3_gather_16bit_weights_on_model_save.",
             )
         try:
             part = open_checkpoint(place, key=key, shared=shared)
+        except OptimizerError:
+            optimizers.append(name)
+            continue
         except NoWeightsError as error:
             if os.path.isdir(place):
                 raise
             without[name] = error
             continue
-        if part.extras.root_key == "state" and "param_groups" in part.extras.others:
+        if part.extras.is_optimizer:
             optimizers.append(name)
         else:
             parts[name] = part if name else _beside_others(part, composite)
@@ -76,14 +81,19 @@ def _beside_others(own: Checkpoint, composite: Composite) -> Checkpoint:
 
 
 def open_whole(
-    path: str | os.PathLike[str], *, key: str | None = None, shared: Shared | None = None
+    path: str | os.PathLike[str],
+    *,
+    key: str | None = None,
+    shared: Shared | None = None,
+    of_parts: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint to be looked at, or an average that is continued: of a composite all
     tensors, below the name of their part (``unet/conv.weight``), and what its first part holds
-    besides. Raises InputError."""
+    besides. ``of_parts``: a folder is one, even if its files look like snapshots. Raises
+    InputError."""
     path = os.fspath(path)
     composite = as_composite(path)
-    if composite is None or _is_series(composite):
+    if composite is None or (not of_parts and _is_series(composite)):
         return open_checkpoint(path, key=key, shared=shared)
     opened = open_parts(composite, key, shared)
     sources: list[Source] = []
@@ -101,6 +111,19 @@ def open_whole(
 
 
 def _is_series(found: Composite) -> bool:
-    """Whether names differ by a number only: snapshots, unless the folder is known for parts."""
+    """Whether names differ by a number only: snapshots, unless the folder is known for parts, or
+    swavg wrote all of it at once."""
     names = {without_numbers(name) for name in found.parts}
-    return len(names) < len(found.parts) and find_composite(found.path) is None
+    if len(names) == len(found.parts) or find_composite(found.path) is not None:
+        return False
+    made = {_made(found.place(name)) for name in found.parts}
+    return len(made) > 1 or None in made
+
+
+def _made(path: str) -> str | None:
+    """How swavg made an average, but for the names of what it made it of; None of other files."""
+    try:
+        made = json.loads(recipe_in(path) or "")
+        return json.dumps({**made, "inputs": None}, sort_keys=True)
+    except (ValueError, TypeError, RecursionError):
+        return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 
-from swavg.formats import dcp, folder
+from swavg.formats import dcp, folder, zero
 from swavg.formats.dcp import hf_shards
 from swavg.formats.layout import Format
 from swavg.storage.sources import LocalFile
 
-PLACES: dict[str, Format] = {row.name: row for row in (dcp.FORMAT, hf_shards.FORMAT, folder.FORMAT)}
+PLACES: dict[str, Format] = {
+    row.name: row for row in (dcp.FORMAT, hf_shards.FORMAT, zero.FORMAT, folder.FORMAT)
+}
 """``folder`` takes what no other one does."""
 
 

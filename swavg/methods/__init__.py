@@ -7,7 +7,7 @@ Every function opens what it needs to know (recipes of earlier averages) and ret
 from swavg.methods.convert import convert
 from swavg.methods.emas import ema
 from swavg.methods.means import slide, update, window
-from swavg.methods.smooth import Smoothing, amount, smoothing
+from swavg.methods.smooth import Smoothing, amount, counts_steps, smoothing
 from swavg.methods.sweeps import SweepSpec, sweep, sweep_spec
 from swavg.methods.widths import posthoc
 from swavg.planning.row import Request
@@ -18,6 +18,7 @@ __all__ = [
     "SweepSpec",
     "amount",
     "convert",
+    "counts_steps",
     "ema",
     "posthoc",
     "slide",

@@ -45,7 +45,7 @@ def _resumed(
     path, earlier = average.path, earlier_ema(average)
     _check_same(path, earlier.smoothing, smoothing)
     step = earlier.step
-    new = [s for s in series.snapshots if step is None or s.step is None or s.step > step]
+    new = [s for s in series.snapshots if again or step is None or s.step is None or s.step > step]
     if not new:
         raise RequestError(f"No checkpoint is later than step {step}, where {path} ended.")
     later = [snapshot.path for snapshot in new]
@@ -57,6 +57,8 @@ def _resumed(
         # One checkpoint alone stands for a gap as long as the next one's.
         mass = 1 - decays[0]
     details = smoothing.details(steps, earlier.n + len(new))
+    if step is not None and "step" in details:
+        details["step"] = max(step, *known(steps[-1:]))
     if smoothing.debias:
         details["mass"] = 1 - (1 - mass) * math.prod(decays)
     numbers = weights.resume_with_decays(decays, mass=mass)

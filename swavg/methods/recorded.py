@@ -30,13 +30,16 @@ class Earlier:
     """What was read of it, and will be of what is added to it."""
     extras: Extras
     """What it holds besides tensors."""
+    of_parts: bool
+    """Whether it is a composite, as is then what is added to it."""
 
     @classmethod
     def open(cls, path: Path, key: str | None, shared: Shared | None = None) -> Earlier:
         """The average at ``path``. InputError if it cannot be opened."""
         shared = Shared() if shared is None else shared
         opened = open_whole(path, key=key, shared=shared)
-        return cls(os.fspath(path), recorded_in(opened), key, shared, opened.extras)
+        of_parts = opened.format == "composite"
+        return cls(os.fspath(path), recorded_in(opened), key, shared, opened.extras, of_parts)
 
     @property
     def steps(self) -> int | None:

@@ -97,6 +97,11 @@ def amount(text: str, steps: Sequence[int | None]) -> tuple[float, Unit]:
     return value, "steps" if parts[2].startswith("step") else "checkpoints"
 
 
+def counts_steps(half_life: str | None, span: str | None, *, per_step: bool) -> bool:
+    """Whether an EMA needs the steps of all checkpoints, as far as what is asked for says so."""
+    return per_step or any("step" in text for text in (half_life, span) if text is not None)
+
+
 def smoothing(
     steps: Sequence[int | None],
     *,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from swavg import weights
 from swavg.errors import RequestError
-from swavg.methods.smooth import last_step, smoothing
+from swavg.methods.smooth import counts_steps, last_step, smoothing
 from swavg.planning.policy import Policy
 from swavg.planning.row import Request, Row
 from swavg.series import Selection, Series, select
@@ -29,6 +29,20 @@ class SweepSpec:
     selection: Selection
     ema: Mapping[str, str] | None
     """Options of the EMA (a flag is empty); None: the mean."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether it is of some of the series only."""
+        return self.selection != Selection(metric=self.selection.metric)
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether it needs the steps of the checkpoints."""
+        chosen = self.selection
+        ema = self.ema or {}
+        return (chosen.from_step, chosen.to_step, chosen.every) != (None, None, None) or (
+            counts_steps(ema.get("half-life"), ema.get("span"), per_step="per-step" in ema)
+        )
 
     @property
     def name(self) -> str:

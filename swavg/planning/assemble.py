@@ -238,6 +238,8 @@ def _running_statistics(decisions: Decisions) -> tuple[str, ...]:
         for name, number in zip(decisions.specs.names, decisions.operation, strict=True)
         if name.endswith((".running_var", ".running_mean"))
         and decisions.operations[number].op == "average"
+        # A copy into another dtype is a sum of one.
+        and len(decisions.operations[number].members) > 1
     )
 
 

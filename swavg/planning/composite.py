@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from swavg.errors import InputError, MismatchError, RequestError, some
+from swavg.errors import InputError, LoneTensorError, MismatchError, RequestError, some
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.composite import as_composite
 from swavg.formats.part_names import matched
@@ -61,6 +61,12 @@ class Singles:
 
     def notes(self, rows: Sequence[Row]) -> tuple[str, ...]:
         return ()
+
+    def warnings(self, rows: Sequence[Row]) -> tuple[str, ...]:
+        return ()
+
+    def part_of(self, number: int) -> None:
+        return None
 
     def left_out(self, row: Row) -> list[str]:
         checkpoint = self.checkpoints[row.members[-1]]
@@ -165,6 +171,10 @@ class Parts:
         bare = (path or "averaged").rstrip("/") or "/"
         return Target(bare, writable(checkpoint.format), force, name, side)
 
+    def part_of(self, number: int) -> str:
+        """What part of its input a checkpoint is; empty for a folder's own weights."""
+        return self.names[number // self.count][number % self.count]
+
     def left_out(self, row: Row) -> list[str]:
         """Paths of what the input that a row's output is like has, and the output has not."""
         number, part = divmod(row.members[-1], self.count)
@@ -182,13 +192,29 @@ class Parts:
             ):
                 raise RequestError("include= and exclude= leave nothing to average in any part.")
 
+    def warnings(self, rows: Sequence[Row]) -> Iterator[str]:
+        """What is not averaged of what may be weights: files of a single tensor."""
+        for number in dict.fromkeys(row.members[-1] // self.count for row in rows):
+            without = self.inputs[number].without
+            lone = [name for name, why in without.items() if isinstance(why, LoneTensorError)]
+            if lone:
+                base = os.path.basename(self.inputs[number].composite.path.rstrip("/"))
+                listed = some(lone, _LISTED)
+                yield (
+                    f"not averaged but copied from {base}: {listed}. A file of a single tensor"
+                    " gives it no name: save a dict of it"
+                )
+
     def notes(self, rows: Sequence[Row]) -> Iterator[str]:
         """What becomes of files of the inputs that give their parts to outputs."""
         for number in dict.fromkeys(row.members[-1] // self.count for row in rows):
             opened = self.inputs[number]
             base = os.path.basename(opened.composite.path.rstrip("/"))
-            if opened.without:
-                listed = some([*opened.without], _LISTED)
+            without = [
+                name for name, why in opened.without.items() if not isinstance(why, LoneTensorError)
+            ]
+            if without:
+                listed = some(without, _LISTED)
                 yield f"copied from {base}, as no weights are in them: {listed}"
             if "CKPT.yaml" in opened.side_files:
                 yield f"metrics in CKPT.yaml are those of {base}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Columns
-from swavg.planning.adapters import SETTINGS, json_of, settings_of
+from swavg.planning.adapters import SETTINGS, Settings, json_of, settings_of
 from swavg.planning.match import by_canonical_name
-from swavg.planning.not_plain import MERGE, Finding, codes_of, holds_codes, is_code, not_plain
+from swavg.planning.not_plain import MERGE, Finding, finding_of, holds_codes, is_code, not_plain
 from swavg.planning.policy import Policy
 from swavg.storage.sources import Pool
 
@@ -81,7 +83,7 @@ def _declared(
                 if codes[columns.form[numbers[own]]] and averaged(name)
             ]
             if names:
-                yield codes_of(names)
+                yield finding_of("codes", names, begun=names)
             return
 
 
@@ -100,14 +102,37 @@ def confirmed(
                     if id(columns) not in tables:
                         tables[id(columns)] = _numbers(columns)
                 numbers = [tables[id(checkpoint.tensors.columns)] for checkpoint in checkpoints]
+                if finding.kind == "binary":
+                    masks = [
+                        name
+                        for name in finding.whole
+                        if _differ_as_masks(pool, checkpoints, numbers, name)
+                    ]
+                    kept += [finding_of("binary", masks)] if masks else []
+                    continue
                 if _equal(pool, checkpoints, numbers, finding.whole) and _equal(
                     pool, checkpoints, numbers, finding.begun, most=_BEGIN
                 ):
                     continue
             kept.append(finding)
-        if any(finding.kind == "factors" for finding in kept):
-            kept = [*_settings_of(checkpoints, shown), *kept]
-    return kept
+    factors = next((finding for finding in kept if finding.kind == "factors"), None)
+    if factors is None:
+        return kept
+    settings = [settings_of(checkpoint) for checkpoint in checkpoints]
+    hint = factors.hint if all(map(_are_plain, settings)) else MERGE
+    adapted = ("alpha", "rank", "factors")
+    kept = [replace(each, hint=hint) if each.kind in adapted else each for each in kept]
+    return [*_differing(settings, shown, hint), *kept]
+
+
+def _are_plain(settings: Sequence[Settings]) -> bool:
+    """Whether settings say nothing but how a product is scaled."""
+    try:
+        for each in settings:
+            each.check_plain()
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(columns: Columns) -> dict[str, int]:
@@ -149,12 +174,48 @@ def _equal(
     return True
 
 
-def _settings_of(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
+def _differ_as_masks(
+    pool: Pool,
+    checkpoints: Sequence[Checkpoint],
+    numbers: Sequence[Mapping[str, int]],
+    name: str,
+) -> bool:
+    """Whether a float tensor holds zeros and ones alone in all checkpoints that have it, and not
+    the same. The first bytes tell of most that it does not."""
+    import numpy as np
+
+    masks = [
+        (checkpoint, checkpoint.tensors.at(own[name]))
+        for checkpoint, own in zip(checkpoints, numbers, strict=True)
+        if name in own
+    ]
+    numel = masks[0][1].spec.numel
+    if any(not tensor.spec.dtype.floating or tensor.spec.numel != numel for _, tensor in masks):
+        return False
+    differ = False
+    cuts = [0, *range(_BEGIN // 8, numel, _STEP // 8), numel]
+    for start, stop in pairwise(cuts):
+        first = None
+        for checkpoint, tensor in masks:
+            data = bytearray(tensor.spec.dtype.nbytes(stop - start))
+            checkpoint.read_into(tensor, start, stop, memoryview(data), pool)
+            values = np.frombuffer(data, tensor.spec.dtype.numpy())
+            ones = values == 1
+            if not np.all(ones | (values == 0)):
+                return False
+            first = ones if first is None else first
+            differ |= not np.array_equal(first, ones)
+    return differ
+
+
+def _differing(
+    settings_of_each: Sequence[Sequence[Settings]], shown: Sequence[str], hint: str
+) -> Iterator[Finding]:
     """The refusal of adapters whose factors are scaled differently."""
     known = [
         (name, settings)
-        for name, checkpoint in zip(shown, checkpoints, strict=True)
-        for settings in settings_of(checkpoint)
+        for name, own in zip(shown, settings_of_each, strict=True)
+        for settings in own
     ]
     for place in dict.fromkeys(settings.place for _, settings in known):
         for setting in SETTINGS:
@@ -165,5 +226,5 @@ def _settings_of(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Ite
             if len(first) > 1:
                 facts = " and ".join(f"{value} in {name}" for value, name in [*first.items()][:2])
                 message = f"{place} differs: {setting} is {facts}"
-                yield Finding("alpha", "refuse", message, MERGE)
+                yield Finding("alpha", "refuse", message, hint)
                 return

@@ -12,6 +12,7 @@ from swavg.dtypes import BY_NAME, Accumulator, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form, Shape, TensorTable
 from swavg.formats.layout import Specs
+from swavg.formats.part_names import in_whole
 from swavg.planning.lora import FactorSum
 from swavg.planning.match import SideBySide
 from swavg.planning.not_plain import SET_APART, set_apart
@@ -88,26 +89,29 @@ def decide(
     policy: Policy,
     shown: Sequence[str],
     factor_sums: Mapping[str, FactorSum] | None = None,
-    *,
-    of_several: bool = False,
+    part: str | None = None,
 ) -> Decisions:
     """Decide for every tensor of a row. ``shown`` are the names of all checkpoints.
 
     ``side_by_side`` is of the row's members, whose last is the template. ``factor_sums`` say of
-    some canonical names that they are made otherwise. ``of_several``: one part of a composite, of
-    which globs may leave nothing to average. Raises MismatchError with every difference,
+    some canonical names that they are made otherwise. ``part`` is the name of one of a composite,
+    of which globs may leave nothing to average. Raises MismatchError with every difference,
     RequestError for globs that leave nothing to average.
     """
-    decider = _Decider(checkpoints, side_by_side, row, policy, shown, factor_sums or {})
-    return decider.decide(of_several=of_several)
+    selected = selection(side_by_side, policy, part or "")
+    decider = _Decider(checkpoints, side_by_side, row, policy, shown, factor_sums or {}, selected)
+    return decider.decide(of_several=part is not None)
 
 
-def selection(match: SideBySide, policy: Policy) -> Callable[[str], bool]:
-    """Tells whether the globs leave a canonical name (or one tied to it) to be averaged."""
+def selection(match: SideBySide, policy: Policy, part: str = "") -> Callable[[str], bool]:
+    """Tells whether the globs leave a canonical name (or one tied to it) to be averaged, as it is
+    or behind the name of its ``part``."""
     include, exclude = policy.include, policy.exclude
 
     def matches(name: str) -> bool:
         candidates = match.spellings(name)
+        if part:
+            candidates |= {in_whole(part, text) for text in candidates}
 
         def any_glob(globs: Sequence[str]) -> bool:
             return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
@@ -128,6 +132,7 @@ class _Decider:
         policy: Policy,
         shown: Sequence[str],
         factor_sums: Mapping[str, FactorSum],
+        selected: Callable[[str], bool],
     ) -> None:
         self._factor_sums = factor_sums
         self._match = side_by_side
@@ -136,7 +141,7 @@ class _Decider:
         self._policy = policy
         self._shown = [shown[member] for member in row.members]
         self._uniform = is_uniform(row.weights)
-        self._selected = selection(side_by_side, policy)
+        self._selected = selected
         self._averages_any = False
         self._verdicts: dict[tuple[object, ...], _Verdict] = {}
 

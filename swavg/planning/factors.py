@@ -10,11 +10,7 @@ from typing import NamedTuple
 from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Tensor
 from swavg.planning.adapters import Settings, check_readable, settings_of
-from swavg.planning.not_plain import LORA
-
-_NOT_LORA = ("lora_magnitude_vector", "dora_scale", "hada_w", "lokr_", "lora_mid", "lora_E")
-"""In the names of what is no product of two factors: DoRA, LoHa, LoKr, Tucker, AdaLoRA."""
-_MERGE = "Merge each into its model first, and average the models."
+from swavg.planning.not_plain import LORA, MERGE, NOT_LORA
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,7 @@ def adapter_of(checkpoint: Checkpoint, shown: str) -> Adapter:
             own = next((pair for pair in LORA if pair[0] in name), None)
             if own is not None:
                 pairs[name] = _pair(checkpoint, name, own, settings)
-            elif any(up in name for _, up in LORA) or any(text in name for text in _NOT_LORA):
+            elif any(up in name for _, up in LORA) or any(text in name for text in NOT_LORA):
                 rest.append(name)
         known = {each for pair in pairs.values() for each in (pair.up.spec.name, pair.bias)}
         for name in rest:
@@ -67,7 +63,7 @@ def adapter_of(checkpoint: Checkpoint, shown: str) -> Adapter:
                 raise ValueError(f"'{name}' is no factor of a plain product")
     except ValueError as problem:
         raise MismatchError(
-            f"{shown}: {problem}: lora=exact is for plain LoRA.", hint=_MERGE
+            f"{shown}: {problem}: lora=exact is for plain LoRA.", hint=MERGE
         ) from None
     if not pairs:
         raise MismatchError(f"{shown} has no low-rank factors, which lora=exact is for.")

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import filter as matching
 from itertools import islice
 
 from swavg.errors import RequestError, did_you_mean
+from swavg.formats.part_names import in_whole
 from swavg.planning.match import spelling
 
 _MOST = 10_000
 
 
 def check_globs(
-    names: Sequence[Sequence[str]], include: Sequence[str], exclude: Sequence[str] = ()
+    names: Sequence[Sequence[str]],
+    include: Sequence[str],
+    exclude: Sequence[str] = (),
+    parts: Sequence[str] = (),
 ) -> None:
     """RequestError, with the nearest name, for a glob that matches none of the ``names`` of any
-    checkpoint: neither as they are written there nor without what wrappers add."""
+    checkpoint: neither as they are written there nor without what wrappers add. ``parts``: what
+    part of a composite each is, whose name may stand before."""
     if not include and not exclude:
         return
     spell = spelling(*names)
     spelled = dict.fromkeys(spell(name) for own in names for name in own)
-    written = [*dict.fromkeys((*spelled, *(name for own in names for name in own)))]
+    written = dict.fromkeys((*spelled, *(name for own in names for name in own)))
+    for part, own in zip(parts, names, strict=bool(parts)):
+        written |= dict.fromkeys(
+            in_whole(part, text) for name in own for text in (spell(name), name)
+        )
     for argument, globs in (("include", include), ("exclude", exclude)):
         for glob in globs:
             if not matching(written, glob):
@@ -29,11 +38,11 @@ def check_globs(
                 raise RequestError(
                     f"'{glob}' matches none of {len(spelled):,} tensors.",
                     argument=argument,
-                    hint=near or (f"Names look like '{written[0]}'." if written else None),
+                    hint=near or (f"Names look like '{next(iter(written))}'." if written else None),
                 )
 
 
-def _globs(names: Sequence[str], like: str) -> Iterator[str]:
+def _globs(names: Iterable[str], like: str) -> Iterator[str]:
     """Globs of the same kind that match some of the ``names``."""
     for name in names:
         if "*" not in like:

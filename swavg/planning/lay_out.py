@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from swavg.errors import RequestError
 from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import Layout, WriteRequest
+from swavg.formats.layout import FileLayout, Layout, WriteRequest
 from swavg.formats.table import FORMATS
 from swavg.planning.assemble import Assembly
 from swavg.planning.decide import Decisions
@@ -16,6 +17,9 @@ from swavg.planning.plan import Entries, Output
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
+
+Compute = Callable[[int, Row, Decisions, Target, FileLayout], bytes]
+"""Makes a small file of some tensors of a row, of this number, in memory."""
 
 
 def lay_out(
@@ -26,9 +30,11 @@ def lay_out(
     recipes: Iterable[str],
     policy: Policy,
     changed: Sequence[Mapping[str, bytes]] = (),
+    compute: Compute | None = None,
 ) -> tuple[Entries, tuple[Output, ...]]:
     """The entries of all rows, and where each of them lies. ``changed`` has, by row, what is
-    written in place of side files, by name. RequestError for what a format cannot hold."""
+    written in place of side files, by name; ``compute`` makes a file at once. RequestError for what
+    a format cannot hold."""
     assembly = Assembly(checkpoints)
     outputs = []
     for number, (row, decisions, target, recipe) in enumerate(
@@ -45,6 +51,7 @@ def lay_out(
             policy.max_shard_size,
             len({id(checkpoints[member].tensors.columns) for member in row.members}) == 1,
             row.copies,
+            compute=compute and partial(compute, number, row, decisions, target),
         )
         write = FORMATS[target.format].lay_out
         assert write is not None

@@ -8,18 +8,22 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint, Columns, Shape
 from swavg.formats.composite import find_composite
-from swavg.formats.part_names import part_mark, rank_mark
+from swavg.formats.part_names import part_mark, rank_mark, without_numbers
 from swavg.planning.match import canonical
 from swavg.storage.filesystems import absolute
 
-Kind = Literal["codes", "alpha", "rank", "factors", "spectral", "mask", "empty", "hollow", "parts"]
+Kind = Literal[
+    "codes", "alpha", "rank", "factors", "rotations", "spectral", "mask", "binary", "empty",
+    "hollow", "parts",
+]  # fmt: skip
 Level = Literal["refuse", "warn"]
 
 
@@ -37,10 +41,12 @@ class Finding:
     """and so are the first bytes of these."""
 
 
-MERGE = (
+MERGE = "Merge each into its model first, and average the models."
+EXACT = (
     "lora=exact writes the average of what they do; or merge each into its model first, and average"
     " the models."
 )
+"""The hint for plain LoRA."""
 
 UNMASK = (
     "Make the pruning permanent first (torch.nn.utils.prune.remove), and prune the average; or take"
@@ -60,6 +66,11 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
         "the mean of low-rank factors (LoRA) is not the mean of their products: {}",
         MERGE,
     ),
+    "rotations": (
+        "warn",
+        "the mean of what makes rotations (OFT, BOFT, HRA) is not the mean of these: {}",
+        MERGE,
+    ),
     "spectral": (
         "warn",
         "vectors of spectral norm are not averaged but the last input's: {}",
@@ -70,10 +81,15 @@ _SAID: Mapping[Kind, tuple[Level, str, str]] = {
         "pruning masks differ, and their average is no mask: {}",
         UNMASK,
     ),
+    "binary": (
+        "refuse",
+        "masks of zeros and ones differ, and their average is no mask: {}",
+        "Prune the average instead; or take the last input's masks with exclude='*mask*'.",
+    ),
     "empty": (
         "refuse",
         "weights are empty, as ZeRO-3 leaves them in a model that is spread over ranks: {}",
-        "Gather them first, with DeepSpeed's zero_to_fp32.py.",
+        "Give the folder with the files of all ranks (global_stepN), whose masters are whole.",
     ),
     "hollow": (
         "warn",
@@ -112,11 +128,20 @@ LORA = (
     ("lora_linear_layer.down", "lora_linear_layer.up"),
 )
 """What the names of two factors have in place of each other; the first is applied first."""
+NOT_LORA = ("lora_magnitude_vector", "dora_scale", "hada_w", "lokr_w", "lora_mid", "lora_E")
+"""In the names of what is no product of two factors: DoRA, LoHa, LoKr, Tucker, AdaLoRA."""
 _FACTORS = (
-    *LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"), ("lokr_w2_a", "lokr_w2_b"),
-    ("lora1.down", "lora1.up"), ("lora2.down", "lora2.up"), ("lora_a", "lora_b"),
-    ("lora.A", "lora.B"),
+    *LORA, ("hada_w1_a", "hada_w1_b"), ("lokr_w1", "lokr_w2"), ("lokr_w1_a", "lokr_w1_b"),
+    ("lokr_w2_a", "lokr_w2_b"), ("lora1.down", "lora1.up"), ("lora2.down", "lora2.up"),
+    ("lora_a", "lora_b"), ("lora.A", "lora.B"), ("adapter.linear_in", "adapter.linear_out"),
+    ("vera_lambda_b", "vera_lambda_d"), ("randlora_lambda", "randlora_gamma"),
 )  # fmt: skip
+_GLORA = (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight")
+_ROTATIONS = re.compile(r"(?:^|\.)(?:oft_(?:r|R|blocks|diag)|boft_R|hra_u)(?:\.|$)")
+_ADAPTED = (
+    "lora", "hada_w", "lokr_w", "adapter.linear_in", "vera_lambda", _GLORA[0], "oft_", "hra_u",
+)  # fmt: skip
+"""What is in the names of some tensors of each adapter."""
 _SCALED_BY_ALPHA = ("lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 
@@ -173,6 +198,9 @@ def not_plain(
             if shapes.setdefault(canonical(suspect.name), suspect.shape) != suspect.shape:
                 collected.setdefault("rank", _Collected()).add(suspect)
     findings = [collected[kind].finding(kind) for kind in _SAID if kind in collected]
+    if "factors" in collected and all(_may_be_exact(each) for each in checkpoints):
+        adapted = ("alpha", "rank", "factors")
+        findings = [replace(f, hint=EXACT) if f.kind in adapted else f for f in findings]
     return [*_parts(checkpoints, shown), *findings]
 
 
@@ -181,10 +209,16 @@ def holds_codes(checkpoint: Checkpoint) -> bool:
     return any(suspect.kind == "codes" for suspect in _suspects(checkpoint))
 
 
-def codes_of(names: Sequence[str]) -> Finding:
-    """The refusal of these codes, whose scales no name tells: by their canonical names."""
-    collected = _Collected(dict.fromkeys(names), {}, dict.fromkeys(names))
-    return collected.finding("codes")
+def _may_be_exact(checkpoint: Checkpoint) -> bool:
+    """Whether all factors are those of plain LoRA, going by their names."""
+    text = "\n".join(checkpoint.tensors.columns.names)
+    others = (one for one, _ in _FACTORS[len(LORA) :])
+    return not any(each in text for each in (*NOT_LORA, *others, _GLORA[0]))
+
+
+def finding_of(kind: Kind, names: Sequence[str], *, begun: Sequence[str] = ()) -> Finding:
+    """What is said of tensors that other things than names tell, by their canonical names."""
+    return _Collected(dict.fromkeys(names), {}, dict.fromkeys(begun)).finding(kind)
 
 
 def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
@@ -193,6 +227,8 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     small: dict[str, str] = {}
     has_small_floats = any(is_code(dtype) and dtype.floating for dtype, _, _ in columns.forms)
     yield from _empty(checkpoint)
+    text = "\n".join(columns.names)
+    adapted = any(each in text for each in _ADAPTED)
     for name in columns.names:
         stem, dot, last = name.rpartition(".")
         stem += dot
@@ -202,8 +238,8 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
             or last in _CODES
             or last in ("absmax", "alpha")
             or last.endswith(SET_APART)
-            or "lora" in name
-            or last.startswith(("hada_w", "lokr_w"))
+            or "mask" in name
+            or adapted
         ):
             continue
         numbers = numbers or {name: number for number, name in enumerate(columns.names)}
@@ -221,7 +257,18 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
             if one in name and name.replace(one, other) in numbers:
                 shape = columns.forms[columns.form[numbers[name]]][1]
                 yield _Suspect("factors", name, shape=shape)
+        if name.endswith(_GLORA[0]) and ("lora_" in name or "lycoris_" in name):
+            stem = name.removesuffix(_GLORA[0])
+            if all(stem + each in numbers for each in _GLORA):
+                yield _Suspect("factors", name)
+        if _ROTATIONS.search(name):
+            yield _Suspect("rotations", name)
         yield from _other_suspects(name, stem, last, numbers)
+        # One with the original weights beside it is another kind.
+        if _MASK.search(name) and set_apart(name, numbers) is None:
+            dtype, shape, _ = columns.forms[columns.form[numbers[name]]]
+            if dtype.kind == "float" and dtype.bits > 8 and math.prod(shape) > 1:
+                yield _Suspect("binary", name, (name,))
 
 
 def is_code(dtype: DType) -> bool:
@@ -229,6 +276,7 @@ def is_code(dtype: DType) -> bool:
     return dtype.kind == "integer" or (dtype.kind == "float" and dtype.bits <= 8)
 
 
+_MASK = re.compile(r"(?:^|[._])masks?(?:\.|_\d+$|$)")
 _MODULE = re.compile(r"(?s)(.*[.:])?(.*)")
 
 
@@ -342,8 +390,10 @@ def _kind(name: str) -> str:
 def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
     """The refusal of parts of one checkpoint, going by the names of files and their folders."""
     first: dict[str, int] = {}
+    namesakes: Counter[str] = Counter()
     for number, checkpoint in enumerate(checkpoints):
         path = absolute(checkpoint.path)
+        namesakes[os.path.dirname(path) + without_numbers(os.path.basename(path))] += 1
         part = part_mark("/".join(path.split(os.sep)[-2:])) or rank_mark(path)
         if part:
             first.setdefault(part, number)
@@ -355,13 +405,20 @@ def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[
         folder = os.path.dirname(checkpoints[one].path) or "."
         hint = f"Give the folder that holds all shards of a checkpoint, here {folder}."
     elif "zero_" in part:
-        hint = "Gather them first, with DeepSpeed's zero_to_fp32.py."
+        folder = os.path.dirname(checkpoints[one].path) or "."
+        hint = f"Give the folder that holds the files of all ranks, here {folder}."
     else:
         path = absolute(checkpoints[one].path)
         folder, name = os.path.split(path)
-        if part_mark(os.path.basename(folder)):
+        several = namesakes[folder + without_numbers(name)] > 1
+        of_rank = bool(part_mark(os.path.basename(folder)))
+        if of_rank:
             folder = os.path.dirname(folder)
-        if find_composite(folder) is not None:
+        if of_rank and several:
+            # A file for each step in the folder of a rank (NeMo).
+            own = os.path.dirname(checkpoints[one].path)
+            hint = f"Average those of each part alone, such as {own}."
+        elif find_composite(folder) is not None:
             hint = f"Give the folders that hold all parts of a checkpoint, such as {folder}."
         else:
             mark = part_mark(name) or rank_mark(path)

@@ -249,6 +249,10 @@ class Plan:
     folder: str | None = None
     """A folder to be made for the outputs, which appears with all of them."""
     cut: int = CUT
+    differing: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Names of integers that differ, by row, of tensors that were computed with the plan."""
+    nonfinite: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """The same of values that are not finite."""
     parts: Parts | None = None
     """Of inputs that are composites: each output then has a row for each part."""
 

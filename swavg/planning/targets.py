@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from swavg.errors import RequestError
 from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.files import FILES
 from swavg.formats.table import FORMATS
 from swavg.planning.policy import Policy
 from swavg.storage.destination import is_stream
@@ -43,7 +44,9 @@ def default_path(first: Checkpoint, policy: Policy) -> str:
     if FORMATS[own].folder or policy.max_shard_size is not None:
         return "averaged"
     suffix, row = suffix_of(first.path), FORMATS[own]
-    if policy.format is not None or (own != first.format and suffix not in ("", *row.suffixes)):
+    # A file may have none.
+    kept = ("", *row.suffixes) if first.format in FILES else row.suffixes
+    if policy.format is not None or (own != first.format and suffix not in kept):
         suffix = row.suffixes[0]
     return f"averaged{suffix}"
 

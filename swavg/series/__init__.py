@@ -4,7 +4,7 @@ from swavg.series.discover import discover, in_given_order
 from swavg.series.equal_steps import check_equal_steps
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, Unit
-from swavg.series.select import Selection, guess_mode, select
+from swavg.series.select import Selection, check_order, guess_mode, select
 
 __all__ = [
     "Selection",
@@ -12,6 +12,7 @@ __all__ = [
     "Snapshot",
     "Unit",
     "check_equal_steps",
+    "check_order",
     "discover",
     "guess_mode",
     "in_given_order",

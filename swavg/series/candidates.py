@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shared
+from swavg.series.families import is_end, read_names
 from swavg.series.inside import Facts, read_inside
 from swavg.series.model import Unit, label, labels
 from swavg.series.names import NameFacts
+from swavg.storage.filesystems import absolute
 
 
 @dataclass
@@ -28,10 +30,28 @@ class Candidate:
     counts: dict[Unit, int] = field(default_factory=dict)
     rivals: list[str] = field(default_factory=list)
     """Others of the same step, and other bytes."""
+    is_end: bool = False
+    """By its name what the run left at its end, if it has no step."""
 
     @property
     def from_name(self) -> bool:
         return bool(self.name.counts)
+
+
+def read_together(candidates: Sequence[Candidate]) -> None:
+    """Add what names of one folder say beside each other."""
+    folders: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        folders.setdefault(os.path.dirname(absolute(candidate.path)), []).append(candidate)
+    for group in folders.values():
+        names = [os.path.basename(absolute(candidate.path)) for candidate in group]
+        read = read_names(names)
+        families = {facts.family for facts in read if facts.family is not None}
+        for candidate, name, facts in zip(group, names, read, strict=True):
+            if not candidate.name.counts:
+                candidate.name = facts
+                candidate.counts = {**facts.counts, **candidate.counts}
+                candidate.is_end = is_end(name, families)
 
 
 def without_links(candidates: list[Candidate], notes: list[str]) -> list[Candidate]:

@@ -13,6 +13,7 @@ from swavg.series.candidates import (
     common_unit,
     open_inside,
     prevailing_unit,
+    read_together,
     repeats,
     without_copies,
     without_links,
@@ -23,7 +24,14 @@ from swavg.series.left_out import without_averages, without_marked
 from swavg.series.metrics import beside
 from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
 from swavg.series.names import NameFacts, read_name
-from swavg.series.search import are_composites, is_one_checkpoint, search
+from swavg.series.search import (
+    are_composites,
+    check_one_step,
+    is_one_checkpoint,
+    pattern_inside,
+    search,
+    without_pointers,
+)
 from swavg.series.tables import from_file
 from swavg.storage.filesystems import absolute
 from swavg.storage.sources import LocalFile
@@ -36,18 +44,23 @@ def discover(
     keep_order: bool = False,
     metrics_file: str | os.PathLike[str] | None = None,
     read_inside: bool = True,
+    choosing: bool = False,
 ) -> Series:
     """The series of ``paths``, ordered by training step, with the metrics that lie beside it.
 
     A folder that is no checkpoint itself is searched for checkpoint files and checkpoint folders
     whose names match the glob ``pattern``; with a pattern, a checkpoint folder is searched too.
     Steps come from the names; where a name has none, the checkpoint is opened, unless
-    ``read_inside`` is False. ``keep_order`` leaves the paths as given. InputError if a path or
-    the ``metrics_file`` is missing or broken, or a folder holds no checkpoint.
+    ``read_inside`` is False. ``keep_order`` leaves the paths as given. ``choosing``: some are to be
+    chosen, so one folder that is a checkpoint and has snapshots in it stands for these. InputError
+    if a path or the ``metrics_file`` is missing or broken, or a folder holds no checkpoint.
     """
     notes: list[str] = []
     candidates: list[Candidate] = []
-    named = [os.fspath(path) for path in paths]
+    named = without_pointers([os.fspath(path) for path in paths], notes)
+    if pattern is None and len(named) == 1:
+        check_one_step(named[0])
+        pattern = pattern_inside(named[0], notes) if choosing else None
     composites = pattern is None and are_composites(named)
     for path in named:
         if os.path.isdir(path) and not (
@@ -65,6 +78,7 @@ def discover(
         candidate.counts = dict(candidate.name.counts)
         if read_inside and not candidate.counts:
             open_inside(candidate)
+    read_together(candidates)
     candidates = without_averages(without_unreadable(candidates, notes), notes)
     candidates = without_marked(candidates, pattern, notes)
     unit = common_unit(candidates, search=read_inside)
@@ -93,20 +107,25 @@ def in_given_order(
     one has to be searched, is missing, or if they are ambiguous.
 
     Where not all names have a step in a common unit, the order given stands. Opens nothing.
+    InputError for a folder of ranks that have several steps.
     """
-    names = [os.fspath(path) for path in paths]
+    notes: list[str] = []
+    names = without_pointers([os.fspath(path) for path in paths], notes)
+    told = notes if len(names) == 1 else []
+    if len(names) == 1:
+        check_one_step(names[0])
     if not (
-        all(is_one_checkpoint(p, []) if os.path.isdir(p) else os.path.exists(p) for p in names)
+        all(is_one_checkpoint(p, told) if os.path.isdir(p) else os.path.exists(p) for p in names)
         or are_composites(names)
     ):
         return None
     candidates = [Candidate(path, _named(path, names)) for path in names]
     for candidate in candidates:
         candidate.counts = dict(candidate.name.counts)
+    read_together(candidates)
     unit = common_unit(candidates)
     complete = all(unit in candidate.counts for candidate in candidates)
     snapshots = [_snapshot(candidate, unit) for candidate in candidates]
-    notes: list[str] = []
     if unit is not None and complete and not keep_order:
         snapshots = _in_order(snapshots, unit, notes, explicit=len(names) > 1)
     return Series(tuple(snapshots), tuple(notes), unit)
@@ -139,19 +158,23 @@ def _snapshot(candidate: Candidate, unit: Unit | None) -> Snapshot:
         candidate.counts,
         opened,
         tuple(candidate.rivals),
+        candidate.is_end and step is None,
     )
 
 
 def _in_order(
     snapshots: list[Snapshot], unit: Unit | None, notes: list[str], *, explicit: bool
 ) -> list[Snapshot]:
-    """By step; those without one stay before the others, in the order in which they came."""
+    """By step; those without one stay before the others, in the order in which they came, and what
+    a run left at its end comes last."""
 
-    def key(snapshot: Snapshot) -> tuple[int, float]:
+    def key(snapshot: Snapshot) -> tuple[float, float]:
+        if snapshot.is_end:
+            return float("inf"), 0
         # Within an epoch by step, its end (checkpoint3.pt beside checkpoint_3_500.pt) last.
         step = -1 if snapshot.step is None else snapshot.step
-        within = snapshot.counts.get("step", float("inf")) if unit == "epoch" else 0
-        return step, within if step >= 0 else 0
+        finer = snapshot.counts.get("step", snapshot.counts.get("batch", float("inf")))
+        return step, finer if unit == "epoch" and step >= 0 else 0
 
     ordered = sorted(snapshots, key=key)
     if explicit and ordered != snapshots:
@@ -164,11 +187,15 @@ def _in_order(
 
 def _missing_and_equal(snapshots: Sequence[Snapshot], unit: Unit | None) -> list[str]:
     notes = []
+    ends = [snapshot.path for snapshot in snapshots if snapshot.is_end]
+    if ends:
+        notes.append(f"taken as the newest, going by the name: {labels(ends)}")
     lacking = [snapshot.path for snapshot in snapshots if snapshot.step is None]
     if len(lacking) == len(snapshots) and len(snapshots) > 1:
         notes.append("no steps known, neither from names nor from the files: the order stands")
-    elif lacking and len(snapshots) > 1:
-        notes.append(f"no {unit} known for {labels(lacking)}; the others have one")
+    elif len(lacking) > len(ends) and len(snapshots) > 1:
+        others = [path for path in lacking if path not in ends]
+        notes.append(f"no {unit} known for {labels(others)}; the others have one")
     by_step: dict[int, list[str]] = {}
     for snapshot in snapshots:
         if snapshot.step is not None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 
-from swavg.errors import InputError, RequestError
+from swavg.errors import InputError, RequestError, some
+from swavg.formats.part_names import rank_mark
 from swavg.formats.parts import open_whole
 from swavg.series.candidates import Candidate, open_inside
-from swavg.series.model import Series, Unit, label
+from swavg.series.families import members, pattern_for
+from swavg.series.model import Series, Snapshot, Unit, label
 from swavg.storage.filesystems import absolute
 from swavg.storage.fingerprints import same_bytes
 from swavg.storage.sources import LocalFile, Pool, Source
+
+_LISTED = 4
 
 
 def without_twins(
@@ -94,23 +96,41 @@ def check_equal_steps(chosen: Series) -> None:
     of them is no snapshot of the run, or they are of two runs. Paths that were given are not
     judged."""
     for snapshot in chosen.snapshots:
-        for rival in snapshot.rivals:
-            names = (os.path.basename(snapshot.path), os.path.basename(rival))
-            first, second = sorted(names, key=lambda name: (len(name), name))
-            pattern = _pattern(first, second) or _pattern(second, first)
-            raise RequestError(
-                f"{first} and {second} are of the same {chosen.unit} {snapshot.step} and differ:"
-                " which of them belongs to the run is not known.",
-                hint=(f"Choose by name with pattern='{pattern}', or give" if pattern else "Give")
-                + " the checkpoints themselves instead of their folder.",
-            )
+        if snapshot.rivals:
+            raise _of_one_step(snapshot, f"{chosen.unit} {snapshot.step}")
 
 
-def _pattern(name: str, other: str) -> str | None:
-    """A glob over the steps that a name may have which leaves out the other name."""
-    for numbers in ("*", "*[0-9]", "[0-9]*"):
-        parts = re.split(r"\d+", name)
-        pattern = numbers.join(map(glob.escape, parts))
-        if not fnmatch.fnmatchcase(other, pattern):
-            return pattern
-    return None
+def _of_one_step(snapshot: Snapshot, step: str) -> RequestError:
+    folder = os.path.dirname(absolute(snapshot.path))
+    rivals = [os.path.basename(path) for path in (snapshot.path, *snapshot.rivals)]
+    families = {
+        family: [*own]
+        for family, own in members(sorted(os.listdir(folder))).items()
+        if not own.keys().isdisjoint(rivals)
+    }
+    # The run has the most files, and the shortest names.
+    ordered = sorted(families, key=lambda family: (-len(families[family]), len(family), family))
+    first, second = sorted(rivals, key=lambda name: (len(name), name))[:2]
+    problem = f"{first} and {second} are of the same {step} and differ: "
+    ranks = all(rank_mark(os.path.join(folder, name)) for name in (first, second))
+    if ranks:
+        problem += "they are parts (ranks) of one checkpoint"
+    elif len(families) > 1 and all(len(own) > 1 for own in families.values()):
+        kinds = [f"{family} ({len(families[family])} files)" for family in ordered]
+        problem += f"there are several series, {some(kinds, _LISTED)}"
+    else:
+        problem += "which of them belongs to the run is not known"
+    hint = "Give the checkpoints themselves instead of their folder."
+    for family in ordered:
+        if re.search(r"-v\d+\b", family):
+            # A second version is not what was meant to be kept.
+            continue
+        others = [name for each in families if each != family for name in families[each]]
+        pattern = pattern_for(family, families[family], others)
+        if pattern is not None and ranks:
+            hint = f"Average those of each rank alone, such as with pattern='{pattern}'."
+        elif pattern is not None:
+            hint = f"Choose by name with pattern='{pattern}', or g{hint[1:]}"
+        if pattern is not None:
+            break
+    return RequestError(f"{problem}.", hint=hint)

@@ -11,8 +11,9 @@ from typing import Literal
 from swavg.formats.checkpoint import Shared
 from swavg.storage.filesystems import absolute
 
-Unit = Literal["step", "epoch", "number"]
-"""What a snapshot's ``step`` counts: optimizer steps, epochs, or a bare number (``12.pt``)."""
+Unit = Literal["step", "epoch", "number", "batch"]
+"""What a snapshot's ``step`` counts: optimizer steps, epochs, or a bare number (``12.pt``). Batches
+are those of an epoch."""
 
 StepFrom = Literal["name", "file", "none"]
 
@@ -35,6 +36,8 @@ class Snapshot:
     """Whether the file was read, so that ``metrics`` has all that it says."""
     rivals: tuple[str, ...] = ()
     """Other files of the searched folder that are of the same step, and other bytes."""
+    is_end: bool = False
+    """It has no step, and is what its run left at its end, going by its name."""
 
 
 @dataclass(frozen=True, slots=True)

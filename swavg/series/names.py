@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from swavg.series.model import Unit, is_generic
+
+Span = tuple[int, int]
 
 SUFFIXES = (
     ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".th", ".pkl", ".model", ".zip",
@@ -33,6 +37,9 @@ _NUMBER_THEN_WORD = re.compile(
     re.IGNORECASE,
 )
 _TAG = r"(?:[-_.](?:best|last|latest|final|ema|swa|avg|average|averaged|unsharded|hf|shard0|v\d+))*"
+_BATCH = re.compile(r"[_-]batch[=_-]?(?P<number>\d{1,12})(?![A-Za-z\d])", re.IGNORECASE)
+# Composer counts batches from the start; others from that of their epoch.
+_COMPOSER = re.compile(rf"(?:.*[._-])?ep(\d{{1,9}})-ba(\d{{1,12}})(?:-rank\d+)?{_TAG}")
 _FAIRSEQ = re.compile(rf"checkpoint_(\d{{1,9}})_(\d{{1,9}}){_TAG}")
 _CHECKPOINT = re.compile(
     rf"(?:.*[._-])?(?:checkpoint|chkpt|ckpt|chk|cp)(?P<gap>[-_=.]?)(?P<number>\d{{1,9}}){_TAG}",
@@ -44,7 +51,7 @@ _NUMBERED = re.compile(
     rf"(?P<number>\d{{1,9}}){_TAG}",
     re.IGNORECASE,
 )
-_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 _COPY = re.compile(
@@ -86,18 +93,39 @@ class NameFacts:
     metrics: Mapping[str, float] = field(default_factory=dict)
     is_copy: bool = False
     marks: frozenset[str] = frozenset()
+    family: str | None = None
+    """A glob for names that differ in their steps and metrics alone; None without any step."""
 
 
+@lru_cache(maxsize=4096)
 def read_name(name: str) -> NameFacts:
     """The facts in the last part of a path: ``epoch=3-step=1200-val_loss=0.5.ckpt``.
 
     Hashes, dates, version numbers and sizes (v0.1, resnet50, 7b, 00001-of-00002) are no steps.
     """
-    stem, suffixes = _split(name)
-    counts: dict[Unit, int] = dict(_counts(stem, suffixes))
-    metrics = {} if _SHARD.search(stem) else _metrics(stem)
+    stem, suffixes = split_suffixes(name)
+    counts: dict[Unit, int] = {}
+    spans: list[Span] = []
+    for unit, count, span in _counts(stem, suffixes):
+        counts.setdefault(unit, count)
+        spans.append(span)
+    metrics: dict[str, float] = {}
+    for metric, value, span in () if _SHARD.search(stem) else _metrics(stem):
+        metrics[metric] = value
+        spans.append(span)
     is_copy = not counts and _COPY.fullmatch(stem) is not None
-    return NameFacts(counts, metrics, is_copy, marks_in(stem))
+    family = with_stars(name, spans) if counts else None
+    return NameFacts(counts, metrics, is_copy, marks_in(stem), family)
+
+
+def with_stars(name: str, spans: Sequence[Span]) -> str:
+    """A glob for a name in which what lies in the spans is any."""
+    pieces, start = [], 0
+    for first, last in sorted(spans):
+        if first >= start:
+            pieces.append(glob.escape(name[start:first]))
+            start = last
+    return "*".join([*pieces, glob.escape(name[start:])])
 
 
 def marks_in(text: str) -> frozenset[str]:
@@ -114,58 +142,58 @@ def counts_of(path: str) -> Mapping[Unit, int]:
 
 def is_shard(name: str) -> bool:
     """Whether a file is one of several parts of a checkpoint."""
-    return _SHARD.search(_split(name)[0]) is not None
+    return _SHARD.search(split_suffixes(name)[0]) is not None
 
 
-def _split(name: str) -> tuple[str, str]:
+def split_suffixes(name: str) -> tuple[str, str]:
+    """A name without its suffixes, and these."""
     stem = name
     while stem.lower().endswith(SUFFIXES):
         stem = stem[: stem.rindex(".")]
     return stem, name[len(stem) :].lower()
 
 
-def _counts(stem: str, suffixes: str) -> Iterator[tuple[Unit, int]]:
+def _counts(stem: str, suffixes: str) -> Iterator[tuple[Unit, int, Span]]:
     if _SHARD.search(stem):
         return
-    found = _worded(stem)
-    if found:
-        yield from found.items()
-        return
-    if match := _FAIRSEQ.fullmatch(stem):
-        yield "epoch", int(match[1])
-        yield "step", int(match[2])
+    match = _COMPOSER.fullmatch(stem) or _FAIRSEQ.fullmatch(stem)
+    if match:
+        yield "epoch", int(match[1]), match.span(1)
+        yield "step", int(match[2]), match.span(2)
+    elif worded := list(_worded(stem)):
+        yield from worded
     elif match := _CHECKPOINT.fullmatch(stem):
         # timm numbers checkpoint-12.pth.tar by epoch and fairseq checkpoint12.pt; checkpoint-500
         # (Hugging Face) and ckpt-1000 are steps.
         by_epoch = suffixes == ".pth.tar" or (stem.startswith("checkpoint") and not match["gap"])
-        if not _DATE.fullmatch(match["number"]):
-            yield "epoch" if by_epoch else "step", int(match["number"])
-    elif (match := _NUMBERED.fullmatch(stem)) and not _DATE.fullmatch(match["number"]):
-        yield "number", int(match["number"])
+        if not DATE.fullmatch(match["number"]):
+            yield "epoch" if by_epoch else "step", int(match["number"]), match.span("number")
+    elif (match := _NUMBERED.fullmatch(stem)) and not DATE.fullmatch(match["number"]):
+        yield "number", int(match["number"]), match.span("number")
 
 
-def _worded(stem: str) -> dict[Unit, int]:
+def _worded(stem: str) -> Iterator[tuple[Unit, int, Span]]:
     """Counts that say their unit: ``step_10``, ``12epoch``."""
     orders = [_WORD_THEN_NUMBER, _NUMBER_THEN_WORD]
     # '3_epoch_100_step' against 'epoch_3_step_100': the end that has the number decides.
     if stem[:1].isdigit():
         orders.reverse()
-    found: dict[Unit, int] = {}
-    for pattern in orders:
-        for match in pattern.finditer(stem):
-            scale = {"k": 1000, "m": 1_000_000}.get((match["thousands"] or "").lower(), 1)
-            word = re.sub("[_-]", "", match["word"].lower())
-            found.setdefault(_UNITS[word], int(match["number"]) * scale)
-        if found:
-            break
-    return found
+    matches = next(filter(None, (list(order.finditer(stem)) for order in orders)), [])
+    for match in matches:
+        scale = {"k": 1000, "m": 1_000_000}.get((match["thousands"] or "").lower(), 1)
+        unit = _UNITS[re.sub("[_-]", "", match["word"].lower())]
+        yield unit, int(match["number"]) * scale, (match.start("number"), _end(match))
+        batch = _BATCH.search(stem, match.end()) if unit == "epoch" else None
+        if batch is not None:
+            yield "batch", int(batch["number"]), batch.span("number")
 
 
-def _metrics(stem: str) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _end(match: re.Match[str]) -> int:
+    return max(match.end("number"), match.end("thousands"))
+
+
+def _metrics(stem: str) -> Iterator[tuple[str, float, Span]]:
     for pattern in (_SCORED, _ASSIGNED):
         for match in pattern.finditer(stem):
-            name = match["name"]
-            if name.lower() not in _NO_METRIC:
-                found[name] = float(match["value"])
-    return found
+            if match["name"].lower() not in _NO_METRIC:
+                yield match["name"], float(match["value"]), match.span("value")

@@ -5,25 +5,47 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from swavg.errors import InputError
+from swavg.errors import InputError, some
 from swavg.formats.composite import Composite, components, find_composite
 from swavg.formats.configuration import is_configuration, is_training_state
 from swavg.formats.folder import explain_files, explain_folder
 from swavg.formats.part_names import but_for_steps
 from swavg.formats.parts import open_parts
-from swavg.formats.places import is_one_folder
+from swavg.formats.places import format_at, is_one_folder
 from swavg.series.candidates import Candidate
+from swavg.series.families import members
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, read_name
 from swavg.storage.filesystems import absolute
 from swavg.storage.temporary import TEMPORARY
 
+_LISTED = 4
 _MOST = 1000
 """Folders that are looked into for a hint."""
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lock")
+
+_POINTERS = ("latest", "latest_checkpointed_iteration.txt", "latest_checkpoint", "last_checkpoint",
+             "checkpoint")  # fmt: skip
+"""Text files that say which checkpoint of a run is the newest."""
+
+
+def without_pointers(paths: Sequence[str], notes: list[str]) -> list[str]:
+    """Given paths without those of text that names one of the others (``run/*``)."""
+    left = [
+        path
+        for path in paths
+        if os.path.basename(path) in _POINTERS
+        and os.path.isfile(path)
+        and not _looks_like_one(path)
+    ]
+    if not left or len(left) == len(paths):
+        return [*paths]
+    notes.append(f"ignored {labels(left)}: text that names a checkpoint")
+    return [path for path in paths if path not in left]
 
 
 def is_one_checkpoint(path: str, notes: list[str]) -> bool:
@@ -44,21 +66,69 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     if snapshots and not usual and not (one_of_many and any(map(is_configuration, names))):
         # A lone safetensors file among a run's snapshots does not make their folder a checkpoint.
         return False
-    inner = [
+    inner = _snapshots_in(path, names, composite=composite)
+    if inner and not composite and not is_one_folder(path, any_name=False):
+        # A file beside a run's snapshots, as is its configuration.
+        return False
+    if inner and format_at(path) is None:
+        notes.append(
+            f"{path} is a checkpoint itself and was taken as one; to choose among"
+            f" {labels(inner)} in it, give --pattern '{_pattern_of(inner)}'"
+        )
+    return True
+
+
+def check_one_step(path: str) -> None:
+    """InputError if a folder has folders of ranks, and these a file for each step (NeMo)."""
+    composite = find_composite(path)
+    if composite is None:
+        return
+    folders: dict[str, dict[str, set[int]]] = {}
+    for part in composite.parts:
+        folder, name = os.path.split(part)
+        facts = read_name(name)
+        if folder and facts.family is not None and "step" in facts.counts:
+            own = folders.setdefault(folder, {}).setdefault(facts.family, set())
+            own.add(facts.counts["step"])
+    for folder, families in folders.items():
+        steps = [str(step) for step in sorted(max(families.values(), key=len, default=()))]
+        if len(steps) > 1:
+            raise InputError(
+                composite.path,
+                f"holds ranks of {len(steps)} steps, {some(steps, _LISTED)}, not a folder for each",
+                hint="Average those of each rank alone, such as"
+                f" {shlex.quote(os.path.join(composite.path, folder))}.",
+            )
+
+
+def _snapshots_in(path: str, names: Sequence[str], *, composite: bool) -> list[str]:
+    """Folders with steps in a checkpoint's own that are checkpoints."""
+    return [
         os.path.join(path, name)
         for name in names
         if read_name(name).counts
         and (_is_snapshot if composite else is_one_folder)(os.path.join(path, name))
     ]
-    if inner and not composite and not is_one_folder(path, any_name=False):
-        # A file beside a run's snapshots, as is its configuration.
-        return False
-    if inner:
-        notes.append(
-            f"{path} is a checkpoint itself and was taken as one; to choose among"
-            f" {labels(inner)} in it, give a --pattern"
-        )
-    return True
+
+
+def _pattern_of(paths: Sequence[str]) -> str:
+    """A glob for the most of these that have one name but for their steps."""
+    families = members([os.path.basename(path) for path in paths])
+    return max(families, key=lambda family: len(families[family]))
+
+
+def pattern_inside(path: str, notes: list[str]) -> str | None:
+    """A glob for the snapshots in a folder that is a checkpoint itself (the model at the end of a
+    run of Hugging Face's), None if there are none."""
+    if not os.path.isdir(path) or not is_one_checkpoint(path, []):
+        return None
+    composite = find_composite(path) is not None
+    inner = _snapshots_in(path, _listed(path), composite=composite)
+    if not inner:
+        return None
+    pattern = _pattern_of(inner)
+    notes.append(f"chosen among the checkpoints '{pattern}' in {path}, not with the model there")
+    return pattern
 
 
 def _is_snapshot(path: str, *, stepped: bool = True) -> bool:

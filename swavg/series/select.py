@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from swavg.errors import RequestError, did_you_mean
+from swavg.errors import RequestError, did_you_mean, with_article
 from swavg.formats.metrics import HIGHER, LOWER
+from swavg.series.families import members, pattern_for
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, finite, labels
+from swavg.storage.filesystems import absolute
 from swavg.weights import Mode
 
 
@@ -72,13 +75,13 @@ def select(series: Series, selection: Selection) -> Series:
     low, high = selection.from_step, selection.to_step
     chosen = list(series.snapshots)
     notes = list(series.notes)
-    stepped = [snapshot for snapshot in chosen if snapshot.step is not None]
     needs_steps = (low, high, selection.every) != (None, None, None)
+    stepped = [s for s in chosen if s.step is not None or (s.is_end and not needs_steps)]
     if needs_steps and not stepped:
         raise RequestError("Choosing by step needs steps, and none of the checkpoints has one.")
     if (needs_steps or selection.last is not None) and 0 < len(stepped) < len(chosen):
-        lacking = [snapshot.path for snapshot in chosen if snapshot.step is None]
-        notes.append(f"left out for want of a {series.unit}: {labels(lacking)}")
+        lacking = [snapshot.path for snapshot in chosen if snapshot not in stepped]
+        notes.append(f"left out for want of {with_article(str(series.unit))}: {labels(lacking)}")
         chosen = stepped
     if (low, high) != (None, None):
         chosen = _between(series, chosen, low, high)
@@ -92,6 +95,24 @@ def select(series: Series, selection: Selection) -> Series:
         chosen, more = _best(candidates, selection.best, selection)
         notes += more
     return replace(series, snapshots=tuple(chosen), notes=tuple(notes))
+
+
+def check_order(series: Series) -> None:
+    """RequestError if some have a step and others none, so that their place is not known."""
+    lacking = [s.path for s in series.snapshots if s.step is None and not s.is_end]
+    if not 0 < len(lacking) < len(series):
+        return
+    others, own = (
+        [os.path.basename(absolute(s.path)) for s in series.snapshots if (s.path in lacking) == off]
+        for off in (True, False)
+    )
+    pattern = pattern_for(next(iter(members(own))), own, others)
+    raise RequestError(
+        f"No {series.unit} is known for {labels(lacking)}, and so not where it belongs among the"
+        " others.",
+        hint=(f"Leave it out with pattern='{pattern}', or give" if pattern else "Give")
+        + " the checkpoints themselves, oldest first.",
+    )
 
 
 def _require(asked: int, found: Sequence[Snapshot], at_most: bool, what: str) -> None:
@@ -121,7 +142,8 @@ def _between(
             f"{word} {bound}" for word, bound in (("from", low), ("to", high)) if bound is not None
         )
         raise RequestError(
-            f"No checkpoint has a {series.unit} {bounds}: they are {min(steps)} to {max(steps)}."
+            f"No checkpoint has {with_article(str(series.unit))} {bounds}: they are {min(steps)} to"
+            f" {max(steps)}."
         )
     return found
 
@@ -129,8 +151,8 @@ def _between(
 def _newest_first(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
     """By step; of equal steps, and where none are known, the later in the series first."""
     backwards = list(reversed(snapshots))
-    if all(snapshot.step is not None for snapshot in snapshots):
-        backwards.sort(key=lambda snapshot: -(snapshot.step or 0))
+    if all(snapshot.step is not None or snapshot.is_end for snapshot in snapshots):
+        backwards.sort(key=lambda s: float("-inf") if s.is_end else -(s.step or 0))
     return backwards
 
 
@@ -195,4 +217,4 @@ def _unknown_metric(metric: str, names: Sequence[str]) -> RequestError:
     hint += "" if names else " metrics_file=."
     if question := did_you_mean(metric, names):
         hint = f"{question} {hint}"
-    return RequestError(f"No checkpoint has a {metric} to go by", hint=hint)
+    return RequestError(f"No checkpoint has {with_article(metric)} to go by", hint=hint)

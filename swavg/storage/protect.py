@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 
-from swavg.errors import OutputError
+from swavg.errors import OutputError, OutputExistsError
 from swavg.storage.sinks import STDOUT
 from swavg.storage.sources import Source
 
@@ -107,9 +107,10 @@ def check_stdout_not_input(inputs: Sequence[Input]) -> None:
 
 
 def check_only_ours(
-    folder: str, names: Collection[str], stem_of: Callable[[str], str | None]
+    folder: str, names: Collection[str], stem_of: Callable[[str], str | None], *, force: bool
 ) -> None:
-    """Raise OutputError if replacing ``folder`` would lose anything but an older checkpoint.
+    """Raise OutputError (OutputExistsError without ``force``) if replacing ``folder`` would lose
+    anything but an older checkpoint.
 
     ``names`` are the files that are written, in folders below it too. ``stem_of`` gives the name
     of the checkpoint whose weights a file holds, None for another file: older weights of the same
@@ -132,13 +133,14 @@ def check_only_ours(
         )
         for name, is_folder in found.items():
             if is_folder and name in below:
-                check_only_ours(os.path.join(folder, name), below[name], stem_of)
+                check_only_ours(os.path.join(folder, name), below[name], stem_of, force=force)
     except OSError as error:
         raise OutputError(folder, f"cannot be looked into: {error.strerror}") from None
     if foreign:
         shown = ", ".join(foreign[:4]) + (", ..." if len(foreign) > 4 else "")
-        raise OutputError(
+        exists = "would be replaced, but" if force else "exists already, and"
+        raise (OutputError if force else OutputExistsError)(
             folder,
-            f"would be replaced, but holds what the new checkpoint does not: {shown}",
+            f"{exists} holds what the new checkpoint does not: {shown}",
             hint="Choose another -o, or remove the folder yourself.",
         )

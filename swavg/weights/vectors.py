@@ -54,10 +54,10 @@ def checked(values: Sequence[float], n: int, sum_to: Sum = "one") -> tuple[float
             raise RequestError("The weights sum to 0 and cannot be normalized.")
         return tuple(weight / total for weight in weights)
     if abs(total - 1) > TOLERANCE:
+        divided = "sum_to='normalize' to divide by the sum, or " if total else ""
         raise RequestError(
             f"The weights sum to {total:.7g}, not 1.",
-            hint="Use sum_to='normalize' to divide by the sum, or sum_to='raw' to use them as"
-            " they are.",
+            hint=f"Use {divided}sum_to='raw' to use them as they are.",
         )
     # As good as equal weights can be written: it is the mean.
     return mean(n) if len(set(weights)) == 1 else weights

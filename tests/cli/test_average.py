@@ -274,6 +274,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(pair):
     assert not (pair / "averaged.safetensors").exists()
 
 
+def test_a_dry_run_says_what_exists_and_what_may_be_wrong(pair):
+    run = swavg("average", "a.safetensors", "-o", "b.safetensors", "-n", cwd=pair)
+    assert run.returncode == 0
+    said = " ".join(run.stderr.split())
+    assert "warning one checkpoint: the average is a copy of a.safetensors" in said
+    assert "warning b.safetensors: exists already. Use --force to replace it." in said
+    assert "b.safetensors" in run.stdout
+    run = swavg("average", "a.safetensors", "-o", "b.safetensors", "-n", "--json", cwd=pair)
+    assert "Use --force" in json.loads(run.stdout)["warnings"][-1]
+    forced = swavg("average", "a.safetensors", "-o", "b.safetensors", "-n", "--force", cwd=pair)
+    assert "exists" not in forced.stderr
+
+
 def test_json_is_the_whole_report(pair):
     args = ["average", "a.safetensors", "b.safetensors", "--json"]
     planned = json.loads(swavg(*args, "-n", cwd=pair).stdout)

@@ -107,6 +107,7 @@ def test_a_checkpoint_that_cannot_be_read_is_listed_as_that(folder):
         (["run", "--last", "9"], 2, "Asked for the last 9 checkpoints and found 4"),
         (["run", "--last", "x"], 2, "'x' is not a valid integer"),
         (["run", "--best", "1", "--metric", "bleu"], 2, "No checkpoint has a bleu"),
+        (["run", "--best", "1", "--metric", "eval_x"], 2, "No checkpoint has an eval_x"),
         (["run", "--pattern", "*.pt"], 4, "run: holds no checkpoints that match '*.pt'"),
         (["nowhere"], 4, "nowhere: no such file"),
         (["run", "--metrics", "nowhere"], 4, "nowhere: no such file"),

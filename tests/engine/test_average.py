@@ -176,6 +176,19 @@ def test_pruning_masks_are_equal_or_refused_wherever_they_differ(tmp_path):
     assert load(out)["fc.weight_mask"].equal(other)
 
 
+def test_the_state_of_an_optimizer_is_refused_by_its_content(tmp_path):
+    adam = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+    for name in ("a.pt", "b.pt"):
+        torch.save(adam, tmp_path / name)
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    with pytest.raises(swavg.InputError, match=r"a.pt: holds the state of an optimizer"):
+        swavg.average(paths, output=tmp_path / "out.pt")
+    # Beside weights it is left alone.
+    torch.save({"model": {"w": torch.ones(2)}, **adam}, tmp_path / "c.pt")
+    swavg.average([tmp_path / "c.pt"] * 2, output=tmp_path / "out.pt")
+    assert torch.load(tmp_path / "out.pt")["state"][0]["exp_avg"].tolist() == [1, 1]
+
+
 SPECTRAL = {
     "torch": ("conv.weight_orig", "conv.weight_u", "conv.weight_v"),
     "before": ("conv.weight_bar", "conv.weight_u", "conv.weight_v"),
@@ -201,11 +214,11 @@ def test_weight_norm_and_other_names_are_averaged(tmp_path):
     names = ("conv.weight_g", "conv.weight_v", "attn.pos_bias_u", "attn_mask", "u0")
     paths = [
         save(tmp_path / f"{i}.safetensors", {name: torch.full((2,), float(i)) for name in names})
-        for i in range(2)
+        for i in (1, 2)
     ]
     swavg.average(paths, output=tmp_path / "out.st")
     found = load(tmp_path / "out.st")
-    assert [found[name].tolist() for name in names] == [[0.5, 0.5]] * len(names)
+    assert [found[name].tolist() for name in names] == [[1.5, 1.5]] * len(names)
 
 
 def test_identical_integers_and_bools_are_copied_whatever_the_policy(tmp_path):

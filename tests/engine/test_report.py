@@ -74,3 +74,9 @@ def test_running_statistics_are_named(tmp_path):
     path = save(tmp_path / "a.safetensors", norm.state_dict())
     report = swavg.average([path, path], output=tmp_path / "out.safetensors")
     assert report.running_statistics == ("0.running_mean", "0.running_var")
+    # A copy into another dtype is no average.
+    policy = Policy(exclude=("*running_*",), dtype="float16")
+    report = swavg.average([path, path], output=tmp_path / "copied.safetensors", policy=policy)
+    assert report.running_statistics == ()
+    report = swavg.average([path], output=tmp_path / "one.safetensors")
+    assert report.running_statistics == ()

@@ -109,3 +109,24 @@ def test_which_files_state_dtypes(tmp_path: Path, name: str, states: bool) -> No
     swavg.average(inputs, output=tmp_path / "o", policy=Policy(dtype="bfloat16"))
     expected = text.replace("float32", "bfloat16") if states else text
     assert (tmp_path / "o" / name).read_text() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("config.yaml", "model:\n  torch_dtype: 'torch.bfloat16'\n", "torch_dtype bfloat16"),
+        ("model_config.yml", "a: 1\ndtype: bfloat16 # as saved\n", "dtype bfloat16"),
+        ("config.yaml", "mamba_ssm_dtype: bfloat16\n# dtype: bfloat16\n", None),
+        ("config.yaml", "dtype: float32\n", None),
+        ("trainer.yaml", "dtype: bfloat16\n", None),
+    ],
+)
+def test_a_dtype_that_yaml_states_is_told_and_stays(
+    tmp_path: Path, name: str, text: str, told: str | None
+) -> None:
+    files = {name.replace(".", "__"): text}
+    inputs = [folder(tmp_path / each, [ml_dtypes.bfloat16], **files) for each in "ab"]
+    report = swavg.average(inputs, output=tmp_path / "o", policy=Policy(dtype="float32"))
+    notes = [note for note in report.notes if name in note]
+    assert notes == ([] if told is None else [f"{name} says {told}, and float32 is written"])
+    assert (tmp_path / "o" / name).read_text() == text

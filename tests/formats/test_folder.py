@@ -17,7 +17,7 @@ import torch
 from make import sharded
 
 import swavg
-from swavg.errors import InputError, OutputError, RequestError
+from swavg.errors import InputError, OutputError, OutputExistsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
 
@@ -424,6 +424,9 @@ def test_a_folder_with_foreign_files_is_not_replaced_even_when_forced(
     out, mean = averaged(tmp_path)
     (out / foreign).parent.mkdir(exist_ok=True)
     (out / foreign).write_text("mine")
+    with pytest.raises(OutputExistsError, match="exists already, and holds") as caught:
+        swavg.average([tmp_path / "one", tmp_path / "two"], output=out)
+    assert "force" not in str(caught.value)
     with pytest.raises(OutputError, match="would be replaced, but holds") as caught:
         swavg.average([tmp_path / "one", tmp_path / "two"], output=out, force=True)
     assert foreign.split("/")[0] in str(caught.value)
@@ -533,3 +536,32 @@ def test_what_a_folder_holds_instead_is_named(tmp_path: Path, name: str, problem
         (tmp_path / file).write_bytes(b"x")
     hint = refused(tmp_path, "is a folder without model.safetensors").hint
     assert hint == "Give the checkpoint files themselves, such as step-1.pt."
+
+
+def test_shards_of_a_variant_alone_are_opened(tmp_path: Path) -> None:
+    names = [f"diffusion_pytorch_model-0000{n}-of-00002.fp16.safetensors" for n in (1, 2)]
+    index = "diffusion_pytorch_model.safetensors.index.fp16.json"
+    for i in range(2):
+        folder = tmp_path / f"m{i}"
+        folder.mkdir()
+        for name, own in zip(names, "ab", strict=True):
+            arrays = {own: np.full(2, i, np.float16)}
+            safetensors.numpy.save_file(arrays, folder / name)
+        weight_map = dict(zip("ab", names, strict=True))
+        (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    inputs = [tmp_path / "m0", tmp_path / "m1"]
+    expected = {name: np.full(2, 0.5, np.float16) for name in "ab"}
+    swavg.average(inputs, output=tmp_path / "o")
+    assert_holds(tmp_path / "o", expected)
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted([*names, index])
+    swavg.average(inputs, output=tmp_path / "p", policy=swavg.Policy(max_shard_size=5))
+    assert_holds(tmp_path / "p", expected)
+    assert (tmp_path / "p" / "diffusion_pytorch_model.safetensors.index.json").exists()
+    # Beside the usual weights they are another form of these, as is their index.
+    for folder in inputs:
+        safetensors.numpy.save_file(
+            {"a": np.ones(2, np.float32)}, folder / "diffusion_pytorch_model.safetensors"
+        )
+    report = swavg.average(inputs, output=tmp_path / "q")
+    assert [*os.listdir(tmp_path / "q")] == ["diffusion_pytorch_model.safetensors"]
+    assert not [text for text in report.warnings if "neither averaged" in text]

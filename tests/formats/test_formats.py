@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -12,36 +13,13 @@ import pytest
 import safetensors
 import safetensors.numpy
 import torch
+from torch_arrays import array_of, tensors_of
 
 from swavg.dtypes import BY_NAME, BY_SAFETENSORS
 from swavg.formats.table import FORMATS
 from swavg.testing import DTYPES, GOLDEN, Ability, FormatTests
 
 Array = np.ndarray[Any, Any]
-
-
-def tensors_of(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-    """As torch has them; an array of two names becomes one tensor."""
-    made: dict[int, torch.Tensor] = {}
-    for array in arrays.values():
-        if id(array) not in made:
-            made[id(array)] = tensor_of(array)
-    return {name: made[id(array)] for name, array in arrays.items()}
-
-
-def tensor_of(array: Array) -> torch.Tensor:
-    dtype = getattr(torch, "bool" if array.dtype == np.bool_ else str(array.dtype))
-    if array.dtype.kind in "biufc" and array.dtype.isbuiltin == 1:
-        return torch.from_numpy(array)
-    # Of ml_dtypes torch knows the bytes only.
-    return torch.from_numpy(array.view(f"u{array.itemsize}")).view(dtype)
-
-
-def array_of(tensor: torch.Tensor) -> Array:
-    dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")].numpy()
-    flat = tensor.contiguous().reshape(-1)
-    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-    return np.frombuffer(data, dtype).reshape(tuple(tensor.shape))
 
 
 class TestSafetensors(FormatTests):
@@ -178,7 +156,12 @@ SUITES = [TestSafetensors, TestTorch, TestTorchLegacy, TestFolder]
 
 
 def test_each_format_of_the_table_has_its_suite() -> None:
-    assert {suite.format.name for suite in SUITES} == set(FORMATS)
+    files = Path(__file__).parent.rglob("test_*.py")
+    suites = re.compile(
+        r'^class Test\w+\(.*\n(?:    .*\n|\n)*?    format = FORMATS\["(.+)"\]', re.M
+    )
+    named = {name for file in files for name in suites.findall(file.read_text())}
+    assert named == set(FORMATS)
 
 
 def test_the_suite_itself_is_not_collected(pytestconfig: pytest.Config) -> None:

@@ -110,3 +110,13 @@ def test_what_a_trainer_logged_is_not_copied_and_gives_an_average_no_metric(tmp_
 
 def test_a_bool_is_no_metric():
     assert metrics_among({"is_best_acc": True, "best_acc": 0.5}) == ["best_acc"]
+
+
+def test_a_note_names_the_hashes_that_a_torch_file_keeps_too(tmp_path):
+    for n in (1, 2):
+        content = {"model": state(n), "sha256": "ab" * 32, "git_hash": "c0ffee"}
+        torch.save(content, tmp_path / f"m{n}.pt")
+    told = done("average", "m1.pt", "m2.pt", "-o", "o.pt", cwd=tmp_path).stderr
+    assert "note hashes in it are those of m2.pt, the last input: 'sha256'\n" in told
+    told = done("average", "m1.pt", "m2.pt", "-o", "o.safetensors", cwd=tmp_path).stderr
+    assert "hashes" not in told

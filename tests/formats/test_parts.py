@@ -5,6 +5,7 @@ import torch
 from composites import llama, modules, speechbrain, w, write
 
 from swavg.errors import InputError
+from swavg.formats import open_checkpoint
 from swavg.formats.composite import as_composite
 from swavg.formats.parts import open_parts, open_whole
 
@@ -21,6 +22,22 @@ def test_content_says_what_is_a_part(tmp_path):
     assert {*found.side_files} == {"brain.ckpt", "counter.ckpt", "CKPT.yaml"}
 
 
+def test_what_holds_an_optimizer_and_no_weights_is_left_out(tmp_path):
+    adam = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+    new = {"state": {}, "param_groups": [{"params": [0]}]}
+    files = {
+        "a.pt": {"optimizer": adam, "epoch": 3},
+        "b.pt": {"o": new, "epoch": 3},
+        "c.pt": [adam, new],
+        "d.pt": {"optim_g": [adam]},
+        "e.pt": new,
+        "f.pt": {"epoch": 3},
+    }
+    found = opened(write(tmp_path / "a", speechbrain(0) | files))
+    assert found.optimizers == ("a.pt", "b.pt", "c.pt", "d.pt", "e.pt", "opt_class.ckpt")
+    assert "f.pt" in found.without
+
+
 def test_own_weights_leave_out_no_part(tmp_path):
     found = opened(write(tmp_path / "a", modules(0)))
     assert found.parts[""].extras.left_out == ("onnx",)
@@ -33,6 +50,14 @@ def test_a_whole_has_the_tensors_of_all_parts_by_their_place(tmp_path):
     assert [*whole] == [f"consolidated.0{rank}.pth/w" for rank in range(3)]
     assert [whole.read(name)[0] for name in whole] == [30, 31, 1]
     assert [*open_whole(write(tmp_path / "b", modules(0)))] == ["w", "2_Dense/w"]
+
+
+def test_where_one_checkpoint_is_expected_a_part_is_named(tmp_path):
+    folder = write(tmp_path / "a", speechbrain(0))
+    with pytest.raises(InputError, match="2 parts, where one checkpoint is expected") as told:
+        open_checkpoint(folder)
+    assert told.value.hint == f"Give one of them, such as {folder}/model.ckpt."
+    assert [*open_checkpoint(f"{folder}/model.ckpt")] == ["w"]
 
 
 def test_a_run_is_no_whole(tmp_path):

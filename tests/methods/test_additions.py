@@ -238,3 +238,71 @@ def test_each_pickle_is_read_once(tmp_path, monkeypatch, arguments, pickles):
     done(*arguments, cwd=tmp_path)
     inputs = [archive.path for archive in seen if not archive.path.endswith("swavg-partial")]
     assert len(inputs) == pickles, inputs
+
+
+@pytest.mark.parametrize("more", [[], ["--per-step"]])
+def test_an_ema_with_known_steps_is_resumed_again_with_what_it_holds(tmp_path, more):
+    for step in (1, 2, 3):
+        save(tmp_path / f"step-{step}.safetensors", {"w": torch.full((3,), float(step))})
+    decay = ["--decay", "0.5", *more]
+    given = ["step-1.safetensors", "step-3.safetensors"]
+    done("ema", *given, *decay, "-o", "ema.safetensors", cwd=tmp_path)
+    args = (
+        "ema",
+        "step-2.safetensors",
+        *decay,
+        "--resume",
+        "ema.safetensors",
+        "-o",
+        "o.safetensors",
+    )
+    assert swavg(*args, cwd=tmp_path).returncode == 2
+    told = swavg(*args, "--again", cwd=tmp_path)
+    if more:
+        # By step there is no place for it any more.
+        assert (told.returncode, "must increase" in told.stderr) == (2, True)
+        return
+    assert load(tmp_path / "o.safetensors")["w"].tolist() == [(0.5 + 1.5) / 2 + 1] * 3
+    # It ends where it ended: what is later is added, and nothing else.
+    more_of_it = ["step-3.safetensors", "step-4.safetensors"]
+    save(tmp_path / "step-4.safetensors", {"w": torch.full((3,), 4.0)})
+    told = done("ema", *more_of_it, *decay, "--resume", "o.safetensors", "-o", "p.safetensors",
+                cwd=tmp_path)  # fmt: skip
+    assert "left out 1 up to step 3" in told.stderr
+    assert load(tmp_path / "p.safetensors")["w"].tolist() == [3.0] * 3
+
+
+@pytest.fixture
+def long_run(run):
+    """The mean of more checkpoints than it lists: of 1,200, the last of them step 1200."""
+    with safe_open(run / "avg.safetensors", "pt") as file:
+        recipe = json.loads(file.metadata()["swavg"])
+    held = [f"{step:016x} step-{step}.safetensors" for step in range(201, 1201)]
+    text = json.dumps(recipe | {"n": 1200, "holds": held})
+    save(run / "long.safetensors", load(run / "avg.safetensors"), {"swavg": text})
+    return run
+
+
+def test_what_a_long_average_no_longer_lists_is_not_said_to_be_held_or_not(long_run):
+    code, told = update(long_run, "long.safetensors", "step-2.safetensors")
+    newest = (
+        "warning long.safetensors says of the newest 1,000 checkpoints alone that it holds them"
+    )
+    assert code == 0
+    assert f"{newest}: whether it holds step-2.safetensors already is not known" in told
+    moving = ["--add", "step-1201.safetensors", "--drop"]
+    save(long_run / "step-1201.safetensors", state(6))
+    code, told = update(long_run, "long.safetensors", *moving, "step-2.safetensors")
+    assert code == 0
+    assert f"{newest}: whether it holds step-2.safetensors, which is dropped, is not known" in told
+    assert "does not hold" not in told
+    # So it is for one that lists fewer, as some were dropped.
+    (long_run / "new.safetensors").rename(long_run / "moved.safetensors")
+    code, told = update(long_run, "moved.safetensors", *moving, "step-3.safetensors", "--again")
+    assert "step-3.safetensors, which is dropped, is not known" in told
+
+
+def test_what_is_later_than_all_that_a_long_average_lists_is_new(long_run):
+    save(long_run / "step-1201.safetensors", state(6))
+    code, told = update(long_run, "long.safetensors", "step-1201.safetensors", "--no-geometry")
+    assert (code, "warning" in told) == (0, False)

@@ -433,3 +433,17 @@ def test_names_match_whatever_wrapped_them(tmp_path, wrapper):
     swavg.average(paths, output=tmp_path / "o.safetensors", policy=EXACT)
     expected = {module: sum(each[module] for each in products) / 3 for module in SHAPES}
     close(products_of(tmp_path / "o.safetensors", names), expected)
+
+
+def test_what_lies_around_factors_in_a_file_is_left_out_with_the_reason(tmp_path):
+    paths = []
+    for i in (1, 2):
+        state = {"l.lora_A.weight": torch.ones(i, 4), "l.lora_B.weight": torch.ones(3, i)}
+        torch.save({"epoch": 3, "model": {"net": state}}, tmp_path / f"{i}.pt")
+        paths.append(tmp_path / f"{i}.pt")
+    report = swavg.average(paths, output=tmp_path / "o.pt", policy=EXACT)
+    assert (
+        "'epoch' of 2.pt left out: the output is a bare state dict (shapes of tensors change)"
+        in report.notes
+    )
+    assert torch.load(tmp_path / "o.pt")["l.lora_A.weight"].shape == (3, 4)

@@ -130,7 +130,8 @@ PLAIN = {
 
 @pytest.mark.parametrize("names", PLAIN.values(), ids=PLAIN)
 def test_plain_models_are_not_suspected(names):
-    assert kinds(names) == []
+    # Of masks, their values tell.
+    assert {*kinds(names)} <= {"binary"}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,16 @@ def test_plain_tensors_of_other_dtypes_and_shapes_are_not_suspected(tensors):
         (["l.processor.to_q_lora.down.weight", "l.processor.to_q_lora.up.weight"], ["factors"]),
         (["l.qkv_lora1.down.weight", "l.qkv_lora1.up.weight"], ["factors"]),
         (["l.lora_a.weight", "l.lora_b.weight"], ["factors"]),
+        (["l.lokr_w1_a", "l.lokr_w1_b", "l.lokr_w2"], ["factors"]),
+        (
+            [f"l.lora_kqv_adapter.linear_{end}.weight" for end in ("in", "out")],
+            ["factors"],
+        ),
+        (["l.vera_lambda_b", "l.vera_lambda_d"], ["factors"]),
+        ([f"lycoris_l.{each}.weight" for each in ("a1", "a2", "b1", "b2")], ["factors"]),
+        (["base_model.model.l.oft_R.weight", "n.weight"], ["rotations"]),
+        (["oft_unet_l.oft_blocks", "oft_unet_l.alpha"], ["rotations"]),
+        (["l.boft_R", "l.boft_s"], ["rotations"]),
         (["l.lokr_w1", "l.lokr_w2_a", "l.lokr_w2_b"], ["factors"]),
         (["l.hada_w1_a", "l.hada_w1_b", "l.hada_w2_a", "l.hada_w2_b"], ["factors"]),
         (
@@ -193,6 +204,25 @@ def test_plain_tensors_of_other_dtypes_and_shapes_are_not_suspected(tensors):
 def test_factors_vectors_and_masks_are_told(names, expected):
     assert kinds(names) == expected
     assert kinds([f"module.{name}" for name in names]) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "exact"),
+    [
+        (["l.lora_A.weight", "l.lora_B.weight"], True),
+        (["l.lora_down.weight", "l.lora_up.weight", "l.alpha"], True),
+        (["l.lora_A.weight", "l.lora_B.weight", "l.lora_magnitude_vector.weight"], False),
+        (["l.lora_down.weight", "l.lora_up.weight", "l.dora_scale"], False),
+        (["l.hada_w1_a", "l.hada_w1_b", "l.hada_w2_a", "l.hada_w2_b"], False),
+        (["l.lokr_w1", "l.lokr_w2"], False),
+        (["l.lora_a.weight", "l.lora_b.weight"], False),
+        (["l.lora_A.weight", "l.lora_B.weight", "m.lokr_w1", "m.lokr_w2"], False),
+    ],
+)
+def test_the_exact_average_is_offered_where_it_can_be(names, exact):
+    hints = {each.hint for each in not_plain([checkpoint(names)] * 2, "ab")}
+    assert all(("lora=exact" in hint) is exact for hint in hints)
+    assert hints
 
 
 def test_factors_of_other_ranks_are_refused():
@@ -359,6 +389,43 @@ def test_one_alpha_and_one_mask_do_no_harm(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "name", ["fc.mask", "fc.weight_mask", "masks.0", "mask_1", "masks.fc.weight"]
+)
+def test_masks_of_zeros_and_ones_are_the_same_or_refused(tmp_path, name, dtype):
+    mask = torch.ones(400, 2000)
+    mask[:, ::2] = 0
+    pruned = {"fc.weight": torch.ones(4), name: mask.to(dtype)}
+    other = mask.clone()
+    other[-1, -1] = 0
+    assert matters(tmp_path, pruned, pruned) == []
+    assert matters(tmp_path, pruned, pruned | {name: other.to(dtype)}) == ["binary"]
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, -math.inf, 0.0], [0.0, 0.5, 1.0], [0.0, -10000.0, 0.0], [0.0, 1.0, math.nan]]
+)
+def test_other_masks_are_averaged(tmp_path, values):
+    one, other = ({"mask": torch.tensor(each)} for each in (values, [0.0, 1.0, 0.0]))
+    assert matters(tmp_path, one, other) == []
+
+
+def test_masks_that_differ_are_named_alone(tmp_path):
+    one = {name: torch.ones(3) for name in ("a.mask", "b.mask", "c.mask")}
+    paths = [
+        save(tmp_path / f"{i}.safetensors", each)
+        for i, each in enumerate((one, one | {"b.mask": torch.zeros(3)}))
+    ]
+    opened = [open_checkpoint(path) for path in paths]
+    with pytest.raises(
+        MismatchError, match=r"masks of zeros and ones differ.*: 'b.mask'\."
+    ) as told:
+        check_plain(opened, paths, lambda name: True)
+    assert "exclude='*mask*'" in told.value.hint
+    assert check_plain(opened, paths, lambda name: "mask" not in name) == []
+
+
 @pytest.mark.parametrize("given", ["folders", "files"])
 @pytest.mark.parametrize(
     ("settings", "said"),
@@ -384,6 +451,18 @@ def test_adapters_whose_settings_differ_are_refused(tmp_path, given, settings, s
     found = confirmed(not_plain(opened, shown), opened, shown)
     assert [each.kind for each in found] == (["factors"] if said is None else ["alpha", "factors"])
     assert said is None or said in found[0].message
+
+
+def test_the_exact_average_is_not_offered_for_what_settings_say_is_no_lora(tmp_path):
+    state = {"l.lora_A.weight": torch.ones(4, 8), "l.lora_B.weight": torch.ones(8, 4)}
+    hints = []
+    for settings in ({}, {"use_dora": True}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4} | settings))
+        paths = [save(tmp_path / name, state) for name in ("a.safetensors", "b.safetensors")]
+        opened = [open_checkpoint(path) for path in paths]
+        (found,) = confirmed(not_plain(opened, paths), opened, paths)
+        hints.append("lora=exact" in found.hint)
+    assert hints == [True, False]
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000])

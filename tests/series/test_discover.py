@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swavg.errors import InputError, RequestError
-from swavg.series import Selection, Series, Snapshot, discover, in_given_order, select
+from swavg.series import (
+    Selection,
+    Series,
+    Snapshot,
+    check_equal_steps,
+    discover,
+    in_given_order,
+    select,
+)
 from swavg.series.names import read_name
 
 
@@ -67,6 +75,10 @@ NAMES = [
     ("12epoch.pth", {"epoch": 12}),
     ("snapshot.ep.12", {"epoch": 12}),
     ("checkpoint_3_500.pt", {"epoch": 3, "step": 500}),
+    ("ep0-ba500-rank0.pt", {"epoch": 0, "step": 500}),
+    ("model_epoch_1_batch_500.pt", {"epoch": 1, "batch": 500}),
+    ("batch_32_epoch_5.pt", {"epoch": 5}),
+    ("bert-ba500.pt", {}),
     ("checkpoint12.pt", {"epoch": 12}),
     ("checkpoint-12.pth.tar", {"epoch": 12}),
     ("checkpoint-4000.pt", {"step": 4000}),
@@ -219,6 +231,39 @@ def test_two_of_the_same_step_are_said(tmp_path):
     assert series.notes == ("2 are of step 5: raw_step_5.pt, step_5.pt",)
 
 
+@pytest.mark.parametrize(
+    ("form", "unit", "steps"),
+    [
+        ("ep{}-ba{}-rank0.pt", "step", (500, 1000, 1500)),
+        ("model_epoch_{}_batch_{}.pt", "epoch", (0, 0, 1)),
+    ],
+)
+def test_batches_tell_files_of_one_epoch_apart(tmp_path, form, unit, steps):
+    own = [form.format(*counts) for counts in ((0, 500), (0, 1000), (1, 1500))]
+    for name in own:
+        torch_file(tmp_path / name)
+    series = discover([tmp_path])
+    assert (series.unit, series.steps, names(series)) == (unit, steps, own)
+    check_equal_steps(series)
+    assert names(select(series, Selection(last=2))) == own[1:]
+
+
+@pytest.mark.parametrize("name", ["iter_{:07}", "global_step{}", "ckpt-{}", "step-{}", "step{}",
+                                  "epoch=3-step={}.ckpt", "checkpoint-{}"])  # fmt: skip
+def test_folders_are_called_after_their_steps(tmp_path, name):
+    for step in (100, 20):
+        save(tmp_path / name.format(step) / "model.safetensors", state(1))
+    (tmp_path / "latest").write_text(name.format(100))
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("100")
+    series = discover([tmp_path])
+    assert (series.unit, series.steps) == ("step", (20, 100))
+    assert series.notes == ()
+    for found in (discover(sorted(tmp_path.iterdir())), in_given_order(sorted(tmp_path.iterdir()))):
+        assert found.steps == (20, 100)
+        ignored = "ignored latest, latest_checkpointed_iteration.txt: text that names a checkpoint"
+        assert ignored in found.notes
+
+
 def test_partial_and_foreign_files_are_ignored_and_said(tmp_path):
     named(tmp_path, "step_1.pt", "step_2.pt.tmp", "step_3.pt.incomplete", ".step_4.pt",
           ".out.safetensors.swavg-partial", "optimizer.pt", "optimizer_step_1.pt",
@@ -298,7 +343,7 @@ def test_a_folder_that_is_a_checkpoint_is_one_unless_a_pattern_looks_into_it(tmp
         save(tmp_path / f"checkpoint-{step}/model.safetensors", state(1))
     series = discover([tmp_path])
     assert series.paths == (str(tmp_path),)
-    assert "give a --pattern" in series.notes[0]
+    assert "give --pattern 'checkpoint-*'" in series.notes[0]
     assert discover([tmp_path], pattern="checkpoint-*").steps == (9, 10)
 
 

@@ -250,13 +250,13 @@ def test_only_an_older_checkpoint_is_replaced(
             (tmp_path / name).write_text("")
     written = [*NAMES, "model.safetensors"]
     if not foreign:
-        check_only_ours(str(tmp_path), written, stem)
+        check_only_ours(str(tmp_path), written, stem, force=True)
         return
     with pytest.raises(OutputError, match="holds what the new checkpoint does not") as caught:
-        check_only_ours(str(tmp_path), written, stem)
+        check_only_ours(str(tmp_path), written, stem, force=True)
     assert caught.value.problem.endswith(f": {foreign[0]}")
 
 
 def test_a_folder_that_cannot_be_looked_into_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be looked into: No such file"):
-        check_only_ours(str(tmp_path / "gone"), NAMES, stem)
+        check_only_ours(str(tmp_path / "gone"), NAMES, stem, force=True)

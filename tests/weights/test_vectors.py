@@ -87,6 +87,9 @@ def test_weights_that_are_not_finite_are_refused(bad):
 def test_weights_that_sum_to_zero_cannot_be_normalized():
     with pytest.raises(RequestError, match="sum to 0"):
         weights.checked([1, -1], 2, "normalize")
+    with pytest.raises(RequestError) as told:
+        weights.checked([1, -1], 2)
+    assert told.value.hint == "Use sum_to='raw' to use them as they are."
 
 
 def test_unequal_weights_and_equal_ones_of_another_sum_are_not_the_mean():

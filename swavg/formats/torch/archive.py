@@ -14,6 +14,7 @@ from functools import cached_property
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Record
+from swavg.formats.torch.arrays import PickledStorage
 from swavg.formats.torch.blocks import Read, read_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import MAX_BYTES, Graph, unpickle
@@ -72,6 +73,8 @@ class Archive:
     def locate(self, storage: Storage) -> int:
         """The offset in the file of the first element of ``storage``, whose record has just the
         size that the pickle says."""
+        if isinstance(storage, PickledStorage):
+            return self.offsets[self.index["data.pkl"]] + storage.at
         place = self.index.get("data/" + storage.key)
         if place is None:
             raise InputError(self.path, f"its storage '{storage.key[:40]}' is missing")

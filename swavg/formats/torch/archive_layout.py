@@ -11,6 +11,8 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import merge
+from operator import itemgetter
 
 from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Kept, Specs
@@ -110,9 +112,14 @@ def ending(count: int, offset: int, size: int) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class CheckedLayout(FileLayout):
-    """A file that ``check`` opens when it is finished."""
+    """A file that ``check`` opens when it is finished; ``bodies`` are bytes at their offsets that
+    depend on no region."""
 
     check: Callable[[str], None] = lambda path: None
+    bodies: tuple[tuple[int, bytes], ...] = ()
+
+    def fixed(self) -> Iterator[tuple[int, bytes]]:
+        return iter(self.bodies)
 
     def verify(self, path: str) -> None:
         self.check(path)
@@ -127,6 +134,9 @@ class ArchiveLayout(CheckedLayout):
     checksum = "crc32"
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
+        return merge(self._own(), self.bodies, key=itemgetter(0)) if self.bodies else self._own()
+
+    def _own(self) -> Iterator[tuple[int, bytes]]:
         for placed in self.arrangement:
             yield placed.header, placed.local
             if placed.body:
@@ -134,10 +144,12 @@ class ArchiveLayout(CheckedLayout):
 
     def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
         of_tensor = self.specs.sizes
+        made = {offset: zlib.crc32(data) for offset, data in self.bodies}
         regions = sorted(
             (
                 *zip(self.offsets, map(of_tensor.__getitem__, self.tensors), strict=True),
                 *((kept.offset, kept.nbytes) for kept in self.kept),
+                *((offset, len(data)) for offset, data in self.bodies),
             )
         )
         entries: list[bytes] = []
@@ -151,7 +163,11 @@ class ArchiveLayout(CheckedLayout):
                 if placed.body is not None:
                     total = zlib.crc32(placed.body)
                 else:
-                    parts = ((crc(start), size) for start, size in regions[first:last] if size)
+                    parts = (
+                        (made[start] if start in made else crc(start), size)
+                        for start, size in regions[first:last]
+                        if size
+                    )
                     total = combined(parts)
                 entries.append(placed.entry(total))
                 return placed.descriptor(total)
@@ -177,6 +193,7 @@ def lay_out_archive(
     *,
     name: str = "",
     kept: Sequence[Kept] = (),
+    bodies: Sequence[tuple[int, bytes]] = (),
     orders: Mapping[int, Shape] | None = None,
     check: Callable[[str], None],
 ) -> ArchiveLayout:
@@ -192,5 +209,6 @@ def lay_out_archive(
         tuple(kept),
         orders or {},
         check,
+        tuple(bodies),
         arrangement,
     )

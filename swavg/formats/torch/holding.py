@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Set
 from itertools import islice
 
 from swavg.errors import InputError
+from swavg.formats.torch.arrays import is_array
 from swavg.formats.torch.objects import (
-    Global,
     Opaque,
     Refused,
     View,
@@ -23,9 +23,9 @@ _TENSORS = (View, Refused)
 CONTAINERS = (dict, list, tuple, Opaque)
 
 
-def holding_tensors(path: str, root: object, max_entries: int) -> Set[int]:
+def holding_tensors(path: str, root: object, max_entries: int, *, arrays: bool = False) -> Set[int]:
     """The ids of ``root`` and of all containers in it that hold a tensor somewhere, optimizer
-    state left out.
+    state left out; ``arrays``: or a NumPy array.
 
     Each container is looked into once, however often and in whatever cycles it is referred to.
     InputError beyond ``max_entries`` entries in all.
@@ -43,7 +43,7 @@ def holding_tensors(path: str, root: object, max_entries: int) -> Set[int]:
             max_entries -= 1
             if max_entries < 0:
                 raise InputError(path, "its pickle repeats its parts beyond reason")
-            if isinstance(value, _TENSORS):
+            if isinstance(value, _TENSORS) or (arrays and is_array(value)):
                 holds = True
             elif isinstance(value, CONTAINERS) and not _is_leaf(value):
                 there = id(value)
@@ -78,13 +78,7 @@ def _is_leaf(value: object) -> bool:
 
 def holds_arrays(node: object) -> bool:
     """Whether a NumPy array is among the nearest of its parts."""
-    return any(
-        isinstance(part, Opaque)
-        and isinstance(part.of, Global)
-        and part.of.module.partition(".")[0] == "numpy"
-        and part.of.name in ("_reconstruct", "_frombuffer")
-        for part in _near(node)
-    )
+    return any(map(is_array, _near(node)))
 
 
 def hides_tensors(node: object) -> bool:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from swavg.errors import InputError, NoWeightsError
+from swavg.formats.torch.arrays import PickledStorage
 from swavg.formats.torch.blocks import Read, read_places
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import (
@@ -42,14 +43,22 @@ def read_legacy(read: Read, path: str, size: int) -> tuple[Graph, Callable[[Stor
     system, at = _pickle(read, path, at, size, _FEW)
     if isinstance(system.top, dict) and system.top.get("little_endian") is False:
         raise big_endian(path)
+    start = at
     graph, at = _pickle(read, path, at, size)
     keys, at = _pickle(read, path, at, size, MAX_OPCODES // 4)
-    return graph, _places(read, path, size, graph, keys.top, at)
+    places = _places(read, path, size, graph, keys.top, at)
+
+    def locate(storage: Storage) -> int:
+        if isinstance(storage, PickledStorage):
+            return start + storage.at
+        return places[storage.key] + storage.start * (storage.itemsize or 0)
+
+    return graph, locate
 
 
 def _places(
     read: Read, path: str, size: int, graph: Graph, keys: object, at: int
-) -> Callable[[Storage], int]:
+) -> dict[str, int]:
     """Where the storages of these ``keys`` lie, the first of them at ``at``."""
     storages: dict[str, Storage] = {}
     for storage in graph.storages:
@@ -69,7 +78,7 @@ def _places(
         raise InputError(path, f"its storage '{missing[:40]}' is missing")
     if at != size:
         raise InputError(path, f"{size - at:,} stray bytes follow its last storage")
-    return lambda storage: places[storage.key] + storage.start * (storage.itemsize or 0)
+    return places
 
 
 def _ahead(

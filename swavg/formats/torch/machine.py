@@ -12,6 +12,8 @@ from swavg.formats.torch.rebuild import BUILDERS
 
 # Longer texts and bytes are no names and no numbers: a stand-in is enough.
 LARGE = 1 << 20
+# A text may spell bytes, of which it has two for one.
+LARGE_TEXT = 2 * LARGE
 _MAX_STORAGE_KEY = 4096
 
 # Storages whose elements are not averaged, but whose size places what lies behind them.

@@ -16,6 +16,8 @@ _MAX_KEY_BITS = 256
 _MAX_PART = 5000
 # Integers below this keep their own hash: too few of them collide to cost anything.
 _OWN_HASH = 1 << 20
+# From the opcode of a text to the end of the call that makes bytes of it, without the text.
+_AROUND_TEXT = 64
 
 Builder = Callable[..., object]
 
@@ -71,6 +73,24 @@ class Refused:
     """A tensor that cannot be averaged; ``what`` reads after "is"."""
 
     what: str
+
+
+class PickledBytes(bytes):
+    """Bytes that the pickle has at ``at`` (None: nowhere, or not to be told): as they are, or
+    ``as_text``, in Latin-1, with a length of four bytes before it."""
+
+    at: int | None = None
+    as_text: bool = False
+
+    def find_text(self, data: bytes, end: int) -> None:
+        """Find the text, of which a call that ends at ``end`` of the pickle made them."""
+        text = self.decode("latin-1").encode()
+        head = b"X" + len(text).to_bytes(4, "little")
+        start = max(0, end - len(text) - _AROUND_TEXT)
+        found = data.rfind(head + text, start, end)
+        # From protocol 4 on frames count bytes, whose number must stay.
+        if found >= 0 and data[1] < 4:
+            self.at, self.as_text = found + len(head), True
 
 
 class Key:

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Callable
 
 from swavg.formats.torch.machine import Machine
-from swavg.formats.torch.objects import Global, Opaque, Refused, Storage, View
+from swavg.formats.torch.objects import Global, Opaque, PickledBytes, Refused, Storage, View
 from swavg.formats.torch.rebuild import call
 
 COST = 200
@@ -118,6 +118,13 @@ def _frame(m: Machine) -> None:
         raise EOFError
 
 
+def _bytes(m: Machine, size: int) -> None:
+    value = m.value(size, PickledBytes)
+    if isinstance(value, PickledBytes):
+        value.at = m.at - size
+    m.push(value)
+
+
 def _buffer(m: Machine) -> None:
     raise pickle.UnpicklingError("a buffer that is not in the pickle")
 
@@ -135,10 +142,10 @@ HANDLERS: dict[int, Callable[[Machine], object]] = {
     ord("U"): lambda m: m.push(m.value(m.number(1), _old_text)),
     ord("V"): lambda m: m.push(str(m.line(), "raw-unicode-escape")),
     0x8D: lambda m: m.push(m.value(m.number(8), _text)),
-    ord("B"): lambda m: m.push(m.value(m.number(4), bytes)),
-    ord("C"): lambda m: m.push(m.value(m.number(1), bytes)),
-    0x8E: lambda m: m.push(m.value(m.number(8), bytes)),
-    0x96: lambda m: m.push(m.value(m.number(8), bytes)),
+    ord("B"): lambda m: _bytes(m, m.number(4)),
+    ord("C"): lambda m: _bytes(m, m.number(1)),
+    0x8E: lambda m: _bytes(m, m.number(8)),
+    0x96: lambda m: _bytes(m, m.number(8)),
     0x8A: lambda m: m.push(m.number(m.number(1), signed=True)),
     0x8B: lambda m: m.push(m.number(_size(m), signed=True)),
     ord("a"): lambda m: m.extend(m.pop(1)),

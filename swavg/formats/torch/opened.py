@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from swavg.errors import InputError
@@ -17,6 +17,7 @@ from swavg.formats.checkpoint import (
     TensorTable,
 )
 from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_pickle
+from swavg.formats.torch.arrays import FileWithTexts, place_texts
 from swavg.formats.torch.blocks import Read
 from swavg.formats.torch.extras import Element, Value, plain_values
 from swavg.formats.torch.legacy import read_legacy
@@ -26,7 +27,7 @@ from swavg.formats.torch.siblings import Beside
 from swavg.formats.torch.state import State, find_state
 from swavg.formats.torch.unpickler import Graph
 from swavg.formats.torch.views import placed
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import LocalFile, Pool, Source
 
 _END = 4096
 """Bytes of a zip in which its last member is named."""
@@ -35,22 +36,26 @@ _END = 4096
 @dataclass(frozen=True, eq=False)
 class TorchTemplate:
     """What a writer needs to keep all else: the records of a zip (None: a legacy file, which has
-    none); ``key`` is what was asked for, ``names`` are those of the state dict's tensors."""
+    none); ``key`` is what was asked for, ``names`` are those of the state dict's tensors, ``texts``
+    have the offset of each text in the file by that from which on its bytes are read."""
 
     key: str | None
     archive: Archive | None
     names: tuple[str, ...] = ()
+    texts: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class _Contents:
     """What a pickle says, placed in a file whose first storage lies at ``base``. ``siblings`` are
-    the other state dicts; ``doubtful`` are paths of what may be one."""
+    the other state dicts; ``doubtful`` are paths of what may be one; ``texts`` have the
+    offsets of those that spell arrays, and those from which on their bytes are read."""
 
     base: int
     table: TensorTable
     siblings: Mapping[str, TensorTable]
     doubtful: tuple[str, ...]
+    texts: Mapping[int, int]
     state: State
     values: Mapping[str, Value]
 
@@ -118,25 +123,33 @@ def recipe_in(path: str) -> str | None:
 def _contents(
     path: str,
     graph: Graph,
-    locate: Callable[[Storage], int],
+    in_file: Callable[[Storage], int],
     key: str | None,
     base: int,
     shared: Shared | None,
 ) -> _Contents:
     state = find_state(path, graph.top, graph.opcodes, key)
+    dicts = (state.views, *state.beside.siblings.values())
+    storages = {v.storage for views in dicts for v in views.values() if isinstance(v, View)}
+    texts = place_texts(storages, in_file)
+
+    def locate(storage: Storage) -> int:
+        place = in_file(storage)
+        return texts.get(place, place) if texts else place
+
     table = _table(path, "", state.views, locate, shared)
     siblings: dict[str, TensorTable] = {}
     doubtful = [*state.beside.doubtful]
-    for place, views in state.beside.siblings.items():
+    for place, sibling in state.beside.siblings.items():
         try:
-            siblings[place] = _table(path, place + ".", views, locate, shared)
+            siblings[place] = _table(path, place + ".", sibling, locate, shared)
         except InputError:
             # One that is not read does no harm.
             doubtful.append(place)
     values = plain_values(path, graph.top, locate, state=state.node)
     # The objects of the pickle have served.
     state = replace(state, node=None, views={}, beside=Beside())
-    return _Contents(base, table, siblings, tuple(doubtful), state, values)
+    return _Contents(base, table, siblings, tuple(doubtful), texts, state, values)
 
 
 def _table(
@@ -163,6 +176,7 @@ def _opened(
     recipe: str | None,
 ) -> Checkpoint:
     shift, state = base - contents.base, contents.state
+    texts = {text + shift: start + shift for text, start in contents.texts.items()}
     extras = Extras(
         scalars={
             name: _number(read, value, shift) if isinstance(value, Element) else value
@@ -180,10 +194,17 @@ def _opened(
         doubtful=contents.doubtful,
         also=state.also,
         arrays=state.arrays,
-        template=replace(template, names=contents.table.columns.names),
+        template=replace(
+            template,
+            names=contents.table.columns.names,
+            texts={start: text for text, start in texts.items()},
+        ),
     )
     table = TensorTable(contents.table.columns, contents.table.base + shift)
-    return Checkpoint(path, format, (file,), table, notes=state.notes, extras=extras)
+    source: Source = file
+    if texts:
+        source = FileWithTexts(file, tuple(texts.values()), tuple(texts))
+    return Checkpoint(path, format, (source,), table, notes=state.notes, extras=extras)
 
 
 def _recipe(read: Read, archive: Archive) -> str | None:

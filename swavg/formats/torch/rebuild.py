@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import suppress
 from itertools import islice
 
 from swavg.dtypes import BY_NAME
@@ -10,6 +11,7 @@ from swavg.formats.torch.objects import (
     Builder,
     Global,
     Opaque,
+    PickledBytes,
     Refused,
     Storage,
     View,
@@ -95,6 +97,18 @@ def _from_type(function: object, kind: object, args: object, *_: object) -> obje
     return call(function, args)
 
 
+_ENCODE = Global("_codecs", "encode")
+
+
+def _encoded(*args: object) -> object:
+    """Bytes, as protocol 2 has them."""
+    match args:
+        case (str(text), "latin1"):
+            with suppress(UnicodeEncodeError):
+                return PickledBytes(text.encode("latin-1"))
+    return Opaque(_ENCODE, args)
+
+
 def _refused(what: str) -> Builder:
     return lambda *_: Refused(what)
 
@@ -122,6 +136,7 @@ BUILDERS: dict[tuple[str, str], Builder] = {
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _refused("a device's own tensor"),
     ("torch._utils", "_rebuild_xla_tensor"): _refused("a tensor whose bytes are in the pickle"),
     ("torch", "Size"): _first,
+    ("_codecs", "encode"): _encoded,
     ("collections", "OrderedDict"): ordered,
     ("collections", "defaultdict"): default,
 }

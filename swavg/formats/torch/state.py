@@ -6,10 +6,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, S
 from dataclasses import dataclass, field
 from itertools import islice
 
-from swavg.errors import InputError, NoWeightsError
+from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError
+from swavg.formats.torch.arrays import are_arrays, array_of, is_array
 from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
 from swavg.formats.torch.objects import (
     HIDDEN,
+    Opaque,
     Refused,
     View,
     class_name,
@@ -88,7 +90,7 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
     if not views and root_key:
         raise InputError(path, f"no tensors under '{root_key}'")
     if not views:
-        raise NoWeightsError(path, "holds no tensors")
+        raise _no_weights(path, top)
     if root_key:
         names = _names(top)
         first = root_key if root_key in names else root_key.split(".")[0]
@@ -106,6 +108,17 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
     )
 
 
+def _no_weights(path: str, top: object) -> NoWeightsError:
+    """The error of a file without a state dict of weights."""
+    beside = [(name_of(name), value) for name, value in entries(top)]
+    if is_optimizer(top) or any(is_optimizer(value) for _, value in beside):
+        return OptimizerError(path, "holds the state of an optimizer, and no weights")
+    # Its state may be of any kind.
+    if any("optim" in name.lower() and isinstance(value, CONTAINERS) for name, value in beside):
+        return OptimizerError(path, "holds no tensors that could be a state dict")
+    return NoWeightsError(path, "holds no tensors that could be a state dict")
+
+
 def _names(top: object) -> list[str]:
     """The names of the entries of ``top``, if it is no list."""
     if isinstance(top, (list, tuple)):
@@ -120,12 +133,13 @@ class _Search:
         self.path = path
         self._max_entries = max_entries
         self._holding: Set[int] = frozenset()
+        self._arrays_only = False
 
     def locate(self, top: object) -> tuple[str, object, tuple[str, ...]]:
         """Path and node of the state dict, and notes on what else could have been meant."""
         if isinstance(top, (View, Refused)):
-            raise InputError(self.path, "holds a single tensor, not a state dict")
-        self._holding = holding_tensors(self.path, top, self._max_entries)
+            raise LoneTensorError(self.path, "holds a single tensor, not a state dict")
+        self._find_holding(top)
         if isinstance(top, (list, tuple)) or module_state(top) is not None:
             return "", top, ()
         found = mapping(top)
@@ -137,7 +151,9 @@ class _Search:
             # Plain weights win: those of the top level, and the average is among them.
             return "", top, ()
         if chosen is None:
-            direct = any(is_weight(name, value) for name, value in found.items())
+            direct = any(is_weight(name, value) for name, value in found.items()) or (
+                self._arrays_only and any(map(is_array, found.values()))
+            )
             scalar = any(
                 isinstance(value, View) and not is_never(name, value)
                 for name, value in found.items()
@@ -159,7 +175,7 @@ class _Search:
                     hint=f"Choose one with key={candidates[0]}, or all with key=''.",
                 )
             if not candidates:
-                raise NoWeightsError(self.path, "holds no tensors that could be a state dict")
+                raise _no_weights(self.path, top)
             chosen = candidates[0]
         parts, node = self._deeper([str(chosen)], found[chosen])
         root_key = ".".join(parts)
@@ -169,6 +185,13 @@ class _Search:
             for name in [name for name in candidates if name != chosen][:_LISTED]
         )
         return root_key, node, notes
+
+    def _find_holding(self, node: object) -> None:
+        """What holds tensors; only if nothing does, what holds arrays."""
+        self._holding = holding_tensors(self.path, node, self._max_entries)
+        self._arrays_only = not self._holding
+        if self._arrays_only:
+            self._holding = holding_tensors(self.path, node, self._max_entries, arrays=True)
 
     def _may_be_meant(self, name: object, node: object) -> bool:
         return (
@@ -219,7 +242,7 @@ class _Search:
                     hint=f"There are: {_listing(found)}." if found else None,
                 )
             node, rest = found[rest[:end]], rest[end + 1 :]
-        self._holding = holding_tensors(self.path, node, self._max_entries)
+        self._find_holding(node)
         return node
 
     def flatten(
@@ -251,6 +274,8 @@ class _Search:
                 if len(name) > _MAX_NAME:
                     raise InputError(self.path, f"a name of {len(name):,} characters")
                 never = skip_never and not prefix and is_never(name, value)
+                if type(value) is Opaque and not never and (array := array_of(value)) is not None:
+                    value = array
                 if isinstance(value, (View, Refused)):
                     if never:
                         non_tensors.append(name)
@@ -260,20 +285,21 @@ class _Search:
                     if not name.isprintable() and _is_unwritable(name):
                         raise InputError(self.path, f"a tensor's name is no text: {name[:80]!r}")
                     views[name] = value
-                elif not never and id(value) in self._holding and not is_optimizer(value):
+                    continue
+                inside = not never and id(value) in self._holding
+                look = not never and not inside and looks > 0 and isinstance(value, CONTAINERS)
+                looks -= look
+                if (inside or (look and are_arrays(value))) and not is_optimizer(value):
                     if id(value) in open_ids or len(levels) >= _MAX_NESTING:
                         raise InputError(self.path, f"'{name[:80]}' is nested without end")
                     levels.append((name + ".", value, iter(entries(value))))
                     open_ids.add(id(value))
                     break
-                else:
-                    non_tensors.append(name)
-                    if not never and isinstance(value, CONTAINERS) and looks > 0:
-                        looks -= 1
-                        if hides_tensors(value):
-                            hidden.append(name)
-                        if holds_arrays(value):
-                            arrays.append(name)
+                non_tensors.append(name)
+                if look and hides_tensors(value):
+                    hidden.append(name)
+                if look and holds_arrays(value):
+                    arrays.append(name)
             else:
                 levels.pop()
                 open_ids.discard(id(node))

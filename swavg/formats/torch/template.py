@@ -7,10 +7,18 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import TypeVar
 
-from swavg.formats.checkpoint import Columns, Shape
-from swavg.formats.gather import row_major_strides
+from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import Kept, WriteRequest
+from swavg.formats.torch.overlaps import (
+    Place,
+    Stretch,
+    hull,
+    inside_others,
+    storage_order,
+    stretches_of,
+)
 
 
 class CannotKeep(Exception):
@@ -31,28 +39,31 @@ class Replacement:
         return self.offset + self.nbytes
 
 
-def storage_order(shape: Shape, strides: Shape) -> Shape | None:
-    """The axes of a dense view from the slowest to the fastest; None if it has holes or repeats."""
-    axes = sorted(range(len(shape)), key=lambda axis: (-strides[axis], axis))
-    # Axes of one element go first: they have no place of their own.
-    axes.sort(key=lambda axis: shape[axis] != 1)
-    sizes = tuple(shape[axis] for axis in axes)
-    packed = row_major_strides(sizes)
-    if any(
-        size != 1 and strides[axis] != step
-        for axis, size, step in zip(axes, sizes, packed, strict=True)
-    ):
-        return None
-    return tuple(axes)
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """``nbytes`` at ``offset`` of the template's file, for which ``data`` stands in the output."""
+
+    offset: int
+    nbytes: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.nbytes
 
 
-def replacements(request: WriteRequest) -> list[Replacement]:
-    """Where the tensors go, in the order of the file. CannotKeep if the template's structure
-    cannot be kept. A tensor that is the template's own is left in place."""
+_offset = attrgetter("offset")
+Item = TypeVar("Item", Replacement, Edit)
+
+
+def replacements(request: WriteRequest) -> tuple[list[Replacement], list[Stretch]]:
+    """Where the tensors go, in the order of the file, and those that cannot go there one by one.
+    CannotKeep if the template's structure cannot be kept. A tensor that is the template's own is
+    left in place."""
     specs, table = request.specs, request.template.tensors
     columns, path = table.columns, request.template.path
     tied = {name: group for group in request.ties for name in group}
-    first_at: dict[tuple[int, int], int] = {}
+    first_at: dict[Place, int] = {}
     covered = bytearray(len(table))
     for number, name in enumerate(specs.names):
         at = table.index.get(name)
@@ -76,19 +87,26 @@ def replacements(request: WriteRequest) -> list[Replacement]:
         if not covered[at] and (columns.offset[at], columns.form[at]) not in first_at:
             raise CannotKeep(f"'{name}' is left out")
     changed = {place: n for place, n in first_at.items() if not request.unchanged[n]}
+    inside: set[Place] = set()
     try:
-        return _placed(request, changed)
-    except CannotKeep:
-        inside = _inside_others(columns, changed) if request.alike else set()
-        if not inside:
-            raise
-    return _placed(request, changed, inside)
+        return _placed(request, changed), []
+    except CannotKeep as problem:
+        reason = problem
+    if request.alike and (inside := inside_others(columns, changed)):
+        try:
+            return _placed(request, changed, inside), []
+        except CannotKeep as problem:
+            reason = problem
+    stretches = stretches_of(columns, changed, inside)
+    if request.compute is None or stretches is None:
+        raise reason
+    return _placed(request, changed, inside.union(*stretches)), stretches
 
 
 def _placed(
     request: WriteRequest,
-    changed: Mapping[tuple[int, int], int],
-    inside: Collection[tuple[int, int]] = (),
+    changed: Mapping[Place, int],
+    inside: Collection[Place] = (),
 ) -> list[Replacement]:
     """Where the ``changed`` tensors (by offset and form) go, but for those ``inside`` others."""
     specs, table = request.specs, request.template.tensors
@@ -110,47 +128,17 @@ def _placed(
     return wanted
 
 
-def _hulls(columns: Columns) -> list[int]:
-    """The bytes from the first element of a tensor to the end of its last one, for each form."""
-    hulls = []
-    for dtype, shape, strides in columns.forms:
-        steps = row_major_strides(shape) if strides is None else strides
-        hull = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
-        hulls.append(0 if 0 in shape else hull * dtype.itemsize)
-    return hulls
-
-
-def _inside_others(columns: Columns, changed: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
-    """Places (offset and form) of averaged floats that are views of a part of another one, which
-    lies without gaps: the average of that one is theirs."""
-    if len(changed) < 2:
-        return set()
-    hulls = _hulls(columns)
-    inside = set()
-    end = 0
-    outer = (0, 0)
-    for offset, form in sorted(changed, key=lambda place: (place[0], -hulls[place[1]], place[1])):
-        dtype, shape, strides = columns.forms[form]
-        of = columns.forms[outer[1]][0]
-        if offset + hulls[form] <= end:
-            if dtype is of and dtype.floating and (offset - outer[0]) % dtype.itemsize == 0:
-                inside.add((offset, form))
-        elif strides is None or storage_order(shape, strides) is not None:
-            outer, end = (offset, form), offset + hulls[form]
-    return inside
-
-
 def _refuse_clashes(
     request: WriteRequest,
     wanted: Mapping[int, Replacement],
-    inside: Collection[tuple[int, int]],
+    inside: Collection[Place],
 ) -> None:
     """CannotKeep if a replaced tensor shares some of its bytes with a different view, but for
     those ``inside`` one."""
     table = request.template.tensors
     columns = table.columns
-    hulls = _hulls(columns)
-    distinct: dict[tuple[int, int], str] = {}
+    hulls = list(map(hull, columns.forms))
+    distinct: dict[Place, str] = {}
     for name, offset, form in zip(columns.names, columns.offset, columns.form, strict=True):
         if hulls[form] and (offset, form) not in inside:
             distinct.setdefault((table.base + offset, form), name)
@@ -165,21 +153,39 @@ def _refuse_clashes(
 
 
 def spliced(
-    start: int, nbytes: int, at: int, replaced: Sequence[Replacement]
-) -> tuple[list[tuple[int, int]], list[Kept]]:
-    """What fills ``nbytes`` of the output from ``at`` on, which are the template's from ``start``
-    on: tensors with their offsets, and what is kept between. ``replaced`` is sorted; none crosses
-    the ends."""
+    start: int,
+    nbytes: int,
+    at: int,
+    replaced: Sequence[Replacement],
+    edits: Sequence[Edit] = (),
+) -> tuple[list[tuple[int, int]], list[Kept], list[tuple[int, bytes]]]:
+    """What stands in the output from ``at`` on for the template's ``nbytes`` from ``start`` on:
+    tensors with their offsets, what is kept between, and edits with theirs. ``replaced`` and
+    ``edits`` are sorted; none crosses the ends."""
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
+    bodies: list[tuple[int, bytes]] = []
     position, end = start, start + nbytes
-    by_offset = attrgetter("offset")
-    first = bisect_left(replaced, start, key=by_offset)
-    for replacement in replaced[first : bisect_left(replaced, end, first, key=by_offset)]:
-        if replacement.offset > position:
-            kept.append(Kept(at + position - start, position, replacement.offset - position))
-        places.append((replacement.number, at + replacement.offset - start))
-        position = replacement.end
+    here: Sequence[Replacement | Edit] = within(replaced, start, end)
+    if edits:
+        here = sorted((*here, *within(edits, start, end)), key=_offset)
+    for each in here:
+        if each.offset > position:
+            kept.append(Kept(at, position, each.offset - position))
+            at += each.offset - position
+        if isinstance(each, Edit):
+            bodies.append((at, each.data))
+            at += len(each.data)
+        else:
+            places.append((each.number, at))
+            at += each.nbytes
+        position = each.end
     if position < end:
-        kept.append(Kept(at + position - start, position, end - position))
-    return places, kept
+        kept.append(Kept(at, position, end - position))
+    return places, kept, bodies
+
+
+def within(items: Sequence[Item], start: int, end: int) -> Sequence[Item]:
+    """Those, of sorted ones, of the bytes from ``start`` to ``end`` of the template's file."""
+    first = bisect_left(items, start, key=_offset)
+    return items[first : bisect_left(items, end, first, key=_offset)]

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from swavg.errors import InputError
 from swavg.formats.torch import opcodes as rare
-from swavg.formats.torch.machine import INSIDE, LARGE, Machine
-from swavg.formats.torch.objects import Global, Opaque, Storage
+from swavg.formats.torch.machine import INSIDE, LARGE, LARGE_TEXT, Machine
+from swavg.formats.torch.objects import Global, Opaque, PickledBytes, Storage
 from swavg.formats.torch.pattern import TensorPattern
 from swavg.formats.torch.rebuild import call, default, ordered
 from swavg.gc_pause import paused_gc
@@ -119,11 +119,11 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                         at = start + data[at]
                     if at > size:
                         raise EOFError
-                    if at - start > LARGE:
+                    if at - start > LARGE_TEXT:
                         stack.append(machine.large())
                     else:
                         text = str(data[start:at], "utf-8", "surrogatepass")
-                        room -= at - start + 56 if text.isascii() else 4 * (at - start) + 80
+                        room -= text.__sizeof__()
                         stack.append(text)
                         if room < 0:
                             machine.out_of_memory()
@@ -163,7 +163,12 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                         machine.room = room
                         machine.charge_copy(args)
                         room = machine.room
-                    stack[-1] = call(function, args)
+                    stack[-1] = made = call(function, args)
+                    if type(made) is PickledBytes:
+                        made.find_text(data, at)
+                        room -= len(made) + 200
+                        if room < 0:
+                            machine.out_of_memory()
                 elif opcode == 134:  # TUPLE2
                     last = stack.pop()
                     stack[-1] = (stack[-1], last)

@@ -8,8 +8,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 
 from swavg.errors import InputError, OutputError
+from swavg.formats.checkpoint import Record
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.torch.archive import Archive, read_archive, read_pickle
 from swavg.formats.torch.archive_layout import (
@@ -19,9 +21,18 @@ from swavg.formats.torch.archive_layout import (
     arranged,
     lay_out_archive,
 )
+from swavg.formats.torch.arrays import FAR
+from swavg.formats.torch.edits import orders_of, text_edits, view_edits
 from swavg.formats.torch.opened import TorchTemplate, open_archive
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
-from swavg.formats.torch.template import CannotKeep, replacements, spliced
+from swavg.formats.torch.template import (
+    CannotKeep,
+    Edit,
+    Replacement,
+    replacements,
+    spliced,
+    within,
+)
 from swavg.formats.torch.unpickler import MAX_BYTES
 from swavg.storage.sources import LocalFile, Pool, Source
 
@@ -81,58 +92,88 @@ def _like_template(request: WriteRequest) -> FileLayout:
     template = request.template.extras.template
     if request.template.renamed:
         raise CannotKeep("names of tensors change")
+    if template is None and request.template.extras.root_key is not None:
+        raise CannotKeep("shapes of tensors change")
     if not isinstance(template, TorchTemplate):
         raise CannotKeep("the last input is no PyTorch file")
+    replaced, stretches = replacements(request)
+    texts = [each for each in replaced if each.offset >= FAR]
+    replaced = [each for each in replaced if each.offset < FAR]
+    edits = text_edits(request, texts, template.texts) + view_edits(request, stretches)
+    edits.sort(key=attrgetter("offset"))
     if template.archive is None:
-        return _legacy_like(request)
-    return _archive_like(request, template.archive)
+        return _legacy_like(request, replaced, edits)
+    return _archive_like(request, template.archive, replaced, edits)
 
 
-def _archive_like(request: WriteRequest, archive: Archive) -> ArchiveLayout:
+def _archive_like(
+    request: WriteRequest,
+    archive: Archive,
+    replaced: Sequence[Replacement],
+    edits: Sequence[Edit],
+) -> ArchiveLayout:
     """All records of the template in their order, with other bytes in its averaged tensors."""
-    replaced = replacements(request)
     if archive.alignment > _MAX_ALIGNMENT:
         raise CannotKeep(f"its records are aligned to {archive.alignment:,} bytes")
     recipe = request.recipe.encode()
     records = [record for record in archive if record.name != RECIPE]
-    members = [Member(f"{archive.root}/{record.name}", record.size) for record in records]
+    members = [Member(f"{archive.root}/{each.name}", _size(each, edits)) for each in records]
     if recipe:
         members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
     arrangement = tuple(arranged(members, archive.alignment))
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
+    bodies: list[tuple[int, bytes]] = []
     for record, placed in zip(records, arrangement, strict=False):
-        inside, between = spliced(record.offset, record.size, placed.start, replaced)
-        places += inside
-        kept += between
+        parts = spliced(record.offset, record.size, placed.start, replaced, edits)
+        places += parts[0]
+        kept += parts[1]
+        bodies += parts[2]
+    assert (len(places), len(bodies)) == (len(replaced), len(edits)), "averages without a place"
     pickled = next(record for record in records if record.name == "data.pkl")
+    end = pickled.offset + pickled.size
+    changed = (*within(replaced, pickled.offset, end), *within(edits, pickled.offset, end))
     return lay_out_archive(
         arrangement,
         request.specs,
         places,
         kept=kept,
-        orders={each.number: each.order for each in replaced if each.order is not None},
-        check=partial(_check_records, arrangement=arrangement, pickle_crc=pickled.crc),
+        bodies=bodies,
+        orders=orders_of(replaced),
+        check=partial(
+            _check_records, arrangement=arrangement, pickle_crc=None if changed else pickled.crc
+        ),
     )
 
 
-def _legacy_like(request: WriteRequest) -> CheckedLayout:
+def _size(record: Record, edits: Sequence[Edit]) -> int:
+    """Of a record, after the edits."""
+    here = within(edits, record.offset, record.offset + record.size) if edits else ()
+    return record.size + sum(len(edit.data) - edit.nbytes for edit in here)
+
+
+def _legacy_like(
+    request: WriteRequest, replaced: Sequence[Replacement], edits: Sequence[Edit]
+) -> CheckedLayout:
     """The template's file; the format has no place for a recipe."""
-    replaced = replacements(request)
-    places, kept = spliced(0, request.template.size, 0, replaced)
+    places, kept, bodies = spliced(0, request.template.size, 0, replaced, edits)
+    assert (len(places), len(bodies)) == (len(replaced), len(edits)), "averages without a place"
+    size = request.template.size + sum(len(edit.data) - edit.nbytes for edit in edits)
     return CheckedLayout(
         "",
-        request.template.size,
+        size,
         request.specs,
         array("I", [number for number, _ in places]),
         array("q", [offset for _, offset in places]),
         tuple(kept),
-        {each.number: each.order for each in replaced if each.order is not None},
+        orders_of(replaced),
         partial(
             _check_pickles,
             template=request.template.sources[0],
-            size=min(kept[0].nbytes, MAX_BYTES),
+            begin=min(kept[0].nbytes, MAX_BYTES),
+            size=size,
         ),
+        tuple(bodies),
     )
 
 
@@ -146,21 +187,22 @@ def _check(path: str, *, names: tuple[str, ...]) -> None:
         raise OutputError(path, "the finished file has other tensors than were planned")
 
 
-def _check_pickles(path: str, *, template: Source, size: int) -> None:
-    """OutputError unless the finished file is as long as the template, and begins with its
-    ``size`` bytes: its pickles say what follows."""
+def _check_pickles(path: str, *, template: Source, begin: int, size: int) -> None:
+    """OutputError unless the finished file has ``size`` bytes, of which it has ``begin`` in common
+    with the template: its pickles say what follows."""
     file = LocalFile.find(path)
-    if file.size != template.size:
+    if file.size != size:
         raise OutputError(path, "the finished file has not the size that was planned")
     with Pool() as pool:
-        for start in range(0, size, _BLOCK):
-            block = min(_BLOCK, size - start)
+        for start in range(0, begin, _BLOCK):
+            block = min(_BLOCK, begin - start)
             if pool.read(file, start, block) != pool.read(template, start, block):
                 raise OutputError(path, "the finished file has other pickles than its template")
 
 
-def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int) -> None:
-    """OutputError unless the finished file has just these records, and the template's pickle."""
+def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int | None) -> None:
+    """OutputError unless the finished file has just these records, and a pickle of this CRC-32
+    (None: averages are in it)."""
     file = LocalFile.find(path)
     with Pool() as pool:
         read = partial(pool.read, file)
@@ -171,5 +213,5 @@ def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int)
             raise OutputError(path, f"the finished file does not open: {error.problem}") from error
     planned = [(each.name, each.start, each.size) for each in arrangement]
     found = [(f"{archive.root}/{each.name}", each.offset, each.size) for each in archive]
-    if found != planned or crc != pickle_crc:
+    if found != planned or pickle_crc not in (None, crc):
         raise OutputError(path, "the finished file has other records than were planned")

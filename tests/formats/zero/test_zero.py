@@ -1,0 +1,61 @@
+"""Which folders are ZeRO's, going by names and by what ``latest`` says."""
+
+import pytest
+import torch
+from composites import w, write
+from zero_folders import zero_folder
+
+from swavg.formats.places import format_at
+
+W = {"w": torch.ones(3)}
+RANKS = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
+
+
+def is_zero(path):
+    found = format_at(str(path))
+    return found is not None and found.name == "zero"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_folder_of_ranks_and_the_one_above_it_are_it(tmp_path, stage):
+    zero_folder(tmp_path / "run/global_step5", W, stage=stage)
+    assert is_zero(tmp_path / "run/global_step5")
+    assert not is_zero(tmp_path / "run")
+    for tag, known in (("global_step5\n", True), ("../run/global_step5", False), ("\xff", False)):
+        (tmp_path / "run/latest").write_text(tag, "latin1")
+        assert is_zero(tmp_path / "run") == known, tag
+
+
+def test_several_below_one_folder_are_those_of_a_run(tmp_path):
+    for step in (5, 10):
+        zero_folder(tmp_path / f"run/global_step{step}", W)
+    (tmp_path / "run/latest").write_text("global_step10")
+    assert not is_zero(tmp_path / "run")
+
+
+def test_weights_beside_it_are_what_a_folder_is_known_for(tmp_path):
+    zero_folder(tmp_path / "checkpoint-5/global_step5", W)
+    write(tmp_path / "checkpoint-5", {"latest": "global_step5", "model.safetensors": w(0)})
+    assert not is_zero(tmp_path / "checkpoint-5")
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"mp_rank_00_model_states.pt": w(0, "module")},
+        {name: {} for name in RANKS},
+        {"mp_rank_00_model_states.pt": {}, "mp_rank_01_model_states.pt": {}, RANKS[0]: {}},
+        {"mp_rank_00_model_states.pt": {}, "layer_00-model_00-model_states.pt": {}, RANKS[0]: {}},
+        {"mp_rank_00_model_states.pt": {}, RANKS[0]: {},
+         "layer_0_expert_1_mp_rank_00_model_states.pt": {}},
+        {"mp_rank_00_model_states.pt": {}, RANKS[0].replace("rank_00", "rank_01"): {}},
+    ],
+    ids=["ZeRO-0", "no model", "tensor parallel", "pipeline", "experts", "other ranks"],
+)  # fmt: skip
+def test_others_are_not(tmp_path, files):
+    assert not is_zero(write(tmp_path / "a", files))
+
+
+def test_files_are_not(tmp_path):
+    assert not is_zero(write(tmp_path, {"a.pt": w(0)}) / "a.pt")
+    assert not is_zero(tmp_path / "nothing")
