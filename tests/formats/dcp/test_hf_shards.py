@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import swavg
+from swavg.dtypes import BY_NAME
 from swavg.errors import InputError
+from swavg.formats.table import FORMATS
+from swavg.testing import DTYPES, Ability, FormatTests
+from tests.formats.test_formats import read_safetensors, write_safetensors
 
 
 def shard(folder, rank, tensors, offsets, **changed):
@@ -19,6 +26,58 @@ def shard(folder, rank, tensors, offsets, **changed):
     metadata = {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(info), "format": "pt"}
     path = folder / f"shard-{rank:05d}-model-00001-of-00001.safetensors"
     save_file(tensors, path, {**metadata, **changed})
+
+
+class TestShards(FormatTests):
+    """Each tensor in two shards, by rows."""
+
+    format = FORMATS["hf-shards"]
+    suffix = ""
+    dtypes = tuple(name for name in DTYPES if BY_NAME[name].safetensors)
+    lacks: ClassVar[Mapping[Ability, str]] = {
+        "extras": "an average is a file of another format",
+        "golden": "what torch wrote is in tests/frameworks",
+        "order": "the library sorts tensors by dtype and name",
+        "strides": "tensors are row-major",
+        "ties": "each name has bytes of its own",
+    }
+
+    def write(self, path, tensors):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        for rank in (1, 2):
+            cuts = {name: rows_of(array, rank) for name, array in tensors.items()}
+            parts = {
+                name: np.ascontiguousarray(tensors[name][cut]) if tensors[name].ndim
+                else tensors[name]
+                for name, cut in cuts.items()
+                if tensors[name].ndim or rank == 1
+            }  # fmt: skip
+            offsets = {
+                name: {"saved_offsets": [cuts[name].start, *[0] * (part.ndim - 1)][: part.ndim]}
+                for name, part in parts.items()
+            }
+            name = f"shard-{rank:05d}-model-00001-of-00001.safetensors"
+            metadata = {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
+            write_safetensors(path / name, parts, metadata)
+
+    def read(self, path):
+        if not path.is_dir():
+            return read_safetensors(path)
+        first, second = (read_safetensors(file) for file in sorted(path.iterdir()))
+        return {
+            name: np.concatenate([part, second[name]]) if part.ndim else part
+            for name, part in first.items()
+        }
+
+    def _out(self, folder):
+        return folder / "out.safetensors"
+
+
+def rows_of(array, rank):
+    """The rows of a tensor that a rank has."""
+    rows = len(array) if array.ndim else 0
+    return slice(0, (rows + 1) // 2) if rank == 1 else slice((rows + 1) // 2, rows)
 
 
 WHOLE = np.arange(24, dtype=np.float32).reshape(4, 6)
