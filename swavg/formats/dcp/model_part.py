@@ -27,13 +27,23 @@ _EXTRA_STATE = "_extra_state"
 @dataclass(frozen=True)
 class ModelPart:
     """The model's tensors: full names by those without the keys ``root`` that lead to it.
-    ``others`` name what lies beside it, ``objects`` what is in it and no tensor."""
+    ``others`` name what lies beside it, ``objects`` what is in it and no tensor. ``further`` are
+    the paths of what may be other models."""
 
     root: tuple[str, ...]
     names: Mapping[str, str]
     others: tuple[str, ...]
     objects: tuple[str, ...]
-    notes: tuple[str, ...]
+    further: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else could have been meant."""
+        return tuple(
+            f"state dict found under '{self.root_key}'; there is also '{path}'"
+            f" (choose it with --key {path})"
+            for path in self.further[:_LISTED]
+        )
 
     @property
     def root_key(self) -> str:
@@ -44,9 +54,9 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
     """The tensors under the dotted path ``key``, or of the state dict that is the model's going by
     the names. InputError if there is none, or several could be meant."""
     paths = {name: tuple(map(str, saved.path(name))) for name in (*saved.tensors, *saved.objects)}
-    notes: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
     if key is None:
-        root, notes = _root(path, {name: paths[name] for name in saved.tensors})
+        root, further = _root(path, {name: paths[name] for name in saved.tensors})
     else:
         root = _keyed(path, paths, key)
     names: dict[str, str] = {}
@@ -65,7 +75,7 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
             names[local] = name
     if not names:
         raise NoWeightsError(path, "holds no tensors of a model")
-    return ModelPart(root, names, tuple(dict.fromkeys(others)), tuple(objects), notes)
+    return ModelPart(root, names, tuple(dict.fromkeys(others)), tuple(objects), further)
 
 
 def _group(keys: tuple[str, ...], root: tuple[str, ...]) -> str:
@@ -85,9 +95,9 @@ def _is_beside(name: str, keys: tuple[str, ...]) -> bool:
 def _root(
     path: str, paths: Mapping[str, tuple[str, ...]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The keys that lead to the model, and notes on what else could have been meant."""
+    """The keys that lead to the model, and the paths of what else could have been meant."""
     root: tuple[str, ...] = ()
-    notes: list[str] = []
+    further: list[str] = []
     inside = {name: keys for name, keys in paths.items() if not _is_beside(name, keys)}
     while len(root) < _DEPTH:
         depth = len(root)
@@ -98,7 +108,7 @@ def _root(
         groups = [group for group in groups if depth == 0 or not is_never(group, None)]
         usual = [name for name in (*PLAIN, *EMA) if name in groups]
         plain = [name for name in groups if name not in EMA] or groups
-        if usual and (depth == 0 or len(plain) == 1 or usual[0] == "model"):
+        if usual and (depth == 0 or len(plain) == 1):
             chosen = usual[0]
         elif depth == 0 and len(groups) == 1:
             chosen = groups[0]
@@ -111,14 +121,9 @@ def _root(
             )
         else:
             break
+        further += [".".join((*root, name)) for name in groups if name != chosen]
         root = (*root, chosen)
-        others = [name for name in groups if name != chosen][:_LISTED]
-        notes += [
-            f"state dict found under '{'.'.join(root)}'; there is also '{name}'"
-            f" (choose it with --key {'.'.join((*root[:-1], name))})"
-            for name in others
-        ]
-    return root, tuple(notes)
+    return root, tuple(further)
 
 
 def _keyed(path: str, paths: Mapping[str, tuple[str, ...]], key: str) -> tuple[str, ...]:

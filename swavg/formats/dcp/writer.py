@@ -22,6 +22,8 @@ from swavg.storage.sources import LocalFile, Pool
 MOST = 5_000_000_000
 """Bytes of a data file: what would make it larger begins a new one."""
 _LISTED = 6
+_MASTERS = ".fp32_param."
+"""In the names of Megatron-LM's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +103,17 @@ def lay_out(request: WriteRequest) -> Layout:
         notes.append(f"left as in {last}: {some(extras.others, _LISTED)}")
     if kept is not None and extras.left_out:
         notes.append(f"not copied from {last}: {some(extras.left_out, _LISTED)}")
+    warnings = [
+        f"'{path}' was not averaged, but left as in {last} (--key {path} averages it alone)"
+        for path in (part.further if part is not None and kept is not None else ())
+    ]
+    if kept is not None and any(_MASTERS in name for name in kept.tensors):
+        warnings.append(
+            f"the optimizer's float32 weights are those of {last}: training that resumes from the"
+            " output goes on with them, not with the average"
+        )
     side = template.side_files if template is not None and kept is not None else {}
-    return Layout(tuple(files.layouts(inside)), small, side, tuple(notes))
+    return Layout(tuple(files.layouts(inside)), small, side, tuple(notes), tuple(warnings))
 
 
 class _Names:

@@ -42,6 +42,9 @@ def nested(*paths, objects=()):
         (nested(("a", "w"), ("b", "w")), "", "", ["a.w", "b.w"], ()),
         (nested(("model", "encoder", "w"), ("model", "decoder", "w")), None, "model",
          ["encoder.w", "decoder.w"], ()),
+        # Modules of a model, one of which is called so.
+        (nested(("model", "model", "w"), ("model", "head", "w")), None, "model",
+         ["model.w", "head.w"], ()),
     ],
 )  # fmt: skip
 def test_the_model_is_found(saved, key, root, names, others):

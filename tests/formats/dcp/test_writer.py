@@ -101,3 +101,23 @@ def test_a_torch_file_becomes_a_distributed_checkpoint(tmp_path):
     dcp.load(into, checkpoint_id=tmp_path / "out", no_dist=True)
     for name, value in state(1)["model"].items():
         np.testing.assert_array_equal(into[name].numpy(), value.numpy())
+
+
+def test_another_model_that_stays_is_warned_of(tmp_path):
+    for seed in (1, 2):
+        both = {"model": state(seed)["model"], "ema": state(seed + 2)["model"]}
+        dcp.save(both, checkpoint_id=tmp_path / str(seed), no_dist=True)
+    report = swavg.average([tmp_path / "1", tmp_path / "2"], output=tmp_path / "out")
+    warning = "'ema' was not averaged, but left as in 2 (--key ema averages it alone)"
+    assert warning in report.warnings
+    into = {"ema": state(5)["model"]}
+    dcp.load(into, checkpoint_id=tmp_path / "out", no_dist=True)
+    for name, value in state(4)["model"].items():
+        assert torch.equal(into["ema"][name], value)
+
+
+def test_float32_weights_of_an_optimizer_are_warned_of(tmp_path):
+    saved = {"w": torch.ones(2), "optimizer.state.fp32_param.w": torch.ones(2)}
+    dcp.save(saved, checkpoint_id=tmp_path / "1", no_dist=True)
+    report = swavg.average([tmp_path / "1"] * 2, output=tmp_path / "out")
+    assert any("the optimizer's float32 weights are those of 1" in w for w in report.warnings)
