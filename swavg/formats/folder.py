@@ -17,6 +17,7 @@ from swavg.formats.configuration import (
     is_training_state,
     with_written_dtypes,
 )
+from swavg.formats.dcp.place import DATA, unfinished
 from swavg.formats.files import FILES, open_file
 from swavg.formats.files import recipe_in as recipe_in_file
 from swavg.formats.hashes import is_stale, stale_notes
@@ -180,6 +181,8 @@ def add_tensor(
 def explain_folder(path: str, present: Collection[str]) -> None:
     """Raise InputError if a folder of these names holds a checkpoint of a kind, or in a state,
     that is not read."""
+    if any(name.endswith(DATA) for name in present):
+        raise unfinished(path)
     shards = [name for name in present if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", name)]
     if shards:
         raise InputError(path, f"has {len(shards)} shards but no index (*.index.json)")

@@ -30,6 +30,7 @@ from swavg.formats.dcp.place import (
     check_one_model,
     find_place,
     side_files,
+    unfinished,
 )
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
@@ -67,10 +68,7 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
     check_one_model(place)
     folder = place.folder
     if not os.path.exists(os.path.join(folder, METADATA)):
-        raise InputError(
-            folder,
-            f"has no {METADATA}, which is written last: this checkpoint is not finished",
-        )
+        raise unfinished(folder)
     side, left_out = side_files(place)
     template = DcpTemplate(place, key, side)
     saved, part = template.read()

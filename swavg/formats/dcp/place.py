@@ -35,9 +35,9 @@ class Place:
 
 
 def find_place(path: str) -> Place | None:
-    """Where the distributed checkpoint of a folder lies; None if it is none."""
+    """Where the distributed checkpoint of a folder lies; None if it is none, or not finished."""
     names = _names(path)
-    if any(name.endswith(DATA) for name in names):
+    if METADATA in names and any(name.endswith(DATA) for name in names):
         return Place(path)
     if any(map(_WEIGHTS.fullmatch, names)):
         return None
@@ -52,6 +52,13 @@ def _names(path: str) -> list[str]:
         return os.listdir(path)
     except (OSError, ValueError):
         return []
+
+
+def unfinished(folder: str) -> InputError:
+    """The refusal of data files without what says where tensors lie in them."""
+    return InputError(
+        folder, f"has no {METADATA}, which is written last: this checkpoint is not finished"
+    )
 
 
 def check_one_model(place: Place) -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch_arrays import array_of, tensors_of
 
 from swavg.formats.table import FORMATS
 from swavg.testing import Ability, FormatTests
-from tests.formats.test_formats import array_of, tensors_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import done
 
 import swavg
 from swavg.formats.dcp.metadata import read_metadata
@@ -193,3 +195,13 @@ def test_shards_for_hugging_face_are_joined(written, tmp_path):
     swavg.average(inputs, output=tmp_path / "out.safetensors")
     made = swavg.open_checkpoint(tmp_path / "out.safetensors")
     assert set(made.metadata) == {"format", "swavg"}
+
+
+def test_the_newest_of_a_run_is_passed_over_if_it_is_not_finished(written, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(written / "torchtitan", run)
+    shutil.copytree(run / "step-20", run / "step-30")
+    (run / "step-30/.metadata").unlink()
+    found = done("average", run, "--last", "2", "-o", run / "out")
+    assert "step-30: a folder in which swavg finds no checkpoint" in found.stderr
+    assert json.loads((run / "out/swavg.json").read_text())["inputs"] == ["step-10", "step-20"]

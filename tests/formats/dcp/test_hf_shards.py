@@ -10,13 +10,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from safetensors_files import read_safetensors, write_safetensors
 
 import swavg
 from swavg.dtypes import BY_NAME
 from swavg.errors import InputError
 from swavg.formats.table import FORMATS
 from swavg.testing import DTYPES, Ability, FormatTests
-from tests.formats.test_formats import read_safetensors, write_safetensors
 
 
 def shard(folder, rank, tensors, offsets, **changed):

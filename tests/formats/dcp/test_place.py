@@ -19,6 +19,7 @@ def folder(path, *names):
 def test_a_folder_is_known_by_its_data(tmp_path):
     run = folder(tmp_path / "run", ".metadata", "__0_0.distcp")
     assert find_place(str(run)) == Place(str(run))
+    assert find_place(str(folder(tmp_path / "unfinished", "__0_0.distcp"))) is None
     assert find_place(str(folder(tmp_path / "json", ".metadata", "config.json"))) is None
     assert find_place(str(tmp_path / "nowhere")) is None
     assert find_place(str(run / ".metadata")) is None

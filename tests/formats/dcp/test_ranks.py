@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ranks import ranks
 
 import swavg
-from tests.ranks import ranks
 
 MODEL = """
 import torch.distributed.checkpoint as dcp
