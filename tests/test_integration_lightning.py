@@ -239,8 +239,12 @@ def test_a_checkpoint_is_tested_with_its_own_average(tmp_path):
         torch.save(checkpoint, tmp_path / "bare.ckpt")
         run.test(model, ckpt_path=tmp_path / "step=6.ckpt", verbose=False)
         assert torch.equal(model.seen["test"][-1], averages[5]["net.0.weight"])
-        run.test(model, ckpt_path=tmp_path / "bare.ckpt", verbose=False)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            run.test(model, ckpt_path=tmp_path / "bare.ckpt", verbose=False)
+        assert any("The checkpoint has no average" in str(each.message) for each in told)
         assert torch.equal(model.seen["test"][-1], weights[5]["net.0.weight"])
+    same(callback.ema.averaged(), averages[5])
 
 
 def test_an_average_that_was_loaded_and_not_used_does_not_come_back(tmp_path):
@@ -553,13 +557,42 @@ def test_a_mean_that_is_resumed_equals_one_without_interruption(step, every, tmp
     assert second.swa.n == whole.swa.n
 
 
-def test_a_mean_that_was_begun_elsewhere_is_not_continued(tmp_path):
+@pytest.mark.parametrize("weights_only", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_whatever_is_shown_a_checkpoint_has_training_weights_and_averages(
+    tmp_path, weights_only, in_place
+):
+    class Saves(Digits):
+        def on_validation_end(self):
+            if self.trainer.global_step == 6:
+                self.trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=weights_only)
+
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["own"] = 1
+
+    model = Saves()
+    run = trainer(tmp_path, [EMACallback(0.9, in_place=in_place)])
+    run.fit(model)
+    averages, weights = by_hand(12, 0.9)
+    checkpoint = torch.load(tmp_path / "x.ckpt")
+    assert checkpoint["own"] == 1
+    assert "optimizer_states" not in checkpoint or not weights_only
+    same(checkpoint["state_dict"], weights[5])
+    run.test(model, ckpt_path=tmp_path / "x.ckpt", verbose=False)
+    assert torch.equal(model.seen["test"][-1], averages[5]["net.0.weight"])
+    assert "on_save_checkpoint" not in vars(model)
+
+
+def test_a_mean_of_another_start_goes_on_from_its_own(tmp_path):
     saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
     run = trainer(tmp_path, [SWACallback(4, 2, swap=False), saving], enable_checkpointing=True)
     run.fit(Digits())
-    other = SWACallback(6, 2)
-    with pytest.raises(RequestError, match="begun after step 4, and start says 6"):
+    other = SWACallback(6, 2, swap=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         trainer(tmp_path, [other]).fit(Digits(), ckpt_path=tmp_path / "step=8.ckpt")
+    assert any("begun after step 4, and start says 6" in str(each.message) for each in told)
+    assert other.swa.n == 4
 
 
 def test_a_run_that_ends_before_the_start_says_so_and_keeps_its_weights(tmp_path):

@@ -502,3 +502,38 @@ def test_a_run_from_a_checkpoint_starts_from_its_weights_though_the_model_has_th
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     same(noting.trained[7], trained[7])
     same(weights(run.model), mean)
+
+
+def test_the_best_model_has_the_best_checkpoints_averages(tmp_path):
+    run = trainer(
+        tmp_path,
+        [],
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,
+    )
+    callback = EMACallback(0.9)
+    callback.attach(run)
+    run.train()
+    best = safetensors.torch.load_file(f"{run.state.best_model_checkpoint}/ema.safetensors")
+    found = callback.ema.averaged()
+    for name, tensor in best.items():
+        assert torch.equal(found[name], tensor), name
+    assert run.evaluate()["eval_loss"] == pytest.approx(run.state.best_metric)
+    with pytest.warns(UserWarning, match=r"save_model\(\) wrote the training weights"):
+        run.save_model(str(tmp_path / "model"))
+
+
+def test_frozen_weights_are_saved_with_no_average(tmp_path):
+    run = trainer(tmp_path, [], save_strategy="steps", save_steps=4)
+    name, frozen = next(iter(run.model.named_parameters()))
+    frozen.requires_grad_(False)
+    EMACallback(0.9).attach(run)
+    run.train()
+    held = safetensors.torch.load_file(tmp_path / "checkpoint-4/ema.safetensors")
+    assert name not in held
+    assert {each for each, p in run.model.named_parameters() if p.requires_grad} <= held.keys()

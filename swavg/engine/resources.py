@@ -26,6 +26,9 @@ _BLOCK = 1 << 18
 _ENOUGH = 1 << 16
 """Elements of a block from which on smaller ones cost time."""
 _SMALLEST = 1 << 12
+_DECODING = 3
+"""Rows of chunks that decoding one takes: the bytes as they are stored, the chunks, and those
+before them."""
 INTEGERS = 2
 """Bytes per element of a block for the integers that are held of all inputs."""
 
@@ -39,7 +42,8 @@ class Resources:
     threads: int | None = None
     """How many workers; None: the processors of this process, at most 8."""
     memory: int | None = None
-    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers."""
+    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers, and what compressed chunks
+    take."""
     processes: bool | None = None
     """Workers are forked processes; None: where a fork is safe and pays, else threads."""
     check_crc: bool = False
@@ -123,18 +127,24 @@ class Sizes:
 def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     """The best sizes within the memory; RequestError if it cannot do."""
     needs, wanted = Needs.of(plan, resources.device), resources.workers
-    limit = resources.memory
+    limit, chunks = resources.memory, [each.extras.held for each in plan.checkpoints]
+    held = sum(chunks) + _DECODING * max(chunks, default=0)
+    if held:
+        # Workers in several places would decode each chunk several times.
+        wanted = 1
     if limit is None:
         more = _MORE_MEMORY - _PROCESS if forked else _MORE_MEMORY
         limit = DEFAULT_MEMORY + more * max(0, wanted - _MOST_WORKERS)
-        limit -= _WORKER * min(wanted, _MOST_WORKERS) if forked else 0
-    share = limit // (2 * wanted)
+        limit += held - (_WORKER * min(wanted, _MOST_WORKERS) if forked else 0)
+    share = max(0, limit - held) // (2 * wanted)
     room = min(plan.cut, max(share - GATHERING, share // 5)) if needs.gathers else 0
     for candidate in _candidates(wanted, needs, room):
-        if candidate.memory + _CONSTANT * (candidate.workers - 1) <= limit:
+        if candidate.memory + _CONSTANT * (candidate.workers - 1) <= limit - held:
             return candidate
+    decoded = f", of these {held:,} for chunks that are decoded" if held else ""
+    needed = candidate.memory + held
     raise RequestError(
-        f"{limit:,} bytes is too little: at least {candidate.memory:,} are needed.",
+        f"{limit:,} bytes is too little: at least {needed:,} are needed{decoded}.",
         argument="memory",
     )
 

@@ -242,6 +242,8 @@ class Extras:
     weights, by name, ``left_out`` names of those that do not. ``records`` are stretches whose
     ``checksum`` is known, by source; ``always_checked``: whoever reads them compares it, as the
     format's own library does. ``template`` is for the format's own writer.
+    ``held`` counts the bytes that are kept in memory when the tensors are read in order: the
+    largest row of chunks that were decoded.
     """
 
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
@@ -263,6 +265,7 @@ class Extras:
     side_files: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     template: object = None
+    held: int = 0
 
     @property
     def is_optimizer(self) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 
-from swavg.formats import dcp, folder, zero
+from swavg.formats import dcp, folder, orbax, zero
 from swavg.formats.dcp import hf_shards
 from swavg.formats.layout import Format
 from swavg.storage.sources import LocalFile
 
-PLACES: dict[str, Format] = {
-    row.name: row for row in (dcp.FORMAT, hf_shards.FORMAT, zero.FORMAT, folder.FORMAT)
-}
+_ROWS = (dcp.FORMAT, hf_shards.FORMAT, zero.FORMAT, orbax.FORMAT, folder.FORMAT)
+PLACES: dict[str, Format] = {row.name: row for row in _ROWS}
 """``folder`` takes what no other one does."""
 
 

@@ -180,14 +180,14 @@ class Course:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`, before :meth:`begin`. RequestError if it is of another
-        run."""
-        if state.get("first") != self._first and int(state.get("n", 0)) > 0:
-            raise RequestError(
-                f"The average was begun after step {state.get('first')}, and start says"
-                f" {self._first}.",
-                hint="Build the callback, and the run, as they were when the state was saved.",
+        """Go on from a :meth:`state_dict`, before :meth:`begin`."""
+        if state["first"] != self._first and int(state["n"]) > 0:
+            warnings.warn(
+                f"The average was begun after step {state['first']}, and start says"
+                f" {self._first}: it goes on.",
+                stacklevel=3,
             )
+            self._first = int(state["first"])
         self.swa.load_state_dict(state)
         self._averaged = int(state["averaged"])
         # Its optimizer is known when training begins.

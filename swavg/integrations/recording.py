@@ -34,7 +34,7 @@ def recipe_of(ema: EMA, step: int) -> dict[str, Any]:
     return {
         "method": "training ema",
         "n": ema.num_updates,
-        "decay": ema.decay,
+        "decay": None if callable(ema.decay) else ema.decay,
         "every": ema.every,
         "step": step,
     }
@@ -116,7 +116,8 @@ class Recorder:
             self.snapshots.save(model, self._step, self._metrics)
         else:
             recipe = recipe_of(ema, self._step)
-            self.snapshots.save(ema.averaged(), self._step, self._metrics, recipe=recipe)
+            views = ema.views(frozen=False)
+            self.snapshots.save(views, self._step, self._metrics, recipe=recipe)
 
     def measure(self, same: bool, best: int | None) -> None:
         """Whether what is evaluated is what is saved: else there are no metrics. RequestError if

@@ -13,6 +13,7 @@ from swavg.errors import InputError, some
 from swavg.formats.composite import Composite, components, find_composite
 from swavg.formats.configuration import is_configuration, is_training_state
 from swavg.formats.folder import explain_files, explain_folder
+from swavg.formats.orbax import UNFINISHED
 from swavg.formats.part_names import but_for_steps
 from swavg.formats.parts import open_parts
 from swavg.formats.places import format_at, is_one_folder
@@ -188,7 +189,8 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         path = os.path.join(folder, name)
         facts = read_name(name)
         if os.path.isdir(path):
-            if name.endswith(_PARTIAL) or (name.startswith(".") and facts.counts):
+            unfinished = name.endswith(_PARTIAL) or UNFINISHED in name
+            if unfinished or (name.startswith(".") and facts.counts):
                 partial.append(path)
             elif _is_snapshot(path, stepped=bool(facts.counts)):
                 found.append(Candidate(path, facts, searched=True))

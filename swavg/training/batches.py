@@ -42,8 +42,48 @@ def split(
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
-    """What ``model`` returns for the inputs of ``batch`` (:func:`split`)."""
+    """What ``model`` returns for the inputs of ``batch`` (:func:`split`). RequestError if it does
+    not take them, or if one of them would be taken for an optional argument: it may be a target."""
     args, kwargs, _ = split(batch, model)
+    needed, most = _positional(model)
+    if len(args) > max(1, needed) and most is not None:
+        raise RequestError(
+            f"A batch has {len(args)} items before the last, and {_call(model)} needs {needed}: is"
+            " one of them a target?",
+            hint=_SAY,
+        )
+    return _called(model, args, kwargs)
+
+
+def forward_first(model: nn.Module, batch: Any) -> Any:
+    """What ``model`` returns for the first item of a tuple or list, as torch's ``update_bn`` takes
+    it, or the first ones if it needs more; for another batch as :func:`forward`."""
+    if not isinstance(batch, (tuple, list)):
+        return forward(model, batch)
+    needed, _ = _positional(model)
+    return _called(model, tuple(batch[: max(1, needed)]), {})
+
+
+_SAY = (
+    "Say what is done with a batch: forward=lambda model, batch: model(batch[0]), or with a loss of"
+    " your own."
+)
+
+
+def _call(model: nn.Module) -> str:
+    return f"{type(_inner(model)).__name__}.forward()"
+
+
+def _called(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        inspect.signature(_inner(model).forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise RequestError(
+            f"{_call(model)} cannot be called with a batch: {error}.", hint=_SAY
+        ) from None
+    except ValueError:
+        # It has no signature.
+        pass
     return model(*args, **kwargs)
 
 
@@ -74,14 +114,29 @@ def examples(batch: Any) -> int | None:
     return int(shape[0]) if len(shape) else None
 
 
-def _parameters(model: nn.Module) -> Mapping[str, Any]:
-    """Names that the model's forward takes, below compile and data-parallel wrappers."""
+def _inner(model: nn.Module) -> Any:
+    """The model below compile and data-parallel wrappers."""
     inner: Any = model
     while (
         below := getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
     ) is not None:
         inner = below
+    return inner
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """What the model's forward takes."""
     try:
-        return inspect.signature(inner.forward).parameters
+        return inspect.signature(_inner(model).forward).parameters
     except (TypeError, ValueError):
         return {}
+
+
+def _positional(model: nn.Module) -> tuple[int, int | None]:
+    """How many positional arguments the model's forward needs, and takes at most (None: any)."""
+    found = _parameters(model).values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [each for each in found if each.kind in kinds]
+    needed = sum(each.default is inspect.Parameter.empty for each in positional)
+    any_number = not found or any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in found)
+    return needed, None if any_number else len(positional)

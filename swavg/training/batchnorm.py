@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from swavg.errors import RequestError
-from swavg.training.batches import forward as run_batch
-from swavg.training.batches import to_device
+from swavg.training.batches import forward_first, to_device
 from swavg.training.wrapped import check_module, modules, unwrap
 
 Weigh = Literal["batches", "elements"]
@@ -40,8 +39,9 @@ def update_bn(
     momenta are set back afterwards; after an error, in the data too, the statistics as well.
     Layers that no batch comes by keep theirs. In half precision averages are kept in float64.
 
-    A batch is what :func:`swavg.training.batches.split` says: a tensor, (inputs..., target) or a
-    mapping; ``forward(model, batch)`` does something else with it. ``device`` is where batches are
+    A batch is a tensor, a tuple or list whose first item is the input (the first ones, if the model
+    needs more), or a mapping of keyword arguments; ``forward(model, batch)`` does something else
+    with it. ``device`` is where batches are
     moved. The model is used without its DDP and compile wrappers, so each rank computes over what
     it is given: give all ranks the same batches (or use SyncBatchNorm, which has statistics over
     all ranks).
@@ -52,7 +52,7 @@ def update_bn(
     if weigh not in ("batches", "elements"):
         raise RequestError(f"weigh is {weigh!r}; it is 'batches' or 'elements'.")
     check_module(model, "It is update_bn(model, batches).")
-    run = run_batch if forward is None else forward
+    run = forward_first if forward is None else forward
     inner = unwrap(model)
     layers: dict[_NormBase, _Layer] = {}
     for name, module in modules(inner):

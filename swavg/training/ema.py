@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from operator import index
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from swavg.errors import RequestError
+from swavg.training.averages import Averages, Buffers, Frozen
 from swavg.training.moving import lerp
-from swavg.training.shadow import Buffers, Frozen, Shadow
 from swavg.weights import WARMUPS, warmup_decay
 from swavg.weights.checks import check_count, check_decay
 
@@ -37,8 +38,14 @@ class EMA:
     - ``device``: where the averages lie, such as ``"cpu"``. Unless given, beside the model.
     - Averages of float16 and bfloat16 weights are float32: with a decay of 0.999 a bfloat16
       average would never move. They are rounded where they are applied.
-    - ``buffers``: ``"copy"`` takes the model's at each update; ``"average"`` averages those that
-      are no integers. Buffers outside the state dict are not touched.
+    - ``decay``: a number, or a function of t, the number of the update (1, 2, ...); it may be set
+      between updates. 1 leaves the average as it is.
+    - ``buffers``: with ``"copy"`` batch-norm statistics are the model's at each update, and other
+      buffers stay the model's own; ``"average"`` averages all but integers and the vectors of
+      spectral norm. What is equal stays (a mask of -inf). Buffers outside the state dict are not
+      touched.
+    - ``in_place``: averages are shown by writing them into the model's memory, whose addresses
+      stay (CUDA graphs, models shared between processes), instead of exchanging memory.
     - ``frozen``: a parameter that has never required a gradient takes no memory and no time; its
       average is its own value. One that requires it later starts at the first update after; one
       that is frozen later is averaged on. ``"average"`` averages all from the start: for frozen
@@ -53,7 +60,7 @@ class EMA:
     def __init__(
         self,
         model: nn.Module,
-        decay: float = 0.999,
+        decay: float | Callable[[int], float] = 0.999,
         *,
         warmup: str | None = None,
         warmup_options: Mapping[str, float] | None = None,
@@ -61,8 +68,10 @@ class EMA:
         device: torch.device | str | None = None,
         buffers: Buffers = "copy",
         frozen: Frozen = "keep",
+        in_place: bool = False,
     ) -> None:
-        check_decay(decay)
+        if not callable(decay):
+            _check_decay(decay)
         check_count("every", every)
         self.decay = decay
         self.every = every
@@ -86,30 +95,60 @@ class EMA:
         self._calls = 0
         # Of a mistaken option one learns now, not after the first step.
         self.next_decay()
-        self._shadow = Shadow(model, device=device, buffers=buffers, frozen=frozen)
+        self._averages = Averages(
+            model, device=device, buffers=buffers, frozen=frozen, in_place=in_place
+        )
+
+    @classmethod
+    def from_averages(
+        cls,
+        model: nn.Module,
+        state: Mapping[str, Any],
+        decay: float | Callable[[int], float] = 0.999,
+        **options: Any,
+    ) -> EMA:
+        """An EMA of ``model`` that goes on from averages of another library: the ``state_dict()``
+        of torch's ``AveragedModel``, timm's ``ModelEmaV3``, torch_ema's
+        ``ExponentialMovingAverage`` or ema-pytorch's ``EMA``, or of a model. ``options`` are those
+        of :class:`EMA`. Raises RequestError and MismatchError if they are of another model."""
+        from swavg.training.foreign import averages_in
+
+        averages, count = averages_in(state, model)
+        ema = cls(model, decay, **options)
+        ema._averages.adopt(averages)
+        ema.num_updates = ema._calls = count
+        return ema
 
     def next_decay(self) -> float:
         """The decay that the next update uses."""
+        t = self.num_updates + 1
+        if callable(self.decay):
+            decay = self.decay(t)
+            _check_decay(decay)
+        else:
+            decay = self.decay
         if self._warmup is None:
-            return self.decay
-        t = self.num_updates + (self._warmup != "inverse-gamma")
-        return warmup_decay(self._warmup, t, self.decay, **self._options)
+            return decay
+        return warmup_decay(
+            self._warmup, t - (self._warmup == "inverse-gamma"), decay, **self._options
+        )
 
     def update(self, step: int | None = None) -> None:
         """Average the model's present weights in, at each ``every``-th call.
 
-        ``step``, the number of optimizer steps done, may be given: then the steps that
-        ``every`` divides count instead of calls, and a step that does not increase (one that is
-        done twice) is an error. Raises RequestError while the average is applied, and if the
+        ``step``, the number of optimizer steps done, may be given: then an update is made when a
+        multiple of ``every`` is reached or passed over, and a step that does not increase (one that
+        is done twice) is an error. Raises RequestError while the average is applied, and if the
         model's parameters are no longer the same.
         """
-        self._shadow.forbid_applied("update")
+        self._averages.forbid_applied("update")
         step = None if step is None else _whole(step)
         if step is not None and self.step is not None and step <= self.step:
             raise RequestError(f"Step {step} comes after step {self.step}: steps must increase.")
-        due = (self._calls + 1 if step is None else step) % self.every == 0
-        if due:
-            self._shadow.move(partial(lerp, weight=1 - self.next_decay()))
+        before = self._calls if step is None else (self.step or 0)
+        now = self._calls + 1 if step is None else step
+        if now // self.every > before // self.every:
+            self._averages.move(partial(lerp, weight=1 - self.next_decay()))
             self.num_updates += 1
         self._calls += 1
         self.step = self.step if step is None else step
@@ -117,23 +156,24 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights in the block, and its own again after it, also after
-        an error. Parameters must not be changed in it. Buffers may be: recomputed batch-norm
-        statistics stay with the average (until the next update, where they are copied)."""
-        with self._shadow.in_model():
+        an error. A graph of before is not disturbed. Parameters must not be changed in it: if they
+        were, that is a RequestError at its end. Buffers may be: recomputed batch-norm statistics
+        stay with the average (until the next update, where they are copied)."""
+        with self._averages.in_model():
             yield
 
     def apply_shadow(self) -> None:
         """Give the model the averaged weights, until :meth:`restore`. Raises RequestError if it
         has them already."""
-        self._shadow.apply()
+        self._averages.apply()
 
     def restore(self) -> None:
         """Give the model its own weights back. Raises RequestError if it has them."""
-        self._shadow.restore()
+        self._averages.restore()
 
     def register(self) -> None:
         """Start again from the model as it is, with no update made."""
-        self._shadow.start()
+        self._averages.start()
         self.num_updates = 0
         self.step = None
         self._calls = 0
@@ -141,16 +181,24 @@ class EMA:
     def refresh(self) -> None:
         """Go on with a model whose parameters have changed: a new one, or one of a new shape,
         starts at its present value; what is gone is forgotten."""
-        self._shadow.refresh()
+        self._averages.refresh()
 
-    def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Tensor]:
-        """The model's whole state dict with the averaged values, as copies: in the average's dtype
-        (float32 for half precision), or with ``dtype="model"`` in the model's. What is no tensor
-        (extra state) is left out. Under FSDP2 a collective: every rank gets the whole."""
-        return self._shadow.averaged(dtype)
+    def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Any]:
+        """The model's whole state dict with the averaged values: in the average's dtype (float32
+        for half precision), or with ``dtype="model"`` in the model's. Averages are copies; what has
+        none (frozen weights, other buffers, extra state) is the model's own. Under FSDP2 a
+        collective: every rank gets the whole."""
+        return self._averages.averaged(dtype)
+
+    def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
+        """The tensors of :meth:`averaged` without copies, to be saved now: what changes later
+        changes in them. Under FSDP2 they are sharded as the model. ``frozen=False`` leaves out
+        frozen parameters that have no average (the base of a LoRA model)."""
+        return self._averages.views(frozen=frozen)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit; ``torch.load`` reads it with ``weights_only``.
+        It may be taken while the average is applied.
 
         Like a module's, it holds the averages themselves and not copies. Under FSDP2 a collective:
         every rank gets whole tensors, which another number of ranks can load.
@@ -161,35 +209,42 @@ class EMA:
             "num_updates": self.num_updates,
             "calls": self._calls,
             "step": self.step,
-            **self._shadow.state(),
+            **self._averages.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`. Raises RequestError if it was made with another decay
-        or schedule, and MismatchError, naming them, for other names and shapes."""
+        """Go on from a :meth:`state_dict`. Warns if it was made with another decay or schedule, and
+        goes on with this one's. Raises MismatchError, naming them, for other names and shapes."""
         check_state(state, "EMA", {*self._settings(), "num_updates", "calls", "step"})
+        self._averages.load(state)
         for name, value in self._settings().items():
             if state[name] != value:
-                raise RequestError(
-                    f"The state was made with {name} {state[name]}, not {value}.",
-                    hint="Build the EMA with the same; ema.decay can be set after loading.",
+                warnings.warn(
+                    f"The state was made with {name} {state[name]}; it goes on with {value}.",
+                    stacklevel=2,
                 )
-        self._shadow.load(state)
         self.num_updates = int(state["num_updates"])
         self._calls = int(state["calls"])
         self.step = state["step"]
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "decay": self.decay,
+            "decay": None if callable(self.decay) else self.decay,
             "warmup": self._warmup,
             "warmup_options": dict(self._options),
             "every": self.every,
         }
 
     def __repr__(self) -> str:
+        decay = "..." if callable(self.decay) else self.decay
         schedule = "" if self._warmup is None else f", warmup={self._warmup!r}"
-        return f"EMA(decay={self.decay}{schedule}, num_updates={self.num_updates})"
+        return f"EMA(decay={decay}{schedule}, num_updates={self.num_updates})"
+
+
+def _check_decay(decay: float) -> None:
+    # 1 is where some schedules end: the average stays.
+    if decay != 1:
+        check_decay(decay)
 
 
 def _whole(step: object) -> int:

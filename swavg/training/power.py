@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from swavg.errors import InputError, RequestError
+from swavg.training.averages import Averages, Buffers, Frozen
 from swavg.training.ema import check_state
 from swavg.training.moving import lerp
-from swavg.training.shadow import Buffers, Frozen, Shadow
 from swavg.training.wrapped import rank
 from swavg.weights import beta, gamma_from_sigma_rel
 
@@ -48,6 +48,7 @@ class PowerEMA:
         device: torch.device | str | None = None,
         buffers: Buffers = "copy",
         frozen: Frozen = "keep",
+        in_place: bool = False,
     ) -> None:
         widths = sigma_rel if isinstance(sigma_rel, Sequence) else (sigma_rel,)
         self.sigma_rel = tuple(float(width) for width in widths)
@@ -59,39 +60,40 @@ class PowerEMA:
         """The exponents of the profiles."""
         self.num_updates = 0
         """How many updates were made: the t of the last."""
-        self._shadows = [
-            Shadow(model, device=device, buffers=buffers, frozen=frozen) for _ in self.gammas
+        self._averages = [
+            Averages(model, device=device, buffers=buffers, frozen=frozen, in_place=in_place)
+            for _ in self.gammas
         ]
 
     def update(self) -> None:
         """Average the model's present weights in. Errors as in :meth:`EMA.update`."""
-        for shadow in self._shadows:
-            shadow.forbid_applied("update")
+        for average in self._averages:
+            average.forbid_applied("update")
         t = self.num_updates + 1
-        for shadow, gamma in zip(self._shadows, self.gammas, strict=True):
-            shadow.move(partial(lerp, weight=1 - beta(t, gamma)))
+        for average, gamma in zip(self._averages, self.gammas, strict=True):
+            average.move(partial(lerp, weight=1 - beta(t, gamma)))
         self.num_updates = t
 
     @contextmanager
     def applied(self, index: int = 0) -> Iterator[None]:
         """The model has the weights of profile ``index`` in the block, as in
         :meth:`EMA.applied`."""
-        for shadow in self._shadows:
-            shadow.forbid_applied("apply another profile")
-        with self._shadows[index].in_model():
+        for average in self._averages:
+            average.forbid_applied("apply another profile")
+        with self._averages[index].in_model():
             yield
 
     def refresh(self) -> None:
         """Go on with a model whose parameters have changed, as :meth:`EMA.refresh`."""
-        for shadow in self._shadows:
-            shadow.forbid_applied("look at the model anew")
-        for shadow in self._shadows:
-            shadow.refresh()
+        for average in self._averages:
+            average.forbid_applied("look at the model anew")
+        for average in self._averages:
+            average.refresh()
 
     def averaged(self, index: int = 0, dtype: Literal["model"] | None = None) -> dict[str, Tensor]:
         """The model's whole state dict with the values of profile ``index``, as
         :meth:`EMA.averaged` gives it."""
-        return self._shadows[index].averaged(dtype)
+        return self._averages[index].averaged(dtype)
 
     def save(
         self, folder: str | os.PathLike[str], step: int | None = None, *, force: bool = False
@@ -122,14 +124,14 @@ class PowerEMA:
             # What an interrupted run wrote of this step makes way; what is not ours does not.
             again = force or (rank() == 0 and _is_of(path, recipe))
             written = save_snapshot(
-                path, self._shadows[index].views(), step=at, recipe=recipe, force=again
+                path, self._averages[index].views(), step=at, recipe=recipe, force=again
             )
             paths.append(Path(written))
         return paths
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit, as :meth:`EMA.state_dict`."""
-        states = [shadow.state() for shadow in self._shadows]
+        states = [average.state() for average in self._averages]
         return {
             "version": 1,
             "sigma_rel": list(self.sigma_rel),
@@ -146,12 +148,12 @@ class PowerEMA:
             raise RequestError(
                 f"The state has the widths {tuple(state['sigma_rel'])}, not {self.sigma_rel}."
             )
-        for shadow in self._shadows:
-            shadow.forbid_applied("load a state")
-        for shadow, averages, own in zip(
-            self._shadows, state["averages"], state["own"], strict=True
+        for average in self._averages:
+            average.forbid_applied("load a state")
+        for average, averages, own in zip(
+            self._averages, state["averages"], state["own"], strict=True
         ):
-            shadow.load({"averages": averages, "own": own})
+            average.load({"averages": averages, "own": own})
         self.num_updates = int(state["num_updates"])
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Genera
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,12 +18,12 @@ from torch.optim import Optimizer
 
 from swavg.errors import RequestError
 from swavg.training.around import Around, Parameters
+from swavg.training.averages import Averages, Buffers, Frozen
 from swavg.training.batchnorm import update_bn
 from swavg.training.ema import check_state
 from swavg.training.moving import running_mean
-from swavg.training.roster import check_model
+from swavg.training.places import check_model
 from swavg.training.schedule import Anneal, SWASchedule
-from swavg.training.shadow import Buffers, Frozen, Shadow, forbid_others
 from swavg.weights.checks import check_count
 
 
@@ -88,6 +89,7 @@ class SWA(Around):
         device: torch.device | str | None = None,
         buffers: Buffers = "copy",
         frozen: Frozen = "keep",
+        in_place: bool = False,
     ) -> None:
         self._around = isinstance(optimizer_or_model, Optimizer)
         if isinstance(optimizer_or_model, Optimizer):
@@ -109,15 +111,17 @@ class SWA(Around):
         self._model = model
         self._start = start
         self._every = every
-        self._kept: dict[str, Any] = {"device": device, "buffers": buffers, "frozen": frozen}
+        self._kept: dict[str, Any] = {
+            "device": device, "buffers": buffers, "frozen": frozen, "in_place": in_place,
+        }  # fmt: skip
         # What it would refuse at the first average it refuses now.
-        Shadow(nn.Module(), **self._kept)
+        Averages(nn.Module(), **self._kept)
         self.n = 0
         """Of how many weights the average is the mean."""
         self.steps = 0
         """How many steps were done."""
         self.schedule: SWASchedule | None = None
-        self._shadow: Shadow | None = None
+        self._averages: Averages | None = None
         self._parameters: Parameters | None = None
         if lr is None:
             if lr_low is not None or anneal_steps != 0:
@@ -172,20 +176,18 @@ class SWA(Around):
     def update(self) -> None:
         """Average the present weights in, whatever the step."""
         self._forbid_swapped("update")
-        if self._shadow is None:
-            if self._model is not None:
-                forbid_others(self._model, "update")
+        if self._averages is None:
             # Made from the weights of now: their copy is the mean of one.
-            self._shadow = Shadow(self._averaged_model(), **self._kept)
+            self._averages = Averages(self._averaged_model(), **self._kept)
         else:
             self._follow()
-            self._shadow.move(partial(running_mean, n=self.n), chunked=True)
+            self._averages.move(partial(running_mean, n=self.n), chunked=True)
         self.n += 1
 
     def reset(self) -> None:
         """Forget the average: the next update starts a new one. Steps and rates go on."""
         self._forbid_swapped("start again")
-        self._shadow = None
+        self._averages = None
         self.n = 0
 
     # ---- The average.
@@ -193,7 +195,7 @@ class SWA(Around):
     @property
     def is_swapped(self) -> bool:
         """True while the model has the averaged weights."""
-        return self._shadow is not None and self._shadow.applied
+        return self._averages is not None and self._averages.applied
 
     def swap(self) -> None:
         """Exchange the model's weights and the averaged ones, in place; again, back.
@@ -201,11 +203,11 @@ class SWA(Around):
         While the model has the averaged ones, stepping, updating and saving the state are errors.
         Raises RequestError if nothing was averaged yet.
         """
-        shadow = self._needed()
-        if shadow.applied:
-            shadow.restore()
+        averages = self._needed()
+        if averages.applied:
+            averages.restore()
         else:
-            shadow.apply()
+            averages.apply()
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -218,6 +220,11 @@ class SWA(Around):
         """The model's whole state dict with the averaged values, as :meth:`EMA.averaged`."""
         self._require_model("averaged()")
         return self._needed().averaged(dtype)
+
+    def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
+        """The tensors of :meth:`averaged` without copies, as :meth:`EMA.views`."""
+        self._require_model("views()")
+        return self._needed().views(frozen=frozen)
 
     def update_bn(
         self,
@@ -237,9 +244,9 @@ class SWA(Around):
 
     def refresh(self) -> None:
         """Go on with a model whose parameters have changed, as :meth:`EMA.refresh`."""
-        if self._shadow is not None:
+        if self._averages is not None:
             self._follow()
-            self._shadow.refresh()
+            self._averages.refresh()
 
     def _averaged_model(self) -> nn.Module:
         if self._model is not None:
@@ -261,23 +268,22 @@ class SWA(Around):
             )
         return self._model
 
-    def _needed(self) -> Shadow:
-        if self._shadow is None:
+    def _needed(self) -> Averages:
+        if self._averages is None:
             where = "" if self._start is None else f": averaging starts after step {self._start}"
             raise RequestError(f"Nothing was averaged yet, after {self.steps} steps{where}.")
         self._follow()
-        return self._shadow
+        return self._averages
 
     def _forbid_swapped(self, act: str) -> None:
-        if self._shadow is not None:
-            self._shadow.forbid_applied(act)
+        if self._averages is not None:
+            self._averages.forbid_applied(act)
 
     # ---- State.
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit: average, position, and the inner optimizer's
         state. It holds the averages themselves, not copies."""
-        self._forbid_swapped("save the state")
         self._follow()
         none: dict[str, Any] = {"averages": {}, "own": []}
         return {
@@ -287,38 +293,43 @@ class SWA(Around):
             "settings": self._settings(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            **(none if self._shadow is None else self._shadow.state()),
+            **(none if self._averages is None else self._averages.state()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`. Raises RequestError if it was made with other settings,
-        and MismatchError for other names and shapes."""
+        """Go on from a :meth:`state_dict`. Warns if it was made with other settings, and goes on
+        with these. Raises MismatchError for other names and shapes."""
         self._forbid_swapped("load a state")
         check_state(state, "SWA", {"n", "steps", "settings", "schedule", "optimizer"})
-        for name, value in self._settings().items():
-            if state["settings"].get(name) != value:
-                raise RequestError(
-                    f"The state was made with {name} {state['settings'].get(name)}, not {value}.",
-                    hint="Build the SWA with the same settings.",
-                )
-        shadow = None
+        if (state["optimizer"] is None) != (self.optimizer is None):
+            without = "without" if state["optimizer"] is None else "with"
+            raise RequestError(
+                f"The state was made {without} an optimizer.",
+                hint="Build the SWA in the same way.",
+            )
+        averages = None
         if state["n"] > 0:
-            shadow = Shadow(self._averaged_model(), **self._kept)
-            shadow.load(state)
+            averages = Averages(self._averaged_model(), **self._kept)
+            averages.load(state)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
-        if self.schedule is not None:
+        if self.schedule is not None and state["schedule"] is not None:
             self.schedule.load_state_dict(state["schedule"])
-        self._shadow = shadow
+        self._averages = averages
         self.n = int(state["n"])
         self.steps = int(state["steps"])
+        for name, value in self._settings().items():
+            if (before := state["settings"].get(name)) != value:
+                warnings.warn(
+                    f"The state was made with {name} {before}; it goes on with {value}.",
+                    stacklevel=2,
+                )
 
     def _settings(self) -> dict[str, Any]:
         return {
             "start": self._start,
             "every": self._every,
             "schedule": None if self.schedule is None else self.schedule.settings(),
-            "optimizer": self.optimizer is not None,
         }
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -326,7 +337,7 @@ class SWA(Around):
         their average is what they are now."""
         self._forbid_swapped("add parameters")
         self.inner("add_param_group()").add_param_group(param_group)
-        if self._shadow is not None and self._model is None:
+        if self._averages is not None and self._model is None:
             self.refresh()
 
     def __repr__(self) -> str:

@@ -523,7 +523,7 @@ def test_a_reference_leads_nowhere_else(tmp_path: Path, main: str) -> None:
         ("flax_model.msgpack", "is a Flax file"),
         ("saved_model.pb", "is of a TensorFlow SavedModel"),
         ("model.ckpt-7.index", "is of a TensorFlow checkpoint"),
-        ("_CHECKPOINT_METADATA", "is of an Orbax checkpoint"),
+        ("manifest.ocdbt", "is a part of an Orbax checkpoint"),
         ("model.onnx", "is an ONNX model"),
         ("model-q4.gguf", "is a GGUF file"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swavg.errors import RequestError
-from swavg.training.batches import examples, forward, split, to_device
+from swavg.training.batches import examples, forward, forward_first, split, to_device
 
 x, y, t = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0, 1])
 
@@ -73,3 +73,35 @@ def test_tensors_move_and_everything_else_stays():
 )
 def test_examples_are_the_length_of_the_first_tensor(batch, count):
     assert examples(batch) == count
+
+
+class Optional(torch.nn.Module):
+    def forward(self, x, scale=None):
+        return x.sum() if scale is None else x.sum() * scale.sum()
+
+
+class Two(torch.nn.Module):
+    def forward(self, x, other):
+        return x.sum() - other.sum()
+
+
+def test_the_first_item_is_the_input_as_torchs_update_bn_takes_it():
+    assert forward_first(Optional(), (x, y, t)) == x.sum()
+    assert forward_first(Two(), (x, y, t)) == x.sum()
+    assert forward_first(Bare(), (x, y, t)) == (1, [])
+    assert forward_first(Labelled(), {"pixels": x, "labels": t}) == x.sum() + t.sum()
+
+
+def test_what_may_be_a_target_is_given_to_no_optional_argument():
+    with pytest.raises(RequestError, match=r"Optional\.forward\(\) needs 1: is one of them a targ"):
+        forward(Optional(), (x, y, t))
+    assert forward(Optional(), (x, t)) == x.sum()
+    assert forward(Two(), (x, y, t)) == x.sum()
+
+
+@pytest.mark.parametrize("run", [forward, forward_first])
+@pytest.mark.parametrize("batch", [{"image": x}, (x,)])
+def test_a_model_that_cannot_be_called_names_forward(run, batch):
+    with pytest.raises(RequestError, match=r"Two\.forward\(\) cannot be called") as caught:
+        run(Two(), batch)
+    assert "forward=lambda model, batch:" in caught.value.hint

@@ -196,9 +196,10 @@ def test_every_counts_calls_or_steps():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_applied_gives_the_model_the_average_and_then_its_own(dtype, device):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_applied_gives_the_model_the_average_and_then_its_own(dtype, device, in_place):
     model = network().to(dtype)
-    ema = EMA(model, 0.5, device=device)
+    ema = EMA(model, 0.5, device=device, in_place=in_place)
     wander(model, 2, ema.update)
     own, average = snapshot(model), ema.averaged(dtype="model")
     wide = ema.averaged()
@@ -206,8 +207,10 @@ def test_applied_gives_the_model_the_average_and_then_its_own(dtype, device):
     with ema.applied():
         assert_same(snapshot(model), average)
         assert_same(ema.averaged(), wide)
-        assert [parameter.data_ptr() for parameter in model.parameters()] == places
+        shown = [parameter.data_ptr() for parameter in model.parameters()]
+        assert (shown == places) == in_place
     assert_same(snapshot(model), own)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places
     assert_same(ema.averaged(), wide)
 
 
@@ -227,7 +230,7 @@ def test_after_an_error_in_the_block_the_model_has_its_own():
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_interrupt_at_any_copy_loses_nothing(monkeypatch, dtype, direction, when):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(dtype)
-    ema = EMA(model, 0.5)
+    ema = EMA(model, 0.5, in_place=True)
     wander(model, 1, ema.update)
     own, average = snapshot(model), ema.averaged()
     copy_ = torch.Tensor.copy_
@@ -291,7 +294,7 @@ def test_misuse_is_told():
     state = ema.state_dict()
     ema.apply_shadow()
     for act in (
-        ema.update, ema.apply_shadow, ema.register, ema.refresh, ema.state_dict,
+        ema.update, ema.apply_shadow, ema.register, ema.refresh,
         lambda: ema.load_state_dict(state), lambda: ema.applied().__enter__(),
     ):  # fmt: skip
         with pytest.raises(RequestError, match="has the averaged weights now"):
@@ -325,7 +328,7 @@ def test_statistics_recomputed_while_applied_stay_with_the_average():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"decay": 1.0}, r"decay 1\.0 is not in"),
+        ({"decay": 1.5}, r"decay 1\.5 is not in"),
         ({"every": 0}, "every is 0"),
         ({"warmup": "slow"}, "no warm-up called 'slow'"),
         ({"warmup": "yolo", "warmup_options": {"tua": 3}}, "'tua' is none"),
@@ -501,14 +504,17 @@ def test_a_compiled_model_has_its_plain_names():
     assert torch.equal(compiled(x), before)
 
 
-def test_averaged_are_copies():
+def test_averaged_are_copies_but_what_is_frozen_is_the_models():
     model = network()
     model[0].requires_grad_(False)
     ema = EMA(model, 0.5)
     taken = ema.averaged()
+    own = {name: taken.pop(name) for name in ("0.weight", "0.bias")}
     kept = {name: tensor.clone() for name, tensor in taken.items()}
-    wander(model, 2, ema.update)
+    wander(model[1:], 2, ema.update)
     assert_same(taken, kept)
+    assert own["0.weight"].data_ptr() == model[0].weight.data_ptr()
+    assert not own["0.weight"].requires_grad
 
 
 # ---- Resuming.
@@ -566,7 +572,6 @@ def test_a_state_of_another_model_or_schedule_is_refused_and_nothing_changes():
     before = ema.averaged()
     state = ema.state_dict()
     for change, error, said in (
-        ({"decay": 0.8}, RequestError, r"made with decay 0\.8, not 0\.9"),
         ({"version": 7}, RequestError, "version 7"),
         ({"averages": {}}, MismatchError, r"lacks '0\.bias', '0\.weight', '1\.bias'.* 4 more"),
         ({"averages": {**state["averages"], "x": torch.ones(1)}}, MismatchError, "has no 'x'"),
@@ -581,3 +586,158 @@ def test_a_state_of_another_model_or_schedule_is_refused_and_nothing_changes():
     with pytest.raises(RequestError, match="no state dict of EMA: it has no 'averages'"):
         ema.load_state_dict(model.state_dict())
     assert_same(ema.averaged(), before)
+
+
+# ---- Beside a graph, a part, an optimizer.
+
+
+def test_a_graph_of_before_is_not_disturbed():
+    """Mean teacher: the student's backward comes after the teacher's forward."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 4)
+    ema = EMA(model, 0.5)
+    wander(model, 1, ema.update)
+    alone = torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+    student = model(x)
+    with ema.applied(), torch.no_grad():
+        teacher = model(x)
+    assert not torch.equal(student, teacher)
+    beside = torch.autograd.grad(student.square().mean(), list(model.parameters()))
+    assert all(map(torch.equal, alone, beside))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_step_in_the_block_is_told_when_the_model_has_its_own(in_place):
+    model = network()
+    ema, optimizer = EMA(model, 0.5, in_place=in_place), sgd(model)
+    wander(model, 1, ema.update)
+    model(batches(1)[0][0]).sum().backward()
+    own = snapshot(model)
+    said = r"'0\.bias', '0\.weight'.* changed while"
+    with pytest.raises(RequestError, match=said), ema.applied():
+        optimizer.step()
+    found = snapshot(model)
+    assert all(torch.equal(found[name], own[name]) for name, _ in model.named_parameters())
+
+
+def test_an_average_of_a_part_knows_that_of_the_whole():
+    model = network()
+    whole, part = EMA(model, 0.5), EMA(model[4], 0.5)
+    other = EMA(network(), 0.5)
+    with whole.applied():
+        with pytest.raises(RequestError, match="Another average is in the model"):
+            part.update()
+        other.update()
+    with part.applied():
+        with pytest.raises(RequestError, match="Another average is in the model"):
+            whole.update()
+        with whole.applied(), pytest.raises(RequestError, match="applied after this one"):
+            part.restore()
+    whole.update()
+
+
+def test_the_state_may_be_taken_while_applied():
+    model = network()
+    ema = EMA(model, 0.5)
+    wander(model, 2, ema.update)
+    before = {name: t.clone() for name, t in ema.state_dict()["averages"].items()}
+    with ema.applied():
+        assert_same(through_a_file(ema.state_dict())["averages"], before)
+
+
+# ---- Schedules.
+
+
+def test_a_decay_may_be_a_function_or_one():
+    model = nn.Linear(2, 2)
+    ema, by_hand = EMA(model, lambda t: min(1.0, 0.8 + t / 10)), EMA(model, 0.9)
+    asked = []
+
+    def after():
+        asked.append(ema.next_decay())
+        ema.update()
+        by_hand.decay = min(1.0, 0.8 + by_hand.num_updates / 10 + 0.1)
+        by_hand.update()
+
+    wander(model, 3, after)
+    assert asked == pytest.approx([0.9, 1.0, 1.0])
+    assert_same(ema.averaged(), by_hand.averaged())
+    with pytest.raises(RequestError, match=r"decay 2 is not in"):
+        EMA(model, lambda t: 2)
+
+
+def test_a_state_of_another_decay_goes_on_with_this_one():
+    model = network()
+    ema, other = EMA(model, 0.9, every=2), EMA(model, 0.5)
+    wander(model, 4, ema.update)
+    with pytest.warns(UserWarning, match=r"made with (decay 0\.9; it goes on with 0\.5|every)"):
+        other.load_state_dict(ema.state_dict())
+    assert_same(other.averaged(), ema.averaged())
+    assert other.next_decay() == 0.5
+
+
+def test_steps_that_pass_over_a_multiple_count():
+    ema = EMA(nn.Linear(2, 2), every=10)
+    for step in range(4, 41, 4):
+        ema.update(step)
+    assert ema.num_updates == 4
+
+
+# ---- What is no weight.
+
+
+def test_what_is_equal_stays_whatever_it_is():
+    model = network()
+    model.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+    model.register_buffer("scale", torch.ones(2))
+    ema = EMA(model, 0.5, buffers="average")
+    wander(model, 2, ema.update)
+    model.scale += 1
+    ema.update()
+    assert torch.equal(ema.averaged()["mask"], model.mask)
+    assert ema.averaged()["scale"].tolist() == [1.5, 1.5]
+
+
+def test_buffers_that_are_no_statistics_stay_the_models():
+    model = network()
+    model.register_buffer("best", torch.tensor(float("inf")))
+    ema = EMA(model, 0.5)
+    with ema.applied():
+        model.best.fill_(0.25)
+    assert model.best == ema.averaged()["best"] == 0.25
+
+
+@pytest.mark.parametrize("buffers", ["copy", "average"])
+@pytest.mark.parametrize(
+    "norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm], ids=["old", "new"]
+)
+def test_vectors_of_spectral_norm_are_left_to_the_model(buffers, norm):
+    model = norm(nn.Linear(4, 4))
+    ema = EMA(model, 0.5, buffers=buffers)
+    for _ in range(3):
+        model(torch.randn(2, 4))
+    vectors = {name: value.clone() for name, value in model.named_buffers()}
+    assert vectors
+    ema.update()
+    averaged = ema.averaged()
+    assert all(torch.equal(averaged[name], vector) for name, vector in vectors.items())
+
+
+def test_parameters_that_zero_3_has_spread_are_refused():
+    model = nn.Linear(4, 4)
+    for parameter in model.parameters():
+        parameter.ds_id, parameter.data = 0, torch.empty(0)
+    with pytest.raises(RequestError, match="ZeRO-3 has spread it"):
+        EMA(model)
+
+
+def test_extra_state_comes_along():
+    class Net(nn.Linear):
+        def get_extra_state(self):
+            return {"a": 1}
+
+        def set_extra_state(self, state):
+            self.found = state
+
+    model, other = Net(2, 2), Net(2, 2)
+    other.load_state_dict(EMA(model).averaged())
+    assert other.found == {"a": 1}

@@ -269,7 +269,7 @@ def test_misuse_is_told():
     state = swa.state_dict()
     swa.swap()
     for act in (
-        swa.step, swa.update, swa.reset, swa.state_dict, swa.swapped().__enter__,
+        swa.step, swa.update, swa.reset, swa.swapped().__enter__,
         lambda: swa.load_state_dict(state), lambda: swa.add_param_group({"params": []}),
     ):  # fmt: skip
         with pytest.raises(RequestError, match="has the averaged weights now"):
@@ -384,9 +384,9 @@ def test_a_state_of_other_settings_or_another_model_is_refused():
     swa = SWA(model, 0, 2)
     wander(model, 4, swa.step)
     state = swa.state_dict()
-    with pytest.raises(RequestError, match="made with every 2, not 3"):
+    with pytest.warns(UserWarning, match="made with every 2; it goes on with 3"):
         SWA(model, 0, 3).load_state_dict(state)
-    with pytest.raises(RequestError, match="made with optimizer False, not True"):
+    with pytest.raises(RequestError, match="made without an optimizer"):
         SWA(sgd(model), 0, 2).load_state_dict(state)
     with pytest.raises(MismatchError, match=r"has no '0\.bias'"):
         SWA(nn.Linear(2, 2), 0, 2).load_state_dict(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,8 @@ class EMACallback(TrainerCallback):
     With each of the Trainer's checkpoints the averages are saved as ``ema.safetensors`` beside the
     training weights; ``train(resume_from_checkpoint=...)`` goes on from it bit for bit. If there
     is none that is an error, unless ``start_anew`` is set: then the EMA starts from the weights as
-    they are. ``load_best_model_at_end`` loads training weights; their average lies beside them.
-    After training, evaluations go on to see the last average.
+    they are. Frozen weights are not saved with them. ``load_best_model_at_end`` loads the best
+    checkpoint's averages too; else evaluations after training go on to see the last.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class EMACallback(TrainerCallback):
                 "Two EMACallbacks would be evaluated at once.", hint="Give one evaluate=False."
             )
         self._resumed.watch(trainer)
+        trainer.save_model = self._told(trainer.save_model)  # type: ignore[method-assign]
         if self.evaluates:
             # The trainer tells its callbacks when an evaluation has ended, not when it starts.
             trainer.evaluate = self._averaged(trainer.evaluate)  # type: ignore[method-assign]
@@ -113,10 +115,32 @@ class EMACallback(TrainerCallback):
         save_state(
             os.path.join(folder, FILE),
             self.ema.state_dict(),
-            self.ema.averaged(),
+            self.ema.views(frozen=False),
             state.global_step,
             recipe,
         )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if self.ema is not None and best is not None and os.path.exists(os.path.join(best, FILE)):
+            # The model has its training weights now.
+            self.ema.load_state_dict(load_state(os.path.join(best, FILE)))
+
+    def _told(self, save: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(save)
+        def save_and_tell(
+            output_dir: str | None = None, _internal_call: bool = False, **kwargs: Any
+        ) -> Any:
+            result = save(output_dir, _internal_call, **kwargs)
+            if self.ema is not None and not _internal_call:
+                warnings.warn(
+                    "save_model() wrote the training weights; the averages are"
+                    f" callback.ema.averaged(), and lie as {FILE} in each checkpoint.",
+                    stacklevel=2,
+                )
+            return result
+
+        return save_and_tell
 
     def _load(self, ema: EMA, args: Any, step: int) -> None:
         path = os.path.join(self._resumed.folder(args, step), FILE)

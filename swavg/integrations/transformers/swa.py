@@ -112,7 +112,7 @@ class SWACallback(TrainerCallback):
         if self._course is None or not os.path.isdir(folder):
             return
         swa = self._course.swa
-        held = swa.averaged() if swa.n else {}
+        held = swa.views(frozen=False) if swa.n else {}
         recipe = {"method": "running mean", "n": swa.n, "step": state.global_step}
         path = os.path.join(folder, FILE)
         written = recipe if swa.n else None

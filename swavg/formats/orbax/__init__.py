@@ -1,0 +1,33 @@
+"""Orbax checkpoints (JAX): a folder of a step, with a folder for each item in it, or one item.
+
+What is heavy is imported when such a folder is there.
+"""
+
+from __future__ import annotations
+
+import os
+
+from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.layout import Format
+
+METADATA = "_METADATA"
+"""The file of an item that lists its arrays."""
+_OF_STEP = "_CHECKPOINT_METADATA"
+_ITEMS = ("default", "params", "state", "items", "train_state", "model")
+"""Names of items that tell a step, in which older versions of Orbax wrote no file of its own."""
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""In the name of a folder that is being written."""
+
+
+def _holds(path: str) -> bool:
+    names = (_OF_STEP, METADATA, *(os.path.join(item, METADATA) for item in _ITEMS))
+    return any(os.path.isfile(os.path.join(path, name)) for name in names)
+
+
+def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    from swavg.formats.orbax.opened import open_orbax
+
+    return open_orbax(path, key, shared)
+
+
+FORMAT = Format("orbax", (), lambda head: False, _open, holds=_holds)

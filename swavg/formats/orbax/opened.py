@@ -1,0 +1,105 @@
+"""Opening Orbax checkpoints: the arrays of the model as tensors, and what is beside them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+from swavg.errors import some
+from swavg.formats.checkpoint import Checkpoint, Extras, Scalar, Shared, TableBuilder
+from swavg.formats.configuration import small_json
+from swavg.formats.metrics import number
+from swavg.formats.orbax.tree import Leaf, Model, leaves_in, model_of
+from swavg.storage.sources import Pool, Source
+
+_COUNTS = ("step", "global_step", "epoch", "iteration", "num_updates")
+_NEAR = 3
+"""Names in the path of a count, at most: those of its item and what is around the model."""
+_LARGE = 16 << 20
+"""Bytes of a row of chunks from which on it is told that they are kept in memory."""
+
+
+def open_orbax(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    """Read what lists and describes the arrays of ``path``: a step's folder, or an item's.
+    InputError; MissingDependencyError without tensorstore."""
+    model = model_of(path, leaves_in(path), key)
+    from swavg.formats.orbax.arrays import facts_of, source_of
+
+    facts = list(facts_of(model.leaves))
+    held = max(each.row for each in facts)
+    builder = TableBuilder()
+    sources: list[Source] = []
+    for leaf, each in zip(model.leaves, facts, strict=True):
+        name = ".".join(leaf.path[len(model.root) :])
+        builder.add(name, (each.dtype, each.shape, None), 0, len(sources))
+        sources.append(source_of(leaf, each, held))
+    zeros = [leaf.stored for leaf, each in zip(model.leaves, facts, strict=True) if not each.whole]
+    extras = Extras(
+        scalars={**_metrics(path), **_counts(model)},
+        root_key=".".join(model.root),
+        others=tuple(_groups(model.rest, model.leaves)),
+        held=held,
+    )
+    notes = tuple(_notes(model, zeros, held))
+    return Checkpoint(path, "orbax", tuple(sources), builder.build(shared), {}, notes, extras)
+
+
+def _groups(leaves: Sequence[Leaf], others: Sequence[Leaf]) -> list[str]:
+    """The shortest dotted paths below which all ``leaves`` lie, and none of the ``others``."""
+    shared = {leaf.path[:end] for leaf in others for end in range(len(leaf.path))}
+    ends = [
+        next((n for n in range(1, len(leaf.path)) if leaf.path[:n] not in shared), len(leaf.path))
+        for leaf in leaves
+    ]
+    paths = [leaf.path[:end] for leaf, end in zip(leaves, ends, strict=True)]
+    return [".".join(path) for path in dict.fromkeys(paths)]
+
+
+def _notes(model: Model, zeros: Sequence[str], held: int) -> list[str]:
+    notes = []
+    if model.rest:
+        taken = some([f"'{name}'" for name in _groups(model.leaves, model.rest)], 5)
+        notes.append(f"taken for the model: {taken}")
+    notes += [
+        f"there is also '{name}' (choose it with --key {name})" for name in model.candidates[:5]
+    ]
+    if zeros:
+        names = some([f"'{name}'" for name in zeros], 3)
+        notes.append(f"chunks that are not stored are zeros, as older Orbax has it: of {names}")
+    if held > _LARGE:
+        notes.append(
+            f"decoded chunks of up to {held / 1e6:,.0f} MB are kept in memory for each input,"
+            " and three times as much while one is decoded"
+        )
+    return notes
+
+
+def _metrics(path: str) -> dict[str, Scalar]:
+    """What was measured, where the step has an item for it."""
+    place = os.path.join(path, "metrics", "metrics")
+    content = small_json(place) if os.path.isfile(place) else None
+    found = content.items() if isinstance(content, dict) else ()
+    return {f"metrics.{name}": value for name, value in found if number(value) is not None}
+
+
+def _counts(model: Model) -> dict[str, Scalar]:
+    """The numbers beside the model that count steps."""
+    from swavg.formats.orbax.arrays import facts_of, source_of
+
+    scalars: dict[str, Scalar] = {}
+    counts = [
+        leaf
+        for leaf in model.rest
+        if leaf.path[-1] in _COUNTS and leaf.kind != "string" and len(leaf.path) <= _NEAR
+    ]
+    # The outermost counts.
+    counts.sort(key=lambda leaf: -len(leaf.path))
+    with Pool() as pool:
+        for leaf, each in zip(counts, facts_of(counts), strict=True):
+            if each.dtype.kind in ("integer", "float") and math.prod(each.shape) == 1:
+                import numpy as np
+
+                data = pool.read(source_of(leaf, each, 0), 0, each.dtype.itemsize)
+                scalars[leaf.path[-1]] = np.frombuffer(data, each.dtype.numpy())[0].item()
+    return scalars

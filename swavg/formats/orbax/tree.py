@@ -1,0 +1,184 @@
+"""What an Orbax checkpoint lists: its items, their arrays, and which of these are the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from swavg.errors import InputError, some
+from swavg.formats.orbax import METADATA, UNFINISHED
+from swavg.formats.safetensors import NAME_LIMIT, unique
+from swavg.storage.sources import LocalFile, read_file
+
+_LIMIT = 64 << 20
+_NODES = 1_000_000
+"""Objects in the JSON of an item, of which each array has a few."""
+_EMPTY = ("None", "Dict", "List", "Tuple", "NamedTuple")
+"""What stands for a node without arrays."""
+_COLLECTIONS = ("params", "batch_stats")
+"""The collections of a Flax model that are weights or averages of its inputs."""
+_STATE = re.compile(
+    r"opt|opt_?states?|optim.*|tx|(global_?)?steps?|epoch|iteration|rngs?|prng.*|rng_.*|metrics?"
+    r"|schedule.*|lr_.*|dataset.*|data_?iter.*|data_?loader.*|loss_scale|ema.*|.*_ema"
+)
+"""Names for what is beside a model that has no collections."""
+_WRAPPERS = ("model", "state", "train_state")
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A folder of arrays. ``ocdbt``: they lie in one database; ``zarr3``: they are of zarr's
+    version 3; ``dense``: all chunks are stored, those of zeros too."""
+
+    folder: str
+    ocdbt: bool
+    zarr3: bool
+    dense: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """An array (or a text) by its ``path`` in the checkpoint; ``stored`` is its name in the
+    item."""
+
+    path: Path
+    item: Item
+    stored: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The leaves that are taken, whose names are relative to ``root``; the rest; and which parts of
+    the rest may be meant, as dotted paths."""
+
+    root: Path
+    leaves: Sequence[Leaf]
+    rest: Sequence[Leaf]
+    candidates: Sequence[str] = ()
+
+
+def leaves_in(path: str) -> list[Leaf]:
+    """The arrays of all items. InputError for an unfinished checkpoint, and for what is none."""
+    if UNFINISHED in os.path.basename(os.path.abspath(path)):
+        raise InputError(path, "is unfinished: Orbax gives it another name when it is written")
+    items: dict[Path, str] = {(): path} if os.path.isfile(os.path.join(path, METADATA)) else {}
+    for name in [] if items else _listed(path):
+        folder = os.path.join(path, name)
+        if UNFINISHED in name:
+            raise InputError(path, f"is unfinished: '{name}' is still to be renamed")
+        if os.path.isfile(os.path.join(folder, METADATA)):
+            items[() if name == "default" else (name,)] = folder
+    if not items:
+        raise InputError(
+            path,
+            f"is an Orbax checkpoint in which no item lists its arrays ({METADATA})",
+            hint="An older one can be restored and saved anew with Orbax.",
+        )
+    leaves = [leaf for prefix, folder in items.items() for leaf in _leaves(prefix, folder)]
+    seen: set[str] = set()
+    for leaf in leaves:
+        name = ".".join(leaf.path)
+        if name in seen:
+            raise InputError(path, f"has two arrays that are called '{name}'")
+        seen.add(name)
+    return leaves
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
+
+
+def _leaves(prefix: Path, folder: str) -> Iterator[Leaf]:
+    """What an item lists, without what is empty."""
+    path = os.path.join(folder, METADATA)
+    size = LocalFile.find(path).size
+    text = read_file(path) if size <= _LIMIT else b""
+    if size > _LIMIT or text.count(b"{") + text.count(b"[") + text.count(b",") // 4 > _NODES:
+        raise InputError(path, "lists more arrays than a checkpoint could hold")
+    try:
+        content = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
+        tree = content["tree_metadata"]
+        ocdbt = content.get("use_ocdbt")
+        if ocdbt is None:
+            ocdbt = os.path.exists(os.path.join(folder, "manifest.ocdbt"))
+        dense = content.get("store_array_data_equal_to_fill_value") is True
+        item = Item(folder, bool(ocdbt), content.get("use_zarr3") is True, dense)
+        for value in tree.values():
+            keys = tuple(str(key["key"]) for key in value["key_metadata"])
+            kind = value["value_metadata"]["value_type"]
+            if kind not in _EMPTY:
+                yield Leaf((*prefix, *keys), item, _checked(path, ".".join(keys)), str(kind))
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        raise InputError(path, "does not list arrays as Orbax does") from None
+
+
+def _checked(path: str, name: str) -> str:
+    """A name that is a place in the item's folder, and in no other."""
+    parts = name.split("/")
+    if len(name) > NAME_LIMIT or "\0" in name or any(part in ("", ".", "..") for part in parts):
+        raise InputError(path, f"lists an array {name[:200]!r}, which is no plain name")
+    return name
+
+
+def model_of(path: str, leaves: Sequence[Leaf], key: str | None) -> Model:
+    """The collections of a Flax model, below the dotted path ``key`` where that is given; where
+    there are none, all that is there but the state of training. InputError if it cannot be told."""
+    arrays = [leaf for leaf in leaves if leaf.kind != "string"]
+    texts = [leaf for leaf in leaves if leaf.kind == "string"]
+    if key is not None:
+        return _below(path, arrays, key, texts)
+    for depth in (0, 1):
+        roots = {leaf.path[:depth]: None for leaf in arrays if leaf.path[depth:][:1] == ("params",)}
+        if len(roots) > 1:
+            names = [".".join(root) for root in roots]
+            raise InputError(
+                path,
+                f"holds several models: {some([f'{name!r}' for name in names], 8)}",
+                hint=f"Choose one with key={names[0]}.",
+            )
+        for root in roots:
+            return _collections(root, arrays, texts)
+    states = [leaf for leaf in arrays if any(map(_STATE.fullmatch, leaf.path[:2]))]
+    beside = set(states)
+    chosen = [leaf for leaf in arrays if leaf not in beside]
+    if not chosen:
+        raise InputError(path, "holds no arrays that could be a model")
+    root = ()
+    while len({leaf.path[: len(root) + 1] for leaf in chosen}) == 1 and (
+        chosen[0].path[len(root) : -1][:1] in [(name,) for name in _WRAPPERS]
+    ):
+        root = chosen[0].path[: len(root) + 1]
+    return Model(root, chosen, [*states, *texts])
+
+
+def _below(path: str, arrays: Sequence[Leaf], key: str, texts: Sequence[Leaf]) -> Model:
+    root = tuple(key.split(".")) if key else ()
+    chosen = [leaf for leaf in arrays if leaf.path[: len(root)] == root]
+    if any(leaf.path == root for leaf in chosen):
+        raise InputError(path, "key= names an array, not what holds several")
+    if not chosen:
+        there = some(sorted({leaf.path[0] for leaf in arrays}), 8)
+        raise InputError(path, f"has no '{key}'", hint=f"There are: {there}.")
+    if root and any(leaf.path[len(root)] == "params" for leaf in chosen):
+        return _collections(root, arrays, texts)
+    rest = [leaf for leaf in arrays if leaf.path[: len(root)] != root]
+    return Model(root, chosen, [*rest, *texts])
+
+
+def _collections(root: Path, arrays: Sequence[Leaf], texts: Sequence[Leaf]) -> Model:
+    depth = len(root)
+    taken = [(*root, name) for name in _COLLECTIONS]
+    chosen = [leaf for leaf in arrays if leaf.path[: depth + 1] in taken]
+    rest = [leaf for leaf in arrays if leaf.path[: depth + 1] not in taken]
+    beside = {leaf.path[: depth + 1] for leaf in rest if leaf.path[:depth] == root}
+    candidates = [".".join(each) for each in beside if re.search("params|ema", each[-1])]
+    return Model(root, chosen, [*rest, *texts], sorted(candidates))

@@ -1,0 +1,496 @@
+"""Averages beside a model, tensor for tensor: moved by fused calls, shown in the model's place.
+
+What :class:`~swavg.training.EMA`, :class:`~swavg.training.PowerEMA` and
+:class:`~swavg.training.SWA` have in common. Each says how far an average moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor, nn
+
+from swavg.errors import MismatchError, RequestError
+from swavg.training.moving import Move, move_all
+from swavg.training.places import Place, Places, listed
+from swavg.training.wrapped import full, is_sharded, local, part_of, settle, sharded_as
+
+Buffers = Literal["copy", "average"]
+Frozen = Literal["keep", "average"]
+Group = tuple[list[Tensor], list[Tensor]]
+
+_showing: list[ReferenceType[Averages]] = []
+"""The averages that are in some model now, in the order in which they were applied."""
+
+
+@dataclass(slots=True, eq=False)
+class _Shown:
+    """A tensor of the model that shows its average: its ``own`` data, and how often it was written
+    to before."""
+
+    place: Place
+    tensor: Tensor
+    own: Tensor
+    version: int = -1
+
+    @property
+    def written(self) -> bool:
+        """Whether it is a parameter that was written to, or replaced, since."""
+        if self.place.is_buffer:
+            return False
+        return self.place.tensor() is not self.tensor or _version(self.tensor) != self.version
+
+
+class Averages:
+    """One average of the parameters and persistent buffers of ``model``, by plain names.
+
+    Averages are float32 where the model is narrower. They lie on ``device``, or where the model's
+    tensors are, whereto they follow them. With ``buffers="copy"`` batch-norm statistics are copied
+    and other buffers are the model's own; ``"average"`` averages all but integers and the vectors
+    of spectral norm. With ``frozen="keep"`` a parameter that has not required a gradient so far has
+    no average but its own value.
+
+    To show an average, a tensor takes its memory where dtype, device and strides agree, so that
+    nothing is copied and no graph of before is disturbed; else that of a rounded copy. DTensors,
+    and all with ``in_place``, are written instead: their addresses stay.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        buffers: Buffers = "copy",
+        frozen: Frozen = "keep",
+        in_place: bool = False,
+    ) -> None:
+        _one_of("buffers", buffers, ("copy", "average"))
+        _one_of("frozen", frozen, ("keep", "average"))
+        self._device = None if device is None else torch.device(device)
+        self._buffers = buffers
+        self._frozen = frozen
+        self._in_place = in_place
+        self._averages: dict[str, Tensor] = {}
+        self._shown: list[_Shown] = []
+        self._written: list[str] | None = None
+        self._groups: list[tuple[bool, bool, Group]] | None = None
+        self._places = Places(model)
+        self.start()
+
+    # ---- Following the model.
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Start from the model as it is."""
+        self._restart("start again", {})
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take the model as it is now: what is new starts at its value, what went is forgotten."""
+        self._restart("look at the model anew", self._averages)
+
+    def _restart(self, act: str, known: Mapping[str, Tensor]) -> None:
+        self.forbid_applied(act)
+        self.forbid_others(act)
+        self._places = Places(self._places.model)
+        self._averages, self._groups = {}, None
+        for place in self._places.all:
+            tensor, average = place.tensor(), known.get(place.name)
+            if tensor is not None and average is not None and average.shape == local(tensor).shape:
+                self._averages[place.name] = average
+            else:
+                self._begin(place)
+
+    @torch.no_grad()
+    def move(self, move: Move, *, chunked: bool = False) -> None:
+        """``move`` the averages towards the model's values; copy what is copied.
+
+        ``chunked``: in lists of limited size, for a ``move`` that needs memory of its own. Raises
+        RequestError if the model is not the one it was.
+        """
+        self.forbid_applied("update")
+        self.forbid_others("update")
+        changed = self._places.follow()
+        groups = self._grouped() if changed or self._groups is None else self._groups
+        for moved, is_buffer, (averages, values) in groups:
+            if not moved:
+                torch._foreach_copy_(averages, values)
+            elif is_buffer:
+                _move_buffers(move, averages, values)
+            else:
+                move_all(move, averages, values, chunked=chunked)
+
+    def _grouped(self) -> list[tuple[bool, bool, Group]]:
+        """Averages and values by what is done to them, device and dtype; kept while the model's
+        tensors are the same. Those that begin now are not among them."""
+        groups: dict[Any, Group] = {}
+        began = len(self._averages)
+        for place in self._places.all:
+            tensor, average = place.tensor(), self._averages.get(place.name)
+            if tensor is None:
+                continue
+            if average is None:
+                # Nothing to average with: unfrozen, or set, since the last time.
+                self._begin(place)
+                continue
+            value = local(tensor) if is_sharded(tensor) else tensor
+            average = self._fit(place, average, value)
+            moved = self._is_averaged(place, value)
+            key = moved, place.is_buffer, value.device, value.dtype, average.device, average.dtype
+            averages, values = groups.setdefault(key, ([], []))
+            averages.append(average)
+            values.append(value)
+        found = [(key[0], key[1], group) for key, group in groups.items()]
+        self._groups = found if len(self._averages) == began else None
+        return found
+
+    # ---- Showing.
+
+    @property
+    def applied(self) -> bool:
+        """True while the model has the averaged values."""
+        return bool(self._shown)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Give the model the averaged values, and keep its own for :meth:`restore`."""
+        self.forbid_applied("apply the average again")
+        self._places.follow()
+        torch.clear_autocast_cache()
+        try:
+            for place in self._places.all:
+                tensor, average = place.tensor(), self._averages.get(place.name)
+                if tensor is not None and average is not None:
+                    self._show(place, tensor, self._fit(place, average, local(tensor)))
+        except BaseException:
+            self._back()
+            raise
+        _showing.append(ref(self))
+
+    def _show(self, place: Place, tensor: Tensor, average: Tensor) -> None:
+        written = self._in_place or is_sharded(tensor)
+        # Kept before anything changes: an interrupt may come between any two lines.
+        shown = _Shown(place, tensor, local(tensor).clone() if written else tensor.data)
+        self._shown.append(shown)
+        if written:
+            local(tensor).copy_(average)
+        else:
+            alike = (average.device, average.dtype) == (tensor.device, tensor.dtype)
+            alike = alike and average.stride() == tensor.stride()
+            tensor.data = average if alike else torch.empty_like(tensor).copy_(average)
+        shown.version = _version(tensor)
+
+    def restore(self) -> None:
+        """Give the model its own values back, also where it was moved or given other tensors
+        meanwhile. What was written to batch-norm statistics stays with the average. RequestError,
+        when all is restored, if a parameter was written to."""
+        if not self._shown:
+            raise RequestError(
+                "The model has its own weights: there is nothing to restore.",
+                hint="Apply the average first, or use the with statement.",
+            )
+        later = [each for each in self._others() if each.position > self.position]
+        if later:
+            raise RequestError(
+                "Another average was applied after this one.",
+                hint="Restore that one first: the last in, the first out.",
+            )
+        # FSDP2 may hold gathered parameters of an evaluation.
+        settle(self._places.model)
+        if self._written is None:
+            # Once: a restore that was interrupted has written itself.
+            self._written = [each.place.name for each in self._shown if each.written]
+        written = self._written
+        self._back()
+        if written:
+            raise RequestError(
+                f"{', '.join(listed(written))} changed while the model had the averaged weights:"
+                " it has its own back, and the average may have been written to.",
+                hint="Train, and load weights, outside of the block (or before restore()).",
+            )
+
+    @torch.no_grad()
+    def _back(self) -> None:
+        torch.clear_autocast_cache()
+        settle(self._places.model)
+        # The last first: so tensors that share memory end as they were. May be done twice.
+        for shown in reversed(self._shown):
+            self._give_back(shown)
+        self._shown.clear()
+        self._groups = self._written = None
+        _showing[:] = [each for each in _showing if each() not in (self, None)]
+
+    def _give_back(self, shown: _Shown) -> None:
+        place, own = shown.place, shown.own
+        now = place.tensor()
+        if place.is_buffer and now is not None and not now.is_meta:
+            average = self._averages[place.name]
+            value = now.to(average.device)
+            if now.shape == average.shape and not torch.equal(value, average.to(now.dtype)):
+                average.copy_(value)
+        for tensor in (shown.tensor, None if now is shown.tensor else now):
+            if tensor is None or tensor.is_meta or local(tensor).shape != own.shape:
+                continue
+            if self._in_place or is_sharded(tensor):
+                local(tensor).copy_(own)
+            else:
+                copied = tensor is not shown.tensor
+                tensor.data = own.to(tensor.device, tensor.dtype, copy=copied)
+        if place.is_buffer and (now is None or now.shape != own.shape):
+            place.owner[place.key] = own
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """:meth:`apply`, and :meth:`restore` at the end of the block, whatever happens in it."""
+        self.apply()
+        try:
+            yield
+        except BaseException:
+            if self._shown:
+                self._back()
+            raise
+        # By hand within the block is no mistake.
+        if self._shown:
+            self.restore()
+
+    @property
+    def position(self) -> int:
+        """When it was applied, among all that are."""
+        return next((at for at, each in enumerate(_showing) if each() is self), -1)
+
+    def _others(self) -> list[Averages]:
+        """Other averages that are in tensors of this model now."""
+        if not _showing:
+            return []
+        own = {id(place.tensor()) for place in self._places.all}
+        alive = (each() for each in _showing)
+        return [
+            each
+            for each in alive
+            if each not in (None, self) and any(id(shown.tensor) in own for shown in each._shown)
+        ]  # fmt: skip
+
+    def forbid_others(self, act: str) -> None:
+        """Raise RequestError while the model has, in some of its tensors, the values of another
+        average, which would be taken for its own weights."""
+        if self._others():
+            raise RequestError(
+                f"Another average is in the model now: cannot {act}.",
+                hint="Restore that one first.",
+            )
+
+    def forbid_applied(self, act: str) -> None:
+        """Raise RequestError while the model has the averaged values."""
+        if self._shown:
+            raise RequestError(
+                f"Cannot {act}: the model has the averaged weights now.",
+                hint="Restore its own first: leave the with block, or call restore() or swap().",
+            )
+
+    # ---- Values and state.
+
+    def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Any]:
+        """The model's state dict by plain names with the averaged values.
+
+        In the average's own dtype, or in the model's with ``dtype="model"``. Averages are copied;
+        what has none (frozen parameters, other buffers, extra state) is the model's own. Sharded
+        tensors are gathered: a collective, and all ranks get the whole. Tied names share one
+        tensor.
+        """
+        if dtype not in (None, "model"):
+            raise RequestError(f"dtype is {dtype!r}; it is 'model' or None.")
+        made: dict[int, Tensor] = {}
+        found: dict[str, Any] = {}
+        with torch.no_grad():
+            for name, value, average in self._values():
+                if not isinstance(value, Tensor):
+                    found[name] = value
+                    continue
+                if id(value) not in made:
+                    part = local(value) if average is None else average
+                    whole = full(part.to(value.dtype) if dtype == "model" else part, value)
+                    copied = average is not None and _shares(whole, average)
+                    made[id(value)] = whole.clone() if copied else whole
+                found[name] = made[id(value)]
+        return found
+
+    def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
+        """The tensors of :meth:`averaged` without copies and not gathered: to be saved now, one by
+        one. ``frozen``: also parameters that are frozen and have no average."""
+        return {
+            name: sharded_as(local(value) if average is None else average, value)
+            for name, value, average in self._values()
+            if isinstance(value, Tensor)
+            and (frozen or average is not None or not isinstance(value, nn.Parameter)
+                 or value.requires_grad)
+        }  # fmt: skip
+
+    def _values(self) -> Iterator[tuple[str, Any, Tensor | None]]:
+        """Name and value of what the model's state dict holds, and the average (this rank's)."""
+        self._places.follow()
+        for name, (value, place) in self._places.state().items():
+            yield name, value, None if place is None else self._averages.get(place.name)
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load` takes: the averages by name (themselves, not copies, where they are
+        whole), and the names of what has none."""
+        self._places.follow()
+        averages, own = {}, []
+        for place in self._places.all:
+            value, average = place.tensor(), self._averages.get(place.name)
+            if average is not None and value is not None:
+                averages[place.name] = full(average, value)
+            elif value is not None:
+                own.append(place.name)
+        return {"averages": averages, "own": own}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take the averages of :meth:`state`, bit for bit, wherever and in whichever dtype the
+        model is. Raises MismatchError, with nothing changed, if names or shapes are others."""
+        self.forbid_applied("load a state")
+        self._places.follow()
+        given: Mapping[str, Tensor] = state["averages"]
+        self._refuse(given, state["own"])
+        averages: dict[str, Tensor] = {}
+        for place in self._places.all:
+            value, whole = place.tensor(), given.get(place.name)
+            if value is not None and whole is not None and self._keeps(place):
+                part = part_of(whole, value)
+                device = self._device or local(value).device
+                dtype = torch.promote_types(part.dtype, self._dtype(place, part))
+                averages[place.name] = _copy(part, device, dtype)
+        self._averages, self._groups = averages, None
+
+    def adopt(self, given: Mapping[str, Tensor]) -> None:
+        """Take averages that others kept. Raises MismatchError unless they have all parameters
+        but frozen ones."""
+        here = [(place, place.tensor()) for place in self._places.all]
+        own = [
+            place.name
+            for place, tensor in here
+            if place.name not in given
+            and (place.is_buffer or (tensor is not None and not tensor.requires_grad))
+        ]
+        kept = {place.name for place, _ in here if self._keeps(place)}
+        self.load({"averages": {n: v for n, v in given.items() if n in kept}, "own": own})
+
+    def _refuse(self, given: Mapping[str, Tensor], own: Iterable[str]) -> None:
+        """Raise MismatchError unless ``given`` has a tensor of the right shape for every name that
+        is not in ``own``, and none for another."""
+        here = {each.name: each for each in self._places.all if each.tensor() is not None}
+        needed = {name for name, place in here.items() if self._keeps(place)}
+        problems = []
+        if lacking := needed - set(own) - set(given):
+            problems.append(f"it lacks {', '.join(listed(lacking))}")
+        if extra := set(given) - set(here):
+            problems.append(f"the model has no {', '.join(listed(extra))}")
+        for name in needed & set(given):
+            tensor = here[name].tensor()
+            if tensor is not None and given[name].shape != tensor.shape:
+                was, now = list(given[name].shape), list(tensor.shape)
+                problems.append(f"'{name}' is {was} in it and {now} in the model")
+        if problems:
+            raise MismatchError(
+                f"The state is not of this model: {'; '.join(sorted(problems)[:5])}.",
+                hint="Build the model as it was when the state was saved.",
+            )
+
+    # ---- One tensor.
+
+    def _keeps(self, place: Place) -> bool:
+        """Whether this place may have an average beside it."""
+        return place.kind in ("parameter", "statistics") or (
+            self._buffers == "average" and place.kind == "buffer"
+        )
+
+    def _begin(self, place: Place) -> None:
+        tensor = place.tensor()
+        if tensor is None or not self._keeps(place):
+            return
+        if not place.is_buffer and self._frozen == "keep" and not tensor.requires_grad:
+            return
+        value = local(tensor)
+        if place.is_buffer and _overlaps(value):
+            # An expanded constant: it cannot be written, and needs no copy.
+            self._averages.pop(place.name, None)
+            return
+        dtype = self._dtype(place, value)
+        self._averages[place.name] = _copy(value, self._device or value.device, dtype)
+
+    def _dtype(self, place: Place, value: Tensor) -> torch.dtype:
+        if not self._is_averaged(place, value):
+            return value.dtype
+        wide = value.dtype if value.itemsize > 1 else torch.float32
+        return torch.promote_types(wide, torch.float32)
+
+    def _is_averaged(self, place: Place, value: Tensor) -> bool:
+        numbers = value.is_floating_point() or value.is_complex()
+        return numbers and (not place.is_buffer or self._buffers == "average")
+
+    def _fit(self, place: Place, average: Tensor, value: Tensor) -> Tensor:
+        """The average of ``place`` where it belongs and as wide as ``value``; RequestError if the
+        shape is another or ``value`` has none."""
+        if value.is_meta:
+            raise RequestError(
+                f"'{place.name}' is on the meta device now: it has no values.",
+                hint="Give the model its weights back; the average is kept.",
+            )
+        if average.shape != value.shape:
+            if not place.is_buffer:
+                raise RequestError(
+                    f"'{place.name}' is {list(value.shape)} now; its average is"
+                    f" {list(average.shape)}.",
+                    hint="Call refresh() to go on with it, from its value of then.",
+                )
+            self._begin(place)
+        elif not torch.can_cast(value.dtype, average.dtype):
+            # A counter that is no integer any more, and the like.
+            self._begin(place)
+        elif (
+            self._device is None and average.device != value.device
+        ) or value.itemsize > average.itemsize:
+            dtype = torch.promote_types(average.dtype, value.dtype)
+            self._averages[place.name] = _copy(average, self._device or value.device, dtype)
+        return self._averages.get(place.name, average)
+
+
+def _move_buffers(move: Move, averages: list[Tensor], values: list[Tensor]) -> None:
+    """As :func:`move_all`; what is equal stays, as the -inf of a mask, of which no sum is left."""
+    before = [average.clone() for average in averages]
+    move_all(move, averages, values)
+    for average, old, value in zip(averages, before, values, strict=True):
+        stays = old == value.to(old.device, old.dtype)
+        average.copy_(torch.where(stays, old, average))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _copy(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # No inference tensor, whatever the mode: that could not be written later.
+    with torch.inference_mode(False):
+        made = torch.empty_like(value, device=device, dtype=dtype, requires_grad=False)
+        return made.copy_(value.detach())
+
+
+def _overlaps(value: Tensor) -> bool:
+    return any(
+        step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
+    )
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.numel() > 0 and a.data_ptr() == b.data_ptr())
+
+
+def _one_of(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise RequestError(f"{what} is {value!r}; it is one of {', '.join(known)}.")

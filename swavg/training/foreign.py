@@ -1,0 +1,56 @@
+"""Averages that other libraries kept, by the names of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from swavg.errors import RequestError
+from swavg.training.wrapped import plain_names, unwrap
+
+_PREFIXES = ("module.", "ema_model.", "_orig_mod.")
+_COUNTS = ("n_averaged", "num_updates", "step")
+
+
+def averages_in(state: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, Tensor], int]:
+    """The averages of a state dict by the plain names of ``model``, and how many updates they have
+    seen (0 if it does not say).
+
+    ``state`` is that of torch's ``AveragedModel``, timm's ``ModelEmaV3`` (``module.``),
+    ema-pytorch's ``EMA`` (``ema_model.``) or torch_ema's ``ExponentialMovingAverage``
+    (``shadow_params``, in the order of the parameters), or a plain one. Raises RequestError if it
+    holds none.
+    """
+    count = next((int(state[name]) for name in _COUNTS if name in state), 0)
+    if "shadow_params" in state:
+        return _in_order(list(state["shadow_params"]), model), count
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    for prefix in _PREFIXES:
+        inner = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+        tensors = inner or tensors
+    names = plain_names(model)
+    known = set(unwrap(model).state_dict())
+    found = {names.get(name, name): value for name, value in tensors.items() if name in known}
+    if not found:
+        shown = ", ".join(map(repr, [*state][:3]))
+        raise RequestError(
+            f"This state holds no averages of the model: its names are {shown}.",
+            hint="Give what state_dict() of the average returned.",
+        )
+    return found, count
+
+
+def _in_order(values: list[Tensor], model: nn.Module) -> dict[str, Tensor]:
+    names = plain_names(model)
+    every = [(names.get(name, name), p) for name, p in unwrap(model).named_parameters()]
+    trained = [(name, p) for name, p in every if p.requires_grad]
+    for known in (every, trained):
+        if [p.shape for _, p in known] == [value.shape for value in values]:
+            return {name: value for (name, _), value in zip(known, values, strict=True)}
+    raise RequestError(
+        f"The state has {len(values)} averages, which are not those of the model's"
+        f" {len(every)} parameters in their order.",
+        hint="Build the model as it was when the average was made.",
+    )

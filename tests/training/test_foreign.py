@@ -1,0 +1,74 @@
+"""Averages of other libraries, taken over."""
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from training_models import Tied, assert_same, network, wander
+
+from swavg.errors import MismatchError, RequestError
+from swavg.training import EMA
+
+
+def moved(model):
+    """torch's EMA of a model, some updates old."""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    wander(model, 3, lambda: average.update_parameters(model))
+    return average
+
+
+# What timm, ema-pytorch and torch_ema keep, as their sources say.
+STATES = {
+    "torch": lambda average: average.state_dict(),
+    "timm": lambda average: {f"module.{k}": v for k, v in average.module.state_dict().items()},
+    "ema-pytorch": lambda average: {
+        **{f"ema_model.{k}": v for k, v in average.module.state_dict().items()},
+        **{f"online_model.{k}": v + 1 for k, v in average.module.state_dict().items()},
+        "step": torch.tensor(3),
+        "initted": torch.tensor(True),
+    },
+    "torch_ema": lambda average: {
+        "decay": 0.5,
+        "num_updates": 3,
+        "shadow_params": list(average.module.parameters()),
+        "collected_params": None,
+    },
+    "a model": lambda average: average.module.state_dict(),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_it_goes_on_as_torchs_would(kind):
+    model = network()
+    average = moved(model)
+    ema = EMA.from_averages(model, STATES[kind](average), 0.5)
+    assert ema.num_updates == {"timm": 0, "a model": 0}.get(kind, 3)
+    wander(model, 2, lambda: (ema.update(), average.update_parameters(model)))
+    expected = average.module.state_dict()
+    for name, _ in model.named_parameters():
+        assert torch.equal(ema.averaged()[name], expected[name]), name
+
+
+def test_tied_compiled_and_frozen_models():
+    model = Tied()
+    average = moved(model)
+    ema = EMA.from_averages(torch.compile(model, backend="eager"), average.state_dict(), 0.5)
+    assert_same(ema.averaged(), average.module.state_dict())
+    model = network()
+    model[0].requires_grad_(False)
+    trained = [torch.ones_like(p) for p in model.parameters() if p.requires_grad]
+    ema = EMA.from_averages(model, {"shadow_params": trained, "num_updates": 4})
+    assert torch.equal(ema.averaged()["4.bias"], torch.ones_like(model[4].bias))
+    assert torch.equal(ema.averaged()["0.bias"], model[0].bias)
+
+
+def test_averages_of_another_model_are_refused():
+    with pytest.raises(RequestError, match="holds no averages of the model: its names are 'x'"):
+        EMA.from_averages(network(), {"x": torch.ones(1)})
+    with pytest.raises(RequestError, match="2 averages, which are not those"):
+        EMA.from_averages(network(), {"shadow_params": [torch.ones(1), torch.ones(2)]})
+    state = network().state_dict()
+    del state["4.bias"]
+    with pytest.raises(MismatchError, match=r"it lacks '4\.bias'"):
+        EMA.from_averages(network(), state)
+    with pytest.raises(MismatchError, match=r"\[9\] in it and \[3\]"):
+        EMA.from_averages(network(), network().state_dict() | {"4.bias": torch.ones(9)})
