@@ -124,10 +124,9 @@ class _Reader:
             fields = self.state(index, "MetadataIndex")
             name, offset = self.name(fields.get("fqn")), fields.get("offset")
             at = "" if offset is None else str(self.shape(offset))
-            own = places.setdefault(name, {})
-            if at in own:
+            place = self.place(info)
+            if places.setdefault(name, {}).setdefault(at, place) != place:
                 raise self.wrong(f"two chunks of '{name[:80]}' begin at the same element")
-            own[at] = self.place(info)
         tensors: dict[str, SavedTensor] = {}
         objects: dict[str, Place] = {}
         for key, described in self.mapping(state, "state_dict_metadata").items():

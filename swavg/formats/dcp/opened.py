@@ -21,7 +21,7 @@ from swavg.formats.checkpoint import (
 )
 from swavg.formats.dcp import boxes
 from swavg.formats.dcp.chunks import Found, Wanted, find_chunks
-from swavg.formats.dcp.metadata import Saved, SavedTensor, read_metadata
+from swavg.formats.dcp.metadata import Chunk, Saved, SavedTensor, read_metadata
 from swavg.formats.dcp.model_part import ModelPart, find_model
 from swavg.formats.dcp.place import (
     METADATA,
@@ -135,20 +135,25 @@ def _tensors(
         tensor = saved.tensors[name]
         dtype = wanted[at].dtype
         places = []
-        for chunk in tensor.chunks:
+        for chunk in _filled(tensor):
             offset, strides = found[at]
             start, extent = (equal.setdefault(each, each) for each in (chunk.start, chunk.shape))
             places.append(Box(chunk.place.file, offset, start, extent, strides))
             at += 1
-        filled = [box for box in places if 0 not in box.shape] or places[:1]
-        if len(filled) == 1:
-            (box,) = filled
+        if len(places) == 1:
+            (box,) = places
             builder.add(local, (dtype, tensor.shape, box.strides), box.offset, box.source)
         else:
-            filled.sort(key=lambda box: box.start)
+            places.sort(key=lambda box: box.start)
             spec = TensorSpec(local, dtype, tensor.shape)
-            builder.add_boxes(Tensor(spec, tuple(filled), tensor.shape))
+            builder.add_boxes(Tensor(spec, tuple(places), tensor.shape))
     return builder
+
+
+def _filled(tensor: SavedTensor) -> Sequence[Chunk]:
+    """The chunks that hold elements; the first where none does. Ranks without any save empty ones,
+    which all begin where the tensor ends, and of which torch keeps the last one's place."""
+    return [chunk for chunk in tensor.chunks if 0 not in chunk.shape] or tensor.chunks[:1]
 
 
 def _wanted(folder: str, name: str, tensor: SavedTensor) -> Iterator[Wanted]:
@@ -162,7 +167,7 @@ def _wanted(folder: str, name: str, tensor: SavedTensor) -> Iterator[Wanted]:
     fault = boxes.fault(tensor.shape, [(chunk.start, chunk.shape) for chunk in tensor.chunks])
     if fault is not None or not tensor.chunks:
         raise InputError(metadata, f"'{name[:80]}' is not whole: {fault or 'it has no chunks'}")
-    for chunk in tensor.chunks:
+    for chunk in _filled(tensor):
         yield Wanted(chunk.place, name, dtype, chunk.shape)
 
 

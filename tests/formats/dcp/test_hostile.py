@@ -69,6 +69,15 @@ def test_boxes_in_any_order_are_one_tensor(tmp_path):
     np.testing.assert_array_equal(swavg.open_checkpoint(tmp_path / "a").read("w"), expected)
 
 
+def test_several_ranks_without_rows_are_no_fault(tmp_path):
+    content = saved(tmp_path / "a", [*ROWS, ((4, 0), (0, 3))])
+    *rows, empty = content.tensors["w"].chunks
+    chunks = (*rows, empty, empty)
+    rewrite(tmp_path / "a", replace(content, tensors={"w": SavedTensor("float32", (4, 3), chunks)}))
+    expected = np.arange(12, dtype=np.float32).reshape(4, 3)
+    np.testing.assert_array_equal(swavg.open_checkpoint(tmp_path / "a").read("w"), expected)
+
+
 @pytest.mark.parametrize(
     ("boxes", "problem"),
     [
