@@ -9,9 +9,10 @@ import os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-rank, folder = int(sys.argv[1]), sys.argv[2]
+rank, folder, world_size = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+store = f"file://{folder}/store{world_size}"
+dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
 """
 END = """
 dist.barrier()
@@ -22,18 +23,27 @@ os._exit(0)
 """
 
 
-def ranks(code, folder):
-    """Run ``code`` in two processes of one gloo group; what each printed. In it ``rank`` and
-    ``folder`` are known."""
+def ranks(code, folder, count=2):
+    """Run ``code`` in ``count`` processes of one gloo group; what each printed. In it ``rank``,
+    ``folder`` and ``world_size`` are known."""
     started = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", BEGIN + code + END, str(rank), str(folder)],
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                BEGIN + code + END,
+                str(rank),
+                str(folder),
+                str(count),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
         results = [process.communicate(timeout=120) for process in started]

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from swavg.formats.configuration import (
     is_training_state,
     with_written_dtypes,
 )
+from swavg.formats.dcp.place import DATA, unfinished
 from swavg.formats.files import FILES, open_file
 from swavg.formats.files import recipe_in as recipe_in_file
 from swavg.formats.hashes import is_stale, stale_notes
@@ -183,16 +183,8 @@ def add_tensor(
 def explain_folder(path: str, present: Collection[str]) -> None:
     """Raise InputError if a folder of these names holds a checkpoint of a kind, or in a state,
     that is not read."""
-    if ".metadata" in present and any(name.endswith(".distcp") for name in present):
-        from swavg.formats.packed import output_for
-
-        raise InputError(
-            path,
-            "is a distributed checkpoint, which swavg does not read yet",
-            hint="Convert each (torch unpickles a file of it, so only if you trust who made it):\n"
-            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
-            f" {shlex.quote(path)} {output_for(path.rstrip('/'), '.pt')}",
-        )
+    if any(name.endswith(DATA) for name in present):
+        raise unfinished(path)
     shards = [name for name in present if re.search(r"-\d+-of-\d+\.(safetensors|bin)$", name)]
     if shards:
         raise InputError(path, f"has {len(shards)} shards but no index (*.index.json)")

@@ -98,7 +98,10 @@ def _tar(path: str, names: Sequence[str], program: str | None) -> InputError:
     if nemo and not weights:
         # They lie further behind.
         weights = ["model_weights.ckpt"]
-    if any(name.endswith(".distcp") or "model_weights/" in name for name in names):
+    if inner := next((os.path.dirname(name) for name in names if name.endswith(".distcp")), None):
+        place = os.path.join(folder, inner)
+        hint = f"Unpack each, and average the distributed checkpoints ({place}):\n{unpack}"
+    elif any("model_weights/" in name for name in names):
         hint = f"Unpack each; then the distributed checkpoint in it has to be converted:\n{unpack}"
     elif len(weights) == 1:
         base, suffix = os.path.basename(weights[0]), os.path.splitext(weights[0])[1]

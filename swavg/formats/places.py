@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 
-from swavg.formats import folder, orbax, tensorflow, zero
+from swavg.formats import dcp, folder, orbax, tensorflow, zero
+from swavg.formats.dcp import hf_shards
 from swavg.formats.layout import Format
 from swavg.storage.sources import LocalFile
 
-PLACES: dict[str, Format] = {
-    row.name: row for row in (zero.FORMAT, orbax.FORMAT, tensorflow.FORMAT, folder.FORMAT)
-}
+_ROWS = (
+    dcp.FORMAT, hf_shards.FORMAT, zero.FORMAT, orbax.FORMAT, tensorflow.FORMAT, folder.FORMAT,
+)  # fmt: skip
+PLACES: dict[str, Format] = {row.name: row for row in _ROWS}
 """``folder`` takes what no other one does."""
 
 

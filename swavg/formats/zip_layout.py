@@ -163,7 +163,7 @@ def arranged(members: Sequence[Member], alignment: int = ALIGNMENT) -> Iterator[
         cursor = placed.end
 
 
-def _ending(count: int, offset: int, size: int, comment: bytes) -> bytes:
+def ending(count: int, offset: int, size: int, comment: bytes = b"") -> bytes:
     """What follows a central directory of ``count`` entries in ``size`` bytes at ``offset``."""
     wide = b""
     if count >= MAX16 or size >= MAX32 or offset >= MAX32:
@@ -241,7 +241,7 @@ class ArchiveLayout(CheckedLayout):
 
         def directory() -> bytes:
             data = b"".join(entries)
-            return data + _ending(len(entries), self._end, len(data), self.comment)
+            return data + ending(len(entries), self._end, len(data), self.comment)
 
         yield self._end, directory
 
@@ -268,7 +268,7 @@ def lay_out_archive(
     end = arrangement[-1].end
     return ArchiveLayout(
         name,
-        end + directory + len(_ending(len(arrangement), end, directory, comment)),
+        end + directory + len(ending(len(arrangement), end, directory, comment)),
         specs,
         array("I", [number for number, _ in places]),
         array("q", [offset for _, offset in places]),

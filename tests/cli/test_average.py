@@ -422,18 +422,11 @@ def test_no_output_lies_in_a_folder_that_is_an_input(tmp_path, name):
     assert sorted(two.rglob("*")) == before
 
 
-def test_shards_without_an_index_and_distributed_checkpoints_are_called_so(tmp_path):
+def test_shards_without_an_index_are_called_so(tmp_path):
     one = folder(tmp_path / "one", 1.0)
     (one / "model.safetensors.index.json").unlink()
     done = shell("swavg average one one -o x", tmp_path)
     assert (done.returncode, "one: has 2 shards but no index" in done.stderr) == (4, True)
-    spread = tmp_path / "spread"
-    spread.mkdir()
-    for name in (".metadata", "__0_0.distcp"):
-        (spread / name).write_bytes(b"x")
-    done = shell("swavg average spread spread -o x", tmp_path)
-    assert (done.returncode, "is a distributed checkpoint" in done.stderr) == (4, True)
-    assert "dcp_to_torch" in done.stderr
 
 
 @pytest.mark.slow

@@ -296,12 +296,6 @@ def test_shards_without_an_index_are_named(tmp_path: Path) -> None:
     refused(folder, "has 2 shards but no index (*.index.json)")
 
 
-def test_a_distributed_checkpoint_is_named_and_a_way_out_given(tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(b"\x80\x02.")
-    (tmp_path / "__0_0.distcp").write_bytes(b"PK")
-    assert "dcp_to_torch" in str(refused(tmp_path, "is a distributed checkpoint").hint)
-
-
 def averaged(tmp_path: Path, **options: Any) -> tuple[Path, Arrays]:
     """Two sharded folders and their average in ``out``; what the average should hold."""
     one = sharded(tmp_path / "one", tensors(1), config__json='{"v": 1}', only_one__txt="1")

@@ -13,9 +13,10 @@ import pytest
 import safetensors
 import safetensors.numpy
 import torch
+from safetensors_files import read_safetensors, write_safetensors
 from torch_arrays import array_of, tensors_of
 
-from swavg.dtypes import BY_NAME, BY_SAFETENSORS
+from swavg.dtypes import BY_NAME
 from swavg.formats.table import FORMATS
 from swavg.testing import DTYPES, GOLDEN, Ability, FormatTests
 
@@ -51,33 +52,6 @@ class TestSafetensors(FormatTests):
     def read_extras(self, path: Path) -> object:
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.metadata()["epoch"]
-
-
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Array], metadata: dict[str, str] | None = None
-) -> None:
-    # The core of the library: its writer for NumPy knows no float8.
-    from safetensors._safetensors_rust import TensorSpec
-
-    specs = {
-        name: TensorSpec(
-            dtype="bool" if array.dtype == np.bool_ else str(array.dtype),
-            shape=list(array.shape),
-            data_ptr=array.ctypes.data,
-            data_len=array.nbytes,
-        )
-        for name, array in tensors.items()
-    }
-    safetensors.serialize_file(specs, path, metadata)
-
-
-def read_safetensors(path: Path) -> dict[str, Array]:
-    return {
-        name: np.frombuffer(bytes(found["data"]), BY_SAFETENSORS[found["dtype"]].numpy()).reshape(
-            found["shape"]
-        )
-        for name, found in safetensors.deserialize(path.read_bytes())
-    }
 
 
 class TestTorch(FormatTests):

@@ -46,7 +46,7 @@ class Machine:
         self.rewritten = False
         self._far: dict[str, object] = {}
         self.storages: dict[str | tuple[str, ...], Storage] = {}
-        self._globals: dict[tuple[str, str], Global] = {}
+        self.globals: dict[tuple[str, str], Global] = {}
         self._kinds: dict[str, tuple[DType | None, int | None]] = {}
 
     def read(self, count: int) -> bytes:
@@ -133,11 +133,11 @@ class Machine:
         """The global of that name, which is not looked up."""
         if module == "__builtin__":
             module = "builtins"
-        known = self._globals.get((module, name))
+        known = self.globals.get((module, name))
         if known is None:
             self.spend(300)
             known = Global(module, name, BUILDERS.get((module, name)))
-            self._globals[module, name] = known
+            self.globals[module, name] = known
         return known
 
     def charge_copy(self, args: object) -> None:

@@ -152,9 +152,7 @@ HANDLERS: dict[int, Callable[[Machine], object]] = {
     ord("e"): lambda m: m.extend(m.pop_mark()),
     0x90: lambda m: m.extend(m.pop_mark()),
     ord("s"): lambda m: m.fill(m.pop(2)),
-    ord("u"): lambda m: m.fill(m.pop_mark()),
     ord("]"): lambda m: m.push([]),
-    ord("}"): lambda m: m.push({}),
     # Sets stay lists: nothing has to be hashed to find tensors.
     0x8F: lambda m: m.push(Opaque(m.named("builtins", "set"))),
     0x91: lambda m: m.push(Opaque(m.named("builtins", "frozenset"), (m.pop_mark(),))),

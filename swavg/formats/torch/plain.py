@@ -76,33 +76,53 @@ def _member(name: str, body: bytes) -> Member:
     return Member(f"{_ROOT}/{name}", len(body), body)
 
 
+class Memo:
+    """Opcodes the first time, then a reference to what they made."""
+
+    def __init__(self) -> None:
+        self._places: dict[bytes, int] = {}
+
+    def __call__(self, opcodes: bytes) -> bytes:
+        if opcodes in self._places:
+            return b"h" + bytes([self._places[opcodes]])
+        self._places[opcodes] = len(self._places)
+        return opcodes + b"q" + bytes([self._places[opcodes]])
+
+
+_ORDERED = b"ccollections\nOrderedDict\n"
+
+
 def _pickled(entries: Sequence[Entry]) -> Iterator[bytes]:
     """Protocol 2, as torch.save writes an OrderedDict of contiguous tensors."""
-    memo: dict[bytes, int] = {}
-
-    def once(opcodes: bytes) -> bytes:
-        """``opcodes`` the first time, then a reference to what they made."""
-        if opcodes in memo:
-            return b"h" + bytes([memo[opcodes]])
-        memo[opcodes] = len(memo)
-        return opcodes + b"q" + bytes([memo[opcodes]])
-
-    ordered = b"ccollections\nOrderedDict\n"
-    yield b"\x80\x02" + once(ordered) + b")R("
+    once = Memo()
+    yield b"\x80\x02" + once(_ORDERED) + b")R("
     for name, dtype, shape, key in entries:
-        typed = dtype.torch_storage is not None
-        kind = f"ctorch\n{dtype.torch_storage}\n" if typed else "ctorch.storage\nUntypedStorage\n"
-        function = "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3"
-        strides = row_major_strides(shape)
-        numel = strides[0] * shape[0] if shape else 1
         yield _text(name)
-        yield once(f"ctorch._utils\n{function}\n".encode()) + b"(("
-        yield once(_text("storage")) + once(kind.encode()) + _text(str(key))
-        yield once(_text("cpu")) + _int(numel if typed else dtype.nbytes(numel)) + b"tQK\0"
-        yield _tuple(shape) + _tuple(strides)
-        yield b"\x89" + once(ordered) + b")R"
-        yield (b"" if typed else once(f"ctorch\n{dtype.name}\n".encode())) + b"tR"
+        yield _tensor(once, dtype, shape, key)
     yield b"u."
+
+
+def pickled_tensor(dtype: DType, shape: Shape) -> bytes:
+    """What torch.save writes of one contiguous tensor, whose storage is the first."""
+    return b"\x80\x02" + _tensor(Memo(), dtype, shape, 0) + b"."
+
+
+def _tensor(once: Memo, dtype: DType, shape: Shape, key: int) -> bytes:
+    typed = dtype.torch_storage is not None
+    kind = f"ctorch\n{dtype.torch_storage}\n" if typed else "ctorch.storage\nUntypedStorage\n"
+    function = "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3"
+    strides = row_major_strides(shape)
+    numel = strides[0] * shape[0] if shape else 1
+    return b"".join(
+        (
+            once(f"ctorch._utils\n{function}\n".encode()) + b"((",
+            once(_text("storage")) + once(kind.encode()) + _text(str(key)),
+            once(_text("cpu")) + _int(numel if typed else dtype.nbytes(numel)) + b"tQK\0",
+            _tuple(shape) + _tuple(strides),
+            b"\x89" + once(_ORDERED) + b")R",
+            (b"" if typed else once(f"ctorch\n{dtype.name}\n".encode())) + b"tR",
+        )
+    )
 
 
 def _text(text: str) -> bytes:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from swavg.errors import InputError
 from swavg.formats.torch import opcodes as rare
 from swavg.formats.torch.machine import INSIDE, LARGE, LARGE_TEXT, Machine
-from swavg.formats.torch.objects import PickledBytes, Storage
+from swavg.formats.torch.objects import Global, Opaque, PickledBytes, Storage
 from swavg.formats.torch.pattern import TensorPattern
 from swavg.formats.torch.rebuild import call, default, ordered
 from swavg.gc_pause import paused_gc
@@ -34,13 +34,14 @@ _UINT32, _DOUBLE = struct.Struct("<I").unpack_from, struct.Struct(">d").unpack_f
 
 
 class Graph(NamedTuple):
-    """A pickle: its object, the storages that it names, its length in bytes, and a bound of its
-    opcodes (in units of a few thousand): an honest graph has no more entries."""
+    """A pickle: its object, the storages that it names, its length in bytes, a bound of its opcodes
+    (in units of a few thousand: an honest graph has no more entries), and the globals it names."""
 
     top: object
     storages: Collection[Storage]
     nbytes: int
     opcodes: int
+    globals: Collection[Global]
 
 
 class TruncatedError(InputError):
@@ -71,7 +72,7 @@ def unpickle(
     except Exception as error:
         detail = str(error)[:200] or type(error).__name__
         raise InputError(path, f"its pickle cannot be read: {detail}") from None
-    return Graph(top, machine.storages.values(), machine.at, opcodes)
+    return Graph(top, machine.storages.values(), machine.at, opcodes, machine.globals.values())
 
 
 def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
@@ -107,6 +108,8 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     else:
                         machine.put(index, stack[-1])
                         room -= 200
+                elif opcode == 148:  # MEMOIZE
+                    memo.append(stack[-1])
                 elif opcode == 88 or opcode == 140:  # BINUNICODE, SHORT_BINUNICODE
                     if opcode == 88:
                         start = at + 4
@@ -185,8 +188,6 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     stack.append(_INT32(data, at)[0])
                     at += 4
                     room -= 32
-                elif opcode == 148:  # MEMOIZE
-                    memo.append(stack[-1])
                 elif opcode == 78:  # NONE
                     stack.append(None)
                 elif opcode == 71:  # BINFLOAT
@@ -199,6 +200,16 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     room -= 64
                 elif opcode == 136:  # NEWTRUE
                     stack.append(True)
+                elif opcode == 125:  # EMPTY_DICT
+                    stack.append({})
+                    room -= 64
+                elif opcode == 117:  # SETITEMS
+                    flat, stack = stack, marks.pop()
+                    machine.stack, machine.room = stack, room
+                    machine.fill(flat)
+                    room = machine.room
+                elif opcode == 98 and isinstance(target := stack[-2], Opaque):  # BUILD
+                    target.state = stack.pop()
                 elif opcode == 46:  # STOP
                     return stack.pop(), count
                 else:

@@ -1,0 +1,127 @@
+"""The chunks of a distributed checkpoint: each is a whole zip of torch.save with one tensor.
+
+Those of one shape and dtype are equal but for their data: the first of them is read in full, of
+the others only that they begin and end just like it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from swavg.dtypes import DType
+from swavg.errors import InputError
+from swavg.formats.blocks import Read, read_places
+from swavg.formats.checkpoint import Shape
+from swavg.formats.dcp.metadata import Place
+from swavg.formats.torch.archive import read_archive, read_graph
+from swavg.formats.torch.objects import Refused, View
+from swavg.formats.torch.views import placed
+from swavg.formats.zip_directory import END
+from swavg.storage.sources import Pool, Source
+
+_HEAD = 1024
+"""Bytes of a chunk up to its data, nearly always."""
+
+
+class Wanted(NamedTuple):
+    """A chunk to find: of the tensor ``name``, with elements of ``dtype`` and this shape."""
+
+    place: Place
+    name: str
+    dtype: DType
+    shape: Shape
+
+
+class Found(NamedTuple):
+    """Where the first element of a chunk lies in its file; ``strides`` as in a Box."""
+
+    offset: int
+    strides: Shape | None
+
+
+class _Known(NamedTuple):
+    """A chunk that was read in full: its bytes up to the data, its last ones, and where the data
+    starts in it."""
+
+    head: bytes
+    end: bytes
+    found: Found
+
+
+def find_chunks(
+    pool: Pool, sources: Sequence[Source], wanted: Sequence[Wanted]
+) -> Iterator[tuple[int, Found]]:
+    """For each chunk its number among ``wanted`` and where its data lies; in the order of the
+    files. InputError for one that is not what is wanted, or shares its bytes with another."""
+    order = sorted(range(len(wanted)), key=lambda number: wanted[number].place)
+    known: dict[tuple[DType, Shape, int], _Known] = {}
+    at = 0
+    while at < len(order):
+        file = wanted[order[at]].place.file
+        stop = at
+        while stop < len(order) and wanted[order[stop]].place.file == file:
+            stop += 1
+        numbers = order[at:stop]
+        source = sources[file]
+        read = partial(pool.read, source)
+        blocks = read_places(read, _ends(source, [wanted[number] for number in numbers]))
+        for number in numbers:
+            chunk = wanted[number]
+            (block, first), (tail, last) = next(blocks), next(blocks)
+            end = bytes(tail[last : last + END.size])
+            key = chunk.dtype, chunk.shape, chunk.place.length
+            seen = known.get(key)
+            if seen is None or seen.end != end or not block.startswith(seen.head, first):
+                seen = known[key] = _read(read, source.name, chunk, end)
+            yield number, Found(chunk.place.offset + seen.found.offset, seen.found.strides)
+        at = stop
+
+
+def _ends(source: Source, chunks: Sequence[Wanted]) -> Iterator[tuple[int, int]]:
+    """Of each chunk the places of its beginning and its end."""
+    before = 0
+    for chunk in chunks:
+        _, offset, length, transforms = chunk.place
+        if transforms:
+            shown = ", ".join(transforms)[:80]
+            raise InputError(
+                source.name, f"'{chunk.name[:80]}' is stored with {shown}, which is not read"
+            )
+        if offset < before:
+            raise InputError(source.name, f"'{chunk.name[:80]}' shares its bytes with another")
+        before = offset + length
+        if before > source.size:
+            raise InputError(
+                source.name,
+                f"truncated: '{chunk.name[:80]}' ends at byte {before:,}, the file has"
+                f" {source.size:,}",
+            )
+        if length < END.size:
+            raise InputError(source.name, f"'{chunk.name[:80]}' is in {length} bytes, no zip")
+        yield offset, min(_HEAD, length)
+        yield before - END.size, END.size
+
+
+def _read(read: Read, path: str, chunk: Wanted, end: bytes) -> _Known:
+    """A chunk, read in full; ``end`` are its last bytes."""
+    _, start, length, _ = chunk.place
+
+    def inside(offset: int, size: int) -> bytes | bytearray:
+        return read(start + offset, size)
+
+    archive = read_archive(inside, path, length)
+    tensor = read_graph(inside, archive).top
+    if not isinstance(tensor, View):
+        what = tensor.what if isinstance(tensor, Refused) else "no tensor"
+        raise InputError(path, f"'{chunk.name[:80]}' is {what}; swavg averages plain tensors only")
+    (view,) = placed(path, {chunk.name: tensor}, archive.locate)
+    if (view.dtype, view.shape) != (chunk.dtype, chunk.shape):
+        raise InputError(
+            path,
+            f"'{chunk.name[:80]}' is {view.dtype} {view.shape} there, and {chunk.dtype}"
+            f" {chunk.shape} going by the metadata",
+        )
+    head = bytes(inside(0, min(archive.locate(tensor.storage), _HEAD)))
+    return _Known(head, end, Found(view.offset, view.strides))

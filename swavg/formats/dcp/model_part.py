@@ -1,0 +1,138 @@
+"""Which of what a distributed checkpoint holds is the model, and where it lies among the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from swavg.errors import InputError, NoWeightsError, some
+from swavg.formats.dcp.metadata import Saved
+from swavg.formats.torch.usual_names import EMA, PLAIN, is_never
+
+_DEPTH = 4
+_LISTED = 8
+
+# What trainers keep beside the model, by the beginning of a full name.
+_BESIDE = re.compile(
+    r"(chained_\d+\.)?"
+    r"(optim(s|i[sz]ers?)?(_\w+)?|lr_schedulers?(_\d+)?|data_?loaders?|train_state|rng(_\w+)?)"
+    r"([./].*)?",
+    re.DOTALL,
+)
+_EXTRA_STATE = "_extra_state"
+"""What Megatron's layers keep besides weights (scales of fp8, say)."""
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """The model's tensors: full names by those without the keys ``root`` that lead to it.
+    ``others`` name what lies beside it, ``objects`` what is in it and no tensor. ``further`` are
+    the paths of what may be other models."""
+
+    root: tuple[str, ...]
+    names: Mapping[str, str]
+    others: tuple[str, ...]
+    objects: tuple[str, ...]
+    further: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else could have been meant."""
+        return tuple(
+            f"state dict found under '{self.root_key}'; there is also '{path}'"
+            f" (choose it with --key {path})"
+            for path in self.further[:_LISTED]
+        )
+
+    @property
+    def root_key(self) -> str:
+        return ".".join(self.root)
+
+
+def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
+    """The tensors under the dotted path ``key``, or of the state dict that is the model's going by
+    the names. InputError if there is none, or several could be meant."""
+    paths = {name: tuple(map(str, saved.path(name))) for name in (*saved.tensors, *saved.objects)}
+    further: tuple[str, ...] = ()
+    if key is None:
+        root, further = _root(path, {name: paths[name] for name in saved.tensors})
+    else:
+        root = _keyed(path, paths, key)
+    names: dict[str, str] = {}
+    objects, others = [], []
+    for name, keys in paths.items():
+        inside = keys[: len(root)] == root and len(keys) > len(root)
+        local = ".".join(keys[len(root) :])
+        # Below a name that was asked for, or is a model's, all tensors belong to it.
+        if not inside or (not root and _is_beside(name, keys)):
+            others.append(_group(keys, root))
+        elif name in saved.objects or _EXTRA_STATE in keys[-1]:
+            objects.append(local)
+        elif local in names:
+            raise InputError(path, f"two tensors are called '{local[:80]}'")
+        else:
+            names[local] = name
+    if not names:
+        raise NoWeightsError(path, "holds no tensors of a model")
+    return ModelPart(root, names, tuple(dict.fromkeys(others)), tuple(objects), further)
+
+
+def _group(keys: tuple[str, ...], root: tuple[str, ...]) -> str:
+    """The dictionary in which something beside the model lies, as a dotted path."""
+    depth = 0
+    while depth < min(len(keys) - 1, len(root)) and keys[depth] == root[depth]:
+        depth += 1
+    # Names that are not nested have dots of their own.
+    last = keys[depth] if len(keys) > depth + 1 else keys[depth].split(".")[0]
+    return ".".join((*keys[:depth], last))
+
+
+def _is_beside(name: str, keys: tuple[str, ...]) -> bool:
+    return _BESIDE.fullmatch(name) is not None or (len(keys) > 1 and is_never(keys[0], None))
+
+
+def _root(
+    path: str, paths: Mapping[str, tuple[str, ...]]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The keys that lead to the model, and the paths of what else could have been meant."""
+    root: tuple[str, ...] = ()
+    further: list[str] = []
+    inside = {name: keys for name, keys in paths.items() if not _is_beside(name, keys)}
+    while len(root) < _DEPTH:
+        depth = len(root)
+        inside = {name: keys for name, keys in inside.items() if keys[:depth] == root}
+        if any(len(keys) == depth + 1 for keys in inside.values()):
+            break
+        groups = list(dict.fromkeys(keys[depth] for keys in inside.values()))
+        groups = [group for group in groups if depth == 0 or not is_never(group, None)]
+        usual = [name for name in (*PLAIN, *EMA) if name in groups]
+        plain = [name for name in groups if name not in EMA] or groups
+        if usual and (depth == 0 or len(plain) == 1):
+            chosen = usual[0]
+        elif depth == 0 and len(groups) == 1:
+            chosen = groups[0]
+        elif depth == 0 and groups:
+            listed = some([f"'{name[:60]}'" for name in groups], _LISTED)
+            raise InputError(
+                path,
+                f"several state dicts could be meant: {listed}",
+                hint=f"Choose one with key={groups[0]}, or all with key=''.",
+            )
+        else:
+            break
+        further += [".".join((*root, name)) for name in groups if name != chosen]
+        root = (*root, chosen)
+    return root, tuple(further)
+
+
+def _keyed(path: str, paths: Mapping[str, tuple[str, ...]], key: str) -> tuple[str, ...]:
+    """The keys whose dotted path is ``key``."""
+    if not key:
+        return ()
+    for keys in paths.values():
+        for depth in range(1, len(keys)):
+            if ".".join(keys[:depth]) == key:
+                return keys[:depth]
+    listed = some([f"'{name[:60]}'" for name in dict.fromkeys(k[0] for k in paths.values())], 8)
+    raise InputError(path, f"has no '{key}'", hint=f"There are: {listed}.")

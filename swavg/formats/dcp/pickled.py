@@ -1,0 +1,169 @@
+"""The pickle ``.metadata``, written without torch: protocol 4, of torch's own classes."""
+
+from __future__ import annotations
+
+import struct
+
+from swavg.formats.checkpoint import Shape
+from swavg.formats.dcp.metadata import Place, Saved, SavedTensor
+
+_CLASSES = "torch.distributed.checkpoint.metadata"
+_FILES = "torch.distributed.checkpoint.filesystem"
+_VERSION = "1.0.0"
+
+
+def pickled(saved: Saved) -> bytes:
+    """What :func:`swavg.formats.dcp.metadata.read_metadata` reads as ``saved``."""
+    writer = _Writer(saved)
+    writer.metadata()
+    return bytes(writer.out)
+
+
+class _Writer:
+    """Appends opcodes to ``out``: every method pushes one value (``b"}("`` begins the attributes of
+    an object, ``b"ub"`` sets them)."""
+
+    def __init__(self, saved: Saved) -> None:
+        self.saved = saved
+        self.out = bytearray(b"\x80\x04")
+        self._places: dict[tuple[str, ...], int] = {}
+
+    def metadata(self) -> None:
+        saved = self.saved
+        self.new(_CLASSES, "Metadata")
+        self.out += b"}("
+        self.text("state_dict_metadata")
+        self.out += b"}("
+        for name, tensor in saved.tensors.items():
+            self.text(name)
+            self.tensor(tensor)
+        for name in saved.objects:
+            self.text(name)
+            self.new(_CLASSES, "BytesStorageMetadata")
+        self.out += b"u"
+        self.text("planner_data")
+        self.out += b"}("
+        for name, keys in saved.paths.items():
+            self.text(name)
+            self.out += b"("
+            for key in keys:
+                self.text(key) if isinstance(key, str) else self.number(key)
+            self.out += b"t"
+        self.out += b"u"
+        self.text("storage_data")
+        self.out += b"}("
+        for name, tensor in saved.tensors.items():
+            for index, chunk in enumerate(tensor.chunks):
+                self.index(name, index, chunk.start)
+                self.place(chunk.place)
+        for name, place in saved.objects.items():
+            self.index(name, None, None)
+            self.place(place)
+        self.out += b"u"
+        self.text("storage_meta")
+        self.out += b"N"
+        self.text("version")
+        self.text(_VERSION)
+        self.out += b"ub."
+
+    def tensor(self, tensor: SavedTensor) -> None:
+        self.new(_CLASSES, "TensorStorageMetadata")
+        self.out += b"}("
+        self.text("properties")
+        self.new(_CLASSES, "TensorProperties")
+        self.out += b"("
+        self.named("torch", tensor.dtype)
+        self.named("torch.serialization", "_get_layout")
+        self.text("torch.strided")
+        # Not requiring a gradient; contiguous; not pinned.
+        self.out += b"\x85R\x89"
+        self.named(_CLASSES, "_MEM_FORMAT_ENCODING")
+        self.out += b"K\0\x85R\x89tb"
+        self.text("size")
+        self.size(tensor.shape)
+        self.text("chunks")
+        self.out += b"]("
+        for chunk in tensor.chunks:
+            self.new(_CLASSES, "ChunkStorageMetadata")
+            self.out += b"}("
+            self.text("offsets")
+            self.size(chunk.start)
+            self.text("sizes")
+            self.size(chunk.shape)
+            self.out += b"ub"
+        self.out += b"eub"
+
+    def index(self, name: str, index: int | None, start: Shape | None) -> None:
+        self.new(_CLASSES, "MetadataIndex")
+        self.out += b"}("
+        self.text("fqn")
+        self.text(name)
+        self.text("index")
+        self.number(index)
+        if start is not None:
+            self.text("offset")
+            self.size(start)
+        self.out += b"ub"
+
+    def place(self, place: Place) -> None:
+        self.new(_FILES, "_StorageInfo")
+        self.out += b"}("
+        self.text("relative_path")
+        self.text(self.saved.files[place.file])
+        self.text("offset")
+        self.number(place.offset)
+        self.text("length")
+        self.number(place.length)
+        if place.transforms:
+            self.text("transform_descriptors")
+            self.out += b"]("
+            for transform in place.transforms:
+                self.text(transform)
+            self.out += b"e"
+        self.out += b"ub"
+
+    def new(self, module: str, name: str) -> None:
+        """An object of this class, without attributes."""
+        self.named(module, name)
+        self.out += b")\x81"
+
+    def named(self, module: str, name: str) -> None:
+        if not self.known((module, name)):
+            self.text(module)
+            self.text(name)
+            self.out += b"\x93"
+            self.keep((module, name))
+
+    def size(self, shape: Shape) -> None:
+        self.named("torch", "Size")
+        self.out += b"("
+        for extent in shape:
+            self.number(extent)
+        self.out += b"t\x85R"
+
+    def text(self, text: str) -> None:
+        if not self.known((text,)):
+            data = text.encode("utf-8", "surrogatepass")
+            self.out += b"X" + struct.pack("<I", len(data)) + data
+            self.keep((text,))
+
+    def number(self, value: int | None) -> None:
+        if value is None:
+            self.out += b"N"
+        elif value < 1 << 8:
+            self.out += b"K" + bytes([value])
+        elif value < 1 << 31:
+            self.out += b"J" + struct.pack("<i", value)
+        else:
+            self.out += b"\x8a\x08" + struct.pack("<q", value)
+
+    def known(self, key: tuple[str, ...]) -> bool:
+        """Whether what ``key`` stands for was there before; then it is pushed again."""
+        place = self._places.get(key)
+        if place is not None:
+            self.out += b"j" + struct.pack("<I", place)
+        return place is not None
+
+    def keep(self, key: tuple[str, ...]) -> None:
+        self._places[key] = len(self._places)
+        self.out += b"\x94"

@@ -1,0 +1,227 @@
+"""What a distributed checkpoint is written as: a chunk for each tensor, and all else that the
+template holds, byte for byte."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+from swavg.errors import OutputError, RequestError, some
+from swavg.formats.dcp.chunk_zip import ChunkZip, digits
+from swavg.formats.dcp.metadata import Chunk, Place, Saved, SavedTensor
+from swavg.formats.dcp.model_part import ModelPart
+from swavg.formats.dcp.opened import DcpTemplate
+from swavg.formats.dcp.pickled import pickled
+from swavg.formats.dcp.place import METADATA, RECIPE
+from swavg.formats.layout import FileLayout, Kept, Layout, Specs, WriteRequest, losses
+from swavg.storage.crc import RegionChecksum
+from swavg.storage.sources import LocalFile, Pool
+
+MOST = 5_000_000_000
+"""Bytes of a data file: what would make it larger begins a new one."""
+_LISTED = 6
+_MASTERS = ".fp32_param."
+"""In the names of Megatron-LM's."""
+
+
+@dataclass(frozen=True, eq=False)
+class ChunksLayout(FileLayout):
+    """A data file: tensors, each in a zip, of the full names ``full_names``; then bytes of the
+    template. ``zips`` are those of the specs' forms."""
+
+    zips: tuple[ChunkZip, ...] = ()
+    full_names: tuple[str, ...] = ()
+
+    checksum = "crc32"
+
+    def chunks(self) -> Iterator[tuple[ChunkZip, int, str]]:
+        """Each tensor's zip, the offset of its data, and its full name."""
+        for number, offset, name in zip(self.tensors, self.offsets, self.full_names, strict=True):
+            yield self.zips[self.specs.form[number]], offset, name
+
+    def fixed(self) -> Iterator[tuple[int, bytes]]:
+        for chunk, offset, _ in self.chunks():
+            yield offset - len(chunk.head), chunk.head
+
+    def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        sizes = self.specs.sizes
+        for number, (chunk, offset, name) in zip(self.tensors, self.chunks(), strict=True):
+            nbytes = sizes[number]
+
+            def tail(
+                chunk: ChunkZip = chunk, at: int = offset, name: str = name, nbytes: int = nbytes
+            ) -> bytes:
+                return chunk.tail(crc(at) if nbytes else 0, name)
+
+            yield offset + nbytes, tail
+
+    def verify(self, path: str) -> None:
+        """Compare the beginning of each tensor's zip, and the digits of its name."""
+        file = LocalFile.find(path)
+        if file.size != self.size:
+            raise OutputError(path, "the finished file has not the size that was planned")
+        with Pool() as pool:
+            for chunk, offset, name in self.chunks():
+                start = offset - len(chunk.head)
+                own = digits(name)
+                if (
+                    pool.read(file, start, len(chunk.head)) != chunk.head
+                    or pool.read(file, start + chunk.digits_at, len(own)) != own
+                ):
+                    raise OutputError(path, f"the finished file lacks '{name[:80]}'")
+
+
+def lay_out(request: WriteRequest) -> Layout:
+    """A folder like the template's, if that is a distributed checkpoint and its names stay;
+    otherwise one of the tensors alone, under their own names."""
+    template = request.template.extras.template
+    if not isinstance(template, DcpTemplate) or request.template.renamed:
+        template = None
+    saved, part = (None, None) if template is None else template.read()
+    names = _Names(request.specs, saved, part)
+    files = _Files(request.specs, names.full)
+    for number in range(len(request.specs)):
+        files.add_tensor(number)
+    kept: Saved | None = None
+    if saved is not None and part is not None and not request.weights_only:
+        kept = files.add_kept(saved, frozenset(part.names.values()))
+    folder = template.place.inner if template is not None else ""
+
+    def inside(name: str) -> str:
+        return os.path.join(folder, name)
+
+    small = {inside(METADATA): pickled(files.saved(names.paths, kept))}
+    if request.recipe:
+        small[inside(RECIPE)] = request.recipe.encode()
+    extras, last = request.template.extras, os.path.basename(request.template.path.rstrip("/"))
+    notes: list[str] = []
+    if kept is None and not request.weights_only and (lost := losses(request)):
+        notes.append(f"the output holds tensors only: {lost} left out")
+    if kept is not None and extras.others:
+        notes.append(f"left as in {last}: {some(extras.others, _LISTED)}")
+    if kept is not None and extras.left_out:
+        notes.append(f"not copied from {last}: {some(extras.left_out, _LISTED)}")
+    warnings = [
+        f"'{path}' was not averaged, but left as in {last} (--key {path} averages it alone)"
+        for path in (part.further if part is not None and kept is not None else ())
+    ]
+    if kept is not None and any(_MASTERS in name for name in kept.tensors):
+        warnings.append(
+            f"the optimizer's float32 weights are those of {last}: training that resumes from the"
+            " output goes on with them, not with the average"
+        )
+    side = template.side_files if template is not None and kept is not None else {}
+    return Layout(tuple(files.layouts(inside)), small, side, tuple(notes), tuple(warnings))
+
+
+class _Names:
+    """The full names of the tensors, and the keys that they stand for."""
+
+    def __init__(self, specs: Specs, saved: Saved | None, part: ModelPart | None) -> None:
+        self.full: list[str] = []
+        self.paths: dict[str, tuple[str | int, ...]] = {}
+        known = {} if part is None else part.names
+        root = () if part is None else part.root
+        for local in specs.names:
+            name = known.get(local) or ".".join((*root, local))
+            self.full.append(name)
+            if saved is None or saved.paths:
+                self.paths[name] = (
+                    (*root, local) if saved is None else saved.paths.get(name, (*root, local))
+                )
+        if saved is not None:
+            others = {name: keys for name, keys in saved.paths.items() if name not in self.paths}
+            self.paths |= others
+
+
+@dataclass
+class _File:
+    """A data file as it grows."""
+
+    size: int = 0
+    tensors: array[int] = field(default_factory=lambda: array("I"))
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+    kept: list[Kept] = field(default_factory=list)
+
+
+class _Files:
+    """The data files, filled one after the other."""
+
+    def __init__(self, specs: Specs, full_names: list[str]) -> None:
+        self.specs = specs
+        self.full_names = full_names
+        self.files = [_File()]
+        for dtype, _ in specs.forms:
+            if dtype.bits % 8:
+                raise RequestError(f"A distributed checkpoint has no dtype for {dtype}.")
+        self.zips = tuple(ChunkZip(dtype, shape) for dtype, shape in specs.forms)
+        self.tensors: dict[str, SavedTensor] = {}
+
+    def room(self, nbytes: int) -> tuple[int, _File]:
+        """The file that takes so many bytes, and its number."""
+        if self.files[-1].size and self.files[-1].size + nbytes > MOST:
+            self.files.append(_File())
+        return len(self.files) - 1, self.files[-1]
+
+    def add_tensor(self, number: int) -> None:
+        _, dtype, shape = self.specs.at(number)
+        chunk = self.zips[self.specs.form[number]]
+        index, file = self.room(chunk.size)
+        file.tensors.append(number)
+        file.offsets.append(file.size + len(chunk.head))
+        box = Chunk((0,) * len(shape), shape, Place(index, file.size, chunk.size))
+        self.tensors[self.full_names[number]] = SavedTensor(dtype.name, shape, (box,))
+        file.size += chunk.size
+
+    def add_kept(self, saved: Saved, model: Collection[str]) -> Saved:
+        """Copy all that is none of the ``model``'s; what it is, and where it lies now."""
+        moved: dict[Place, Place] = {}
+        places = {place for name, place in saved.everything() if name not in model}
+        for place in sorted(places):
+            index, file = self.room(place.length)
+            last = file.kept[-1] if file.kept else None
+            if (
+                last is not None
+                and last.source == place.file
+                and last.start + last.nbytes == place.offset
+            ):
+                file.kept[-1] = Kept(
+                    last.offset, last.start, last.nbytes + place.length, last.source
+                )
+            else:
+                file.kept.append(Kept(file.size, place.offset, place.length, place.file))
+            moved[place] = place._replace(file=index, offset=file.size)
+            file.size += place.length
+        tensors = {
+            name: SavedTensor(
+                tensor.dtype,
+                tensor.shape,
+                tuple(chunk._replace(place=moved[chunk.place]) for chunk in tensor.chunks),
+            )
+            for name, tensor in saved.tensors.items()
+            if name not in model
+        }
+        objects = {name: moved[place] for name, place in saved.objects.items()}
+        return Saved((), tensors, objects, {})
+
+    def saved(self, paths: dict[str, tuple[str | int, ...]], kept: Saved | None) -> Saved:
+        """What the folder will hold."""
+        names = tuple(_data_name(number) for number in range(len(self.files)))
+        tensors = self.tensors if kept is None else {**self.tensors, **kept.tensors}
+        objects = {} if kept is None else kept.objects
+        present = {name: keys for name, keys in paths.items() if name in tensors or name in objects}
+        return Saved(names, tensors, objects, present)
+
+    def layouts(self, inside: Callable[[str], str]) -> Iterator[ChunksLayout]:
+        for number, file in enumerate(self.files):
+            names = tuple(self.full_names[tensor] for tensor in file.tensors)
+            yield ChunksLayout(
+                inside(_data_name(number)), file.size, self.specs, file.tensors, file.offsets,
+                tuple(file.kept), zips=self.zips, full_names=names,
+            )  # fmt: skip
+
+
+def _data_name(number: int) -> str:
+    return f"__0_{number}.distcp"

@@ -1,0 +1,79 @@
+"""Which of what a folder holds is the model."""
+
+from __future__ import annotations
+
+import pytest
+
+from swavg.errors import InputError
+from swavg.formats.dcp.metadata import Place, Saved, SavedTensor
+from swavg.formats.dcp.model_part import find_model
+
+ONE = SavedTensor("float32", (), ())
+
+
+def holding(*names, paths=None, objects=()):
+    """A folder of these tensors; ``paths`` are the keys of some names."""
+    place = Place(0, 0, 0)
+    return Saved((), dict.fromkeys(names, ONE), dict.fromkeys(objects, place), paths or {})
+
+
+def nested(*paths, objects=()):
+    """A folder of tensors at these paths of keys."""
+    named = {".".join(path): path for path in paths}
+    return holding(*named, paths=named, objects=objects)
+
+
+@pytest.mark.parametrize(
+    ("saved", "key", "root", "names", "others"),
+    [
+        # Names with dots of their own are no nesting.
+        (holding("model.embed.weight", "lm_head.weight"), None, "",
+         ["model.embed.weight", "lm_head.weight"], ()),
+        (nested(("model", "w"), ("optim", "state.w")), None, "model", ["w"], ("optim",)),
+        (nested(("app", "model", "w"), ("app", "optim", "w")), None, "app.model", ["w"],
+         ("app.optim",)),
+        (nested(("net", "w"), ("lr_scheduler", "x")), None, "net", ["w"], ("lr_scheduler",)),
+        (holding("w", "optimizer.state.w.exp_avg", "chained_0.optimizer.state.w"), None, "", ["w"],
+         ("optimizer", "chained_0")),
+        (holding("w", "optimus.w", "dataloader.dp_rank_0", "rng_state"), None, "",
+         ["w", "optimus.w"], ("dataloader", "rng_state")),
+        (nested(("model", "w"), ("ema", "w")), None, "model", ["w"], ("ema",)),
+        (nested(("model", "w"), ("ema", "w")), "ema", "ema", ["w"], ("model",)),
+        (nested(("a", "w"), ("b", "w")), "", "", ["a.w", "b.w"], ()),
+        (nested(("model", "encoder", "w"), ("model", "decoder", "w")), None, "model",
+         ["encoder.w", "decoder.w"], ()),
+        # Modules of a model, one of which is called so.
+        (nested(("model", "model", "w"), ("model", "head", "w")), None, "model",
+         ["model.w", "head.w"], ()),
+    ],
+)  # fmt: skip
+def test_the_model_is_found(saved, key, root, names, others):
+    part = find_model("run", saved, key)
+    assert (part.root_key, list(part.names), part.others) == (root, names, others)
+    assert all(full.endswith(local) for local, full in part.names.items())
+
+
+def test_another_state_dict_is_told():
+    part = find_model("run", nested(("model", "w"), ("ema", "w")))
+    assert part.notes == (
+        "state dict found under 'model'; there is also 'ema' (choose it with --key ema)",
+    )
+
+
+def test_what_layers_keep_besides_weights_is_no_tensor_of_the_model():
+    part = find_model("run", holding("w", "w._extra_state", objects=("up._extra_state/shard_0",)))
+    assert list(part.names) == ["w"]
+    assert part.objects == ("w._extra_state", "up._extra_state/shard_0")
+
+
+@pytest.mark.parametrize(
+    ("saved", "key", "problem"),
+    [
+        (nested(("a", "w"), ("b", "w")), None, "several state dicts could be meant: 'a', 'b'"),
+        (nested(("optim", "w")), None, "holds no tensors of a model"),
+        (nested(("model", "w")), "ema", "has no 'ema'"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(saved, key, problem):
+    with pytest.raises(InputError, match=problem):
+        find_model("run", saved, key)

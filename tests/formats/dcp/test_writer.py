@@ -1,0 +1,123 @@
+"""What is written, as torch loads it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+import swavg
+from swavg.formats.dcp import writer
+from swavg.formats.dcp.metadata import read_metadata
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+def state(seed):
+    torch.manual_seed(seed)
+    return {
+        "model": {f"layers.{number}.weight": torch.randn(20, 30) for number in range(4)},
+        "optim": {"state": {"layers.0.weight": torch.randn(20, 30)}, "lr": [0.1, 0.2], "n": seed},
+    }
+
+
+@pytest.fixture
+def pair(tmp_path):
+    for seed in (1, 2):
+        dcp.save(state(seed), checkpoint_id=tmp_path / str(seed), no_dist=True)
+    return [tmp_path / "1", tmp_path / "2"]
+
+
+def loaded(folder):
+    """The folder loaded into a state dict of other values."""
+    into = state(3)
+    dcp.load(into, checkpoint_id=folder, no_dist=True)
+    return into
+
+
+def mean():
+    first, second = state(1)["model"], state(2)["model"]
+    return {
+        name: ((value.double() + second[name].double()) / 2).float()
+        for name, value in first.items()
+    }
+
+
+def assert_is_mean(folder):
+    found = loaded(folder)
+    for name, value in mean().items():
+        assert torch.equal(found["model"][name], value), name
+    last = state(2)["optim"]
+    moment = found["optim"]["state"]["layers.0.weight"]
+    assert torch.equal(moment, last["state"]["layers.0.weight"])
+    assert found["optim"]["lr"] == last["lr"]
+    assert found["optim"]["n"] == last["n"]
+
+
+def test_training_resumes_from_an_average(pair, tmp_path):
+    report = swavg.average(pair, output=tmp_path / "out")
+    assert_is_mean(tmp_path / "out")
+    assert "the model is under 'model'; beside it there is optim" in report.notes
+    assert "left as in 2: optim" in report.notes
+
+
+def test_large_checkpoints_are_several_files(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "MOST", 8000)
+    swavg.average(pair, output=tmp_path / "out")
+    files = sorted((tmp_path / "out").glob("*.distcp"))
+    assert len(files) > 2
+    assert all(file.stat().st_size <= 8000 for file in files)
+    assert_is_mean(tmp_path / "out")
+
+
+def test_an_average_is_averaged_again(pair, tmp_path):
+    swavg.average(pair, output=tmp_path / "out")
+    swavg.average([tmp_path / "out", tmp_path / "out"], output=tmp_path / "again")
+    assert_is_mean(tmp_path / "again")
+
+
+def test_tensors_that_are_dropped_are_in_nothing_that_is_written(pair, tmp_path):
+    policy = swavg.Policy(exclude=("layers.3.*",), drop_excluded=True)
+    swavg.average(pair, output=tmp_path / "out", policy=policy)
+    saved = read_metadata(str(tmp_path / "out"))
+    assert "model.layers.3.weight" not in {*saved.tensors, *saved.paths}
+    assert "model.layers.2.weight" in saved.tensors
+
+
+def test_other_names_are_written_flat_and_alone(pair, tmp_path):
+    policy = swavg.Policy(rename=("layers=blocks",))
+    report = swavg.average(pair, output=tmp_path / "out", policy=policy)
+    saved = read_metadata(str(tmp_path / "out"))
+    assert set(saved.tensors) == {f"blocks.{number}.weight" for number in range(4)}
+    assert not saved.objects
+    assert any("'optim'" in note and "left out" in note for note in report.notes)
+
+
+def test_a_torch_file_becomes_a_distributed_checkpoint(tmp_path):
+    torch.save(state(1)["model"], tmp_path / "a.pt")
+    swavg.average([tmp_path / "a.pt"], output=tmp_path / "out", policy=swavg.Policy(format="dcp"))
+    into = {name: torch.zeros(20, 30) for name in state(1)["model"]}
+    dcp.load(into, checkpoint_id=tmp_path / "out", no_dist=True)
+    for name, value in state(1)["model"].items():
+        np.testing.assert_array_equal(into[name].numpy(), value.numpy())
+
+
+def test_another_model_that_stays_is_warned_of(tmp_path):
+    for seed in (1, 2):
+        both = {"model": state(seed)["model"], "ema": state(seed + 2)["model"]}
+        dcp.save(both, checkpoint_id=tmp_path / str(seed), no_dist=True)
+    report = swavg.average([tmp_path / "1", tmp_path / "2"], output=tmp_path / "out")
+    warning = "'ema' was not averaged, but left as in 2 (--key ema averages it alone)"
+    assert warning in report.warnings
+    into = {"ema": state(5)["model"]}
+    dcp.load(into, checkpoint_id=tmp_path / "out", no_dist=True)
+    for name, value in state(4)["model"].items():
+        assert torch.equal(into["ema"][name], value)
+
+
+def test_float32_weights_of_an_optimizer_are_warned_of(tmp_path):
+    saved = {"w": torch.ones(2), "optimizer.state.fp32_param.w": torch.ones(2)}
+    dcp.save(saved, checkpoint_id=tmp_path / "1", no_dist=True)
+    report = swavg.average([tmp_path / "1"] * 2, output=tmp_path / "out")
+    assert any("the optimizer's float32 weights are those of 1" in w for w in report.warnings)
