@@ -114,7 +114,7 @@ def test_what_a_pickle_names_is_not_run(tmp_path):
     folder, mark = tmp_path / "a", tmp_path / "was-here"
     saved(folder, [((0, 0), (4, 3))])
     (folder / ".metadata").write_bytes(pickle.dumps(Evil(str(mark)), protocol=4))
-    refused(folder, "names io.open, which no distributed checkpoint does")
+    refused(folder, "io.open, which no distributed checkpoint does")
     assert not mark.exists()
 
 
