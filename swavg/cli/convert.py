@@ -24,10 +24,10 @@ def convert(checkpoint: str, output: str, policy: Policy, run: Run) -> None:
     no tensor is kept where the format can hold it, and named where it cannot.
 
     \b
-    swavg convert model.ckpt model.safetensors
-    swavg convert step-1000/ model.safetensors       a distributed checkpoint
+    swavg convert a.pt converted.safetensors
+    swavg convert a.safetensors converted.pt
     swavg convert model.safetensors out/ --max-shard-size 5GB
-    swavg convert big.safetensors half.safetensors --dtype bfloat16
+    swavg convert a.safetensors half.safetensors --dtype bfloat16
     """
     path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     from swavg import methods

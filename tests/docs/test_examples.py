@@ -110,7 +110,7 @@ class Trainer:
     def train(self, *arguments):
         assert len(self.callbacks) == 2
 
-    evaluate = predict = _load_from_checkpoint = train
+    evaluate = predict = save_model = _load_from_checkpoint = train
 
 
 @pytest.mark.torch
