@@ -35,13 +35,13 @@ _versions = count(1 << 30, 1 << 8)
 
 @dataclass(slots=True, eq=False)
 class _Shown:
-    """A tensor of the model that shows its average: its ``own`` data and their version, and the
-    ``version`` of what is shown (how often a tensor was written to, to autograd)."""
+    """A tensor of the model that shows its average: its ``own`` data and their version (None where
+    that cannot be set), and the ``version`` of what is shown."""
 
     place: Place
     tensor: Tensor
     own: Tensor
-    before: int
+    before: int | None
     version: int = -1
 
     @property
@@ -183,7 +183,9 @@ class Averages:
         written = self._in_place or is_sharded(tensor)
         # Kept before anything changes: an interrupt may come between any two lines.
         own = local(tensor).clone() if written else tensor.data
-        self._shown.append(_Shown(place, tensor, own, _version(tensor)))
+        # A DTensor's is not that of its part, which is written.
+        marks = not (tensor.is_inference() or is_sharded(tensor))
+        self._shown.append(_Shown(place, tensor, own, tensor._version if marks else None))
         if written:
             local(tensor).copy_(average)
         else:
@@ -194,7 +196,8 @@ class Averages:
     def _mark(self, version: int) -> None:
         """Let autograd know a graph of other weights: backward() through it is torch's error, as
         after any write, and not a gradient of weights that it was not built with."""
-        _set_versions([(shown.tensor, version) for shown in self._shown])
+        marked = [shown for shown in self._shown if shown.before is not None]
+        _set_versions([shown.tensor for shown in marked], [version] * len(marked))
         for shown in self._shown:
             shown.version = _version(shown.tensor)
 
@@ -235,7 +238,8 @@ class Averages:
         for shown in reversed(self._shown):
             self._give_back(shown)
         # A graph of before is valid again.
-        _set_versions([(shown.tensor, shown.before) for shown in self._shown])
+        marked = {shown.tensor: shown.before for shown in self._shown if shown.before is not None}
+        _set_versions([*marked], [*marked.values()])
         self._shown.clear()
         self._groups = self._written = None
         _showing[:] = [each for each in _showing if each() not in (self, None)]
@@ -311,7 +315,7 @@ class Averages:
         # A copy of one that is applied is applied to a copy of the model, of other versions.
         self.__dict__.update(state)
         for shown in self._shown:
-            shown.before, shown.version = 0, _version(shown.tensor)
+            shown.before, shown.version = None, _version(shown.tensor)
         if self._shown:
             _showing.append(ref(self))
 
@@ -498,17 +502,13 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _set_versions(versions: Iterable[tuple[Tensor, int]]) -> None:
-    """Set them; DTensors, which are written to, and tensors without a version have theirs."""
-    found = [
-        each for each in versions if not (each[0].is_inference() or is_sharded(each[0]))
-    ]  # fmt: skip
+def _set_versions(tensors: list[Tensor], versions: list[int]) -> None:
     setter: Any = torch._C._autograd._unsafe_set_version_counter
     try:
-        setter(*zip(*found, strict=True) if found else ((), ()))
+        setter(tensors, versions)
     except TypeError:
         # Older PyTorch takes them one by one.
-        for tensor, version in found:
+        for tensor, version in zip(tensors, versions, strict=True):
             setter(tensor, version)
 
 
