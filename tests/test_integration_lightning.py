@@ -583,6 +583,29 @@ def test_whatever_is_shown_a_checkpoint_has_training_weights_and_averages(
     assert "on_save_checkpoint" not in vars(model)
 
 
+class Copied(Digits):
+    copies = ()
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["of"] = id(self)
+
+    def on_train_epoch_end(self):
+        self.copies = [copy.deepcopy(self), pickle.loads(pickle.dumps(self))]
+
+
+def test_a_copy_of_the_module_in_training_is_one_without_the_trainer(tmp_path):
+    """Other callbacks copy or pickle the module, and not with it the trainer and its data."""
+    model = Copied()
+    trainer(tmp_path, [EMACallback(0.9)], max_epochs=1).fit(model)
+    for each in model.copies:
+        checkpoint = {}
+        each.on_save_checkpoint(checkpoint)
+        assert checkpoint["of"] == id(each) != id(model)
+        assert each._trainer is None
+        same_parameters(dict(each.named_parameters()), dict(model.named_parameters()))
+    assert len(model.copies) == 2
+
+
 def test_a_mean_of_another_start_goes_on_from_its_own(tmp_path):
     saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
     run = trainer(tmp_path, [SWACallback(4, 2, swap=False), saving], enable_checkpointing=True)

@@ -6,9 +6,11 @@ What :class:`~swavg.training.EMA`, :class:`~swavg.training.PowerEMA` and
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 from weakref import ReferenceType, ref
 
@@ -27,15 +29,19 @@ Group = tuple[list[Tensor], list[Tensor]]
 _showing: list[ReferenceType[Averages]] = []
 """The averages that are in some model now, in the order in which they were applied."""
 
+_versions = count(1 << 30, 1 << 8)
+"""Versions of what is shown, another each time, and none that training comes to."""
+
 
 @dataclass(slots=True, eq=False)
 class _Shown:
-    """A tensor of the model that shows its average: its ``own`` data, and how often it was written
-    to before."""
+    """A tensor of the model that shows its average: its ``own`` data and their version (None where
+    that cannot be set), and the ``version`` of what is shown."""
 
     place: Place
     tensor: Tensor
     own: Tensor
+    before: int | None
     version: int = -1
 
     @property
@@ -161,12 +167,13 @@ class Averages:
         """Give the model the averaged values, and keep its own for :meth:`restore`."""
         self.forbid_applied("apply the average again")
         self._places.follow()
-        torch.clear_autocast_cache()
+        _forget_caches()
         try:
             for place in self._places.all:
                 tensor, average = place.tensor(), self._averages.get(place.name)
                 if tensor is not None and average is not None:
                     self._show(place, tensor, self._fit(place, average, local(tensor)))
+            self._mark(next(_versions))
         except BaseException:
             self._back()
             raise
@@ -175,15 +182,24 @@ class Averages:
     def _show(self, place: Place, tensor: Tensor, average: Tensor) -> None:
         written = self._in_place or is_sharded(tensor)
         # Kept before anything changes: an interrupt may come between any two lines.
-        shown = _Shown(place, tensor, local(tensor).clone() if written else tensor.data)
-        self._shown.append(shown)
+        own = local(tensor).clone() if written else tensor.data
+        # A DTensor's is not that of its part, which is written.
+        marks = not (tensor.is_inference() or is_sharded(tensor))
+        self._shown.append(_Shown(place, tensor, own, tensor._version if marks else None))
         if written:
             local(tensor).copy_(average)
         else:
             alike = (average.device, average.dtype) == (tensor.device, tensor.dtype)
             alike = alike and average.stride() == tensor.stride()
             tensor.data = average if alike else torch.empty_like(tensor).copy_(average)
-        shown.version = _version(tensor)
+
+    def _mark(self, version: int) -> None:
+        """Let autograd know a graph of other weights: backward() through it is torch's error, as
+        after any write, and not a gradient of weights that it was not built with."""
+        marked = [shown for shown in self._shown if shown.before is not None]
+        _set_versions([shown.tensor for shown in marked], [version] * len(marked))
+        for shown in self._shown:
+            shown.version = _version(shown.tensor)
 
     def restore(self) -> None:
         """Give the model its own values back, also where it was moved or given other tensors
@@ -216,11 +232,14 @@ class Averages:
 
     @torch.no_grad()
     def _back(self) -> None:
-        torch.clear_autocast_cache()
+        _forget_caches()
         settle(self._places.model)
         # The last first: so tensors that share memory end as they were. May be done twice.
         for shown in reversed(self._shown):
             self._give_back(shown)
+        # A graph of before is valid again.
+        marked = {shown.tensor: shown.before for shown in self._shown if shown.before is not None}
+        _set_versions([*marked], [*marked.values()])
         self._shown.clear()
         self._groups = self._written = None
         _showing[:] = [each for each in _showing if each() not in (self, None)]
@@ -291,6 +310,14 @@ class Averages:
                 f"Cannot {act}: the model has the averaged weights now.",
                 hint="Restore its own first: leave the with block, or call restore() or swap().",
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy of one that is applied is applied to a copy of the model, of other versions.
+        self.__dict__.update(state)
+        for shown in self._shown:
+            shown.before, shown.version = None, _version(shown.tensor)
+        if self._shown:
+            _showing.append(ref(self))
 
     # ---- Values and state.
 
@@ -461,17 +488,35 @@ class Averages:
 
 
 def _move_buffers(move: Move, averages: list[Tensor], values: list[Tensor]) -> None:
-    """As :func:`move_all`; what is equal stays, as the -inf of a mask, of which no sum is left."""
+    """As :func:`move_all`; what is equal stays, as the -inf of a mask, and where no number would
+    be left it is the model's: an observer starts with the range from inf to -inf."""
     before = [average.clone() for average in averages]
     move_all(move, averages, values)
     for average, old, value in zip(averages, before, values, strict=True):
-        stays = old == value.to(old.device, old.dtype)
-        average.copy_(torch.where(stays, old, average))
+        now = value.to(old.device, old.dtype)
+        average.copy_(torch.where((old == now) | ~average.isfinite(), now, average))
 
 
 def _version(tensor: Tensor) -> int:
     """How often a tensor was written to."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _set_versions(tensors: list[Tensor], versions: list[int]) -> None:
+    setter: Any = torch._C._autograd._unsafe_set_version_counter
+    try:
+        setter(tensors, versions)
+    except TypeError:
+        # Older PyTorch takes them one by one.
+        for tensor, version in zip(tensors, versions, strict=True):
+            setter(tensor, version)
+
+
+def _forget_caches() -> None:
+    """Forget what torch has computed from the weights and would use again."""
+    torch.clear_autocast_cache()
+    parametrize = sys.modules.get("torch.nn.utils.parametrize")
+    getattr(parametrize, "_cache", {}).clear()
 
 
 def _copy(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -606,6 +608,91 @@ def test_a_graph_of_before_is_not_disturbed():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_no_graph_is_walked_back_through_other_weights(in_place, dtype):
+    """Convolutions and norms keep the parameter itself for the backward pass: it would find other
+    values there."""
+    model = network().to(dtype).eval()
+    ema, x = EMA(model, 0.5, in_place=in_place), torch.randn(2, 1, 8, 8, dtype=dtype)
+    wander(model, 1, ema.update)
+
+    def grads(loss):
+        return torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+
+    own = grads(model(x).square().mean())
+    before = model(x).square().mean()
+    with ema.applied():
+        shown = grads(model(x).square().mean())
+        inside = model(x).square().mean()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            grads(before)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        grads(inside)
+    with ema.applied(), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        grads(inside)
+    assert all(map(torch.equal, grads(before), own))
+    assert not torch.equal(shown[0], own[0])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gradients_accumulate_across_the_block(in_place):
+    model, other = network(), network()
+    ema = EMA(model, 0.5, in_place=in_place)
+    (x, y), (x2, y2) = batches(2)
+    for each in (model, other):
+        nn.functional.cross_entropy(each(x), y).backward()
+        if each is model:
+            with ema.applied(), torch.no_grad():
+                model.eval()(x2)
+            model.train()
+        nn.functional.cross_entropy(each(x2), y2).backward()
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+
+def test_what_torch_has_computed_from_other_weights_is_not_used():
+    """In autocast a copy of each weight is kept, within parametrize.cached() each weight."""
+    norm = nn.utils.parametrizations.weight_norm
+    model, x = nn.Sequential(norm(nn.Linear(4, 4)), nn.Linear(4, 2)), torch.randn(3, 4)
+    ema = EMA(model, 0.5)
+    wander(model, 2, ema.update)
+
+    def outputs():
+        return model(x).detach()
+
+    for cached in (nn.utils.parametrize.cached, partial(torch.autocast, "cpu", torch.bfloat16)):
+        with cached():
+            own = outputs()
+            with ema.applied():
+                shown = outputs()
+            again = outputs()
+        with ema.applied(), cached():
+            expected = outputs()
+        assert torch.equal(shown, expected)
+        assert torch.equal(own, again)
+        assert not torch.equal(shown, own)
+
+
+def test_a_copy_made_while_applied_has_a_model_of_its_own():
+    model = network()
+    ema = EMA(model, 0.5)
+    wander(model, 2, ema.update)
+    own = snapshot(model)
+    with ema.applied():
+        copies = [copy.deepcopy(ema), pickle.loads(pickle.dumps(ema))]
+        (evaluated, averaged) = copy.deepcopy(model), snapshot(model)
+    assert_same(snapshot(model), own)
+    assert_same(snapshot(evaluated), averaged)
+    wander(model, 1)
+    for each in copies:
+        each.restore()
+        assert_same(each.averaged(), ema.averaged())
+        before = each.averaged()["0.weight"]
+        each.update()
+        assert torch.equal(each.averaged()["0.weight"], before.lerp(own["0.weight"], 0.5))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
 def test_a_step_in_the_block_is_told_when_the_model_has_its_own(in_place):
     model = network()
     ema, optimizer = EMA(model, 0.5, in_place=in_place), sgd(model)
@@ -695,6 +782,18 @@ def test_what_is_equal_stays_whatever_it_is():
     ema.update()
     assert torch.equal(ema.averaged()["mask"], model.mask)
     assert ema.averaged()["scale"].tolist() == [1.5, 1.5]
+
+
+def test_what_starts_without_a_number_is_averaged_from_its_first():
+    """The observers of quantization-aware training start with a range from inf to -inf."""
+    model = network()
+    model.register_buffer("min_val", torch.tensor(float("inf")))
+    ema = EMA(model, 0.5, buffers="average")
+    ema.update()
+    for value, expected in [(-2.0, -2.0), (-4.0, -3.0), (float("-inf"), float("-inf")), (1.0, 1.0)]:
+        model.min_val.fill_(value)
+        ema.update()
+        assert ema.averaged()["min_val"] == expected
 
 
 def test_buffers_that_are_no_statistics_stay_the_models():

@@ -166,6 +166,10 @@ class _Saves:
         for each in emas(self._trainer):
             each.complete(self._trainer, checkpoint)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the module has the method of its class, and no trainer with all its data.
+        return getattr, (self._model, "on_save_checkpoint")
+
     def remove(self) -> None:
         """Leave the module as it was."""
         del self._model.__dict__["on_save_checkpoint"]
