@@ -269,6 +269,9 @@ def test_a_run_that_starts_from_a_checkpoint_without_an_average_starts_a_new_one
 def test_an_error_in_validation_leaves_the_training_weights(tmp_path):
     class Failing(Digits):
         def validation_step(self, batch, batch_idx):
+            # The error that is to be seen is this one, and not that this changed the averages.
+            with torch.no_grad():
+                self.net[0].weight.add_(1)
             raise ValueError("no data")
 
     model = Failing()
@@ -583,6 +586,32 @@ def test_whatever_is_shown_a_checkpoint_has_training_weights_and_averages(
     assert "on_save_checkpoint" not in vars(model)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_layers_that_come_late_and_several_processes_are_averaged(devices, tmp_path):
+    """The average is that of the training weights which the checkpoints of each step have."""
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    more = {"strategy": "ddp_spawn", "devices": 2} if devices == 2 else {}
+    run = trainer(tmp_path, [EMACallback(0.5), saving], enable_checkpointing=True, **more)
+    run.fit(Late())
+    assert len(list(tmp_path.glob("*.ckpt"))) == 12 // devices
+    expected = {name: t.detach().clone() for name, t in Digits().named_parameters()}
+    for step in range(1, 12 // devices + 1):
+        found = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)
+        for name, average in expected.items():
+            average.lerp_(found["state_dict"][name], 0.5)
+        same_parameters(found["callbacks"]["EMACallback"]["averages"], expected)
+
+
+class Late(Digits):
+    def __init__(self):
+        super().__init__()
+        self.net = None
+
+    def configure_model(self):
+        if self.net is None:
+            self.net = Digits().net
+
+
 class Copied(Digits):
     copies = ()
 
@@ -693,6 +722,19 @@ def test_the_same_run_goes_on_with_its_average(tmp_path):
     for n, step in enumerate((8, 10, 12), 1):
         expected += (after[step - 1] - expected) / (n + 1)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_run_without_a_last_epoch_has_a_mean_but_no_share(tmp_path):
+    endless = {"max_epochs": -1, "max_time": {"hours": 1}, "limit_val_batches": 0}
+    swa, model = SWACallback(6), Digits()
+    stop = pl.callbacks.LambdaCallback(
+        on_train_epoch_end=lambda run, _: setattr(run, "should_stop", run.current_epoch == 3)
+    )
+    trainer(tmp_path, [swa, stop], **endless).fit(model)
+    assert swa.swa.n == 3
+    same_parameters(kept(model), swa.swa.averaged())
+    with pytest.raises(RequestError, match="a share of a run whose length is not known"):
+        trainer(tmp_path, [SWACallback(0.5)], **endless).fit(Digits())
 
 
 def test_a_share_of_a_run_by_hand_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from swavg.errors import RequestError
@@ -127,7 +128,9 @@ class EMACallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._restore()
+        # It is that exception that is to be seen, and the weights are back in any case.
+        with suppress(RequestError):
+            self._restore()
 
     # ---- State.
 
