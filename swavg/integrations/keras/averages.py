@@ -10,7 +10,8 @@ from weakref import WeakSet
 
 import numpy as np
 
-from swavg.errors import MismatchError, RequestError
+from swavg.errors import RequestError
+from swavg.integrations.keras.arrays import array_of, matched, name_of, pack
 from swavg.integrations.keras.framework import counter, in_graph, keras, ops, require, whole
 
 _showing: WeakSet[Averages] = WeakSet()
@@ -98,16 +99,20 @@ class Averages:
     def _advance(self, factor: Any) -> None:
         """Move the averages by ``factor`` (a number, or a tensor in a graph); 1 is a copy."""
         self._follow()
-        copies = isinstance(factor, (int, float)) and factor == 1
+        copies = factor == 1 if isinstance(factor, (int, float)) else None
         self._moves(ops.convert_to_tensor(factor, dtype="float64"), copies)
 
-    def _move(self, factor: Any, copies: bool) -> None:
+    def _move(self, factor: Any, copies: bool | None) -> None:
         for variable, average, moved in self._triples():
             value = ops.cast(variable, average.dtype)
             if moved and not copies:
                 by = ops.divide if self._divides else ops.multiply
                 step = by(ops.subtract(value, average), ops.cast(factor, average.dtype))
-                value = ops.where(ops.equal(factor, 1), value, ops.add(average, step))
+                target = ops.add(average, step)
+                # Where it is known, no choice is computed: that takes as long as all the rest.
+                if copies is None:
+                    target = ops.where(ops.equal(factor, 1), value, target)
+                value = target
             average.assign(value)
 
     def _triples(self) -> Iterator[tuple[Any, Any, bool]]:
@@ -148,7 +153,7 @@ class Averages:
             if not moved:
                 average.assign(ops.cast(variable, average.dtype))
             elif _differs(variable, ops.cast(average, _dtype(variable))):
-                written.append(_name(variable))
+                written.append(name_of(variable))
             variable.assign(own)
         self._own = None
         self._shown.assign(0)
@@ -196,15 +201,12 @@ class Averages:
         """The averaged values as arrays, for ``set_weights`` of the model: one for each of its
         weights, in that order. What has no average is the model's own."""
         averages = dict(zip(map(id, self._variables), self._averages, strict=True))
-        return [_array(averages.get(id(variable), variable)) for variable in self._given()]
+        return [array_of(averages.get(id(variable), variable)) for variable in self._given()]
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit: arrays, numbers and words, for ``np.savez(path,
         **state)``. It may be taken while the average is applied."""
-        arrays = {
-            f"{'averages' if moved else 'copies'}/{i}/{_name(variable)}": _array(average)
-            for i, (variable, average, moved) in enumerate(self._triples())
-        }
+        arrays = pack(self._triples())
         counts = {name: whole(each) for name, each in self._counters.items()}
         return {"version": 1, "kind": type(self).__name__, **counts, **self._settings, **arrays}
 
@@ -221,8 +223,7 @@ class Averages:
                 hint=f"Load what {kind}.state_dict() returned.",
             )
         self._follow()
-        arrays = self._matched(state)
-        for i, (was_averaged, array) in enumerate(arrays):
+        for i, (was_averaged, array) in enumerate(matched(state, self._variables)):
             self._averages[i].assign(array)
             self._moved[i] = self._moved[i] or was_averaged
         self._moves = _compiled(self._move)
@@ -236,31 +237,6 @@ class Averages:
                     f" {self._settings.get(name)}.",
                     stacklevel=2,
                 )
-
-    def _matched(self, state: Mapping[str, Any]) -> list[tuple[bool, Any]]:
-        """For each variable whether it was averaged, and its array. By place: names of layers
-        differ from one process to the next."""
-        found: dict[int, tuple[str, str, Any]] = {}
-        for key in state:
-            if "/" in key:
-                kind, place, name = key.split("/", 2)
-                found[int(place)] = kind, name, np.asarray(state[key])
-        problems = []
-        if len(found) != len(self._variables):
-            problems.append(f"it has {len(found)} variables, the model {len(self._variables)}")
-        for i, variable in enumerate(self._variables):
-            _, name, array = found.get(i, ("", _name(variable), np.empty(variable.shape)))
-            if (_last(name), array.shape) != (_last(_name(variable)), tuple(variable.shape)):
-                problems.append(
-                    f"where it has '{name}' {list(array.shape)}, the model has"
-                    f" '{_name(variable)}' {list(variable.shape)}"
-                )
-        if problems:
-            raise MismatchError(
-                f"The state is not of this model: {'; '.join(problems[:3])}.",
-                hint="Build the model as it was when the state was saved.",
-            )
-        return [(found[i][0] == "averages", found[i][2]) for i in range(len(found))]
 
 
 def shows_average(model: Any) -> bool:
@@ -291,18 +267,6 @@ def _dtype(variable: Any) -> str:
 def _wide(variable: Any) -> str:
     dtype = _dtype(variable)
     return dtype if dtype in ("float32", "float64") or dtype.startswith("complex") else "float32"
-
-
-def _name(variable: Any) -> str:
-    return str(variable.path if isinstance(variable, keras.Variable) else variable.name)
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
-def _array(variable: Any) -> np.ndarray[Any, Any]:
-    return np.array(ops.convert_to_numpy(variable))
 
 
 def _differs(variable: Any, value: Any) -> bool:

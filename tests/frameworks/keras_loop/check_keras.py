@@ -443,6 +443,36 @@ def test_several_steps_at_once_are_told():
     assert ema.ema.num_updates == 4
 
 
+class Stepping(keras.Model):
+    """A model whose training step has the update in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = model_of(statistics=False)
+        self.net.build((None, 4))
+
+    def call(self, x, training=False):
+        return self.net(x, training=training)
+
+    def train_step(self, data):
+        logs = super().train_step(data)
+        self.ema.update()
+        return logs
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_training_step_of_fit_updates_for_each_of_several_steps(at_once):
+    kernels = []
+    for steps in (1, at_once):
+        model, recorded = Stepping(), Recorded()
+        model.compile(keras.optimizers.SGD(0.05), "mse", steps_per_execution=steps)
+        model.ema = EMA(model.net, 0.9)
+        fit(model, [recorded])
+        kernels = kernels or [weights[0] for weights in recorded.path]
+    assert model.ema.num_updates == 8
+    close(model.ema.averaged()[0], ema_of(kernels, [0.9] * 8))
+
+
 def test_a_fit_goes_on_to_the_bit(tmp_path):
     through, ema = model_of(statistics=False), EMACallback(0.9, warmup="tensorflow", every=3)
     fit(through, [ema], epochs=4)
