@@ -63,7 +63,7 @@ class Averages:
                     value, dtype=_wide(variable), trainable=False, autocast=False, name="average"
                 )
             else:
-                average.assign(ops.cast(variable, average.dtype))
+                average.assign(ops.cast(ops.copy(variable), average.dtype))
             self._averages.append(average)
         self._moved = [False] * len(self._variables)
         self._follow()
@@ -100,7 +100,7 @@ class Averages:
         """Move the averages by ``factor`` (a number, or a tensor in a graph); 1 is a copy."""
         self._follow()
         copies = factor == 1 if isinstance(factor, (int, float)) else None
-        self._moves(ops.convert_to_tensor(factor, dtype="float64"), copies)
+        self._moves(factor, copies)
 
     def _move(self, factor: Any, copies: bool | None) -> None:
         for variable, average, moved in self._triples():
@@ -113,7 +113,8 @@ class Averages:
                 if copies is None:
                     target = ops.where(ops.equal(factor, 1), value, target)
                 value = target
-            average.assign(value)
+            # A copy: JAX donates what a model has to its next step.
+            average.assign(ops.copy(value))
 
     def _triples(self) -> Iterator[tuple[Any, Any, bool]]:
         return zip(self._variables, self._averages, self._moved, strict=True)
@@ -137,7 +138,7 @@ class Averages:
         self._shown.assign(1)
         _showing.add(self)
         for variable, average, _ in self._triples():
-            variable.assign(ops.cast(average, _dtype(variable)))
+            variable.assign(ops.cast(ops.copy(average), _dtype(variable)))
 
     def restore(self) -> None:
         """Give the variables their own values back. What was written to statistics meanwhile stays
@@ -151,7 +152,7 @@ class Averages:
         written = []
         for (variable, average, moved), own in zip(self._triples(), self._own, strict=True):
             if not moved:
-                average.assign(ops.cast(variable, average.dtype))
+                average.assign(ops.cast(ops.copy(variable), average.dtype))
             elif _differs(variable, ops.cast(average, _dtype(variable))):
                 written.append(name_of(variable))
             variable.assign(own)
@@ -257,7 +258,9 @@ def _compiled(move: Any) -> Any:
         return move
     import tensorflow as tf
 
-    return tf.function(move, autograph=False)
+    compiled = tf.function(move, autograph=False)
+    # A tensor, or else each number would be another graph.
+    return lambda factor, copies: compiled(tf.cast(factor, tf.float64), copies)
 
 
 def _dtype(variable: Any) -> str:
