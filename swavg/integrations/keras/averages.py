@@ -66,6 +66,7 @@ class Averages:
                 average.assign(ops.cast(ops.copy(variable), average.dtype))
             self._averages.append(average)
         self._moved = [False] * len(self._variables)
+        self._moves = _compiled(self._move)
         self._follow()
 
     def _given(self) -> Iterable[Any]:

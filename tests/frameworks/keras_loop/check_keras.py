@@ -15,6 +15,9 @@ from swavg.integrations.keras import EMA, SWA, EMACallback, SnapshotCallback, SW
 from swavg.series.names import read_name
 from swavg.weights import WARMUPS, warmup_decay
 
+# Of NumPy's __array__, in Keras.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 STEPS = 12
 RNG = np.random.default_rng(0)
 PATH = [RNG.normal(size=(3, 2)).astype("float32") for _ in range(STEPS + 1)]
@@ -240,6 +243,14 @@ def test_statistics_are_copied_and_seeds_and_integers_left():
             close(average, before + (0.5 if v.trainable else 1))
     with ema.applied():
         assert count.numpy() == 7
+
+
+def test_what_is_all_frozen_is_copied():
+    variable = tf.Variable(PATH[0], trainable=False)
+    ema = EMA([variable], 0.5)
+    variable.assign(PATH[1])
+    ema.update()
+    np.testing.assert_array_equal(ema.averaged()[0], PATH[1])
 
 
 def test_frozen_weights_are_copied_until_they_are_trained_and_averaged_from_then_on():
