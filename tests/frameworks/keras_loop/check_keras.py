@@ -1,5 +1,6 @@
 """EMA, SWA and callbacks in the loop of Keras and TensorFlow: pytest check_keras.py."""
 
+import doctest
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+import swavg.integrations.keras
 from swavg.errors import MismatchError, RequestError
 from swavg.integrations.keras import EMA, SWA, EMACallback, SnapshotCallback, SWACallback
 from swavg.series.names import read_name
@@ -585,3 +587,21 @@ def test_float_names_have_no_exponent(tmp_path):
     (name,) = os.listdir(tmp_path)
     assert name == "epoch=1-step=0-val_loss=0.000000125-val_top_5=100000000.weights.h5"
     assert read_name(name).metrics["val_loss"] == 1.25e-7
+
+
+# Keras shuffles no Dataset, and says so.
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+@pytest.mark.parametrize("documented", [swavg.integrations.keras, EMA, SWA])
+def test_the_examples_of_docstrings_run(documented, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = model_of(statistics=False)
+    given = {name: getattr(swavg.integrations.keras, name) for name in ("EMA", "SWA")}
+    given |= {
+        "model": model, "batches": [(X, Y)] * 1050,
+        "data": tf.data.Dataset.from_tensor_slices((X, Y)).batch(8),
+        "train": lambda batch: None, "evaluate": lambda model: None,
+    }  # fmt: skip
+    examples = doctest.DocTestParser().get_examples(documented.__doc__)
+    assert examples
+    for example in examples:
+        exec(compile(example.source, "example", "exec"), given)
