@@ -36,6 +36,8 @@ HOMES = {
     "rich": ("console",),
     "matplotlib": ("evaluation",),
     "torch": ("training", "evaluation", "integrations", "engine.kernels.torch"),
+    "keras": ("integrations.keras",),
+    "tensorflow": ("integrations.keras",),
     "numkong": ("engine.kernels",),
     "pytest": ("testing",),
 }

@@ -1,0 +1,143 @@
+"""The exponential moving average (EMA) of variables while they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swavg.errors import RequestError
+from swavg.integrations.keras.averages import Averages
+from swavg.integrations.keras.framework import (
+    crossed,
+    in_graph,
+    must_increase,
+    ops,
+    require,
+    when,
+    whole,
+)
+from swavg.weights import warmup_decay
+from swavg.weights.checks import check_count, check_decay
+
+
+class EMA(Averages):
+    """The EMA of ``of``, a Keras model or a list of variables, started from them as they are.
+
+        >>> ema = EMA(model, decay=0.999)
+        >>> for batch in batches:
+        ...     train(batch)
+        ...     ema.update()  # after each optimizer step; also inside a tf.function
+        >>> with ema.applied():
+        ...     evaluate(model)
+
+    Each update is ``a <- a + (1 - decay) (w - a)``. ``decay`` is per update made (with ``every=10``
+    only each tenth call makes one): a number, or a function of t, the number of the update
+    (1, 2, ...), which in a graph is a float64 tensor. ``warmup`` is a schedule of
+    :data:`swavg.weights.WARMUPS`, with ``warmup_options`` as :func:`swavg.weights.warmup_decay`
+    takes them. All as in :class:`swavg.training.EMA`.
+    """
+
+    def __init__(
+        self,
+        of: Any,
+        decay: float | Callable[[Any], Any] = 0.999,
+        *,
+        warmup: str | None = None,
+        warmup_options: Mapping[str, float] | None = None,
+        every: int = 1,
+    ) -> None:
+        check_count("every", every)
+        self._options = dict(warmup_options or {})
+        if warmup is None and self._options:
+            raise RequestError("warmup_options without a warmup.")
+        self.decay = decay
+        self.every = every
+        self._warmup = warmup
+        # Of a mistaken option one learns now, not after the first step.
+        self._decay_of(1)
+        settings = {
+            "decay": None if callable(decay) else decay, "warmup": warmup, "every": every,
+            **{f"warmup_{name}": value for name, value in self._options.items()},
+        }  # fmt: skip
+        super().__init__(of, ("num_updates", "calls", "next_step"), settings)
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were made."""
+        return int(whole(self._counters["num_updates"]))
+
+    @property
+    def step(self) -> int | None:
+        """The step that the last call of :meth:`update` was given."""
+        # The counter is one more, so that 0 is none.
+        after = int(whole(self._counters["next_step"]))
+        return None if after == 0 else after - 1
+
+    def skip_to(self, step: int) -> None:
+        """Count from ``step``, without an update."""
+        self._counters["next_step"].assign(step + 1)
+
+    def next_decay(self) -> Any:
+        """The decay that the next update uses; in a graph a tensor unless it is constant."""
+        t = whole(self._counters["num_updates"]) + 1
+        return self._decay_of(ops.cast(t, "float64") if in_graph() else t)
+
+    def _decay_of(self, t: Any) -> Any:
+        decay = self.decay(t) if callable(self.decay) else self.decay
+        constant = isinstance(decay, (int, float))
+        if not constant:
+            decay = ops.cast(decay, "float64") if in_graph() else float(decay)
+        if constant or not in_graph():
+            # 1 is where some schedules end: the average stays.
+            if decay != 1:
+                check_decay(decay)
+        else:
+            inside = ops.logical_and(decay >= 0, decay <= 1)
+            decay = require(inside, "The decay is not in [0, 1].", decay)
+        if self._warmup is None:
+            return decay
+        if in_graph():
+            return _WARMUPS[self._warmup](t, decay, **self._options)
+        first = self._warmup == "inverse-gamma"
+        return warmup_decay(self._warmup, t - first, decay, **self._options)
+
+    def update(self, step: Any = None) -> None:
+        """Average the present values in, at each ``every``-th call.
+
+        ``step``, the number of optimizer steps done, may be given: then an update is made when a
+        multiple of ``every`` is reached or passed over, and a step that does not increase is an
+        error. Raises RequestError while an average is applied.
+        """
+        calls = self._forbid_shown("update", whole(self._counters["calls"]))
+        before, now = whole(self._counters["next_step"]) - 1, None if step is None else whole(step)
+        if now is None:
+            when(crossed(calls, calls + 1, self.every), self._update)
+        else:
+            now = self._forbid_shown("update", must_increase(before, now))
+            when(crossed(before, now, self.every), self._update)
+            self._counters["next_step"].assign(now + 1)
+        self._counters["calls"].assign(calls + 1)
+
+    def _update(self) -> None:
+        self._advance(1 - self.next_decay())
+        updates = self._counters["num_updates"]
+        updates.assign(updates + 1)
+
+
+def _tensorflow(t: Any, decay: Any) -> Any:
+    return ops.minimum(decay, (1 + t) / (10 + t))
+
+
+def _inverse_gamma(
+    t: Any, decay: Any, gamma: float = 1.0, power: float = 2 / 3, minimum: float = 0.0
+) -> Any:
+    remembered = 1 - (1 + (t - 1) / gamma) ** -power
+    return ops.where(t == 1, 0.0, ops.maximum(minimum, ops.minimum(decay, remembered)))
+
+
+def _yolo(t: Any, decay: Any, tau: float = 2000.0) -> Any:
+    return -decay * ops.expm1(-t / tau)
+
+
+_WARMUPS = {"tensorflow": _tensorflow, "inverse-gamma": _inverse_gamma, "yolo": _yolo}
+"""Those of :data:`swavg.weights.WARMUPS` on tensors; t is the number of the update, from 1 on."""
