@@ -50,7 +50,8 @@ def average(
 ) -> None:
     """Average checkpoints into one, streamed in constant memory.
 
-    CKPT are safetensors or PyTorch files, folders as Hugging Face writes them, folders of parts
+    CKPT are safetensors, PyTorch or NumPy files, folders as Hugging Face writes them, distributed
+    checkpoints (torch, DeepSpeed), those of TensorFlow, Keras, Flax and Orbax, folders of parts
     (ranks, pipelines: each part is averaged with its namesakes), or a folder of checkpoints to
     choose from; '-' reads paths from stdin, a line each. The path of what was written is the one
     line on stdout.

@@ -18,7 +18,10 @@ _NOT_WEIGHTS = ("-0",)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 COUNT = click.IntRange(min=1)
-KEY_HELP = "Where the state dict lies in a .pt, such as model.state_dict. [default: found]"
+KEY_HELP = (
+    "Where the state dict lies in a .pt, such as model.state_dict, or which of several models in"
+    " another format is meant (ema_params). [default: found]"
+)
 KEY = click.option("--key", metavar="PATH", help=KEY_HELP)
 STRIP_HELP = (
     "Take this off the names that begin with it, such as model. in those of Lightning. Can be"

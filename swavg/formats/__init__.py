@@ -15,11 +15,13 @@ _LISTED = 6
 def open_checkpoint(
     path: str | os.PathLike[str], *, key: str | None = None, shared: Shared | None = None
 ) -> Checkpoint:
-    """Open a checkpoint: a file of any format in :data:`swavg.formats.files.FILES`, or a folder.
+    """Open a checkpoint of any format in :data:`swavg.formats.table.FORMATS`: a file, a folder, or
+    the prefix of several files.
 
     The kind is recognised by the bytes. Only headers and offsets are read; ``checkpoint[name]``
     is a lazy tensor, whose ``[...]`` or ``[a:b]`` reads it as a NumPy array. ``key`` is the dotted
-    path of the state dict in a PyTorch file (found by default); ``shared`` keeps once what
+    path of the state dict in a PyTorch file, or says which of several models in another format is
+    meant (found by default); ``shared`` keeps once what
     checkpoints of one run have in common. Raises InputError for anything missing, broken or
     unsafe; nothing in a checkpoint is ever executed.
     """

@@ -42,6 +42,10 @@ def recipe_in(path: str) -> str | None:
     """What swavg wrote of an average into a file; None if it is none. InputError."""
     head = read_file(path, _HEAD)
     row = next((row for row in FILES.values() if row.recognises(head)), None)
+    if row is None:
+        from swavg.formats.places import format_at
+
+        row = format_at(path)
     return None if row is None else row.recipe_in(path)
 
 
@@ -57,5 +61,6 @@ def _unknown(path: str, head: bytes) -> InputError:
         path,
         "is neither a safetensors nor a PyTorch file"
         + (f"; it is text that begins with '{text}'" if text else ""),
-        hint="swavg reads .safetensors, .pt/.pth/.bin/.ckpt and folders of these.",
+        hint="swavg reads .safetensors, .pt/.pth/.bin/.ckpt, .npz, folders of these, and"
+        " checkpoints of TensorFlow, Keras, Flax, Orbax, DeepSpeed and torch.distributed.",
     )

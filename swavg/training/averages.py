@@ -6,13 +6,9 @@ What :class:`~swavg.training.EMA`, :class:`~swavg.training.PowerEMA` and
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
 from typing import Any, Literal
-from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -20,36 +16,12 @@ from torch import Tensor, nn
 from swavg.errors import MismatchError, RequestError
 from swavg.training.moving import Move, move_all
 from swavg.training.places import Place, Places, listed
-from swavg.training.wrapped import full, is_sharded, local, part_of, settle, sharded_as
+from swavg.training.showing import Showing
+from swavg.training.wrapped import full, is_sharded, local, part_of, sharded_as
 
 Buffers = Literal["copy", "average"]
 Frozen = Literal["keep", "average"]
 Group = tuple[list[Tensor], list[Tensor]]
-
-_showing: list[ReferenceType[Averages]] = []
-"""The averages that are in some model now, in the order in which they were applied."""
-
-_versions = count(1 << 30, 1 << 8)
-"""Versions of what is shown, another each time, and none that training comes to."""
-
-
-@dataclass(slots=True, eq=False)
-class _Shown:
-    """A tensor of the model that shows its average: its ``own`` data and their version (None where
-    that cannot be set), and the ``version`` of what is shown."""
-
-    place: Place
-    tensor: Tensor
-    own: Tensor
-    before: int | None
-    version: int = -1
-
-    @property
-    def written(self) -> bool:
-        """Whether it is a parameter that was written to, or replaced, since."""
-        if self.place.is_buffer:
-            return False
-        return self.place.tensor() is not self.tensor or _version(self.tensor) != self.version
 
 
 class Averages:
@@ -60,10 +32,7 @@ class Averages:
     and other buffers are the model's own; ``"average"`` averages all but integers and the vectors
     of spectral norm. With ``frozen="keep"`` a parameter that has not required a gradient so far has
     no average but its own value.
-
-    To show an average, a tensor takes its memory where dtype, device and strides agree, so that
-    nothing is copied and no graph of before is disturbed; else that of a rounded copy. DTensors,
-    and all with ``in_place``, are written instead: their addresses stay.
+    ``in_place`` is that of :class:`swavg.training.showing.Showing`.
     """
 
     def __init__(
@@ -80,12 +49,10 @@ class Averages:
         self._device = None if device is None else torch.device(device)
         self._buffers = buffers
         self._frozen = frozen
-        self._in_place = in_place
         self._averages: dict[str, Tensor] = {}
-        self._shown: list[_Shown] = []
-        self._written: list[str] | None = None
         self._groups: list[tuple[bool, bool, Group]] | None = None
         self._places = Places(model)
+        self._showing = Showing(model, in_place=in_place)
         self.start()
 
     # ---- Following the model.
@@ -121,15 +88,19 @@ class Averages:
         """
         self.forbid_applied("update")
         self.forbid_others("update")
-        changed = self._places.follow()
-        groups = self._grouped() if changed or self._groups is None else self._groups
-        for moved, is_buffer, (averages, values) in groups:
+        self._follow()
+        for moved, is_buffer, (averages, values) in self._groups or self._grouped():
             if not moved:
                 torch._foreach_copy_(averages, values)
             elif is_buffer:
                 _move_buffers(move, averages, values)
             else:
                 move_all(move, averages, values, chunked=chunked)
+
+    def _follow(self) -> None:
+        """Look at the model again."""
+        if self._places.follow():
+            self._groups = None
 
     def _grouped(self) -> list[tuple[bool, bool, Group]]:
         """Averages and values by what is done to them, device and dtype; kept while the model's
@@ -160,108 +131,45 @@ class Averages:
     @property
     def applied(self) -> bool:
         """True while the model has the averaged values."""
-        return bool(self._shown)
+        return bool(self._showing)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Give the model the averaged values, and keep its own for :meth:`restore`."""
         self.forbid_applied("apply the average again")
-        self._places.follow()
-        _forget_caches()
-        try:
-            for place in self._places.all:
-                tensor, average = place.tensor(), self._averages.get(place.name)
-                if tensor is not None and average is not None:
-                    self._show(place, tensor, self._fit(place, average, local(tensor)))
-            self._mark(next(_versions))
-        except BaseException:
-            self._back()
-            raise
-        _showing.append(ref(self))
+        self._follow()
+        # Some may be replaced, so that they fit.
+        self._groups = None
+        self._showing.begin(self._fitted())
 
-    def _show(self, place: Place, tensor: Tensor, average: Tensor) -> None:
-        written = self._in_place or is_sharded(tensor)
-        # Kept before anything changes: an interrupt may come between any two lines.
-        own = local(tensor).clone() if written else tensor.data
-        # A DTensor's is not that of its part, which is written.
-        marks = not (tensor.is_inference() or is_sharded(tensor))
-        self._shown.append(_Shown(place, tensor, own, tensor._version if marks else None))
-        if written:
-            local(tensor).copy_(average)
-        else:
-            alike = (average.device, average.dtype) == (tensor.device, tensor.dtype)
-            alike = alike and average.stride() == tensor.stride()
-            tensor.data = average if alike else torch.empty_like(tensor).copy_(average)
-
-    def _mark(self, version: int) -> None:
-        """Let autograd know a graph of other weights: backward() through it is torch's error, as
-        after any write, and not a gradient of weights that it was not built with."""
-        marked = [shown for shown in self._shown if shown.before is not None]
-        _set_versions([shown.tensor for shown in marked], [version] * len(marked))
-        for shown in self._shown:
-            shown.version = _version(shown.tensor)
+    def _fitted(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
+        for place in self._places.all:
+            tensor, average = place.tensor(), self._averages.get(place.name)
+            if tensor is not None and average is not None:
+                yield place, tensor, self._fit(place, average, local(tensor))
 
     def restore(self) -> None:
         """Give the model its own values back, also where it was moved or given other tensors
         meanwhile. What was written to batch-norm statistics stays with the average. RequestError,
         when all is restored, if a parameter was written to."""
-        if not self._shown:
+        if not self._showing:
             raise RequestError(
                 "The model has its own weights: there is nothing to restore.",
                 hint="Apply the average first, or use the with statement.",
             )
-        later = [each for each in self._others() if each.position > self.position]
-        if later:
+        if any(each.position > self._showing.position for each in self._others()):
             raise RequestError(
                 "Another average was applied after this one.",
                 hint="Restore that one first: the last in, the first out.",
             )
-        # FSDP2 may hold gathered parameters of an evaluation.
-        settle(self._places.model)
-        if self._written is None:
-            # Once: a restore that was interrupted has written itself.
-            self._written = [each.place.name for each in self._shown if each.written]
-        written = self._written
-        self._back()
+        written = self._showing.written()
+        self._showing.end()
         if written:
             raise RequestError(
                 f"{', '.join(listed(written))} changed while the model had the averaged weights:"
                 " it has its own back, and the average may have been written to.",
                 hint="Train, and load weights, outside of the block (or before restore()).",
             )
-
-    @torch.no_grad()
-    def _back(self) -> None:
-        _forget_caches()
-        settle(self._places.model)
-        # The last first: so tensors that share memory end as they were. May be done twice.
-        for shown in reversed(self._shown):
-            self._give_back(shown)
-        # A graph of before is valid again.
-        marked = {shown.tensor: shown.before for shown in self._shown if shown.before is not None}
-        _set_versions([*marked], [*marked.values()])
-        self._shown.clear()
-        self._groups = self._written = None
-        _showing[:] = [each for each in _showing if each() not in (self, None)]
-
-    def _give_back(self, shown: _Shown) -> None:
-        place, own = shown.place, shown.own
-        now = place.tensor()
-        if place.is_buffer and now is not None and not now.is_meta:
-            average = self._averages[place.name]
-            value = now.to(average.device)
-            if now.shape == average.shape and not torch.equal(value, average.to(now.dtype)):
-                average.copy_(value)
-        for tensor in (shown.tensor, None if now is shown.tensor else now):
-            if tensor is None or tensor.is_meta or local(tensor).shape != own.shape:
-                continue
-            if self._in_place or is_sharded(tensor):
-                local(tensor).copy_(own)
-            else:
-                copied = tensor is not shown.tensor
-                tensor.data = own.to(tensor.device, tensor.dtype, copy=copied)
-        if place.is_buffer and (now is None or now.shape != own.shape):
-            place.owner[place.key] = own
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
@@ -270,29 +178,16 @@ class Averages:
         try:
             yield
         except BaseException:
-            if self._shown:
-                self._back()
+            if self._showing:
+                self._showing.end()
             raise
         # By hand within the block is no mistake.
-        if self._shown:
+        if self._showing:
             self.restore()
 
-    @property
-    def position(self) -> int:
-        """When it was applied, among all that are."""
-        return next((at for at, each in enumerate(_showing) if each() is self), -1)
-
-    def _others(self) -> list[Averages]:
+    def _others(self) -> list[Showing]:
         """Other averages that are in tensors of this model now."""
-        if not _showing:
-            return []
-        own = {id(place.tensor()) for place in self._places.all}
-        alive = (each() for each in _showing)
-        return [
-            each
-            for each in alive
-            if each not in (None, self) and any(id(shown.tensor) in own for shown in each._shown)
-        ]  # fmt: skip
+        return self._showing.others(place.tensor() for place in self._places.all)
 
     def forbid_others(self, act: str) -> None:
         """Raise RequestError while the model has, in some of its tensors, the values of another
@@ -305,19 +200,11 @@ class Averages:
 
     def forbid_applied(self, act: str) -> None:
         """Raise RequestError while the model has the averaged values."""
-        if self._shown:
+        if self._showing:
             raise RequestError(
                 f"Cannot {act}: the model has the averaged weights now.",
                 hint="Restore its own first: leave the with block, or call restore() or swap().",
             )
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy of one that is applied is applied to a copy of the model, of other versions.
-        self.__dict__.update(state)
-        for shown in self._shown:
-            shown.before, shown.version = None, _version(shown.tensor)
-        if self._shown:
-            _showing.append(ref(self))
 
     # ---- Values and state.
 
@@ -359,14 +246,14 @@ class Averages:
 
     def _values(self) -> Iterator[tuple[str, Any, Tensor | None]]:
         """Name and value of what the model's state dict holds, and the average (this rank's)."""
-        self._places.follow()
+        self._follow()
         for name, (value, place) in self._places.state().items():
             yield name, value, None if place is None else self._averages.get(place.name)
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` takes: the averages by name (themselves, not copies, where they are
         whole), and the names of what has none."""
-        self._places.follow()
+        self._follow()
         averages, own = {}, []
         for place in self._places.all:
             value, average = place.tensor(), self._averages.get(place.name)
@@ -381,7 +268,7 @@ class Averages:
         """Take the averages of :meth:`state`, bit for bit, wherever and in whichever dtype the
         model is. Raises MismatchError, with nothing changed, if names or shapes are others."""
         self.forbid_applied("load a state")
-        self._places.follow()
+        self._follow()
         given: Mapping[str, Tensor] = state["averages"]
         self._refuse(given, state["own"])
         averages: dict[str, Tensor] = {}
@@ -495,28 +382,6 @@ def _move_buffers(move: Move, averages: list[Tensor], values: list[Tensor]) -> N
     for average, old, value in zip(averages, before, values, strict=True):
         now = value.to(old.device, old.dtype)
         average.copy_(torch.where((old == now) | ~average.isfinite(), now, average))
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def _set_versions(tensors: list[Tensor], versions: list[int]) -> None:
-    setter: Any = torch._C._autograd._unsafe_set_version_counter
-    try:
-        setter(tensors, versions)
-    except TypeError:
-        # Older PyTorch takes them one by one.
-        for tensor, version in zip(tensors, versions, strict=True):
-            setter(tensor, version)
-
-
-def _forget_caches() -> None:
-    """Forget what torch has computed from the weights and would use again."""
-    torch.clear_autocast_cache()
-    parametrize = sys.modules.get("torch.nn.utils.parametrize")
-    getattr(parametrize, "_cache", {}).clear()
 
 
 def _copy(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ BENCHMARKS = {
     ),
     "benchmark-targets --shrink 10000 --repeat 1 --only bf16 pt four peak plan many transposed tiny"
     " lines": ("two tiny files", 14),
-    "benchmark-ema --model many --repeat 1": ("swavg", 3),
+    "benchmark-ema --model many --repeat 1": ("swavg applied", 4),
     "numerics --quick": ("bfloat16", 20),
     "batch-norm --quick --seeds 1": ("0.02", 3),
 }

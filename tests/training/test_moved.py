@@ -315,3 +315,41 @@ def test_torchs_order_of_arguments_is_told():
         apply_swa(network().state_dict(), ["a.pt"])
     with pytest.raises(RequestError, match="The checkpoints are one path"):
         apply_swa(network(), "a.pt")
+
+
+@pytest.mark.parametrize("look", [lambda ema: ema.averaged(), lambda ema: ema.state_dict()])
+def test_a_look_at_the_averages_hides_no_change_from_the_next_update(look):
+    """What unfreezes or converts a model may come right before a checkpoint."""
+    model = network()
+    model[0].requires_grad_(False)
+    ema = EMA(model, decay=0.5)
+    ema.update()
+    model[0].requires_grad_(True)
+    look(ema)
+    ema.update()
+    assert "0.weight" in ema.state_dict()["averages"]
+    model.double()
+    look(ema)
+    with torch.no_grad():
+        model[0].weight += 1e-12
+    ema.update()
+    found = ema.averaged()["0.weight"]
+    assert found.dtype == torch.float64
+    assert torch.equal(found, torch.lerp(model[0].weight - 1e-12, model[0].weight, 0.5))
+
+
+def test_an_update_after_an_apply_that_failed_moves_the_averages_that_there_are(monkeypatch):
+    model = network()
+    ema = EMA(model, decay=0.5)
+    ema.update()
+    model.double()
+    weight = model[4].weight
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.clear_autocast_cache", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ema.apply_shadow()
+    with torch.no_grad():
+        weight += 1
+    ema.update()
+    assert ema.averaged()["4.weight"].dtype == torch.float64
+    torch.testing.assert_close(ema.averaged()["4.weight"], weight - 0.5)

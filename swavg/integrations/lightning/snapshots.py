@@ -21,7 +21,8 @@ class SnapshotCallback(Callback):
     Every ``every`` optimizer steps, or without it after each validation, the weights are saved
     into ``folder``; ``keep``, ``best``, ``metric``, ``mode`` and ``name`` are as there. What
     was logged is recorded with a snapshot only where validation took place at its very step. With
-    ``ema``, the callback that keeps it, the averages are saved instead of the training weights.
+    ``ema``, the callback that keeps it, the averages are saved instead of the training weights,
+    without those that are frozen (the base of a LoRA model).
 
     A metric belongs to the weights that were evaluated: if an EMACallback evaluates the averages,
     snapshots of the training weights are saved without metrics.
