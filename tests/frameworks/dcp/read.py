@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 
 INNER = ("model_and_optim", "pytorch_model_fsdp_0", "")
 
@@ -33,6 +34,10 @@ def by_torch(folder, expected):
             found = {name: state[prefix + name] for name in expected}
             break
     return found
+
+
+def by_safetensors(file, expected):
+    return {name: tensor for name, tensor in load_file(file).items() if name in expected}
 
 
 def by_megatron(folder, expected):
@@ -61,12 +66,16 @@ def by_olmo(folder, expected):
 
 def main(path, expected):
     warnings.filterwarnings("ignore")
-    folder = next(path / name for name in INNER if (path / name / ".metadata").exists())
-    readers = [by_torch]
-    if (path / "common.pt").exists():
-        readers.append(by_megatron)
-    if folder.name == "model_and_optim":
-        readers.append(by_olmo)
+    if path.is_file():
+        # Of shards, which are written as one safetensors file.
+        folder, readers = path, [by_safetensors]
+    else:
+        folder = next(path / name for name in INNER if (path / name / ".metadata").exists())
+        readers = [by_torch]
+        if (path / "common.pt").exists():
+            readers.append(by_megatron)
+        if folder.name == "model_and_optim":
+            readers.append(by_olmo)
     for reader in readers:
         found = reader(folder, expected)
         for name, array in expected.items():
