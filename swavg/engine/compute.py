@@ -28,7 +28,7 @@ Sinks = Sequence[Sequence[Sink]]
 
 _COMBINED = 1 << 15
 """Elements of all inputs whose mean is taken at once."""
-_REPAIRED = 1 << 13
+_REPAIRED = 1 << 12
 """Elements that are repaired at once: it takes many arrays in float64."""
 
 
