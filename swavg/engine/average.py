@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from swavg import weights as schedules
@@ -29,7 +30,7 @@ from swavg.planning.globs import check_globs
 from swavg.planning.lay_out import lay_out
 from swavg.planning.lora import Concatenated, concatenate
 from swavg.planning.match import SideBySide, distinct_tables
-from swavg.planning.plan import CUT, GATHERED_CUT, Plan
+from swavg.planning.plan import CUT, DEVICE_CUT, GATHERED_CUT, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.rename import renamed, rules
 from swavg.planning.row import Path, Row
@@ -244,6 +245,8 @@ def execute(
     back. Raises a SwavgError; all names are then as they were.
     """
     resources = Resources() if resources is None else resources
+    if resources.device != "cpu":
+        plan = replace(plan, cut=DEVICE_CUT)
     check(plan)
     begun = time.monotonic()
     tally, executor, chosen = start(plan, resources)

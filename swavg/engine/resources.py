@@ -12,9 +12,13 @@ from swavg.planning.plan import Plan
 
 DEFAULT_MEMORY = 32 << 20
 """Bytes for blocks: with interpreters and NumPy the processes together stay under 96 MiB."""
+DEVICE_MEMORY = 256 << 20
+"""The same for what a device computes, where PyTorch and the driver take several times as much."""
 _MORE_MEMORY = 4 << 20
 """Bytes for each worker that is asked for beyond the default number."""
 _MOST_WORKERS = 8
+_FEEDING = 4
+"""Workers that read for a device."""
 _PROCESS = 3 << 20
 """Bytes that a forked process has for itself: pages that it no longer shares."""
 _WORKER = 3 << 19
@@ -23,6 +27,8 @@ _CONSTANT = 1 << 19
 """Bytes of a worker's buffers whose size is always the same."""
 
 _BLOCK = 1 << 18
+_DEVICE_BLOCK = 1 << 21
+"""Elements of a block where a device computes: each call to it takes its time."""
 _ENOUGH = 1 << 16
 """Elements of a block from which on smaller ones cost time."""
 _SMALLEST = 1 << 12
@@ -40,10 +46,10 @@ class Resources:
     device: str = "cpu"
     """``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int | None = None
-    """How many workers; None: the processors of this process, at most 8."""
+    """How many workers; None: the processors of this process, at most 8 (4 for a device)."""
     memory: int | None = None
-    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers, and what compressed chunks
-    take."""
+    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers (256 MiB for a device), and
+    what compressed chunks take."""
     processes: bool | None = None
     """Workers are forked processes; None: where a fork is safe and pays, else threads."""
     check_crc: bool = False
@@ -53,7 +59,7 @@ class Resources:
     def workers(self) -> int:
         """How many workers are wanted; RequestError for fewer than one."""
         if self.threads is None:
-            return min(_MOST_WORKERS, processors())
+            return min(_MOST_WORKERS if self.device == "cpu" else _FEEDING, processors())
         if self.threads < 1:
             raise RequestError("is at least 1.", argument="threads")
         return self.threads
@@ -134,7 +140,8 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
         wanted = 1
     if limit is None:
         more = _MORE_MEMORY - _PROCESS if forked else _MORE_MEMORY
-        limit = DEFAULT_MEMORY + more * max(0, wanted - _MOST_WORKERS)
+        limit = DEFAULT_MEMORY if needs.device == "cpu" else DEVICE_MEMORY
+        limit += more * max(0, wanted - _MOST_WORKERS)
         limit += held - (_WORKER * min(wanted, _MOST_WORKERS) if forked else 0)
     share = max(0, limit - held) // (2 * wanted)
     room = min(plan.cut, max(share - GATHERING, share // 5)) if needs.gathers else 0
@@ -152,7 +159,7 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
 def _candidates(workers: int, needs: Needs, room: int) -> Iterator[Sizes]:
     """Sizes, best first: smaller blocks, then fewer workers, then blocks that cost time."""
     for count in range(workers, 0, -1):
-        block = _BLOCK
+        block = _BLOCK if needs.device == "cpu" else _DEVICE_BLOCK
         while block >= _ENOUGH:
             yield Sizes(count, block, needs, room)
             block //= 2

@@ -28,6 +28,8 @@ CUT = 2 << 20
 """Bytes of the output that a task covers."""
 GATHERED_CUT = 4 << 20
 """The same where some inputs do not lie in row-major order: more is read at once."""
+DEVICE_CUT = 16 << 20
+"""The same where a device computes."""
 
 
 @dataclass(frozen=True, slots=True)

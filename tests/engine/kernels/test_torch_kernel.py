@@ -1,8 +1,8 @@
-"""The torch kernel gives the NumPy kernel's bits."""
+"""The torch kernel gives the NumPy kernel's bits, on the processor and on a GPU."""
 
 import numpy as np
 import pytest
-import torch  # noqa: F401
+import torch
 from kernel_chunks import FLOATS, bytes_of, cpu_kernel, random_chunk, reader, run, uniform, weighted
 
 from swavg.dtypes import BY_NAME
@@ -18,13 +18,20 @@ ROWS = (
 )
 
 
-def torch_kernel(arithmetic, count):
-    return TorchKernel(count, 8, 8, len(arithmetic.rows), "cpu")
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=DEVICES)
+def torch_kernel(request):
+    def make(arithmetic, count):
+        return TorchKernel(count, 8, 8, len(arithmetic.rows), request.param)
+
+    return make
 
 
 @pytest.mark.parametrize("output", FLOATS, ids=str)
 @pytest.mark.parametrize("source", FLOATS, ids=str)
-def test_bits_are_those_of_the_numpy_kernel(source, output):
+def test_bits_are_those_of_the_numpy_kernel(torch_kernel, source, output):
     rng = np.random.default_rng(4)
     count, compared = 1000, 0
     for accumulator in ("float32", "float64"):
@@ -44,7 +51,7 @@ def test_bits_are_those_of_the_numpy_kernel(source, output):
     assert compared or "e8m0" in source.name + output.name
 
 
-def test_it_divides_as_numpy_does_for_every_number_of_inputs():
+def test_it_divides_as_numpy_does_for_every_number_of_inputs(torch_kernel):
     rng = np.random.default_rng(5)
     dtype = BY_NAME["float32"]
     for n in (3, 7, 10, 49):
@@ -57,7 +64,7 @@ def test_it_divides_as_numpy_does_for_every_number_of_inputs():
         np.testing.assert_allclose(ours[0].view(np.float32), expected, rtol=1e-5)
 
 
-def test_each_input_is_read_once_for_all_rows():
+def test_each_input_is_read_once_for_all_rows(torch_kernel):
     dtype = BY_NAME["float16"]
     reads = []
     chunks = [bytes_of(np.ones(8, np.float16))] * 3
@@ -72,7 +79,7 @@ def test_each_input_is_read_once_for_all_rows():
     assert reads == [0, 1, 2]
 
 
-def test_an_empty_block_is_no_trouble():
+def test_an_empty_block_is_no_trouble(torch_kernel):
     dtype = BY_NAME["bfloat16"]
     arithmetic = Arithmetic((dtype,) * 3, ROWS, "float32", dtype)
     for kernel in (torch_kernel(arithmetic, 8), cpu_kernel(arithmetic, 8)):
