@@ -27,8 +27,7 @@ from swavg.formats.zip_directory import (
     MAX16,
     MAX32,
     Entry,
-    data_offsets,
-    read_directory,
+    read_members,
 )
 from swavg.storage.crc import RegionChecksum, combined
 from swavg.storage.sources import LocalFile, Pool
@@ -52,6 +51,12 @@ class Member:
     deflated: tuple[int, int] | None = None
     header: int = 0
     start: int = 0
+
+    @classmethod
+    def of(cls, entry: Entry, start: int) -> Member:
+        """A member as it lies in a file, to be copied."""
+        deflated = (entry.crc, entry.size) if entry.method else None
+        return cls(entry.name, entry.packed, b"", deflated, entry.header, start)
 
     @property
     def unpacked(self) -> int:
@@ -114,37 +119,15 @@ class Member:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateMember:
-    """A member of a template's file: where its ``size`` bytes lie, and ``deflated`` as of
-    :class:`Member`."""
-
-    name: str
-    start: int
-    size: int
-    deflated: tuple[int, int] | None = None
-
-    @classmethod
-    def of(cls, entry: Entry, start: int) -> TemplateMember:
-        _, name, size, _, crc, method, packed = entry
-        return cls(name, start, packed, (crc, size) if method else None)
-
-    @property
-    def copy(self) -> Member:
-        return Member(self.name, self.size, b"", self.deflated)
-
-
 def check_members(path: str, arrangement: Sequence[Member]) -> None:
     """OutputError unless the zip at ``path`` has just these members, where they were planned."""
     file = LocalFile.find(path)
     try:
         with Pool() as pool:
-            read = partial(pool.read, file)
-            entries, end = read_directory(read, path, file.size)
-            starts = data_offsets(read, path, entries, end)
+            members = read_members(partial(pool.read, file), path, file.size)
     except InputError as error:
         raise OutputError(path, f"the finished file does not open: {error.problem}") from error
-    found = [(each[1], at, each[6]) for each, at in zip(entries, starts, strict=True)]
+    found = [(each.name, start, each.packed) for each, start in members]
     if found != [(each.name, each.start, each.size) for each in arrangement]:
         raise OutputError(path, "the finished file has other members than were planned")
 

@@ -12,8 +12,8 @@ from swavg.errors import InputError, NoWeightsError, some
 from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
-from swavg.formats.zip_directory import data_offsets, read_directory
-from swavg.formats.zip_layout import TemplateMember
+from swavg.formats.zip_directory import read_members
+from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe
 from swavg.storage.sources import LocalFile, Pool, Source
 
@@ -41,10 +41,9 @@ def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:
     file = LocalFile.find(path)
     with Pool() as pool:
         read: Read = partial(pool.read, file)
-        entries, end = read_directory(read, path, file.size)
-        starts = data_offsets(read, path, entries, end)
+        found = read_members(read, path, file.size)
         recipe = read_recipe(read, file.size)
-    members = tuple(map(TemplateMember.of, entries, starts))
+    members = tuple(Member.of(entry, start) for entry, start in found)
     weights = next((each for each in members if each.name == WEIGHTS), None)
     if weights is None:
         if any(each.name.endswith(".weights.json") for each in members):
@@ -54,11 +53,10 @@ def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:
     if weights.deflated is not None:
         raise InputError(path, f"its {WEIGHTS} is compressed; Keras stores it as it is",
                          hint="Load and save it again with Keras.")  # fmt: skip
-    crcs = [each[4] for each in entries]
     records = [
-        Record(each.name, each.start, each.size, crc)
-        for each, crc in zip(members, crcs, strict=True)
-        if each.deflated is None
+        Record(entry.name, start, entry.packed, entry.crc)
+        for entry, start in found
+        if not entry.method
     ]
     extras = Extras(recipe=recipe, records={0: records}, template=members)
     datasets = datasets_in(file, weights.start, weights.size)

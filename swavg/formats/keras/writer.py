@@ -45,7 +45,7 @@ def lay_out_keras(request: WriteRequest) -> Layout:
     """The template's .keras archive. RequestError as :func:`lay_out_hdf5`."""
     replaced, members = _replaced(request, "keras"), request.template.extras.template
     assert isinstance(members, tuple)
-    arrangement = tuple(arranged([member.copy for member in members]))
+    arrangement = tuple(arranged(members))
     places: list[tuple[int, int]] = []
     kept: list[Kept] = []
     shift = 0

@@ -81,9 +81,9 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
     and are those of a torch checkpoint."""
     entries, end = read_directory(read, path, size)
     _check_plain(path, entries)
-    root, slash, _ = entries[0][1].partition("/") if entries else ("", "", "")
+    root, slash, _ = entries[0].name.partition("/") if entries else ("", "", "")
     folder = root + "/"
-    names = tuple(name[len(folder) :] for _, name, *_ in entries if name.startswith(folder))
+    names = tuple(each.name[len(folder) :] for each in entries if each.name.startswith(folder))
     starts = data_offsets(read, path, entries, end)
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise torchscript(path)
@@ -91,8 +91,8 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
         raise no_data(path)
     if len(names) != len(entries):
         raise InputError(path, "its zip has records outside its folder")
-    sizes = array("q", [entry[2] for entry in entries])
-    crcs = array("I", [entry[4] for entry in entries])
+    sizes = array("q", [entry.size for entry in entries])
+    crcs = array("I", [entry.crc for entry in entries])
     archive = Archive(path, root, names, starts, sizes, crcs)
 
     def small(name: str, default: bytes) -> bytes:
@@ -109,11 +109,12 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
 
 def _check_plain(path: str, entries: Sequence[Entry]) -> None:
     """InputError for records that are compressed, and for names that torch never writes."""
-    for _, name, _, _, _, method, _ in entries:
+    for entry in entries:
+        name = entry.name
         if name[0] == "/" or "\\" in name or (".." in name and ".." in name.split("/")):
             raise InputError(path, f"a zip record has the unsafe name {name[:80]!r}")
-        if method:
-            if any(other.endswith("/data.pkl") for _, other, *_ in entries):
+        if entry.method:
+            if any(other.name.endswith("/data.pkl") for other in entries):
                 raise _compressed(path, name)
             raise no_data(path)
 
