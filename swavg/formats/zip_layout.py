@@ -15,9 +15,9 @@ from functools import partial
 from heapq import merge
 from operator import itemgetter
 
-from swavg.errors import InputError, OutputError
+from swavg.errors import OutputError
 from swavg.formats.checkpoint import Shape
-from swavg.formats.layout import FileLayout, Kept, Specs
+from swavg.formats.layout import FileLayout, Kept, Specs, opening
 from swavg.formats.zip_directory import (
     CENTRAL,
     END,
@@ -122,11 +122,8 @@ class Member:
 def check_members(path: str, arrangement: Sequence[Member]) -> None:
     """OutputError unless the zip at ``path`` has just these members, where they were planned."""
     file = LocalFile.find(path)
-    try:
-        with Pool() as pool:
-            members = read_members(partial(pool.read, file), path, file.size)
-    except InputError as error:
-        raise OutputError(path, f"the finished file does not open: {error.problem}") from error
+    with opening(path), Pool() as pool:
+        members = read_members(partial(pool.read, file), path, file.size)
     found = [(each.name, start, each.packed) for each, start in members]
     if found != [(each.name, each.start, each.size) for each in arrangement]:
         raise OutputError(path, "the finished file has other members than were planned")
@@ -158,22 +155,7 @@ def ending(count: int, offset: int, size: int, comment: bytes = b"") -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class CheckedLayout(FileLayout):
-    """A file that ``check`` opens when it is finished; ``bodies`` are bytes at their offsets that
-    depend on no region."""
-
-    check: Callable[[str], None] = lambda path: None
-    bodies: tuple[tuple[int, bytes], ...] = ()
-
-    def fixed(self) -> Iterator[tuple[int, bytes]]:
-        return iter(self.bodies)
-
-    def verify(self, path: str) -> None:
-        self.check(path)
-
-
-@dataclass(frozen=True, eq=False)
-class ArchiveLayout(CheckedLayout):
+class ArchiveLayout(FileLayout):
     """A zip whose members are filled by regions behind their heads."""
 
     arrangement: tuple[Member, ...] = ()
@@ -237,7 +219,8 @@ class ArchiveLayout(CheckedLayout):
 def lay_out_archive(
     arrangement: tuple[Member, ...],
     specs: Specs,
-    places: Sequence[tuple[int, int]],
+    tensors: Sequence[int],
+    offsets: Sequence[int],
     *,
     name: str = "",
     kept: Sequence[Kept] = (),
@@ -246,19 +229,19 @@ def lay_out_archive(
     comment: bytes = b"",
     check: Callable[[str], None],
 ) -> ArchiveLayout:
-    """An archive so arranged; ``places`` are tensor and offset in the file, ascending."""
+    """An archive so arranged, with ``tensors`` at these ``offsets`` in the file, ascending."""
     directory = sum(len(placed.entry(0)) for placed in arrangement)
     end = arrangement[-1].end
     return ArchiveLayout(
         name,
         end + directory + len(ending(len(arrangement), end, directory, comment)),
         specs,
-        array("I", [number for number, _ in places]),
-        array("q", [offset for _, offset in places]),
+        array("I", tensors),
+        array("q", offsets),
         tuple(kept),
         orders or {},
-        check,
         tuple(bodies),
+        check,
         arrangement,
         comment,
     )

@@ -42,7 +42,8 @@ def lay_out(request: WriteRequest) -> Layout:
     layout = lay_out_archive(
         arrangement,
         specs,
-        [(number, placed.start + len(placed.head)) for number, placed in enumerate(arrays)],
+        numbers,
+        [placed.start + len(placed.head) for placed in arrays],
         kept=[
             Kept(placed.start, each.start, each.size)
             for placed, each in zip(others, kept, strict=True)

@@ -68,8 +68,7 @@ def lay_out_plain(
     )
     arrangement = tuple(arranged(members))
     starts = [each.start for each in arrangement[4 : 4 + len(written)]]
-    places = list(zip(written, starts, strict=True))
-    return lay_out_archive(arrangement, specs, places, name=name, check=check)
+    return lay_out_archive(arrangement, specs, written, starts, name=name, check=check)
 
 
 def _member(name: str, body: bytes) -> Member:

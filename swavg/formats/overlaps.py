@@ -1,4 +1,4 @@
-"""Which tensors of a torch file lie in each other, overlap, or leave gaps."""
+"""Which tensors of a file lie in each other, overlap, or leave gaps."""
 
 from __future__ import annotations
 
