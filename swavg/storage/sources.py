@@ -166,6 +166,21 @@ class OpenFile:
             os.close(self.fd)
 
 
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """What sources have in common that read a ``file`` in a way of their own: it is the file that
+    may change, and that messages name."""
+
+    file: LocalFile
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def check(self) -> None:
+        self.file.check()
+
+
 @dataclass(frozen=True, eq=False)
 class Memory:
     """Bytes of this process (and of those forked from it)."""
@@ -294,24 +309,33 @@ def open_binary(path: str) -> Iterator[io.BufferedReader]:
     file = LocalFile.find(path)
     reader = file.open()
     try:
-        yield io.BufferedReader(_Raw(reader, file.size))
+        yield io.BufferedReader(Window(reader, 0, file.size))
     finally:
         reader.close()
 
 
-class _Raw(io.RawIOBase):
-    """A source read from its beginning to its end."""
+class Window(io.RawIOBase):
+    """``size`` bytes of an open source from ``start`` on, as a file of their own."""
 
-    def __init__(self, reader: Reader, size: int) -> None:
+    def __init__(self, reader: Reader, start: int, size: int) -> None:
         super().__init__()
-        self._reader, self._rest, self._at = reader, size, 0
+        self._reader, self._start, self._size, self._at = reader, start, size, 0
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
     def readinto(self, out: memoryview) -> int:  # type: ignore[override]
-        count = min(len(out), self._rest)
-        self._reader.read_into(self._at, memoryview(out)[:count])
+        count = max(0, min(len(out), self._size - self._at))
+        self._reader.read_into(self._start + self._at, memoryview(out)[:count])
         self._at += count
-        self._rest -= count
         return count
