@@ -366,6 +366,12 @@ class Checkpoint:
             offset = box.offset + start * tensor.spec.dtype.bits // 8
             pool.read_into(self.sources[box.source], offset, out)
 
+    def read_range(self, tensor: Tensor, start: int, stop: int, pool: Pool) -> bytearray:
+        """The row-major elements ``[start, stop)`` of a tensor, as :meth:`read_into`."""
+        data = bytearray(tensor.spec.dtype.nbytes(stop - start))
+        self.read_into(tensor, start, stop, memoryview(data), pool)
+        return data
+
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
