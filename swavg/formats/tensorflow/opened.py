@@ -127,8 +127,7 @@ def _others(bundle: Bundle, model: frozenset[bytes], shared: Shared) -> tuple[st
     """The names of what is there besides the model's variables; equal ones are kept once."""
     keys = (key for key in bundle.entries if key not in model and not key.startswith(NUL))
     names = tuple(_text(key).removesuffix(VALUE) for key in keys if key != GRAPH_KEY)
-    found = shared.parsed.setdefault(names, names)
-    return found if isinstance(found, tuple) else names
+    return shared.once(tuple, names, lambda: names)
 
 
 def _text(key: bytes) -> str:
@@ -170,10 +169,7 @@ def _model(bundle: Bundle, files: Sequence[LocalFile], shared: Shared) -> frozen
         return frozenset(weights_by_name(frozenset(numbers)))
     text = _string(graph, files[graph.shard])
     # Checkpoints of one run have the same graph.
-    known = hashlib.sha256(text).digest()
-    found = shared.parsed.get(known)
-    if not isinstance(found, frozenset):
-        found = shared.parsed[known] = model_keys(text)
+    found = shared.once(frozenset, hashlib.sha256(text).digest(), lambda: model_keys(text))
     return found.intersection(numbers) or frozenset(numbers)
 
 

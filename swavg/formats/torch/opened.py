@@ -79,14 +79,13 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
             archive.sizes.tobytes(),
             key,
         )
-        contents = shared.parsed.get(identity)
-        if not isinstance(contents, _Contents):
-            graph = read_graph(read, archive)
-            contents = _contents(path, graph, archive.locate, key, base, shared)
-            shared.parsed[identity] = contents
+        contents = shared.once(
+            _Contents,
+            identity,
+            lambda: _contents(path, read_graph(read, archive), archive.locate, key, base, shared),
+        )
         recipe = _recipe(read, archive)
-        names = shared.parsed.setdefault(archive.names, archive.names)
-        assert isinstance(names, tuple)
+        names = shared.once(tuple, archive.names, lambda: archive.names)
         template = TorchTemplate(key, replace(archive, names=names))
         return _opened(path, "torch", file, contents, base, read, template, recipe)
 
@@ -98,12 +97,11 @@ def open_legacy(path: str, key: str | None = None, shared: Shared | None = None)
     with Pool() as pool:
         read = partial(pool.read, file)
         # Where its pickles end is known only when they are read.
-        identity = (file.identity, key)
-        contents = shared.parsed.get(identity)
-        if not isinstance(contents, _Contents):
-            graph, locate = read_legacy(read, path, file.size)
-            contents = _contents(path, graph, locate, key, 0, shared)
-            shared.parsed[identity] = contents
+        contents = shared.once(
+            _Contents,
+            (file.identity, key),
+            lambda: _contents(path, *read_legacy(read, path, file.size), key, 0, shared),
+        )
         template = TorchTemplate(key, None)
         return _opened(path, "torch-legacy", file, contents, 0, read, template, None)
 
