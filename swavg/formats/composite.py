@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from swavg.errors import InputError
 from swavg.formats.configuration import is_configuration, is_training_state, small_json
-from swavg.formats.files import FILES
+from swavg.formats.files import recognised
 from swavg.formats.folder import (
     LOGS,
     WEIGHT_SUFFIXES,
@@ -23,11 +23,9 @@ from swavg.formats.folder import (
 )
 from swavg.formats.part_names import WEIGHTS, part_mark, rank_of, without_numbers
 from swavg.formats.places import format_at, is_one_folder
-from swavg.storage.sources import read_file
 from swavg.storage.temporary import TEMPORARY
 
 _MAY_BE_PARTS = (*WEIGHTS, ".tar", ".th")
-_HEAD = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +210,8 @@ def _modules_in(index: object) -> list[str]:
 
 
 def _looks_like_weights(path: str) -> bool:
-    head = read_file(path, _HEAD)
-    return bool(head) and any(row.recognises(head) and not row.data for row in FILES.values())
+    row = recognised(path)
+    return row is not None and not row.data
 
 
 def _listed(path: str) -> list[str]:

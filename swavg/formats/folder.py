@@ -18,8 +18,7 @@ from swavg.formats.configuration import (
     with_written_dtypes,
 )
 from swavg.formats.dcp.place import DATA, unfinished
-from swavg.formats.files import FILES, open_file
-from swavg.formats.files import recipe_in as recipe_in_file
+from swavg.formats.files import FILES, open_file, recognised
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.part_names import WEIGHTS
@@ -157,7 +156,9 @@ def recipe_in(path: str) -> str | None:
     names, index = _weights(path)
     if index is not None:
         names = list(_read_index(path, index)[1].values())
-    return recipe_in_file(os.path.join(path, names[0]))
+    file = os.path.join(path, names[0])
+    row = recognised(file)
+    return None if row is None else row.recipe_in(file)
 
 
 def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | None) -> Checkpoint:

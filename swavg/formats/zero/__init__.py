@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.folder import is_checkpoint_folder
 from swavg.formats.layout import Format
 from swavg.storage.sources import read_file
 
@@ -49,8 +50,6 @@ def find(path: str) -> RankFiles | None:
     there = _in_folder(os.path.join(path, tag))
     if there is None:
         return None
-    from swavg.formats.folder import is_checkpoint_folder
-
     if is_checkpoint_folder(path):
         return None
     others = tuple(
