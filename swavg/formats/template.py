@@ -17,9 +17,9 @@ from swavg.formats.overlaps import (
     Stretch,
     hull,
     inside_others,
-    storage_order,
     stretches_of,
 )
+from swavg.formats.strides import storage_order
 
 
 class CannotKeep(Exception):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape
-from swavg.formats.gather import regions
+from swavg.formats.strides import regions
 from swavg.storage.sources import InFile, LocalFile, Window
 
 if TYPE_CHECKING:

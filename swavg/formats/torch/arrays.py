@@ -14,7 +14,7 @@ from itertools import islice
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
-from swavg.formats.gather import row_major_strides
+from swavg.formats.strides import row_major_strides
 from swavg.formats.torch.machine import LARGE
 from swavg.formats.torch.objects import Global, Opaque, PickledBytes, Storage, View, mapping
 from swavg.storage.sources import InFile, OpenFile
