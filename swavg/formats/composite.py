@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from swavg.errors import InputError
 from swavg.formats.configuration import is_configuration, is_training_state, small_json
 from swavg.formats.files import recognised
 from swavg.formats.folder import (
@@ -23,6 +22,7 @@ from swavg.formats.folder import (
 )
 from swavg.formats.part_names import WEIGHTS, part_mark, rank_of, without_numbers
 from swavg.formats.places import format_at, is_one_folder
+from swavg.storage.sources import names_in
 from swavg.storage.temporary import TEMPORARY
 
 _MAY_BE_PARTS = (*WEIGHTS, ".tar", ".th")
@@ -84,9 +84,9 @@ def find_composite(path: str) -> Composite | None:
         return None
     path = hub_snapshot(path)
     names = _listed(path)
-    for index, listed in (("model_index.json", _components_in), ("modules.json", _modules_in)):
+    for index, parts_in in (("model_index.json", _components_in), ("modules.json", _modules_in)):
         if index in names:
-            found = _pipeline(path, names, listed(small_json(os.path.join(path, index))))
+            found = _pipeline(path, names, parts_in(small_json(os.path.join(path, index))))
             if found is not None:
                 return found
     if is_one_folder(path):
@@ -216,11 +216,9 @@ def _looks_like_weights(path: str) -> bool:
 
 def _listed(path: str) -> list[str]:
     """The names in a folder, but for hidden and unfinished ones."""
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
-    return [name for name in names if not name.startswith(".") and not name.endswith(TEMPORARY)]
+    return [
+        name for name in names_in(path) if not name.startswith(".") and not name.endswith(TEMPORARY)
+    ]
 
 
 def _files_below(path: str, folder: str) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.part_names import WEIGHTS
 from swavg.formats.safetensors import unique, without_ties
-from swavg.storage.sources import LocalFile, Source, read_file
+from swavg.storage.sources import LocalFile, Source, names_in, read_file
 from swavg.storage.temporary import TEMPORARY
 
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")
@@ -202,10 +202,7 @@ def explain_files(path: str, present: Iterable[str]) -> None:
 
 def _weights(path: str) -> tuple[list[str], str | None]:
     """The weight files of a folder, or the name of its index."""
-    try:
-        present = set(os.listdir(path))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
+    present = set(names_in(path))
     for suffix in _BY_SUFFIX:
         for stem in _STEMS:
             if f"{stem}{suffix}" in present:
@@ -262,19 +259,19 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
 def _others(path: str, weights: set[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Side files to copy beside an average, and what is left out: other weights, folders."""
     side, left_out = {}, []
-    try:
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
-    for entry in entries:
-        if entry.name in weights:
+    for name in names_in(path):
+        if name in weights:
             continue
-        weighty = entry.name.endswith(WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
-        weighty = weighty or entry.name in LOGS
-        if entry.is_file() and not weighty and not entry.name.endswith(TEMPORARY):
-            side[entry.name] = os.path.join(path, entry.name)
+        full = os.path.join(path, name)
+        goes_along = not (
+            name.endswith((*WEIGHT_SUFFIXES, TEMPORARY))
+            or name.startswith("rng_state")
+            or name in LOGS
+        )
+        if goes_along and os.path.isfile(full):
+            side[name] = full
         else:
-            left_out.append(entry.name)
+            left_out.append(name)
     return side, tuple(left_out)
 
 

@@ -303,6 +303,14 @@ def read_file(path: str, most: int | None = None) -> bytes:
         return bytes(pool.read(file, 0, size))
 
 
+def names_in(path: str) -> list[str]:
+    """The names in the folder at ``path``, sorted. InputError."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
+
+
 @contextmanager
 def open_binary(path: str) -> Iterator[io.BufferedReader]:
     """The file at ``path``, to be read line by line. InputError, also from reads."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from swavg.errors import InputError, some
 from swavg.formats.orbax import METADATA, UNFINISHED
 from swavg.formats.safetensors import NAME_LIMIT, unique
-from swavg.storage.sources import LocalFile, read_file
+from swavg.storage.sources import LocalFile, names_in, read_file
 
 _LIMIT = 64 << 20
 _NODES = 1_000_000
@@ -68,7 +68,7 @@ def leaves_in(path: str) -> list[Leaf]:
     if UNFINISHED in os.path.basename(os.path.abspath(path)):
         raise InputError(path, "is unfinished: Orbax gives it another name when it is written")
     items: dict[Path, str] = {(): path} if os.path.isfile(os.path.join(path, METADATA)) else {}
-    for name in [] if items else _listed(path):
+    for name in [] if items else names_in(path):
         folder = os.path.join(path, name)
         if UNFINISHED in name:
             raise InputError(path, f"is unfinished: '{name}' is still to be renamed")
@@ -88,13 +88,6 @@ def leaves_in(path: str) -> list[Leaf]:
             raise InputError(path, f"has two arrays that are called '{name}'")
         seen.add(name)
     return leaves
-
-
-def _listed(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
 
 
 def _leaves(prefix: Path, folder: str) -> Iterator[Leaf]:
