@@ -22,7 +22,7 @@ from swavg.formats.files import FILES, open_file, recognised
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.part_names import WEIGHTS
-from swavg.formats.safetensors import unique, without_ties
+from swavg.formats.safetensors import unique
 from swavg.storage.sources import LocalFile, Source, names_in, read_file
 from swavg.storage.temporary import TEMPORARY
 
@@ -304,9 +304,7 @@ def lay_out(request: WriteRequest) -> Layout:
     row = FILES[_BY_SUFFIX.get(suffix, "torch")]
     assert row.lay_out is not None
     assert row.plan_file is not None
-    numbers: Sequence[int] = range(len(request.specs))
-    if request.drop_ties and suffix == ".safetensors":
-        numbers = without_ties(request)
+    numbers = request.apart if suffix == ".safetensors" else range(len(request.specs))
     if extras.shards and request.max_shard_size is None:
         shards = _as_in(extras.shards, request, numbers)
     else:

@@ -163,8 +163,9 @@ def _elements(checkpoint: Checkpoint, tensor: Tensor, start: int, stop: int) -> 
     # Eight elements fill whole bytes, whatever their size.
     head = start // 8 * 8 if dtype.bits % 8 else start
     tail = min(-(-stop // 8) * 8, tensor.spec.numel) if dtype.bits % 8 else stop
+    raw = bytearray(dtype.nbytes(tail - head) if stop > start else 0)
     with Pool() as pool:
-        raw = checkpoint.read_range(tensor, head, tail if stop > start else head, pool)
+        checkpoint.read_into(tensor, head, head if stop <= start else tail, memoryview(raw), pool)
     if dtype.bits % 8:
         codes = unpack_codes(np.frombuffer(raw, np.uint8), dtype)
         return codes[start - head :][: max(0, stop - start)].view(dtype.numpy())

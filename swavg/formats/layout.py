@@ -75,6 +75,16 @@ class WriteRequest:
     copies: bool = False
     compute: Callable[[FileLayout], bytes] | None = None
 
+    @property
+    def apart(self) -> Sequence[int]:
+        """The numbers of the tensors to write where each has bytes of its own: of ties, if they are
+        dropped, only the first."""
+        numbers = range(len(self.specs))
+        if not self.drop_ties:
+            return numbers
+        aliases = {name for group in self.ties for name in group[1:]}
+        return [number for number in numbers if self.specs.names[number] not in aliases]
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:

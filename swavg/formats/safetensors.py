@@ -350,18 +350,9 @@ def lay_out(request: WriteRequest) -> Layout:
 
     Raises RequestError for a dtype that the format lacks.
     """
-    numbers: Sequence[int] = range(len(request.specs))
-    if request.drop_ties:
-        numbers = without_ties(request)
     lost = losses(request)
     notes = (f"safetensors holds tensors only: {lost} left out",) if lost else ()
-    return Layout((plan_file(request, numbers),), notes=(*notes, *stale_notes(request)))
-
-
-def without_ties(request: WriteRequest) -> list[int]:
-    """The numbers of the tensors, of each group of ties only the first."""
-    aliases = {name for group in request.ties for name in group[1:]}
-    return [number for number, name in enumerate(request.specs.names) if name not in aliases]
+    return Layout((plan_file(request, request.apart),), notes=(*notes, *stale_notes(request)))
 
 
 # Entries that swavg.training writes of one snapshot: they do not hold for what is made of it.
