@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from swavg.errors import InputError
+from swavg.formats import strict_json
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.configuration import (
     is_configuration,
@@ -22,7 +23,6 @@ from swavg.formats.files import FILES, open_file, recognised
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.part_names import WEIGHTS
-from swavg.formats.safetensors import unique
 from swavg.storage.sources import LocalFile, Source, names_in, read_file
 from swavg.storage.temporary import TEMPORARY
 
@@ -241,7 +241,7 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _INDEX_ENTRIES:
         raise InputError(path, f"lists more than {_INDEX_ENTRIES:,} tensors")
     try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
+        content = strict_json.loads(path, text)
         weight_map = content["weight_map"]
         metadata = content.get("metadata", {})
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from swavg.errors import InputError, some
+from swavg.formats import strict_json
 from swavg.formats.orbax import METADATA, UNFINISHED
-from swavg.formats.safetensors import NAME_LIMIT, unique
+from swavg.formats.safetensors_header import NAME_LIMIT
 from swavg.storage.sources import LocalFile, names_in, read_file
 
 _LIMIT = 64 << 20
@@ -98,7 +98,7 @@ def _leaves(prefix: Path, folder: str) -> Iterator[Leaf]:
     if size > _LIMIT or text.count(b"{") + text.count(b"[") + text.count(b",") // 4 > _NODES:
         raise InputError(path, "lists more arrays than a checkpoint could hold")
     try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
+        content = strict_json.loads(path, text)
         tree = content["tree_metadata"]
         ocdbt = content.get("use_ocdbt")
         if ocdbt is None:
