@@ -11,8 +11,9 @@ from itertools import pairwise
 from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.adapters import SETTINGS, Settings, json_of, settings_of
+from swavg.planning.findings import MERGE, OF_FACTORS, Finding, finding_of
 from swavg.planning.match import distinct_tables, numbered
-from swavg.planning.not_plain import MERGE, Finding, finding_of, holds_codes, is_code, not_plain
+from swavg.planning.not_plain import holds_codes, is_code, not_plain
 from swavg.planning.policy import Policy
 from swavg.planning.same import STEP, InCheckpoint, same_elements
 from swavg.storage.sources import Pool
@@ -36,7 +37,7 @@ def check_plain(
     warnings = []
     findings = not_plain(checkpoints, shown, averaged)
     if exact:
-        findings = [each for each in findings if each.kind not in ("alpha", "rank", "factors")]
+        findings = [each for each in findings if each.kind not in OF_FACTORS]
     if not any(finding.kind == "codes" for finding in findings):
         findings += _declared(checkpoints, averaged)
     for finding in confirmed(findings, checkpoints, shown):
@@ -124,8 +125,7 @@ def confirmed(
         return kept
     settings = [settings_of(checkpoint) for checkpoint in checkpoints]
     hint = factors.hint if all(map(_are_plain, settings)) else MERGE
-    adapted = ("alpha", "rank", "factors")
-    kept = [replace(each, hint=hint) if each.kind in adapted else each for each in kept]
+    kept = [replace(each, hint=hint) if each.kind in OF_FACTORS else each for each in kept]
     return [*_differing(settings, shown, hint), *kept]
 
 
