@@ -14,7 +14,7 @@ from swavg.dtypes import BY_SAFETENSORS
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Form
 from swavg.formats.strict_json import is_text, short, unique
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import LocalFile, reading
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a header at most, as in the reference library."""
@@ -42,11 +42,10 @@ def looks_like_safetensors(head: bytes) -> bool:
 
 def read_header(path: str) -> tuple[LocalFile, bytearray, int]:
     """The file, its header without length and blanks before it, and the offset of the data."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
+    with reading(path) as (file, read):
         if file.size < 8:
             raise InputError(path, f"truncated: {file.size} bytes, less than a safetensors header")
-        (length,) = struct.unpack("<Q", pool.read(file, 0, 8))
+        (length,) = struct.unpack("<Q", read(0, 8))
         if length > HEADER_LIMIT:
             raise InputError(
                 path, f"its header claims {length:,} bytes; at most {HEADER_LIMIT:,} are allowed"
@@ -55,7 +54,7 @@ def read_header(path: str) -> tuple[LocalFile, bytearray, int]:
             raise InputError(
                 path, f"truncated: its header has {length:,} bytes, the file {file.size:,}"
             )
-        header = pool.read(file, 8, length)
+        header = read(8, length)
     return file, header if header[:1] == b"{" else header.lstrip(_BLANKS), 8 + length
 
 

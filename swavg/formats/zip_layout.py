@@ -11,7 +11,6 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from heapq import merge
 from operator import itemgetter
 
@@ -30,7 +29,7 @@ from swavg.formats.zip_directory import (
     read_members,
 )
 from swavg.storage.crc import RegionChecksum, combined
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import reading
 
 ALIGNMENT = 64
 _DESCRIBED, _UTF8 = 0x0008, 0x0800
@@ -121,9 +120,8 @@ class Member:
 
 def check_members(path: str, arrangement: Sequence[Member]) -> None:
     """OutputError unless the zip at ``path`` has just these members, where they were planned."""
-    file = LocalFile.find(path)
-    with opening(path), Pool() as pool:
-        members = read_members(partial(pool.read, file), path, file.size)
+    with opening(path), reading(path) as (file, read):
+        members = read_members(read, path, file.size)
     found = [(each.name, start, each.packed) for each, start in members]
     if found != [(each.name, each.start, each.size) for each in arrangement]:
         raise OutputError(path, "the finished file has other members than were planned")

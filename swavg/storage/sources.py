@@ -8,9 +8,10 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from swavg.errors import InputError
@@ -295,12 +296,18 @@ class Pool:
         self.close()
 
 
+@contextmanager
+def reading(path: str) -> Iterator[tuple[LocalFile, Callable[[int, int], bytearray]]]:
+    """The file at ``path``, and what reads of it so many bytes from an offset on. InputError."""
+    file = LocalFile.find(path)
+    with Pool() as pool:
+        yield file, partial(pool.read, file)
+
+
 def read_file(path: str, most: int | None = None) -> bytes:
     """The bytes of the file at ``path``, at most the first ``most``. InputError."""
-    file = LocalFile.find(path)
-    size = file.size if most is None else min(file.size, most)
-    with Pool() as pool:
-        return bytes(pool.read(file, 0, size))
+    with reading(path) as (file, read):
+        return bytes(read(0, file.size if most is None else min(file.size, most)))
 
 
 def names_in(path: str) -> list[str]:

@@ -6,16 +6,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from swavg.errors import InputError, NoWeightsError, some
-from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
 from swavg.formats.zip_directory import read_members
 from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.storage.sources import LocalFile, Pool, Source, reading
 
 WEIGHTS = "model.weights.h5"
 _WHOLE = "model_weights"
@@ -38,9 +36,7 @@ def open_hdf5(path: str, shared: Shared | None = None) -> Checkpoint:
 
 def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:
     """Open a .keras archive. InputError if it is damaged; its configuration is not looked at."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        read: Read = partial(pool.read, file)
+    with reading(path) as (file, read):
         found = read_members(read, path, file.size)
         recipe = read_recipe(read, file.size)
     members = tuple(Member.of(entry, start) for entry, start in found)

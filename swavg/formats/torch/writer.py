@@ -28,7 +28,7 @@ from swavg.formats.torch.opened import TorchTemplate, open_archive
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
 from swavg.formats.torch.unpickler import MAX_BYTES
 from swavg.formats.zip_layout import ArchiveLayout, Member, arranged, lay_out_archive
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.storage.sources import LocalFile, Pool, Source, reading
 
 # Padding is an extra field, whose length is a 16-bit number.
 _MAX_ALIGNMENT = 1 << 15
@@ -180,9 +180,7 @@ def _check_pickles(path: str, *, template: Source, begin: int, size: int) -> Non
 def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int | None) -> None:
     """OutputError unless the finished file has just these records, and a pickle of this CRC-32
     (None: averages are in it)."""
-    file = LocalFile.find(path)
-    with opening(path), Pool() as pool:
-        read = partial(pool.read, file)
+    with opening(path), reading(path) as (file, read):
         archive = read_archive(read, path, file.size)
         crc = zlib.crc32(read_pickle(read, archive))
     planned = [(each.name, each.start, each.size) for each in arrangement]
