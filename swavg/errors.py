@@ -176,6 +176,11 @@ def some(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + more
 
 
+def quoted(names: Iterable[str], most: int) -> str:
+    """:func:`some` of them, in quotes."""
+    return some([f"'{name}'" for name in names], most)
+
+
 def with_article(word: str) -> str:
     """``a step``, ``an epoch``."""
     return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeVar
 
 from swavg.dtypes import DType
-from swavg.errors import InputError, OutputError, some
+from swavg.errors import InputError, OutputError, quoted
 from swavg.formats.checkpoint import Checkpoint, Shape, Shared
 from swavg.storage.crc import Checksum, RegionChecksum
 
@@ -166,8 +166,7 @@ def losses(request: WriteRequest) -> str:
     others = list(dict.fromkeys((*extras.others, *extras.non_tensors)))
     if not others:
         return ""
-    shown = some([f"'{name}'" for name in others], 5)
-    return f"{shown} of {os.path.basename(request.template.path.rstrip('/'))}"
+    return f"{quoted(others, 5)} of {os.path.basename(request.template.path.rstrip('/'))}"
 
 
 class Open(Protocol):

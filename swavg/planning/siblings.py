@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from swavg.errors import some
+from swavg.errors import quoted
 from swavg.formats.checkpoint import Checkpoint, TableBuilder, TensorTable
 from swavg.planning.match import numbered
 from swavg.planning.plan import Plan
@@ -226,5 +226,5 @@ def _note(template: Checkpoint, joined: Sequence[str], last: str) -> str:
         for name in template.extras.others
         if not any(path == name or path.startswith(name + ".") for path in joined)
     ]
-    rest = some([f"'{name}'" for name in left], _LISTED)
+    rest = quoted(left, _LISTED)
     return f"averaged: {', '.join(averaged)}" + (f"; left as in {last}: {rest}" if left else "")

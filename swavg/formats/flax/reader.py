@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping
 
 from swavg.dtypes import BY_NAME, DType
-from swavg.errors import InputError, NoWeightsError, some
+from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import (
     Box,
@@ -56,8 +56,7 @@ def open_flax(path: str, key: str | None = None, shared: Shared | None = None) -
     notes = []
     for what, names in (("not of the model", left), ("no arrays of numbers", others)):
         if names:
-            shown = some([f"'{name}'" for name in names], 5)
-            notes.append(f"{shown}: {what}, and not averaged")
+            notes.append(f"{quoted(names, 5)}: {what}, and not averaged")
     extras = Extras(scalars=scalars, root_key=key, others=tuple(left), non_tensors=tuple(others))
     return Checkpoint(path, "flax", (file,), table, notes=tuple(notes), extras=extras)
 

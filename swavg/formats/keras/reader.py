@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from swavg.errors import InputError, NoWeightsError, some
+from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
 from swavg.formats.zip_directory import read_members
@@ -99,8 +99,7 @@ def _checkpoint(
         named = " and ".join(f"'{group}'" for group in others)
         notes.append(f"{left:,} variables in {named} are not the model's, and not averaged")
     if no_numbers:
-        shown = some([f"'{name}'" for name in no_numbers], 5)
-        notes.append(f"{shown}: no numbers, and not averaged")
+        notes.append(f"{quoted(no_numbers, 5)}: no numbers, and not averaged")
     extras = replace(
         extras,
         scalars=_step(file, window[0], datasets),

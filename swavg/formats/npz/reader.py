@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from swavg.errors import InputError, NoWeightsError, some
+from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.blocks import Read, read_places
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Scalar, Shared, TableBuilder
 from swavg.formats.npz.header import CODES, Header, header_size, parse
@@ -146,8 +146,7 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
         raise NoWeightsError(path, "holds no arrays of numbers")
     notes = []
     if names:
-        shown = some([f"'{name}'" for name in names], 5)
-        notes.append(f"{shown}: no numbers (text, objects, records), and not averaged")
+        notes.append(f"{quoted(names, 5)}: no numbers (text, objects, records), and not averaged")
     extras = Extras(
         scalars=contents.scalars,
         records=contents.records,

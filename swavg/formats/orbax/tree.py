@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from swavg.errors import InputError, some
+from swavg.errors import InputError, quoted, some
 from swavg.formats import strict_json
 from swavg.formats.orbax import METADATA, UNFINISHED
 from swavg.formats.safetensors_header import NAME_LIMIT
@@ -135,7 +135,7 @@ def model_of(path: str, leaves: Sequence[Leaf], key: str | None) -> Model:
             names = [".".join(root) for root in roots]
             raise InputError(
                 path,
-                f"holds several models: {some([f'{name!r}' for name in names], 8)}",
+                f"holds several models: {quoted(names, 8)}",
                 hint=f"Choose one with key={names[0]}.",
             )
         for root in roots:

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from swavg.errors import InputError, NoWeightsError, some
+from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.checkpoint import (
     Box,
     Checkpoint,
@@ -116,11 +116,10 @@ def _notes(path: str, prefix: str, count: int, others: Sequence[str]) -> Iterato
         latest = os.path.basename(prefix)
         yield f"of {len(several)} checkpoints in the folder {latest} is taken, the latest"
     if others:
-        shown = some([f"'{name}'" for name in others], 3)
-        yield f"taken are the {count} variables of the model, not {shown}"
-    averages = [f"'{name}'" for name in others if name.endswith(AVERAGES)]
+        yield f"taken are the {count} variables of the model, not {quoted(others, 3)}"
+    averages = [name for name in others if name.endswith(AVERAGES)]
     if averages:
-        yield f"averages that were taken in training stay as they are: {some(averages, 3)}"
+        yield f"averages that were taken in training stay as they are: {quoted(averages, 3)}"
 
 
 def _others(bundle: Bundle, model: frozenset[bytes], shared: Shared) -> tuple[str, ...]:

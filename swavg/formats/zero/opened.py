@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from swavg.errors import InputError, some
+from swavg.errors import InputError, quoted, some
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder, TensorTable
 from swavg.formats.configuration import is_configuration
 from swavg.formats.folder import add_tensor
@@ -180,5 +180,5 @@ def _note(weights: Checkpoint, cuts: Mapping[str, Cut], taken: Sequence[str], ra
     of_ranks = f"took the {dtypes} weights of {len(cuts)} tensors from the files of {ranks} ranks"
     if not taken:
         return of_ranks
-    shown = some([f"'{name}'" for name in taken], _LISTED)
+    shown = quoted(taken, _LISTED)
     return f"{of_ranks}; {shown} from {os.path.basename(weights.path)}, as they have no masters"
