@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 from swavg.errors import InputError
+from swavg.formats.commands import output_for
 from swavg.formats.part_names import WEIGHTS
 from swavg.storage.sources import read_file, reading
 
@@ -53,13 +54,6 @@ def unpacking(path: str, head: bytes) -> InputError | None:
         return _tar(path, names, program)
     hint = f"Decompress it first:\n{program} -dc {shlex.quote(path)} > {output_for(path)}"
     return InputError(path, f"is compressed with {program}", hint=hint)
-
-
-def output_for(path: str, suffix: str = "") -> str:
-    """A name for what is made of the file at ``path``: never its own. Quoted for a shell."""
-    stem = re.sub(r"(?<=[^/])(\.tar)?\.[^./]+$", "", path)
-    made = stem + suffix
-    return shlex.quote(made if made != path else f"{stem}-unpacked{suffix}")
 
 
 def _members(read: Read) -> Iterator[str]:

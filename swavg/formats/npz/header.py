@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape
+from swavg.formats.commands import FROM_VOID, with_paths
 from swavg.formats.strides import is_row_major, row_major_strides
 
 MAGIC = b"\x93NUMPY"
@@ -91,8 +92,6 @@ def _column_major(shape: Shape) -> Shape | None:
 def _unknown(path: str, name: str, code: str) -> InputError:
     if code[1:2] != "V":
         return InputError(path, f"'{name}' has the dtype '{code}', which swavg does not know")
-    from swavg.formats.foreign import FROM_VOID, with_paths
-
     hint = None
     if code[1:] == "V2":
         hint = f"If it is bfloat16, save it as float32:\n{with_paths(FROM_VOID, path)}"
