@@ -240,18 +240,14 @@ class _Decider:
         if not selected:
             if self.policy.drop_excluded:
                 return _Verdict(None, (), "excluded", "dropped")
-            made = self._copy(last, reference[0])
-            reason = f"copied from {self.shown[last]}{_as(made)}"
-            return _Verdict(made, reference[1], "excluded", reason)
+            return self._taken(last, reference, "excluded", "copied ", "")
         if self.row.copies:
             return _Verdict(self._copy(0, reference[0]), reference[1])
         mask = apart == "mask"
         if self.policy.strict and (differs := self._differs(forms, mask=mask)) is not None:
             return differs
         if apart == "spectral":
-            made = self._copy(last, reference[0])
-            reason = f"from {self.shown[last]}{_as(made)}: a vector of spectral norm"
-            return _Verdict(made, reference[1], "copied", reason)
+            return self._taken(last, reference, "copied", "", ": a vector of spectral norm")
         alike = [
             index
             for index, form in enumerate(forms)
@@ -270,12 +266,17 @@ class _Decider:
         if self.policy.missing == "drop":
             return _Verdict(None, (), "dropped", reason)
         if self.policy.missing == "keep" or len(alike) == 1:
-            made = self._copy(last, reference[0])
-            reason = f"from {self.shown[last]}{_as(made)}: {reason}"
-            return _Verdict(made, reference[1], "copied", reason)
+            return self._taken(last, reference, "copied", "", f": {reason}")
         weights = renormalized(self.row.weights, alike)
         made = self._average(forms, alike, weights)
         return _Verdict(made, reference[1], "averaged over some", reason)
+
+    def _taken(self, index: int, form: Form, action: Action, before: str, behind: str) -> _Verdict:
+        """A member's own tensor instead of an average, and the words around where it is from."""
+        made = self._copy(index, form[0])
+        converted = "" if made.op == "copy" else f", as {made.dtype}"
+        reason = f"{before}from {self.shown[index]}{converted}{behind}"
+        return _Verdict(made, form[1], action, reason)
 
     def _factor_sum(self, factor_sum: FactorSum, forms: Sequence[Form | None]) -> _Verdict:
         present = [form for form in forms if form is not None]
@@ -373,8 +374,3 @@ def _compatible(form: Form | None, reference: Form, *, same_dtype: bool) -> bool
         return False
     one, other = form[0], reference[0]
     return one is other or (not same_dtype and may_mix(one, other))
-
-
-def _as(made: Operation) -> str:
-    """What a copy is converted to, in words."""
-    return "" if made.op == "copy" else f", as {made.dtype}"
