@@ -304,7 +304,7 @@ def lay_out(request: WriteRequest) -> Layout:
     row = FILES[_BY_SUFFIX.get(suffix, "torch")]
     assert row.lay_out is not None
     assert row.plan_file is not None
-    numbers = request.apart if suffix == ".safetensors" else range(len(request.specs))
+    numbers = request.without_ties if suffix == ".safetensors" else range(len(request.specs))
     if extras.shards and request.max_shard_size is None:
         shards = _as_in(extras.shards, request, numbers)
     else:

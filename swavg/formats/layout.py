@@ -76,9 +76,9 @@ class WriteRequest:
     compute: Callable[[FileLayout], bytes] | None = None
 
     @property
-    def apart(self) -> Sequence[int]:
-        """The numbers of the tensors to write where each has bytes of its own: of ties, if they are
-        dropped, only the first."""
+    def without_ties(self) -> Sequence[int]:
+        """The numbers of the tensors to write where a format cannot express ties: of each group, if
+        they are dropped, only the first."""
         numbers = range(len(self.specs))
         if not self.drop_ties:
             return numbers

@@ -144,7 +144,9 @@ def lay_out(request: WriteRequest) -> Layout:
     """
     lost = losses(request)
     notes = (f"safetensors holds tensors only: {lost} left out",) if lost else ()
-    return Layout((plan_file(request, request.apart),), notes=(*notes, *stale_notes(request)))
+    return Layout(
+        (plan_file(request, request.without_ties),), notes=(*notes, *stale_notes(request))
+    )
 
 
 # Entries that swavg.training writes of one snapshot: they do not hold for what is made of it.

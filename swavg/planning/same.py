@@ -24,7 +24,7 @@ def same_elements(pool: Pool, tensors: Sequence[InCheckpoint], *, most: int | No
     # Eight elements that are narrower than a byte fill whole bytes.
     step, stop = (size * 8 // spec.dtype.bits // 8 * 8 for size in (STEP, most or 0))
     stop = spec.numel if most is None else min(spec.numel, stop)
-    first, other = bytearray(STEP), bytearray(STEP)
+    first, other = (bytearray(spec.dtype.nbytes(min(step, stop))) for _ in range(2))
     for start in range(0, stop, step):
         end = min(start + step, stop)
         size = spec.dtype.nbytes(end - start)

@@ -96,7 +96,7 @@ def lay_out(request: WriteRequest) -> Layout:
     """Plan a folder: all entries by key, tensors whole, and of the template what is no tensor of
     its model. RequestError for a dtype or a name that the format lacks."""
     specs, sizes = request.specs, request.specs.sizes
-    tensors = {_key(specs.names[number]): number for number in request.apart}
+    tensors = {_key(specs.names[number]): number for number in request.without_ties}
     template, kept = request.template.extras.template, _kept(request.template)
     entries: list[tuple[bytes, Entry]] = []
     offsets, order, pieces, position = array("q"), array("I"), [], 0

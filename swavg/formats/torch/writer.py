@@ -10,6 +10,7 @@ from functools import partial
 from operator import attrgetter
 
 from swavg.errors import OutputError
+from swavg.formats.checkpoint import Record
 from swavg.formats.layout import FileLayout, Layout, WriteRequest, losses, opening
 from swavg.formats.template import (
     CannotKeep,
@@ -111,13 +112,7 @@ def _archive_like(
         raise CannotKeep(f"its records are aligned to {archive.alignment:,} bytes")
     recipe = request.recipe.encode()
     records = [record for record in archive if record.name != RECIPE]
-    members = [
-        Member(
-            f"{archive.root}/{each.name}",
-            each.size + growth(within(edits, each.offset, each.offset + each.size)),
-        )
-        for each in records
-    ]
+    members = [Member(f"{archive.root}/{each.name}", _size(each, edits)) for each in records]
     if recipe:
         members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
     arrangement = tuple(arranged(members, archive.alignment))
@@ -139,6 +134,12 @@ def _archive_like(
             _check_records, arrangement=arrangement, pickle_crc=None if changed else pickled.crc
         ),
     )
+
+
+def _size(record: Record, edits: Sequence[Edit]) -> int:
+    """Of a record, after the edits."""
+    here = within(edits, record.offset, record.offset + record.size) if edits else ()
+    return record.size + growth(here)
 
 
 def _legacy_like(
