@@ -18,6 +18,7 @@ from swavg.formats.folder import (
     WEIGHT_SUFFIXES,
     explain_folder,
     hub_snapshot,
+    is_checkpoint_folder,
     weights_stem,
 )
 from swavg.formats.part_names import WEIGHTS, part_mark, rank_of, without_numbers
@@ -80,16 +81,15 @@ class _Contents:
 def find_composite(path: str) -> Composite | None:
     """The parts of a folder that is known for them: by an index of its components, or by names of
     ranks. None for other folders, and for files. InputError if it cannot be read."""
-    if not os.path.isdir(path) or format_at(path) is not None:
+    if not os.path.isdir(path) or format_at(path := hub_snapshot(path)) is not None:
         return None
-    path = hub_snapshot(path)
     names = _listed(path)
     for index, parts_in in (("model_index.json", _components_in), ("modules.json", _modules_in)):
         if index in names:
             found = _pipeline(path, names, parts_in(small_json(os.path.join(path, index))))
             if found is not None:
                 return found
-    if is_one_folder(path):
+    if is_checkpoint_folder(path):
         return _numbered_models(path, names)
     speechbrain = "CKPT.yaml" in names or os.path.basename(path.rstrip("/")).startswith("CKPT+")
     return components(path) if speechbrain or _are_ranks(path, names) else None
@@ -101,7 +101,7 @@ def as_composite(path: str) -> Composite | None:
     path = hub_snapshot(path)
     found = find_composite(path)
     if found is None and os.path.isdir(path) and not is_one_folder(path):
-        explain_folder(path, os.listdir(path))
+        explain_folder(path, names_in(path))
         found = components(path)
     return found if found is not None and found.parts else None
 

@@ -78,7 +78,7 @@ def hub_snapshot(path: str) -> str:
     snapshots, main = os.path.join(path, "snapshots"), os.path.join(path, "refs", "main")
     if not (os.path.isdir(snapshots) and os.path.isdir(os.path.dirname(main))):
         return path
-    present = sorted(os.listdir(snapshots))
+    present = names_in(snapshots)
     commit = read_file(main, 64).decode(errors="replace").strip() if os.path.isfile(main) else None
     if commit not in present:
         if len(present) != 1:
