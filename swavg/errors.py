@@ -105,11 +105,8 @@ class MismatchError(SwavgError):
         self.differences = tuple(differences)
 
 
-class InputError(SwavgError):
-    """An input is missing, corrupt, unsafe, or changed while it was read."""
-
-    exit_code = 4
-    kind = "input"
+class PathError(SwavgError):
+    """A ``problem`` with the file or folder at ``path``."""
 
     def __init__(
         self, path: str | os.PathLike[str], problem: str, *, hint: str | None = None
@@ -117,6 +114,13 @@ class InputError(SwavgError):
         super().__init__(f"{os.fspath(path)}: {problem}", hint=hint)
         self.path = os.fspath(path)
         self.problem = problem
+
+
+class InputError(PathError):
+    """An input is missing, corrupt, unsafe, or changed while it was read."""
+
+    exit_code = 4
+    kind = "input"
 
 
 class NoWeightsError(InputError):
@@ -131,18 +135,11 @@ class LoneTensorError(NoWeightsError):
     """A file that holds one tensor, which has no name."""
 
 
-class OutputError(SwavgError):
+class OutputError(PathError):
     """The output cannot be written."""
 
     exit_code = 5
     kind = "output"
-
-    def __init__(
-        self, path: str | os.PathLike[str], problem: str, *, hint: str | None = None
-    ) -> None:
-        super().__init__(f"{os.fspath(path)}: {problem}", hint=hint)
-        self.path = os.fspath(path)
-        self.problem = problem
 
 
 class OutputExistsError(OutputError):
@@ -177,6 +174,11 @@ def some(names: Sequence[str], most: int) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def quoted(names: Iterable[str], most: int) -> str:
+    """:func:`some` of them, in quotes."""
+    return some([f"'{name}'" for name in names], most)
 
 
 def with_article(word: str) -> str:

@@ -25,8 +25,8 @@ from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.gc_pause import paused_gc
 from swavg.planning.composite import Parts, Singles, find_parts
 from swavg.planning.confirm import check_copied, check_plain
-from swavg.planning.decide import Decisions, decide, selection
-from swavg.planning.globs import check_globs
+from swavg.planning.decide import Decisions, decide
+from swavg.planning.globs import check_globs, selection
 from swavg.planning.lay_out import lay_out
 from swavg.planning.lora import Concatenated, concatenate
 from swavg.planning.match import SideBySide, distinct_tables

@@ -13,7 +13,7 @@ from swavg.engine.checksums import checked_members
 from swavg.engine.differing import also_differ
 from swavg.engine.resources import Sizes
 from swavg.errors import MismatchError, NumericsError
-from swavg.planning.not_plain import UNMASK
+from swavg.planning.findings import UNMASK
 from swavg.planning.plan import Plan
 from swavg.storage.crc import crc_function
 from swavg.storage.sinks import Sink

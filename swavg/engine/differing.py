@@ -22,15 +22,14 @@ def also_differ(plan: Plan, row: int, first: int, pool: Pool, *, counters: bool)
     entries = plan.entries
     for entry in _integers(plan, row):
         made = entries.make(plan.checkpoints, entry)
-        dtype, numel = made.operation.dtype, math.prod(made.shape)
+        numel = math.prod(made.shape)
         if entry == first or numel < (1 if counters else 2):
             continue
         stop = min(numel, _BEGIN)
-        begins = set()
-        for member, tensor in zip(made.operation.members, made.tensors, strict=True):
-            data = bytearray(dtype.nbytes(stop))
-            plan.checkpoints[member].read_into(tensor, 0, stop, memoryview(data), pool)
-            begins.add(bytes(data))
+        begins = {
+            bytes(plan.checkpoints[member].read_range(tensor, 0, stop, pool))
+            for member, tensor in zip(made.operation.members, made.tensors, strict=True)
+        }
         if len(begins) > 1:
             found.append(f"'{plan.name(row, entry)}'")
     return f" So do {some(found, _LISTED)}." if found else ""

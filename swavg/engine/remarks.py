@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from swavg.engine.recipe import recorded_in
-from swavg.errors import some
+from swavg.errors import quoted, some
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import is_training_state
 from swavg.formats.hashes import is_stale
@@ -31,7 +31,7 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
         yield f"one checkpoint: the average is a copy of {shown[row.members[0]]}"
     arrays = checkpoints[row.members[-1]].extras.arrays
     if arrays and len(row.members) > 1:
-        listed = some([f"'{name}'" for name in arrays], _LISTED)
+        listed = quoted(arrays, _LISTED)
         yield (
             "NumPy arrays of objects, of one byte or of more than 1 MiB are not averaged, but those"
             f" of {shown[row.members[-1]]}, if they are in the output at all: {listed}. Make"
@@ -124,6 +124,6 @@ def facts_kept(
             # Those of a callback of Lightning have its settings in their path.
             names = dict.fromkeys(name.rpartition(".")[2] for name in found)
             if names and any(file.layout.kept for file in output.files):
-                listed = some([f"'{name}'" for name in names], _LISTED)
+                listed = quoted(names, _LISTED)
                 told[f"{what} in it are those of {shown[last]}, the last input: {listed}"] = None
     return list(told)

@@ -25,13 +25,9 @@ def open_checkpoint(
     checkpoints of one run have in common. Raises InputError for anything missing, broken or
     unsafe; nothing in a checkpoint is ever executed.
     """
-    path = os.fspath(path)
-    if os.path.isfile(path):
-        from swavg.formats.files import open_file
-
-        return open_file(path, key, shared)
     from swavg.formats.places import format_of
 
+    path = os.fspath(path)
     try:
         return format_of(path).open(path, key, shared)
     except InputError as error:
@@ -43,17 +39,14 @@ def open_checkpoint(
 def recipe_in(path: str) -> str | None:
     """The text that swavg wrote into an average, found without reading its names and objects; None
     if there is none, or if ``path`` is no checkpoint, or a damaged one."""
+    from swavg.formats.composite import as_composite
+    from swavg.formats.places import format_of
+
     try:
-        if os.path.isfile(path):
-            from swavg.formats import files
-
-            return files.recipe_in(path)
-        from swavg.formats import composite, places
-
-        if (found := composite.as_composite(path)) is not None:
+        if (found := as_composite(path)) is not None:
             parts = (found.place(name) for name in found.parts if name)
             return next(filter(None, map(recipe_in, parts)), None)
-        return places.format_of(path).recipe_in(path)
+        return format_of(path).recipe_in(path)
     except InputError:
         return None
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from swavg.dtypes import DType
 from swavg.storage.crc import Checksum
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     """What NumPy takes, but for arrays."""
 
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,13 @@ class Shared:
 
     columns: dict[object, Columns] = field(default_factory=dict)
     parsed: dict[object, object] = field(default_factory=dict)
+
+    def once(self, kind: type[T], key: object, make: Callable[[], T]) -> T:
+        """What a format made of this ``kind`` for this ``key``: the first time is the only one."""
+        found = self.parsed.get((kind, key))
+        if not isinstance(found, kind):
+            found = self.parsed[kind, key] = make()
+        return found
 
 
 class TableBuilder:
@@ -365,6 +373,12 @@ class Checkpoint:
         elif stop > start:
             offset = box.offset + start * tensor.spec.dtype.bits // 8
             pool.read_into(self.sources[box.source], offset, out)
+
+    def read_range(self, tensor: Tensor, start: int, stop: int, pool: Pool) -> bytearray:
+        """The row-major elements ``[start, stop)`` of a tensor, as :meth:`read_into`."""
+        data = bytearray(tensor.spec.dtype.nbytes(stop - start))
+        self.read_into(tensor, start, stop, memoryview(data), pool)
+        return data
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,23 +11,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from swavg.errors import InputError
 from swavg.formats.configuration import is_configuration, is_training_state, small_json
-from swavg.formats.files import FILES
+from swavg.formats.files import recognised
 from swavg.formats.folder import (
     LOGS,
     WEIGHT_SUFFIXES,
     explain_folder,
     hub_snapshot,
+    is_checkpoint_folder,
     weights_stem,
 )
 from swavg.formats.part_names import WEIGHTS, part_mark, rank_of, without_numbers
 from swavg.formats.places import format_at, is_one_folder
-from swavg.storage.sources import read_file
+from swavg.storage.sources import names_in
 from swavg.storage.temporary import TEMPORARY
 
 _MAY_BE_PARTS = (*WEIGHTS, ".tar", ".th")
-_HEAD = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +81,15 @@ class _Contents:
 def find_composite(path: str) -> Composite | None:
     """The parts of a folder that is known for them: by an index of its components, or by names of
     ranks. None for other folders, and for files. InputError if it cannot be read."""
-    if not os.path.isdir(path) or format_at(path) is not None:
+    if not os.path.isdir(path) or format_at(path := hub_snapshot(path)) is not None:
         return None
-    path = hub_snapshot(path)
     names = _listed(path)
-    for index, listed in (("model_index.json", _components_in), ("modules.json", _modules_in)):
+    for index, parts_in in (("model_index.json", _components_in), ("modules.json", _modules_in)):
         if index in names:
-            found = _pipeline(path, names, listed(small_json(os.path.join(path, index))))
+            found = _pipeline(path, names, parts_in(small_json(os.path.join(path, index))))
             if found is not None:
                 return found
-    if is_one_folder(path):
+    if is_checkpoint_folder(path):
         return _numbered_models(path, names)
     speechbrain = "CKPT.yaml" in names or os.path.basename(path.rstrip("/")).startswith("CKPT+")
     return components(path) if speechbrain or _are_ranks(path, names) else None
@@ -103,7 +101,7 @@ def as_composite(path: str) -> Composite | None:
     path = hub_snapshot(path)
     found = find_composite(path)
     if found is None and os.path.isdir(path) and not is_one_folder(path):
-        explain_folder(path, os.listdir(path))
+        explain_folder(path, names_in(path))
         found = components(path)
     return found if found is not None and found.parts else None
 
@@ -212,17 +210,15 @@ def _modules_in(index: object) -> list[str]:
 
 
 def _looks_like_weights(path: str) -> bool:
-    head = read_file(path, _HEAD)
-    return bool(head) and any(row.recognises(head) and not row.data for row in FILES.values())
+    row = recognised(path)
+    return row is not None and not row.data
 
 
 def _listed(path: str) -> list[str]:
     """The names in a folder, but for hidden and unfinished ones."""
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
-    return [name for name in names if not name.startswith(".") and not name.endswith(TEMPORARY)]
+    return [
+        name for name in names_in(path) if not name.startswith(".") and not name.endswith(TEMPORARY)
+    ]
 
 
 def _files_below(path: str, folder: str) -> Iterator[tuple[str, str]]:

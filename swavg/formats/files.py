@@ -18,38 +18,34 @@ FILES: dict[str, Format] = {
 }  # fmt: skip
 
 _HEAD = 512
+_PART = ".distcp"
+
+
+def recognised(path: str) -> Format | None:
+    """The format of the file at ``path``; None if it is none of these. InputError if it cannot be
+    read."""
+    head = read_file(path, _HEAD)
+    # A part of a distributed checkpoint looks like a torch file.
+    if path.endswith(_PART):
+        return None
+    return next((row for row in FILES.values() if row.recognises(head)), None)
 
 
 def open_file(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open a file of any format. Raises InputError; what it is otherwise, if that can be told."""
+    row = recognised(path)
+    if row is None:
+        raise unknown(path)
+    return row.open(path, key, shared)
+
+
+def unknown(path: str) -> InputError:
+    """What a file is that is of no format here."""
     head = read_file(path, _HEAD)
     if not head:
-        raise InputError(path, "is empty (0 bytes)")
-    if path.endswith(".distcp"):
-        # It looks like a torch file.
-        raise InputError(path, "is a part of a distributed checkpoint", hint="Give its folder.")
-    for row in FILES.values():
-        if row.recognises(head):
-            return row.open(path, key, shared)
-    from swavg.formats.places import format_at
-
-    if (place := format_at(path)) is not None:
-        return place.open(path, key, shared)
-    raise _unknown(path, head)
-
-
-def recipe_in(path: str) -> str | None:
-    """What swavg wrote of an average into a file; None if it is none. InputError."""
-    head = read_file(path, _HEAD)
-    row = next((row for row in FILES.values() if row.recognises(head)), None)
-    if row is None:
-        from swavg.formats.places import format_at
-
-        row = format_at(path)
-    return None if row is None else row.recipe_in(path)
-
-
-def _unknown(path: str, head: bytes) -> InputError:
+        return InputError(path, "is empty (0 bytes)")
+    if path.endswith(_PART):
+        return InputError(path, "is a part of a distributed checkpoint", hint="Give its folder.")
     from swavg.formats.foreign import explain, first_line
 
     known = explain(path, head)

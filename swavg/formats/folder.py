@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from swavg.errors import InputError
+from swavg.formats import strict_json
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.configuration import (
     is_configuration,
@@ -18,13 +19,11 @@ from swavg.formats.configuration import (
     with_written_dtypes,
 )
 from swavg.formats.dcp.place import DATA, unfinished
-from swavg.formats.files import FILES, open_file
-from swavg.formats.files import recipe_in as recipe_in_file
+from swavg.formats.files import FILES, open_file, recognised
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.part_names import WEIGHTS
-from swavg.formats.safetensors import unique, without_ties
-from swavg.storage.sources import LocalFile, Source, read_file
+from swavg.storage.sources import LocalFile, Source, names_in, read_file
 from swavg.storage.temporary import TEMPORARY
 
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")
@@ -79,7 +78,7 @@ def hub_snapshot(path: str) -> str:
     snapshots, main = os.path.join(path, "snapshots"), os.path.join(path, "refs", "main")
     if not (os.path.isdir(snapshots) and os.path.isdir(os.path.dirname(main))):
         return path
-    present = sorted(os.listdir(snapshots))
+    present = names_in(snapshots)
     commit = read_file(main, 64).decode(errors="replace").strip() if os.path.isfile(main) else None
     if commit not in present:
         if len(present) != 1:
@@ -157,7 +156,9 @@ def recipe_in(path: str) -> str | None:
     names, index = _weights(path)
     if index is not None:
         names = list(_read_index(path, index)[1].values())
-    return recipe_in_file(os.path.join(path, names[0]))
+    file = os.path.join(path, names[0])
+    row = recognised(file)
+    return None if row is None else row.recipe_in(file)
 
 
 def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | None) -> Checkpoint:
@@ -201,10 +202,7 @@ def explain_files(path: str, present: Iterable[str]) -> None:
 
 def _weights(path: str) -> tuple[list[str], str | None]:
     """The weight files of a folder, or the name of its index."""
-    try:
-        present = set(os.listdir(path))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
+    present = set(names_in(path))
     for suffix in _BY_SUFFIX:
         for stem in _STEMS:
             if f"{stem}{suffix}" in present:
@@ -243,7 +241,7 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _INDEX_ENTRIES:
         raise InputError(path, f"lists more than {_INDEX_ENTRIES:,} tensors")
     try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
+        content = strict_json.loads(path, text)
         weight_map = content["weight_map"]
         metadata = content.get("metadata", {})
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
@@ -261,19 +259,19 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
 def _others(path: str, weights: set[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Side files to copy beside an average, and what is left out: other weights, folders."""
     side, left_out = {}, []
-    try:
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
-    for entry in entries:
-        if entry.name in weights:
+    for name in names_in(path):
+        if name in weights:
             continue
-        weighty = entry.name.endswith(WEIGHT_SUFFIXES) or entry.name.startswith("rng_state")
-        weighty = weighty or entry.name in LOGS
-        if entry.is_file() and not weighty and not entry.name.endswith(TEMPORARY):
-            side[entry.name] = os.path.join(path, entry.name)
+        full = os.path.join(path, name)
+        goes_along = not (
+            name.endswith((*WEIGHT_SUFFIXES, TEMPORARY))
+            or name.startswith("rng_state")
+            or name in LOGS
+        )
+        if goes_along and os.path.isfile(full):
+            side[name] = full
         else:
-            left_out.append(entry.name)
+            left_out.append(name)
     return side, tuple(left_out)
 
 
@@ -306,9 +304,7 @@ def lay_out(request: WriteRequest) -> Layout:
     row = FILES[_BY_SUFFIX.get(suffix, "torch")]
     assert row.lay_out is not None
     assert row.plan_file is not None
-    numbers: Sequence[int] = range(len(request.specs))
-    if request.drop_ties and suffix == ".safetensors":
-        numbers = without_ties(request)
+    numbers = request.without_ties if suffix == ".safetensors" else range(len(request.specs))
     if extras.shards and request.max_shard_size is None:
         shards = _as_in(extras.shards, request, numbers)
     else:

@@ -7,11 +7,11 @@ A hint that ends in commands has them on lines of their own, for this very file.
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 
 from swavg.errors import InputError, NoWeightsError
-from swavg.formats.packed import output_for, unpacking
+from swavg.formats.commands import UNZIP, python, with_paths
+from swavg.formats.packed import unpacking
 from swavg.storage.sources import read_file
 
 _LOOK = 1 << 16
@@ -33,11 +33,7 @@ class _Kind:
     """Among the parts of a checkpoint it goes along as it is."""
 
 
-def _python(code: str, output: str) -> str:
-    return f'python -c "{code}" FILE STEM{output}'
-
-
-_FROM_PICKLE = _python(
+_FROM_PICKLE = python(
     "import pickle, sys, torch;"
     " f = lambda v: {k: f(x) for k, x in v.items()} if isinstance(v, dict)"
     " else torch.as_tensor(v) if hasattr(v, 'dtype') else v; torch.save(f(pickle.load("
@@ -45,29 +41,13 @@ _FROM_PICKLE = _python(
     ".pt",
 )
 _FROM_NUMPY = "import sys, numpy; from safetensors.numpy import save_file; save_file("
-FROM_VOID = _python(
-    "import sys, ml_dtypes, numpy; numpy.savez(sys.argv[2], **{name: array.view("
-    "ml_dtypes.bfloat16).astype('f4') if array.dtype == 'V2' else array"
-    " for name, array in numpy.load(sys.argv[1]).items()})",
-    ".f4.npz",
-)
-LOAD_AND_SAVE = _python(
-    "import sys, torch; torch.save(torch.load(sys.argv[1],map_location='cpu',weights_only=True),"
-    " sys.argv[2])",
-    ".saved.pt",
-)
-STATE_DICT = _python(
-    "import sys, torch; torch.save(torch.jit.load(sys.argv[1], 'cpu').state_dict(), sys.argv[2])",
-    ".state.pt",
-)
-UNZIP = "Unpack it, and give what is in it:\nunzip FILE -d STEM"
 _KINDS = (
     _Kind("is a Git LFS pointer, not the file itself", "Fetch the file with: git lfs pull.",
           rb"version https://git-lfs"),
     _Kind("is the text half of an OpenVINO model", None, rb"<\?xml[^>]*>\s*<net\b"),
     _Kind("is a web page, not a checkpoint", "Was it a download that failed?",
           rb"\s*<(?i:!doctype|html|\?xml)"),
-    _Kind("is a NumPy array (.npy), which swavg does not read", "Convert each:\n" + _python(
+    _Kind("is a NumPy array (.npy), which swavg does not read", "Convert each:\n" + python(
         _FROM_NUMPY + "{'array': numpy.load(sys.argv[1])}, sys.argv[2])", ".safetensors"),
         rb"\x93NUMPY", r"\.npy"),
     _Kind("is a zip of files, not a checkpoint", UNZIP, rb"PK(\x03\x04|\x05\x06)", r"\.zip",
@@ -128,15 +108,6 @@ def explain_name(path: str) -> InputError | None:
         if kind.name and re.search(f"({kind.name})$", path, re.IGNORECASE):
             return _error(path, kind)
     return None
-
-
-def with_paths(hint: str, path: str) -> str:
-    """The ``hint`` with the path of the file it is about, and what is made of it beside it."""
-    return re.sub(
-        r"\b(?:FILE|STEM(\S*))",
-        lambda found: shlex.quote(path) if found[1] is None else output_for(path, found[1]),
-        hint,
-    )
 
 
 def _error(path: str, kind: _Kind) -> InputError:

@@ -11,6 +11,7 @@ import numpy as np
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import GATHERING, Box, Checkpoint, Shape, Tensor
+from swavg.formats.strides import is_row_major, regions, row_major_strides
 from swavg.storage.sources import Pool, Source
 
 if TYPE_CHECKING:
@@ -27,38 +28,6 @@ _SHORT = 1 << 14
 moving that many."""
 _LEAST = 1 << 16
 """Bytes that may be held besides the result, however small that is."""
-
-
-def row_major_strides(shape: Shape) -> Shape:
-    """Elements per step of each dimension of a packed row-major tensor."""
-    strides, step = [], 1
-    for extent in reversed(shape):
-        strides.append(step)
-        step *= extent
-    return tuple(reversed(strides))
-
-
-def regions(shape: Shape, start: int, stop: int) -> list[tuple[tuple[int, int], ...]]:
-    """The row-major range ``[start, stop)`` as boxes: per dimension a ``(first, count)``."""
-    if start >= stop:
-        return []
-    if not shape:
-        return [()]
-    inner, rest = math.prod(shape[1:]), shape[1:]
-    first, last = start // inner, (stop - 1) // inner
-    if first == last:
-        part = regions(rest, start - first * inner, stop - first * inner)
-        return [((first, 1), *box) for box in part]
-    found: list[tuple[tuple[int, int], ...]] = []
-    if start != first * inner:
-        found += [((first, 1), *box) for box in regions(rest, start - first * inner, inner)]
-        first += 1
-    whole = stop // inner
-    if whole > first:
-        found.append(((first, whole - first), *((0, extent) for extent in rest)))
-    if stop != whole * inner:
-        found += [((whole, 1), *box) for box in regions(rest, 0, stop - whole * inner)]
-    return found
 
 
 def element(dtype: DType) -> np.dtype[np.generic]:
@@ -125,8 +94,7 @@ def _read(pool: Pool, source: Source, offset: int, strides: Shape, out: Array, m
     ):
         split += 1
     outer = axes[:split]
-    packed = zip(shape, strides, row_major_strides(shape), strict=True)
-    if out.flags.c_contiguous and all(n == 1 or own == step for n, own, step in packed):
+    if out.flags.c_contiguous and is_row_major(shape, strides):
         pool.read_into(source, offset, out.reshape(-1).view(np.uint8).data)
         return
     sizes = [shape[axis] for axis in outer]

@@ -11,11 +11,12 @@ import math
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeVar
 
 from swavg.dtypes import DType
-from swavg.errors import some
+from swavg.errors import InputError, OutputError, quoted
 from swavg.formats.checkpoint import Checkpoint, Shape, Shared
 from swavg.storage.crc import Checksum, RegionChecksum
 
@@ -74,6 +75,16 @@ class WriteRequest:
     copies: bool = False
     compute: Callable[[FileLayout], bytes] | None = None
 
+    @property
+    def without_ties(self) -> Sequence[int]:
+        """The numbers of the tensors to write where a format cannot express ties: of each group, if
+        they are dropped, only the first."""
+        numbers = range(len(self.specs))
+        if not self.drop_ties:
+            return numbers
+        aliases = {name for group in self.ties for name in group[1:]}
+        return [number for number in numbers if self.specs.names[number] not in aliases]
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -92,8 +103,10 @@ class FileLayout:
     ``name`` is relative to the output folder (empty for a single file), ``size`` bytes. Tensor
     ``tensors[i]`` of ``specs`` begins at ``offsets[i]``, ascending. ``kept``
     are bytes of the template. ``orders`` gives, by number, the axes of a tensor whose elements
-    are written in another order than row-major, slowest first. ``checksum`` is the kind that
-    deferred bytes need of each region (empty: none).
+    are written in another order than row-major, slowest first. ``bodies`` are bytes at their
+    offsets that depend on no region. ``check`` opens the finished file and raises OutputError if it
+    is not what was planned. ``checksum`` is the kind that deferred bytes need of each region (None:
+    none).
     """
 
     name: str
@@ -103,12 +116,14 @@ class FileLayout:
     offsets: array[int]
     kept: tuple[Kept, ...] = ()
     orders: Mapping[int, Shape] = field(default_factory=dict)
+    bodies: tuple[tuple[int, bytes], ...] = ()
+    check: Callable[[str], None] | None = None
 
     checksum: ClassVar[Checksum | None] = None
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
         """Offset and bytes of what does not depend on the data, ascending."""
-        return iter(())
+        return iter(self.bodies)
 
     def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
         """Offset and bytes of what follows from checksums, ascending. In a file that can be
@@ -118,6 +133,17 @@ class FileLayout:
     def verify(self, path: str) -> None:
         """Open the finished file with the format's reference library, or check it otherwise.
         OutputError if it is not what was planned."""
+        if self.check is not None:
+            self.check(path)
+
+
+@contextmanager
+def opening(path: str) -> Iterator[None]:
+    """OutputError where a finished file does not open."""
+    try:
+        yield
+    except InputError as error:
+        raise OutputError(path, f"the finished file does not open: {error.problem}") from error
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -140,8 +166,7 @@ def losses(request: WriteRequest) -> str:
     others = list(dict.fromkeys((*extras.others, *extras.non_tensors)))
     if not others:
         return ""
-    shown = some([f"'{name}'" for name in others], 5)
-    return f"{shown} of {os.path.basename(request.template.path.rstrip('/'))}"
+    return f"{quoted(others, 5)} of {os.path.basename(request.template.path.rstrip('/'))}"
 
 
 class Open(Protocol):

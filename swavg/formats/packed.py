@@ -12,14 +12,15 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 from swavg.errors import InputError
+from swavg.formats.commands import output_for
 from swavg.formats.part_names import WEIGHTS
-from swavg.storage.sources import LocalFile, Pool, read_file
+from swavg.storage.sources import read_file, reading
 
 _LOOK = 1 << 20
 _MOST_MEMBERS = 1000
 _BLOCK = 512
 
-Read = Callable[[int, int], bytes]
+Read = Callable[[int, int], bytes | bytearray]
 """Bytes of a file from an offset on, fewer where it ends."""
 
 _COMPRESSED: dict[bytes, tuple[str, Callable[[bytes], bytes] | None]] = {
@@ -40,9 +41,8 @@ def unpacking(path: str, head: bytes) -> InputError | None:
     unpacked; None if it is neither."""
     magic = next(filter(head.startswith, _COMPRESSED), None)
     if magic is None:
-        file = LocalFile.find(path)
-        with Pool() as pool:
-            names = list(_members(lambda at, size: _read(pool, file, at, size)))
+        with reading(path) as (file, read):
+            names = list(_members(lambda at, size: read(at, max(0, min(size, file.size - at)))))
         return _tar(path, names, None) if names else None
     program, begin = _COMPRESSED[magic]
     try:
@@ -54,17 +54,6 @@ def unpacking(path: str, head: bytes) -> InputError | None:
         return _tar(path, names, program)
     hint = f"Decompress it first:\n{program} -dc {shlex.quote(path)} > {output_for(path)}"
     return InputError(path, f"is compressed with {program}", hint=hint)
-
-
-def output_for(path: str, suffix: str = "") -> str:
-    """A name for what is made of the file at ``path``: never its own. Quoted for a shell."""
-    stem = re.sub(r"(?<=[^/])(\.tar)?\.[^./]+$", "", path)
-    made = stem + suffix
-    return shlex.quote(made if made != path else f"{stem}-unpacked{suffix}")
-
-
-def _read(pool: Pool, file: LocalFile, at: int, size: int) -> bytes:
-    return bytes(pool.read(file, at, max(0, min(size, file.size - at))))
 
 
 def _members(read: Read) -> Iterator[str]:

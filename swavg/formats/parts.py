@@ -18,7 +18,7 @@ from swavg.storage.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedComposite:
     """A composite whose files are open: the ``parts`` that hold weights, why the others do not,
     and which hold the state of an optimizer."""
 
@@ -41,7 +41,7 @@ class Opened:
 
 def open_parts(
     composite: Composite, key: str | None = None, shared: Shared | None = None
-) -> Opened:
+) -> OpenedComposite:
     """Open all parts. InputError for one that is broken, and if none holds weights."""
     parts: dict[str, Checkpoint] = {}
     without: dict[str, InputError] = {}
@@ -73,7 +73,7 @@ def open_parts(
             parts[name] = part if name else _beside_others(part, composite)
     if not parts:
         raise InputError(composite.path, "is a folder in which swavg finds no weights")
-    return Opened(composite, parts, without, tuple(optimizers))
+    return OpenedComposite(composite, parts, without, tuple(optimizers))
 
 
 def _beside_others(own: Checkpoint, composite: Composite) -> Checkpoint:

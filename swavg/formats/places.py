@@ -1,4 +1,5 @@
-"""The formats of checkpoints that are no single file: folders, and files that share a prefix."""
+"""The formats of checkpoints that are no single file: folders, and files that share a prefix; and
+which format any checkpoint has."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 
 from swavg.formats import dcp, folder, orbax, tensorflow, zero
 from swavg.formats.dcp import hf_shards
+from swavg.formats.files import recognised, unknown
 from swavg.formats.layout import Format
 from swavg.storage.sources import LocalFile
 
@@ -22,12 +24,14 @@ def format_at(path: str) -> Format | None:
 
 
 def format_of(path: str) -> Format:
-    """The format of a checkpoint that is no file. InputError if there is nothing."""
-    if (found := format_at(path)) is not None:
+    """The format of a checkpoint. InputError if there is nothing, or of another kind."""
+    found = (recognised(path) if os.path.isfile(path) else None) or format_at(path)
+    if found is not None:
         return found
-    if not os.path.isdir(path):
-        LocalFile.find(path)
-    return folder.FORMAT
+    if os.path.isdir(path):
+        return folder.FORMAT
+    LocalFile.find(path)
+    raise unknown(path)
 
 
 def is_one_folder(path: str, *, any_name: bool = True) -> bool:

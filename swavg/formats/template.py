@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
 
 from swavg.formats.checkpoint import Shape
-from swavg.formats.layout import Kept, WriteRequest
-from swavg.formats.torch.overlaps import (
+from swavg.formats.layout import FileLayout, Kept, WriteRequest
+from swavg.formats.overlaps import (
     Place,
     Stretch,
     hull,
     inside_others,
-    storage_order,
     stretches_of,
 )
+from swavg.formats.strides import storage_order
 
 
 class CannotKeep(Exception):
@@ -152,37 +153,72 @@ def _refuse_clashes(
             end_of_replaced = max(end_of_replaced, here.end)
 
 
-def spliced(
-    start: int,
-    nbytes: int,
-    at: int,
+class Splice:
+    """What stands in the output for stretches of the template's file, which are added one by one:
+    ``tensors`` at their ``offsets``, what is ``kept`` between, and ``bodies`` of edits at theirs.
+    ``replaced`` and ``edits`` are sorted; none crosses the ends of a stretch."""
+
+    def __init__(self, replaced: Sequence[Replacement], edits: Sequence[Edit] = ()) -> None:
+        self._replaced, self._edits = replaced, edits
+        self.tensors, self.offsets = array("I"), array("q")
+        self.kept: list[Kept] = []
+        self.bodies: list[tuple[int, bytes]] = []
+
+    def add(self, start: int, nbytes: int, at: int) -> None:
+        """The template's ``nbytes`` from ``start`` on go to ``at``."""
+        position, end = start, start + nbytes
+        here: Sequence[Replacement | Edit] = within(self._replaced, start, end)
+        if self._edits:
+            here = sorted((*here, *within(self._edits, start, end)), key=_offset)
+        for each in here:
+            if each.offset > position:
+                self.kept.append(Kept(at, position, each.offset - position))
+                at += each.offset - position
+            if isinstance(each, Edit):
+                self.bodies.append((at, each.data))
+                at += len(each.data)
+            else:
+                self.tensors.append(each.number)
+                self.offsets.append(at)
+                at += each.nbytes
+            position = each.end
+        if position < end:
+            self.kept.append(Kept(at, position, end - position))
+
+    @property
+    def orders(self) -> dict[int, Shape]:
+        """The order of axes of each tensor that is not written in row-major order. All have a
+        place now."""
+        placed = len(self.tensors), len(self.bodies)
+        assert placed == (len(self._replaced), len(self._edits)), "averages without a place"
+        return {each.number: each.order for each in self._replaced if each.order is not None}
+
+
+def like_file(
+    request: WriteRequest,
+    check: Callable[[str], None],
     replaced: Sequence[Replacement],
     edits: Sequence[Edit] = (),
-) -> tuple[list[tuple[int, int]], list[Kept], list[tuple[int, bytes]]]:
-    """What stands in the output from ``at`` on for the template's ``nbytes`` from ``start`` on:
-    tensors with their offsets, what is kept between, and edits with theirs. ``replaced`` and
-    ``edits`` are sorted; none crosses the ends."""
-    places: list[tuple[int, int]] = []
-    kept: list[Kept] = []
-    bodies: list[tuple[int, bytes]] = []
-    position, end = start, start + nbytes
-    here: Sequence[Replacement | Edit] = within(replaced, start, end)
-    if edits:
-        here = sorted((*here, *within(edits, start, end)), key=_offset)
-    for each in here:
-        if each.offset > position:
-            kept.append(Kept(at, position, each.offset - position))
-            at += each.offset - position
-        if isinstance(each, Edit):
-            bodies.append((at, each.data))
-            at += len(each.data)
-        else:
-            places.append((each.number, at))
-            at += each.nbytes
-        position = each.end
-    if position < end:
-        kept.append(Kept(at, position, end - position))
-    return places, kept, bodies
+) -> FileLayout:
+    """The template's file, with other bytes in these places."""
+    size, splice = request.template.size, Splice(replaced, edits)
+    splice.add(0, size, 0)
+    return FileLayout(
+        "",
+        size + growth(edits),
+        request.specs,
+        splice.tensors,
+        splice.offsets,
+        tuple(splice.kept),
+        splice.orders,
+        tuple(splice.bodies),
+        check,
+    )
+
+
+def growth(edits: Sequence[Edit]) -> int:
+    """Bytes by which a file gets longer."""
+    return sum(len(edit.data) - edit.nbytes for edit in edits)
 
 
 def within(items: Sequence[Item], start: int, end: int) -> Sequence[Item]:

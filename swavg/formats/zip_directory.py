@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from swavg.errors import InputError
 from swavg.formats.blocks import Read, read_places
@@ -31,9 +32,24 @@ _LOCAL_FIELDS = struct.Struct("<4s2x2H8x2I2H")
 # comment, disk, header offset.
 _FIELDS = struct.Struct("<4s4x2H4x3I4H6xI")
 
-Entry = tuple[int, str, int, int, int, int, int]
-"""Offset of the local header, name, size in bytes, flags, CRC-32, method (0: as it is), size as it
-is packed."""
+
+class Entry(NamedTuple):
+    """What the directory says of a member, whose local header is at the offset ``header``; ``size``
+    and ``packed`` count its bytes unpacked and as they lie in the file (``method`` 0: as it is)."""
+
+    header: int
+    name: str
+    size: int
+    flags: int
+    crc: int
+    method: int
+    packed: int
+
+
+def read_members(read: Read, path: str, size: int) -> list[tuple[Entry, int]]:
+    """The entries of the zip of ``size`` bytes, each with where its bytes start."""
+    entries, end = read_directory(read, path, size)
+    return list(zip(entries, data_offsets(read, path, entries, end), strict=True))
 
 
 def read_directory(read: Read, path: str, size: int) -> tuple[list[Entry], int]:
@@ -57,28 +73,27 @@ def data_offsets(read: Read, path: str, entries: Sequence[Entry], end: int) -> a
     before the directory at ``end``."""
 
     def places() -> Iterator[tuple[int, int]]:
-        for header, name, *_ in entries:
-            size = LOCAL.size + len(name.encode())
-            if header + size > end:
-                raise InputError(path, f"corrupt zip: '{name}' starts beyond its data")
-            yield header, size
+        for each in entries:
+            size = LOCAL.size + len(each.name.encode())
+            if each.header + size > end:
+                raise InputError(path, f"corrupt zip: '{each.name}' starts beyond its data")
+            yield each.header, size
 
     starts = array("q")
     position = slack = 0
     for entry, (block, at) in zip(entries, read_places(read, places()), strict=True):
-        header, name, _, flags, _, _, packed = entry
-        gap = header - position
+        gap = entry.header - position
         if gap < 0:
-            raise InputError(path, f"corrupt zip: '{name}' overlaps the record before it")
+            raise InputError(path, f"corrupt zip: '{entry.name}' overlaps the record before it")
         if gap > slack:
-            raise InputError(path, f"corrupt zip: {gap:,} stray bytes before '{name}'")
-        start = header + _data_offset(path, entry, block, at)
-        position = start + packed
+            raise InputError(path, f"corrupt zip: {gap:,} stray bytes before '{entry.name}'")
+        start = entry.header + _data_offset(path, entry, block, at)
+        position = start + entry.packed
         if position > end:
-            raise InputError(path, f"corrupt zip: '{name}' reaches beyond the data")
+            raise InputError(path, f"corrupt zip: '{entry.name}' reaches beyond the data")
         starts.append(start)
         # A descriptor may follow.
-        slack = 24 if flags & DESCRIBED else 0
+        slack = 24 if entry.flags & DESCRIBED else 0
     if not 0 <= end - position <= slack:
         raise InputError(path, "corrupt zip: its directory does not follow its last record")
     return starts
@@ -172,7 +187,7 @@ def _entries(path: str, data: bytes, count: int) -> list[Entry]:
         if name in seen:
             raise InputError(path, f"corrupt zip: '{name}' is there twice")
         seen.add(name)
-        found.append((header, name, size, flags, crc, method, packed))
+        found.append(Entry(header, name, size, flags, crc, method, packed))
     if at != len(data):
         raise InputError(path, "corrupt zip directory: it holds more than its entries")
     return found

@@ -11,13 +11,12 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from heapq import merge
 from operator import itemgetter
 
-from swavg.errors import InputError, OutputError
+from swavg.errors import OutputError
 from swavg.formats.checkpoint import Shape
-from swavg.formats.layout import FileLayout, Kept, Specs
+from swavg.formats.layout import FileLayout, Kept, Specs, opening
 from swavg.formats.zip_directory import (
     CENTRAL,
     END,
@@ -27,11 +26,10 @@ from swavg.formats.zip_directory import (
     MAX16,
     MAX32,
     Entry,
-    data_offsets,
-    read_directory,
+    read_members,
 )
 from swavg.storage.crc import RegionChecksum, combined
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import reading
 
 ALIGNMENT = 64
 _DESCRIBED, _UTF8 = 0x0008, 0x0800
@@ -52,6 +50,12 @@ class Member:
     deflated: tuple[int, int] | None = None
     header: int = 0
     start: int = 0
+
+    @classmethod
+    def of(cls, entry: Entry, start: int) -> Member:
+        """A member as it lies in a file, to be copied."""
+        deflated = (entry.crc, entry.size) if entry.method else None
+        return cls(entry.name, entry.packed, b"", deflated, entry.header, start)
 
     @property
     def unpacked(self) -> int:
@@ -114,37 +118,11 @@ class Member:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateMember:
-    """A member of a template's file: where its ``size`` bytes lie, and ``deflated`` as of
-    :class:`Member`."""
-
-    name: str
-    start: int
-    size: int
-    deflated: tuple[int, int] | None = None
-
-    @classmethod
-    def of(cls, entry: Entry, start: int) -> TemplateMember:
-        _, name, size, _, crc, method, packed = entry
-        return cls(name, start, packed, (crc, size) if method else None)
-
-    @property
-    def copy(self) -> Member:
-        return Member(self.name, self.size, b"", self.deflated)
-
-
 def check_members(path: str, arrangement: Sequence[Member]) -> None:
     """OutputError unless the zip at ``path`` has just these members, where they were planned."""
-    file = LocalFile.find(path)
-    try:
-        with Pool() as pool:
-            read = partial(pool.read, file)
-            entries, end = read_directory(read, path, file.size)
-            starts = data_offsets(read, path, entries, end)
-    except InputError as error:
-        raise OutputError(path, f"the finished file does not open: {error.problem}") from error
-    found = [(each[1], at, each[6]) for each, at in zip(entries, starts, strict=True)]
+    with opening(path), reading(path) as (file, read):
+        members = read_members(read, path, file.size)
+    found = [(each.name, start, each.packed) for each, start in members]
     if found != [(each.name, each.start, each.size) for each in arrangement]:
         raise OutputError(path, "the finished file has other members than were planned")
 
@@ -175,22 +153,7 @@ def ending(count: int, offset: int, size: int, comment: bytes = b"") -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class CheckedLayout(FileLayout):
-    """A file that ``check`` opens when it is finished; ``bodies`` are bytes at their offsets that
-    depend on no region."""
-
-    check: Callable[[str], None] = lambda path: None
-    bodies: tuple[tuple[int, bytes], ...] = ()
-
-    def fixed(self) -> Iterator[tuple[int, bytes]]:
-        return iter(self.bodies)
-
-    def verify(self, path: str) -> None:
-        self.check(path)
-
-
-@dataclass(frozen=True, eq=False)
-class ArchiveLayout(CheckedLayout):
+class ArchiveLayout(FileLayout):
     """A zip whose members are filled by regions behind their heads."""
 
     arrangement: tuple[Member, ...] = ()
@@ -254,7 +217,8 @@ class ArchiveLayout(CheckedLayout):
 def lay_out_archive(
     arrangement: tuple[Member, ...],
     specs: Specs,
-    places: Sequence[tuple[int, int]],
+    tensors: Sequence[int],
+    offsets: Sequence[int],
     *,
     name: str = "",
     kept: Sequence[Kept] = (),
@@ -263,19 +227,19 @@ def lay_out_archive(
     comment: bytes = b"",
     check: Callable[[str], None],
 ) -> ArchiveLayout:
-    """An archive so arranged; ``places`` are tensor and offset in the file, ascending."""
+    """An archive so arranged, with ``tensors`` at these ``offsets`` in the file, ascending."""
     directory = sum(len(placed.entry(0)) for placed in arrangement)
     end = arrangement[-1].end
     return ArchiveLayout(
         name,
         end + directory + len(ending(len(arrangement), end, directory, comment)),
         specs,
-        array("I", [number for number, _ in places]),
-        array("q", [offset for _, offset in places]),
+        array("I", tensors),
+        array("q", offsets),
         tuple(kept),
         orders or {},
-        check,
         tuple(bodies),
+        check,
         arrangement,
         comment,
     )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from swavg.formats.blocks import Read
 from swavg.formats.zip_directory import END, MAX16
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import reading
 
 
 def recipe_in(path: str) -> str | None:
     """What swavg wrote of an average into the zip at ``path``; None if there is nothing."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        return read_recipe(partial(pool.read, file), file.size)
+    with reading(path) as (file, read):
+        return read_recipe(read, file.size)
 
 
 def read_recipe(read: Read, size: int) -> str | None:

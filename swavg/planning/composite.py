@@ -11,7 +11,7 @@ from swavg.errors import InputError, LoneTensorError, MismatchError, RequestErro
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.composite import as_composite
 from swavg.formats.part_names import matched
-from swavg.formats.parts import Opened, open_parts
+from swavg.formats.parts import OpenedComposite, open_parts
 from swavg.formats.table import FORMATS
 from swavg.planning.decide import Decisions
 from swavg.planning.policy import Policy
@@ -84,7 +84,7 @@ class Parts:
     ``i * count + j``, and that of output ``r`` is row ``r * count + j``.
     """
 
-    inputs: tuple[Opened, ...]
+    inputs: tuple[OpenedComposite, ...]
     names: tuple[tuple[str, ...], ...]
 
     @property
@@ -249,7 +249,7 @@ def find_parts(paths: Sequence[str], policy: Policy, shared: Shared | None = Non
     return Parts(tuple(opened), tuple(map(tuple, names)))
 
 
-def _unlike(opened: Sequence[Opened]) -> MismatchError | InputError:
+def _unlike(opened: Sequence[OpenedComposite]) -> MismatchError | InputError:
     """The error of composites whose parts do not correspond."""
     last = opened[-1]
     first = next(each for each in opened if matched([each.parts, last.parts]) is None)

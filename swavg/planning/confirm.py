@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from swavg.errors import MismatchError
-from swavg.formats.checkpoint import Checkpoint, Columns
+from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.adapters import SETTINGS, Settings, json_of, settings_of
-from swavg.planning.match import by_canonical_name
-from swavg.planning.not_plain import MERGE, Finding, finding_of, holds_codes, is_code, not_plain
+from swavg.planning.findings import MERGE, OF_FACTORS, Finding, finding_of
+from swavg.planning.match import distinct_tables, numbered
+from swavg.planning.not_plain import holds_codes, is_code, not_plain
 from swavg.planning.policy import Policy
+from swavg.planning.same import STEP, InCheckpoint, same_elements
 from swavg.storage.sources import Pool
 
 _BEGIN = 4096
 """Bytes at which codes and masks are compared."""
-_STEP = 1 << 20
 
 
 def check_plain(
@@ -36,7 +37,7 @@ def check_plain(
     warnings = []
     findings = not_plain(checkpoints, shown, averaged)
     if exact:
-        findings = [each for each in findings if each.kind not in ("alpha", "rank", "factors")]
+        findings = [each for each in findings if each.kind not in OF_FACTORS]
     if not any(finding.kind == "codes" for finding in findings):
         findings += _declared(checkpoints, averaged)
     for finding in confirmed(findings, checkpoints, shown):
@@ -75,12 +76,10 @@ def _declared(
         # Of a model of several, each has its own.
         configs = [config, *(each for each in config.values() if isinstance(each, dict))]
         if declared or any(each.get(key) for each in configs for key in _DECLARES):
-            short = by_canonical_name(columns.names)
-            numbers = {name: number for number, name in enumerate(columns.names)}
             names = [
                 name
-                for name, own in short.items()
-                if codes[columns.form[numbers[own]]] and averaged(name)
+                for name, number in numbered(checkpoint.tensors).items()
+                if codes[columns.form[number]] and averaged(name)
             ]
             if names:
                 yield finding_of("codes", names, begun=names)
@@ -93,35 +92,40 @@ def confirmed(
     """Those of the findings that matter, as far as small tensors and the settings of adapters
     tell: scales and masks that are the same in all do no harm. Raises InputError."""
     kept = []
-    tables: dict[int, Mapping[str, int]] = {}
+    tables, table_of = distinct_tables(checkpoints)
+    by_names = any(finding.whole or finding.begun for finding in findings)
+    numbers = list(map(numbered, tables)) if by_names else []
+
+    def having(name: str) -> list[InCheckpoint]:
+        return [
+            (checkpoint, checkpoint.tensors.at(numbers[place][name]))
+            for checkpoint, place in zip(checkpoints, table_of, strict=True)
+            if name in numbers[place]
+        ]
+
+    def same(pool: Pool, names: Sequence[str], most: int | None = None) -> bool:
+        found = map(having, names)
+        return all(
+            len(each) == len(checkpoints) and same_elements(pool, each, most=most) for each in found
+        )
+
     with Pool() as pool:
         for finding in findings:
-            if finding.whole or finding.begun:
-                for checkpoint in checkpoints:
-                    columns = checkpoint.tensors.columns
-                    if id(columns) not in tables:
-                        tables[id(columns)] = _numbers(columns)
-                numbers = [tables[id(checkpoint.tensors.columns)] for checkpoint in checkpoints]
-                if finding.kind == "binary":
-                    masks = [
-                        name
-                        for name in finding.whole
-                        if _differ_as_masks(pool, checkpoints, numbers, name)
-                    ]
-                    kept += [finding_of("binary", masks)] if masks else []
-                    continue
-                if _equal(pool, checkpoints, numbers, finding.whole) and _equal(
-                    pool, checkpoints, numbers, finding.begun, most=_BEGIN
-                ):
-                    continue
-            kept.append(finding)
+            if finding.kind == "binary":
+                masks = [name for name in finding.whole if _differ_as_masks(pool, having(name))]
+                kept += [finding_of("binary", masks)] if masks else []
+            elif not (
+                (finding.whole or finding.begun)
+                and same(pool, finding.whole)
+                and same(pool, finding.begun, _BEGIN)
+            ):
+                kept.append(finding)
     factors = next((finding for finding in kept if finding.kind == "factors"), None)
     if factors is None:
         return kept
     settings = [settings_of(checkpoint) for checkpoint in checkpoints]
     hint = factors.hint if all(map(_are_plain, settings)) else MERGE
-    adapted = ("alpha", "rank", "factors")
-    kept = [replace(each, hint=hint) if each.kind in adapted else each for each in kept]
+    kept = [replace(each, hint=hint) if each.kind in OF_FACTORS else each for each in kept]
     return [*_differing(settings, shown, hint), *kept]
 
 
@@ -135,70 +139,20 @@ def _are_plain(settings: Sequence[Settings]) -> bool:
     return True
 
 
-def _numbers(columns: Columns) -> dict[str, int]:
-    numbers = {name: number for number, name in enumerate(columns.names)}
-    return {short: numbers[name] for short, name in by_canonical_name(columns.names).items()}
-
-
-def _equal(
-    pool: Pool,
-    checkpoints: Sequence[Checkpoint],
-    numbers: Sequence[Mapping[str, int]],
-    names: Sequence[str],
-    *,
-    most: int | None = None,
-) -> bool:
-    """Whether the tensors, or their first ``most`` bytes, are the same in all checkpoints, of
-    which ``numbers`` says where they are."""
-    for name in names:
-        if not all(name in each for each in numbers):
-            return False
-        tensors = [
-            checkpoint.tensors.at(each[name])
-            for checkpoint, each in zip(checkpoints, numbers, strict=True)
-        ]
-        spec = tensors[0].spec
-        if any((each.spec.dtype, each.spec.shape) != (spec.dtype, spec.shape) for each in tensors):
-            return False
-        step = _STEP * 8 // spec.dtype.bits // 8 * 8
-        stop = spec.numel if most is None else min(spec.numel, most * 8 // spec.dtype.bits // 8 * 8)
-        for start in range(0, stop, step):
-            end = min(start + step, stop)
-            data = bytearray(spec.dtype.nbytes(end - start))
-            for number, (checkpoint, tensor) in enumerate(zip(checkpoints, tensors, strict=True)):
-                other = bytearray(len(data))
-                checkpoint.read_into(tensor, start, end, memoryview(other), pool)
-                if number and other != data:
-                    return False
-                data = other
-    return True
-
-
-def _differ_as_masks(
-    pool: Pool,
-    checkpoints: Sequence[Checkpoint],
-    numbers: Sequence[Mapping[str, int]],
-    name: str,
-) -> bool:
+def _differ_as_masks(pool: Pool, masks: Sequence[InCheckpoint]) -> bool:
     """Whether a float tensor holds zeros and ones alone in all checkpoints that have it, and not
     the same. The first bytes tell of most that it does not."""
     import numpy as np
 
-    masks = [
-        (checkpoint, checkpoint.tensors.at(own[name]))
-        for checkpoint, own in zip(checkpoints, numbers, strict=True)
-        if name in own
-    ]
     numel = masks[0][1].spec.numel
     if any(not tensor.spec.dtype.floating or tensor.spec.numel != numel for _, tensor in masks):
         return False
     differ = False
-    cuts = [0, *range(_BEGIN // 8, numel, _STEP // 8), numel]
+    cuts = [0, *range(_BEGIN // 8, numel, STEP // 8), numel]
     for start, stop in pairwise(cuts):
         first = None
         for checkpoint, tensor in masks:
-            data = bytearray(tensor.spec.dtype.nbytes(stop - start))
-            checkpoint.read_into(tensor, start, stop, memoryview(data), pool)
+            data = checkpoint.read_range(tensor, start, stop, pool)
             values = np.frombuffer(data, tensor.spec.dtype.numpy())
             ones = values == 1
             if not np.all(ones | (values == 0)):

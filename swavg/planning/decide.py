@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field
 from typing import Literal
 
 from swavg.dtypes import BY_NAME, Accumulator, DType
 from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form, Shape, TensorTable
 from swavg.formats.layout import Specs
-from swavg.formats.part_names import in_whole
+from swavg.planning.globs import selection
 from swavg.planning.lora import FactorSum
 from swavg.planning.match import SideBySide
+from swavg.planning.mismatch import may_mix, mismatch
 from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
@@ -98,58 +98,36 @@ def decide(
     of which globs may leave nothing to average. Raises MismatchError with every difference,
     RequestError for globs that leave nothing to average.
     """
-    selected = selection(side_by_side, policy, part or "")
-    decider = _Decider(checkpoints, side_by_side, row, policy, shown, factor_sums or {}, selected)
+    decider = _Decider(
+        side_by_side,
+        checkpoints[row.members[-1]].tensors,
+        row,
+        policy,
+        [shown[member] for member in row.members],
+        factor_sums or {},
+        selection(side_by_side, policy, part or ""),
+    )
     return decider.decide(of_several=part is not None)
 
 
-def selection(match: SideBySide, policy: Policy, part: str = "") -> Callable[[str], bool]:
-    """Tells whether the globs leave a canonical name (or one tied to it) to be averaged, as it is
-    or behind the name of its ``part``."""
-    include, exclude = policy.include, policy.exclude
-
-    def matches(name: str) -> bool:
-        candidates = match.spellings(name)
-        if part:
-            candidates |= {in_whole(part, text) for text in candidates}
-
-        def any_glob(globs: Sequence[str]) -> bool:
-            return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
-
-        return (not include or any_glob(include)) and not any_glob(exclude)
-
-    if not include and not exclude:
-        return lambda name: True
-    return lambda name: any(map(matches, match.tied_to(name)))
-
-
+@dataclass(frozen=True, eq=False, slots=True)
 class _Decider:
-    def __init__(
-        self,
-        checkpoints: Sequence[Checkpoint],
-        side_by_side: SideBySide,
-        row: Row,
-        policy: Policy,
-        shown: Sequence[str],
-        factor_sums: Mapping[str, FactorSum],
-        selected: Callable[[str], bool],
-    ) -> None:
-        self._factor_sums = factor_sums
-        self._match = side_by_side
-        self._template = checkpoints[row.members[-1]].tensors
-        self._row = row
-        self._policy = policy
-        self._shown = [shown[member] for member in row.members]
-        self._uniform = is_uniform(row.weights)
-        self._selected = selected
-        self._averages_any = False
-        self._verdicts: dict[tuple[object, ...], _Verdict] = {}
+    """Decides for one row, whose members are ``shown`` so."""
+
+    match: SideBySide
+    template: TensorTable
+    row: Row
+    policy: Policy
+    shown: Sequence[str]
+    factor_sums: Mapping[str, FactorSum]
+    selected: Callable[[str], bool]
+    verdicts: dict[tuple[object, ...], _Verdict] = field(default_factory=dict)
 
     def decide(self, *, of_several: bool) -> Decisions:
-        match = self._match
+        match = self.match
         names = match.names()
         all_names = frozenset(names)
-        assert self._factor_sums.keys() <= all_names, "names are matched in another way"
+        assert self.factor_sums.keys() <= all_names, "names are matched in another way"
         written: list[str] = []
         forms: dict[tuple[DType, Shape], int] = {}
         operations: dict[Operation, int] = {}
@@ -159,13 +137,14 @@ class _Decider:
         unchanged = bytearray()
         differences: list[Difference] = []
         others: list[NotAveraged] = []
+        averages_any = False
         for name, column in zip(names, match.columns(names), strict=True):
-            selected = self._selected(name)
+            selected = self.selected(name)
             apart = set_apart(name, all_names) if name.endswith(SET_APART) else None
             verdict = self._verdict(name, column, selected, apart)
             shown = match.output_name(name)
             if verdict.what:
-                facts = tuple(zip(self._shown, verdict.facts, strict=True))
+                facts = tuple(zip(self.shown, verdict.facts, strict=True))
                 differences.append(Difference(shown, verdict.what, facts))
                 continue
             if verdict.action is not None:
@@ -173,7 +152,7 @@ class _Decider:
             made = verdict.operation
             if made is None:
                 continue
-            self._averages_any |= selected and len(made.members) == len(self._row.members)
+            averages_any |= selected and len(made.members) == len(self.row.members)
             written.append(shown)
             place = places.get(id(verdict))
             if place is None:
@@ -187,9 +166,9 @@ class _Decider:
                 numbers_there.append(number)
             unchanged.append(made.op == "copy" and self._is_own(shown, made, column))
         if differences:
-            raise self._behind_prefix() or _mismatch(differences, self._shown)
-        kept = of_several and written and not any(map(self._selected, names))
-        if not self._averages_any and not kept:
+            raise self._behind_prefix() or mismatch(differences, self.shown)
+        kept = of_several and written and not any(map(self.selected, names))
+        if not averages_any and not kept:
             raise self._nothing(names)
         return Decisions(
             Specs(tuple(written), tuple(forms), form),
@@ -204,10 +183,10 @@ class _Decider:
 
     def _is_own(self, name: str, made: Operation, column: Sequence[int]) -> bool:
         """Whether a copy is the template's own tensor of this name."""
-        if made.members[0] != self._row.members[-1]:
+        if made.members[0] != self.row.members[-1]:
             return False
-        own, columns = self._template.index.get(name, -1), self._template.columns
-        taken = column[self._match.table_of[-1]]
+        own, columns = self.template.index.get(name, -1), self.template.columns
+        taken = column[self.match.table_of[-1]]
         return own == taken or (
             own >= 0
             and columns.offset[own] == columns.offset[taken]
@@ -221,8 +200,8 @@ class _Decider:
         selected: bool,
         apart: Literal["spectral", "mask"] | None,
     ) -> _Verdict:
-        columns = [table.columns for table in self._match.tables]
-        factor_sum = self._factor_sums.get(name)
+        columns = [table.columns for table in self.match.tables]
+        factor_sum = self.factor_sums.get(name)
         key = (
             selected,
             apart,
@@ -232,21 +211,21 @@ class _Decider:
                 for of, number in zip(columns, column, strict=True)
             ),
         )
-        if key not in self._verdicts:
+        if key not in self.verdicts:
             places = [
-                None if number < 0 else self._match.form(place, number)
+                None if number < 0 else self.match.form(place, number)
                 for place, number in enumerate(column)
             ]
-            forms = [places[place] for place in self._match.table_of]
+            forms = [places[place] for place in self.match.table_of]
             if factor_sum is None:
-                self._verdicts[key] = self._judged(forms, selected, apart)
+                self.verdicts[key] = self._judged(forms, selected, apart)
             elif selected:
-                self._verdicts[key] = self._factor_sum(factor_sum, forms)
+                self.verdicts[key] = self._factor_sum(factor_sum, forms)
             else:
                 raise RequestError(
                     f"include= and exclude= leave out '{name}': lora=exact takes whole adapters."
                 )
-        return self._verdicts[key]
+        return self.verdicts[key]
 
     def _judged(
         self,
@@ -259,46 +238,45 @@ class _Decider:
         reference = forms[last]
         assert reference is not None
         if not selected:
-            if self._policy.drop_excluded:
+            if self.policy.drop_excluded:
                 return _Verdict(None, (), "excluded", "dropped")
-            made = self._copy(last, reference[0])
-            reason = f"copied from {self._shown[last]}{_as(made)}"
-            return _Verdict(made, reference[1], "excluded", reason)
-        if self._row.copies:
+            return self._taken(last, reference, "excluded", "copied ", "")
+        if self.row.copies:
             return _Verdict(self._copy(0, reference[0]), reference[1])
         mask = apart == "mask"
-        if self._policy.strict and (differs := self._differs(forms, mask=mask)) is not None:
+        if self.policy.strict and (differs := self._differs(forms, mask=mask)) is not None:
             return differs
         if apart == "spectral":
-            made = self._copy(last, reference[0])
-            reason = f"from {self._shown[last]}{_as(made)}: a vector of spectral norm"
-            return _Verdict(made, reference[1], "copied", reason)
+            return self._taken(last, reference, "copied", "", ": a vector of spectral norm")
         alike = [
             index
             for index, form in enumerate(forms)
             if _compatible(form, reference, same_dtype=mask)
         ]
         if len(alike) == len(forms) and mask:
-            made = Operation(
-                "integer", reference[0], "float32", self._row.members, self._row.weights
-            )
+            made = Operation("integer", reference[0], "float32", self.row.members, self.row.weights)
             return _Verdict(made, reference[1])
         if len(alike) == len(forms):
-            return _Verdict(self._average(forms, alike, self._row.weights), reference[1])
+            return _Verdict(self._average(forms, alike, self.row.weights), reference[1])
         reason = "; ".join(
-            f"{'missing' if form is None else f'{form[0]} {list(form[1])}'} in {self._shown[index]}"
+            f"{'missing' if form is None else f'{form[0]} {list(form[1])}'} in {self.shown[index]}"
             for index, form in enumerate(forms)
             if index not in alike
         )
-        if self._policy.missing == "drop":
+        if self.policy.missing == "drop":
             return _Verdict(None, (), "dropped", reason)
-        if self._policy.missing == "keep" or len(alike) == 1:
-            made = self._copy(last, reference[0])
-            reason = f"from {self._shown[last]}{_as(made)}: {reason}"
-            return _Verdict(made, reference[1], "copied", reason)
-        weights = renormalized(self._row.weights, alike)
+        if self.policy.missing == "keep" or len(alike) == 1:
+            return self._taken(last, reference, "copied", "", f": {reason}")
+        weights = renormalized(self.row.weights, alike)
         made = self._average(forms, alike, weights)
         return _Verdict(made, reference[1], "averaged over some", reason)
+
+    def _taken(self, index: int, form: Form, action: Action, before: str, behind: str) -> _Verdict:
+        """A member's own tensor instead of an average, and the words around where it is from."""
+        made = self._copy(index, form[0])
+        converted = "" if made.op == "copy" else f", as {made.dtype}"
+        reason = f"{before}from {self.shown[index]}{converted}{behind}"
+        return _Verdict(made, form[1], action, reason)
 
     def _factor_sum(self, factor_sum: FactorSum, forms: Sequence[Form | None]) -> _Verdict:
         present = [form for form in forms if form is not None]
@@ -307,7 +285,7 @@ class _Decider:
             differs = self._differs(forms)
             assert differs is not None
             return differs
-        members, weights = self._row.members, factor_sum.weights
+        members, weights = self.row.members, factor_sum.weights
         output = self._output_dtype(factor_sum.dtype)
         if weights is None:
             members, weights, output = members[-1:], (1.0,), factor_sum.dtype
@@ -324,7 +302,7 @@ class _Decider:
         if len({shape for _, shape, _ in present}) > 1:
             facts = tuple(str(list(shape)) for _, shape, _ in present)
             return _Verdict(None, (), what="shape", facts=facts)
-        mixed = self._policy.mixed_dtypes
+        mixed = self.policy.mixed_dtypes
         if mixed and all(_compatible(form, present[-1], same_dtype=mask) for form in present):
             return None
         if len({dtype.name for dtype, _, _ in present}) > 1:
@@ -337,46 +315,46 @@ class _Decider:
     ) -> Operation:
         dtypes = [form[0] for form in map(forms.__getitem__, alike) if form is not None]
         output = self._output_dtype(dtypes[0])
-        members = tuple(self._row.members[index] for index in alike)
-        whole = len(alike) == len(forms)
-        uniform = self._uniform if whole else is_uniform(weights)
+        members = tuple(self.row.members[index] for index in alike)
         summed = dtypes[0].floating and dtypes[0].bits >= 8
         op: Literal["average", "integer"] = "average" if summed else "integer"
-        return Operation(op, output, self._accumulate(dtypes), members, tuple(weights), uniform)
+        return Operation(
+            op, output, self._accumulate(dtypes), members, tuple(weights), is_uniform(weights)
+        )
 
     def _copy(self, index: int, dtype: DType) -> Operation:
         output = self._output_dtype(dtype)
         # A copy into another dtype is a sum of one.
         op: Literal["copy", "average"] = "copy" if output is dtype else "average"
-        return Operation(op, output, self._accumulate([dtype]), (self._row.members[index],))
+        return Operation(op, output, self._accumulate([dtype]), (self.row.members[index],))
 
     def _output_dtype(self, dtype: DType) -> DType:
-        wanted = self._policy.dtype
+        wanted = self.policy.dtype
         # Narrower ones are codes, whose scales are other tensors.
         converted = wanted != "keep" and dtype.kind == "float" and dtype.bits >= 8
         return BY_NAME[wanted] if converted else dtype
 
     def _accumulate(self, dtypes: Sequence[DType]) -> Accumulator:
         """The widest dtype that the inputs ask for, unless it is fixed."""
-        if self._policy.accumulate != "auto":
-            return self._policy.accumulate
+        if self.policy.accumulate != "auto":
+            return self.policy.accumulate
         return "float64" if any(d.accumulator == "float64" for d in dtypes) else "float32"
 
     def _written_ties(self, names: set[str]) -> tuple[tuple[str, ...], ...]:
         """The ties between names that are written, under those names."""
-        groups = (tuple(map(self._match.output_name, group)) for group in self._match.ties)
+        groups = (tuple(map(self.match.output_name, group)) for group in self.match.ties)
         kept = (tuple(name for name in group if name in names) for group in groups)
         return tuple(group for group in kept if len(group) > 1)
 
     def _behind_prefix(self) -> MismatchError | None:
         """The error if it is a prefix that keeps names apart."""
-        found = self._match.prefixes(self._shown)
+        found = self.match.prefixes(self.shown)
         return None if found is None else MismatchError(f"{found.fact}.", hint=found.hint)
 
     def _nothing(self, names: Sequence[str]) -> RequestError | MismatchError:
         """The error of a row in which nothing is averaged."""
-        policy = self._policy
-        if (policy.include or policy.exclude) and not any(map(self._selected, names)):
+        policy = self.policy
+        if (policy.include or policy.exclude) and not any(map(self.selected, names)):
             return RequestError(
                 f"include= and exclude= leave none of {len(names)} tensors to average.",
                 hint=f"Names look like '{names[0]}'." if names else None,
@@ -395,43 +373,4 @@ def _compatible(form: Form | None, reference: Form, *, same_dtype: bool) -> bool
     if form is None or form[1] != reference[1]:
         return False
     one, other = form[0], reference[0]
-    return one is other or (not same_dtype and _may_mix(one, other))
-
-
-def _may_mix(one: DType, other: DType) -> bool:
-    """Whether elements of two dtypes can be summed; floats below 8 bits are codes."""
-    return one.kind == other.kind and one.floating and min(one.bits, other.bits) >= 8
-
-
-def _as(made: Operation) -> str:
-    """What a copy is converted to, in words."""
-    return "" if made.op == "copy" else f", as {made.dtype}"
-
-
-def _mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> MismatchError:
-    first = differences[0]
-    *others, (source, fact) = first.facts
-    other_source, other_fact = next(
-        ((s, f) for s, f in others if f != fact), (inputs[0], first.facts[0][1])
-    )
-    message = (
-        f"{source}: '{first.name}' is {fact}; {other_source} has "
-        f"{'it' if other_fact == 'present' else other_fact}."
-        if fact != "present"
-        else f"{other_source}: '{first.name}' is {other_fact}; {source} has it."
-    )
-    if len(differences) > 1:
-        message += f" {len(differences)} tensors differ."
-    if all(map(_only_floats_differ, differences)):
-        hint = "Average them with mixed_dtypes=True."
-    elif len(differences) > 1:
-        hint = "Use strict=False, or leave what differs out with exclude=."
-    else:
-        glob = first.name
-        hint = f"Leave it out with exclude='{glob}' or use strict=False."
-    return MismatchError(message, differences=differences, hint=hint)
-
-
-def _only_floats_differ(difference: Difference) -> bool:
-    dtypes = [BY_NAME[fact] for _, fact in difference.facts] if difference.what == "dtype" else []
-    return bool(dtypes) and all(_may_mix(dtype, dtypes[0]) for dtype in dtypes)
+    return one is other or (not same_dtype and may_mix(one, other))

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Tensor
 from swavg.planning.adapters import Settings, check_readable, settings_of
-from swavg.planning.not_plain import LORA, MERGE, NOT_LORA
+from swavg.planning.findings import MERGE
+from swavg.planning.not_plain import LORA, NOT_LORA
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import filter as matching
+from fnmatch import fnmatchcase
 from itertools import islice
 
 from swavg.errors import RequestError, did_you_mean
 from swavg.formats.part_names import in_whole
-from swavg.planning.match import spelling
+from swavg.planning.match import SideBySide, spelling
+from swavg.planning.policy import Policy
 
 _MOST = 10_000
 
@@ -40,6 +42,26 @@ def check_globs(
                     argument=argument,
                     hint=near or (f"Names look like '{next(iter(written))}'." if written else None),
                 )
+
+
+def selection(match: SideBySide, policy: Policy, part: str = "") -> Callable[[str], bool]:
+    """Tells whether the globs leave a canonical name (or one tied to it) to be averaged, as it is
+    or behind the name of its ``part``."""
+    include, exclude = policy.include, policy.exclude
+
+    def matches(name: str) -> bool:
+        candidates = match.spellings(name)
+        if part:
+            candidates |= {in_whole(part, text) for text in candidates}
+
+        def any_glob(globs: Sequence[str]) -> bool:
+            return any(fnmatchcase(text, glob) for text in candidates for glob in globs)
+
+        return (not include or any_glob(include)) and not any_glob(exclude)
+
+    if not include and not exclude:
+        return lambda name: True
+    return lambda name: any(map(matches, match.tied_to(name)))
 
 
 def _globs(names: Iterable[str], like: str) -> Iterator[str]:

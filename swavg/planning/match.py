@@ -46,10 +46,13 @@ def spelling(*names: Sequence[str]) -> Spelling:
     return str
 
 
-def by_canonical_name(names: Sequence[str]) -> dict[str, str]:
-    """Canonical names to actual ones; names that would collide stay apart."""
-    spell = spelling(names)
-    return {spell(name): name for name in names}
+def numbered(table: TensorTable, spell: Spelling | None = None) -> Mapping[str, int]:
+    """The number of each tensor by canonical name, as ``spell`` makes it; alone (None) names that
+    would collide stay apart."""
+    spell = spelling(table.columns.names) if spell is None else spell
+    if spell is str:
+        return table.index
+    return {spell(name): number for number, name in enumerate(table.columns.names)}
 
 
 def distinct_tables(
@@ -80,18 +83,13 @@ class SideBySide:
     def __init__(self, checkpoints: Sequence[Checkpoint]) -> None:
         self.tables, self.table_of = distinct_tables(checkpoints)
         self.spell = spelling(*(table.columns.names for table in self.tables))
-        self._numbers = [self._numbered(table) for table in self.tables]
+        self._numbers = [numbered(table, self.spell) for table in self.tables]
         numbers = [self._numbers[place] for place in self.table_of]
         self.ties = declared_ties(checkpoints, numbers, self.spell)
         self.found = found_ties(checkpoints, numbers, self.ties)
         for group in self.found:
             self.ties = [*(tie for tie in self.ties if not set(tie) <= set(group)), group]
         self._tied = {name: group for group in self.ties for name in group}
-
-    def _numbered(self, table: TensorTable) -> Mapping[str, int]:
-        if self.spell is str:
-            return table.index
-        return {self.spell(name): number for number, name in enumerate(table.columns.names)}
 
     def names(self) -> list[str]:
         """All canonical names: the last checkpoint's in its order, then those of earlier ones, but

@@ -6,98 +6,16 @@ Known from names, dtypes, shapes and paths alone: nothing is read.
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint, Columns, Shape
-from swavg.formats.composite import find_composite
-from swavg.formats.part_names import part_mark, rank_mark, without_numbers
+from swavg.planning.findings import EXACT, OF_FACTORS, SAID, Finding, Kind, finding_of
 from swavg.planning.match import canonical
-from swavg.storage.filesystems import absolute
-
-Kind = Literal[
-    "codes", "alpha", "rank", "factors", "rotations", "spectral", "mask", "binary", "empty",
-    "hollow", "parts",
-]  # fmt: skip
-Level = Literal["refuse", "warn"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is no plain weight."""
-
-    kind: Kind
-    level: Level
-    message: str
-    hint: str
-    whole: tuple[str, ...] = ()
-    """Canonical names: it does not matter where these are equal in all checkpoints,"""
-    begun: tuple[str, ...] = ()
-    """and so are the first bytes of these."""
-
-
-MERGE = "Merge each into its model first, and average the models."
-EXACT = (
-    "lora=exact writes the average of what they do; or merge each into its model first, and average"
-    " the models."
-)
-"""The hint for plain LoRA."""
-
-UNMASK = (
-    "Make the pruning permanent first (torch.nn.utils.prune.remove), and prune the average; or take"
-    " the last input's masks with exclude='*mask'."
-)
-
-_SAID: Mapping[Kind, tuple[Level, str, str]] = {
-    "codes": (
-        "refuse",
-        "quantised weights cannot be averaged: {} holds codes, whose scales are another tensor",
-        "Average the original checkpoints, or dequantised ones, and quantise the average.",
-    ),
-    "alpha": ("refuse", "low-rank factors are scaled by alpha, which differs: {}", MERGE),
-    "rank": ("refuse", "low-rank factors are of different ranks: {}", MERGE),
-    "factors": (
-        "warn",
-        "the mean of low-rank factors (LoRA) is not the mean of their products: {}",
-        MERGE,
-    ),
-    "rotations": (
-        "warn",
-        "the mean of what makes rotations (OFT, BOFT, HRA) is not the mean of these: {}",
-        MERGE,
-    ),
-    "spectral": (
-        "warn",
-        "vectors of spectral norm are not averaged but the last input's: {}",
-        "One forward pass of the average in training mode sets them right.",
-    ),
-    "mask": (
-        "refuse",
-        "pruning masks differ, and their average is no mask: {}",
-        UNMASK,
-    ),
-    "binary": (
-        "refuse",
-        "masks of zeros and ones differ, and their average is no mask: {}",
-        "Prune the average instead; or take the last input's masks with exclude='*mask*'.",
-    ),
-    "empty": (
-        "refuse",
-        "weights are empty, as ZeRO-3 leaves them in a model that is spread over ranks: {}",
-        "Give the folder with the files of all ranks (global_stepN), whose masters are whole.",
-    ),
-    "hollow": (
-        "warn",
-        "tensors are empty, though others say that they have elements: {}",
-        "A model that is spread over ranks must be gathered before it is saved.",
-    ),
-}
-"""Level, message and hint of a kind; ``{}`` stands for the tensors."""
+from swavg.planning.parts_of_one import parts_of_one
 
 _CODES: Mapping[str, tuple[str, ...]] = {
     "scales": ("qweight", "weight"),  # GPTQ and AWQ; MLX
@@ -169,12 +87,6 @@ class _Collected:
         self.whole.update(dict.fromkeys(map(canonical, suspect.whole)))
         self.begun.update(dict.fromkeys(map(canonical, suspect.begun)))
 
-    def finding(self, kind: Kind) -> Finding:
-        level, message, hint = _SAID[kind]
-        more = f" and {len(self.names) - 1:,} more" if len(self.names) > 1 else ""
-        message = message.format(f"'{next(iter(self.names))}'{more}")
-        return Finding(kind, level, message, hint, tuple(self.whole), tuple(self.begun))
-
 
 def not_plain(
     checkpoints: Sequence[Checkpoint],
@@ -197,11 +109,14 @@ def not_plain(
             collected.setdefault(suspect.kind, _Collected()).add(suspect)
             if shapes.setdefault(canonical(suspect.name), suspect.shape) != suspect.shape:
                 collected.setdefault("rank", _Collected()).add(suspect)
-    findings = [collected[kind].finding(kind) for kind in _SAID if kind in collected]
+    findings = [
+        finding_of(kind, [*of.names], whole=[*of.whole], begun=[*of.begun])
+        for kind in SAID
+        if (of := collected.get(kind)) is not None
+    ]
     if "factors" in collected and all(_may_be_exact(each) for each in checkpoints):
-        adapted = ("alpha", "rank", "factors")
-        findings = [replace(f, hint=EXACT) if f.kind in adapted else f for f in findings]
-    return [*_parts(checkpoints, shown), *findings]
+        findings = [replace(f, hint=EXACT) if f.kind in OF_FACTORS else f for f in findings]
+    return [*parts_of_one(checkpoints, shown), *findings]
 
 
 def holds_codes(checkpoint: Checkpoint) -> bool:
@@ -216,14 +131,8 @@ def _may_be_exact(checkpoint: Checkpoint) -> bool:
     return not any(each in text for each in (*NOT_LORA, *others, _GLORA[0]))
 
 
-def finding_of(kind: Kind, names: Sequence[str], *, begun: Sequence[str] = ()) -> Finding:
-    """What is said of tensors that other things than names tell, by their canonical names."""
-    return _Collected(dict.fromkeys(names), {}, dict.fromkeys(begun)).finding(kind)
-
-
 def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     columns = checkpoint.tensors.columns
-    numbers: dict[str, int] = {}
     small: dict[str, str] = {}
     has_small_floats = any(is_code(dtype) and dtype.floating for dtype, _, _ in columns.forms)
     yield from _empty(checkpoint)
@@ -242,7 +151,7 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
             or adapted
         ):
             continue
-        numbers = numbers or {name: number for number, name in enumerate(columns.names)}
+        numbers = checkpoint.tensors.index
         for code in _codes_of(stem, last):
             if code in numbers:
                 dtype, shape, _ = columns.forms[columns.form[numbers[code]]]
@@ -385,42 +294,3 @@ def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
 def _kind(name: str) -> str:
     """A name without its numbers: the same for tensors of one kind in all layers."""
     return re.sub(r"\d+", "#", name)
-
-
-def _parts(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:
-    """The refusal of parts of one checkpoint, going by the names of files and their folders."""
-    first: dict[str, int] = {}
-    namesakes: Counter[str] = Counter()
-    for number, checkpoint in enumerate(checkpoints):
-        path = absolute(checkpoint.path)
-        namesakes[os.path.dirname(path) + without_numbers(os.path.basename(path))] += 1
-        part = part_mark("/".join(path.split(os.sep)[-2:])) or rank_mark(path)
-        if part:
-            first.setdefault(part, number)
-    if len(first) < 2:
-        return
-    (part, one), (_, other) = list(first.items())[:2]
-    message = f"{shown[one]} and {shown[other]} are parts (shards or ranks) of one checkpoint"
-    if "-of-" in part:
-        folder = os.path.dirname(checkpoints[one].path) or "."
-        hint = f"Give the folder that holds all shards of a checkpoint, here {folder}."
-    elif "zero_" in part:
-        folder = os.path.dirname(checkpoints[one].path) or "."
-        hint = f"Give the folder that holds the files of all ranks, here {folder}."
-    else:
-        path = absolute(checkpoints[one].path)
-        folder, name = os.path.split(path)
-        several = namesakes[folder + without_numbers(name)] > 1
-        of_rank = bool(part_mark(os.path.basename(folder)))
-        if of_rank:
-            folder = os.path.dirname(folder)
-        if of_rank and several:
-            # A file for each step in the folder of a rank (NeMo).
-            own = os.path.dirname(checkpoints[one].path)
-            hint = f"Average those of each part alone, such as {own}."
-        elif find_composite(folder) is not None:
-            hint = f"Give the folders that hold all parts of a checkpoint, such as {folder}."
-        else:
-            mark = part_mark(name) or rank_mark(path)
-            hint = f"Average those of each part alone, such as with pattern='*{mark}*'."
-    yield Finding("parts", "refuse", message, hint)

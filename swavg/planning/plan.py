@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 
 from swavg.dtypes import Accumulator, DType
 from swavg.formats.checkpoint import Box, Checkpoint, Shape, Tensor, TensorSpec, TensorTable
-from swavg.formats.gather import regions, row_major_strides
 from swavg.formats.layout import FileLayout
+from swavg.formats.strides import is_row_major, regions, row_major_strides
 from swavg.planning.composite import Parts
 from swavg.planning.decide import NotAveraged
 from swavg.planning.policy import Policy
@@ -147,11 +147,8 @@ def _turned(tensor: Tensor, order: Shape) -> Tensor:
         start, extents, turned = (
             tuple(values[axis] for axis in order) for values in (box.start, box.shape, strides)
         )
-        packed = all(
-            n == 1 or a == b
-            for n, a, b in zip(extents, turned, row_major_strides(extents), strict=True)
-        )
-        boxes.append(Box(box.source, box.offset, start, extents, None if packed else turned))
+        lies = None if is_row_major(extents, turned) else turned
+        boxes.append(Box(box.source, box.offset, start, extents, lies))
     whole = tuple(shape[axis] for axis in order)
     return Tensor(TensorSpec(tensor.spec.name, dtype, whole), tuple(boxes), whole)
 

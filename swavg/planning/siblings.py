@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from swavg.errors import some
+from swavg.errors import quoted
 from swavg.formats.checkpoint import Checkpoint, TableBuilder, TensorTable
-from swavg.planning.match import by_canonical_name
+from swavg.planning.match import numbered
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
@@ -139,20 +139,18 @@ def _unlike(
     first = tables[0]
     if any(name in checkpoints[-1].tensors for name in tables[-1]):
         return f"its names are those of other tensors ('{next(iter(tables[-1]))}')"
-    known = by_canonical_name(first.columns.names)
+    known = numbered(first)
     for table, name in zip(tables, shown, strict=True):
         if table.columns is first.columns:
             continue
-        own = by_canonical_name(table.columns.names)
+        own = numbered(table)
         if own.keys() != known.keys():
             odd = next(iter(own.keys() ^ known.keys()))
             lacks = name if odd in known else shown[0]
             return f"{lacks} lacks its tensor '{odd}'"
-        for spelled, one in known.items():
-            was, is_ = (
-                table_.form_of(table_.index[text])[:2]
-                for table_, text in ((first, one), (table, own[spelled]))
-            )
+        for spelled, number in known.items():
+            one = first.columns.names[number]
+            was, is_ = first.form_of(number)[:2], table.form_of(own[spelled])[:2]
             if was[1] != is_[1]:
                 return f"'{one}' is {[*was[1]]} in {shown[0]} and {[*is_[1]]} in {name}"
             if was[0] is not is_[0] and (strict or was[0].kind != is_[0].kind):
@@ -194,10 +192,9 @@ def _ties(checkpoint: Checkpoint, path: str, joined: Sequence[str]) -> set[tuple
 
 def _places(table: TensorTable) -> list[tuple[str, tuple[object, ...]]]:
     """Canonical names, and where each tensor lies in what form."""
-    columns = table.columns
     return [
-        (name, (table.base + columns.offset[table.index[text]], table.form_of(table.index[text])))
-        for name, text in by_canonical_name(columns.names).items()
+        (name, (table.base + table.columns.offset[number], table.form_of(number)))
+        for name, number in numbered(table).items()
     ]
 
 
@@ -229,5 +226,5 @@ def _note(template: Checkpoint, joined: Sequence[str], last: str) -> str:
         for name in template.extras.others
         if not any(path == name or path.startswith(name + ".") for path in joined)
     ]
-    rest = some([f"'{name}'" for name in left], _LISTED)
+    rest = quoted(left, _LISTED)
     return f"averaged: {', '.join(averaged)}" + (f"; left as in {last}: {rest}" if left else "")

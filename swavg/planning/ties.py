@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Tensor
 from swavg.formats.configuration import small_json
+from swavg.planning.same import same_elements
 from swavg.storage.sources import Pool
 
-_STEP = 1 << 20
 _SAMPLE = 4096
 """Bytes from the middle of tensors that may be equal: where an embedding has no padding."""
 _LONG = 1024
@@ -173,9 +173,7 @@ def _sample(pool: Pool, checkpoint: Checkpoint, tensor: Tensor) -> bytes | None:
         return None
     count = min(numel, _SAMPLE // dtype.itemsize)
     start = (numel - count) // 2
-    data = bytearray(dtype.nbytes(count))
-    checkpoint.read_into(tensor, start, start + count, memoryview(data), pool)
-    return bytes(data)
+    return bytes(checkpoint.read_range(tensor, start, start + count, pool))
 
 
 def _varies(sample: bytes, tensor: Tensor) -> bool:
@@ -206,22 +204,4 @@ def _is_tied(
     pool: Pool, checkpoint: Checkpoint, own: Mapping[str, int], names: Sequence[str]
 ) -> bool:
     tensors = [checkpoint.tensors.at(own[name]) for name in names if name in own]
-    return all(_same_bytes(pool, checkpoint, tensors[0], other) for other in tensors[1:])
-
-
-def _same_bytes(pool: Pool, checkpoint: Checkpoint, one: Tensor, other: Tensor) -> bool:
-    dtype, numel = one.spec.dtype, one.spec.numel
-    if (dtype, one.spec.shape) != (other.spec.dtype, other.spec.shape):
-        return False
-    if one.boxes == other.boxes:
-        return True
-    step = _STEP * 8 // dtype.bits // 8 * 8
-    first, second = bytearray(_STEP), bytearray(_STEP)
-    for start in range(0, numel, step):
-        stop = min(start + step, numel)
-        size = dtype.nbytes(stop - start)
-        for tensor, data in ((one, first), (other, second)):
-            checkpoint.read_into(tensor, start, stop, memoryview(data)[:size], pool)
-        if first[:size] != second[:size]:
-            return False
-    return True
+    return len(tensors) < 2 or same_elements(pool, [(checkpoint, each) for each in tensors])

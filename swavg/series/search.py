@@ -22,6 +22,7 @@ from swavg.series.families import members
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, may_be_data, read_name
 from swavg.storage.filesystems import absolute
+from swavg.storage.sources import names_in
 from swavg.storage.temporary import TEMPORARY
 
 _LISTED = 4
@@ -270,11 +271,7 @@ def _below(folder: str) -> Iterator[str]:
 
 def _listed(folder: str) -> list[str]:
     """The names in a folder, numbers in their order: 2 before 10."""
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise InputError(folder, f"cannot be read: {error.strerror}") from None
-    return sorted(names, key=_natural)
+    return sorted(names_in(folder), key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

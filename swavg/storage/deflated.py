@@ -6,17 +6,16 @@ import zlib
 from dataclasses import dataclass
 
 from swavg.errors import InputError
-from swavg.storage.sources import LocalFile, Reader
+from swavg.storage.sources import InFile, Reader
 
 _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Deflated:
+class Deflated(InFile):
     """``size`` bytes of ``file`` that lie deflated in the ``packed`` ones at ``offset``. Their
     CRC-32 is compared when all were read."""
 
-    file: LocalFile
     offset: int
     packed: int
     size: int
@@ -28,18 +27,11 @@ class Deflated:
         return hash((self.file.name, self.offset))
 
     @property
-    def name(self) -> str:
-        return self.file.name
-
-    @property
     def identity(self) -> tuple[object, ...]:
         return (*self.file.identity, self.offset)
 
     def open(self) -> Inflater:
         return Inflater(self, self.file.open())
-
-    def check(self) -> None:
-        self.file.check()
 
 
 class Inflater:

@@ -8,9 +8,10 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from swavg.errors import InputError
@@ -166,6 +167,21 @@ class OpenFile:
             os.close(self.fd)
 
 
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """What sources have in common that read a ``file`` in a way of their own: it is the file that
+    may change, and that messages name."""
+
+    file: LocalFile
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def check(self) -> None:
+        self.file.check()
+
+
 @dataclass(frozen=True, eq=False)
 class Memory:
     """Bytes of this process (and of those forked from it)."""
@@ -280,12 +296,26 @@ class Pool:
         self.close()
 
 
+@contextmanager
+def reading(path: str) -> Iterator[tuple[LocalFile, Callable[[int, int], bytearray]]]:
+    """The file at ``path``, and what reads of it so many bytes from an offset on. InputError."""
+    file = LocalFile.find(path)
+    with Pool() as pool:
+        yield file, partial(pool.read, file)
+
+
 def read_file(path: str, most: int | None = None) -> bytes:
     """The bytes of the file at ``path``, at most the first ``most``. InputError."""
-    file = LocalFile.find(path)
-    size = file.size if most is None else min(file.size, most)
-    with Pool() as pool:
-        return bytes(pool.read(file, 0, size))
+    with reading(path) as (file, read):
+        return bytes(read(0, file.size if most is None else min(file.size, most)))
+
+
+def names_in(path: str) -> list[str]:
+    """The names in the folder at ``path``, sorted. InputError."""
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from None
 
 
 @contextmanager
@@ -294,24 +324,33 @@ def open_binary(path: str) -> Iterator[io.BufferedReader]:
     file = LocalFile.find(path)
     reader = file.open()
     try:
-        yield io.BufferedReader(_Raw(reader, file.size))
+        yield io.BufferedReader(Window(reader, 0, file.size))
     finally:
         reader.close()
 
 
-class _Raw(io.RawIOBase):
-    """A source read from its beginning to its end."""
+class Window(io.RawIOBase):
+    """``size`` bytes of an open source from ``start`` on, as a file of their own."""
 
-    def __init__(self, reader: Reader, size: int) -> None:
+    def __init__(self, reader: Reader, start: int, size: int) -> None:
         super().__init__()
-        self._reader, self._rest, self._at = reader, size, 0
+        self._reader, self._start, self._size, self._at = reader, start, size, 0
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
     def readinto(self, out: memoryview) -> int:  # type: ignore[override]
-        count = min(len(out), self._rest)
-        self._reader.read_into(self._at, memoryview(out)[:count])
+        count = max(0, min(len(out), self._size - self._at))
+        self._reader.read_into(self._start + self._at, memoryview(out)[:count])
         self._at += count
-        self._rest -= count
         return count

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from swavg.formats.gather import regions
+from swavg.formats.strides import regions
 from swavg.storage.sinks import Buffer
 from swavg.training.wrapped import is_sharded, local, own_rows, part_of
 

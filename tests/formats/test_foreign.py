@@ -24,8 +24,8 @@ from command_line import done, shell
 
 from swavg import open_checkpoint
 from swavg.errors import InputError
+from swavg.formats.commands import output_for
 from swavg.formats.files import open_file
-from swavg.formats.packed import output_for
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,8 @@ import swavg
 from swavg import Resources
 from swavg.dtypes import BY_NAME
 from swavg.formats.checkpoint import Box, Tensor, TensorSpec
-from swavg.formats.gather import gather, regions, row_major_strides, unpack_codes
+from swavg.formats.gather import gather, unpack_codes
+from swavg.formats.strides import regions, row_major_strides
 from swavg.storage.sources import Memory, Pool
 
 RELAXED = settings(

@@ -73,7 +73,7 @@ def test_records_beyond_four_gibibytes_are_where_torch_computes_them(tmp_path: P
 @pytest.mark.slow
 def test_more_records_than_sixteen_bits_count(tmp_path: Path) -> None:
     members = [Member(f"a/{index}", 0, b"") for index in range(70_000)]
-    layout = lay_out_archive(tuple(arranged(members)), specs_of(), [], check=lambda path: None)
+    layout = lay_out_archive(tuple(arranged(members)), specs_of(), [], [], check=lambda _: None)
     write_sparse(tmp_path / "many.pt", layout)
     assert len(zipfile.ZipFile(tmp_path / "many.pt").namelist()) == 70_000
 
@@ -84,9 +84,9 @@ def test_a_member_of_many_regions_has_the_crc_of_all(tmp_path: Path) -> None:
     body = bytes(range(24))
     members = [Member("a/x", 24), Member("a/e", 0), Member("a/y", 2, b"yy")]
     start = next(arranged(members)).start
-    places = [(0, start), (1, start + 8), (2, start + 12)]
+    offsets = [start, start + 8, start + 12]
     layout = lay_out_archive(
-        tuple(arranged(members)), specs_of(a=2, b=1, c=3), places, check=lambda path: None
+        tuple(arranged(members)), specs_of(a=2, b=1, c=3), range(3), offsets, check=lambda _: None
     )
     parts = {start: body[:8], start + 8: body[8:12], start + 12: body[12:]}
     made = bytearray(layout.size)

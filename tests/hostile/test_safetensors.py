@@ -21,12 +21,8 @@ from hypothesis import strategies as st
 
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
-from swavg.formats.safetensors import (
-    DIMENSION_LIMIT,
-    ENTRY_LIMIT,
-    HEADER_LIMIT,
-    open_safetensors,
-)
+from swavg.formats.safetensors import open_safetensors
+from swavg.formats.safetensors_header import DIMENSION_LIMIT, ENTRY_LIMIT, HEADER_LIMIT
 
 relaxed = settings(
     max_examples=150,

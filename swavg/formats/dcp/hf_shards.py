@@ -3,12 +3,12 @@ safetensors files of its own, which nothing but these files describes."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 
 from swavg.errors import InputError
+from swavg.formats import strict_json
 from swavg.formats.checkpoint import (
     Box,
     Checkpoint,
@@ -21,7 +21,7 @@ from swavg.formats.checkpoint import (
 )
 from swavg.formats.dcp.boxes import fault
 from swavg.formats.layout import Format
-from swavg.formats.safetensors import open_safetensors, unique
+from swavg.formats.safetensors import open_safetensors
 from swavg.storage.sources import Source
 
 _NAME = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
@@ -91,7 +91,7 @@ def _offsets(file: str, text: str | None) -> Mapping[str, Shape]:
     if text is None:
         raise InputError(file, f"is one of several shards, and does not say which ({_INFO})")
     try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: unique(file, pairs))
+        content = strict_json.loads(file, text)
         found = {name: tuple(entry["saved_offsets"]) for name, entry in content.items()}
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         raise InputError(file, f"its {_INFO} cannot be read") from None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 from swavg.dtypes import BY_NAME, DType
-from swavg.errors import InputError, NoWeightsError, some
+from swavg.errors import InputError, NoWeightsError, quoted
+from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import (
     Box,
     Checkpoint,
@@ -20,7 +20,7 @@ from swavg.formats.checkpoint import (
     TensorSpec,
 )
 from swavg.formats.flax.scan import Array, Chunked, Leaf, Node, scan
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import reading
 
 _MODEL = ("params", "batch_stats", "ema_params")
 _NOT_MODEL = ("opt_state", "optimizer", "opt", "step")
@@ -30,9 +30,7 @@ _MAX_NAME = 4096
 def open_flax(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open a file of flax.serialization; names are dotted paths in its tree. ``key`` is that of
     the parameters. InputError if it is damaged, or holds none."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        read = partial(pool.read, file)
+    with reading(path) as (file, read):
         tree = scan(read, path, file.size)
         if not isinstance(tree, dict):
             raise NoWeightsError(path, "holds no parameters")
@@ -51,15 +49,14 @@ def open_flax(path: str, key: str | None = None, shared: Shared | None = None) -
             else:
                 builder.add(name, (dtype, arrays[0].shape, None), arrays[0].offset)
         scalars = {name: value for name, node in tree.items()
-                   if (value := _scalar(pool, file, node)) is not None}  # fmt: skip
+                   if (value := _scalar(read, node)) is not None}  # fmt: skip
     table = builder.build(shared)
     if not len(table):
         raise NoWeightsError(path, "holds no parameters")
     notes = []
     for what, names in (("not of the model", left), ("no arrays of numbers", others)):
         if names:
-            shown = some([f"'{name}'" for name in names], 5)
-            notes.append(f"{shown}: {what}, and not averaged")
+            notes.append(f"{quoted(names, 5)}: {what}, and not averaged")
     extras = Extras(scalars=scalars, root_key=key, others=tuple(left), non_tensors=tuple(others))
     return Checkpoint(path, "flax", (file,), table, notes=tuple(notes), extras=extras)
 
@@ -129,12 +126,12 @@ _STRUCT = {
 }  # fmt: skip
 
 
-def _scalar(pool: Pool, file: LocalFile, node: Node) -> Scalar | None:
+def _scalar(read: Read, node: Node) -> Scalar | None:
     """A plain value, or the only element of an array without dimensions."""
     if isinstance(node, (int, float, str)):
         return node
     code = _STRUCT.get(node.dtype) if isinstance(node, Array) and not node.shape else None
     if not isinstance(node, Array) or code is None or node.nbytes != struct.calcsize(code):
         return None
-    value: float = struct.unpack(code, pool.read(file, node.offset, node.nbytes))[0]
+    value: float = struct.unpack(code, read(node.offset, node.nbytes))[0]
     return value

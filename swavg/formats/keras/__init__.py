@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.zip_recipe import recipe_in
 
 _MEMBERS = (b"metadata.json", b"config.json", b"model.weights.h5")
 
@@ -45,13 +46,7 @@ def _lay_out_archive(request: WriteRequest) -> Layout:
     return lay_out_keras(request)
 
 
-def _recipe_in(path: str) -> str | None:
-    from swavg.formats.zip_recipe import recipe_in
-
-    return recipe_in(path)
-
-
 HDF5 = Format("hdf5", (".h5", ".hdf5"), _is_hdf5, _open_hdf5, _lay_out_hdf5, data=True)
 ARCHIVE = Format(
-    "keras", (".keras",), _is_archive, _open_archive, _lay_out_archive, recipe_in=_recipe_in
+    "keras", (".keras",), _is_archive, _open_archive, _lay_out_archive, recipe_in=recipe_in
 )

@@ -3,7 +3,6 @@ in one place are read without it."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape
-from swavg.formats.gather import regions
-from swavg.storage.sources import LocalFile, Reader
+from swavg.formats.strides import regions
+from swavg.storage.sources import InFile, LocalFile, Window
 
 if TYPE_CHECKING:
     import h5py
@@ -40,33 +39,6 @@ class Dataset:
         return 0 if self.dtype is None else self.dtype.nbytes(math.prod(self.shape))
 
 
-class _Window(io.RawIOBase):
-    """``size`` bytes of a file from ``start`` on, as a file of their own."""
-
-    def __init__(self, reader: Reader, start: int, size: int) -> None:
-        super().__init__()
-        self._reader, self._start, self._size, self._at = reader, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def readinto(self, out: memoryview) -> int:  # type: ignore[override]
-        count = max(0, min(len(out), self._size - self._at))
-        self._reader.read_into(self._start + self._at, memoryview(out)[:count])
-        self._at += count
-        return count
-
-
 _FAILS = (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
 """What h5py raises for damaged files."""
 
@@ -84,7 +56,7 @@ def _opened(file: LocalFile, start: int, size: int) -> Iterator[h5py.File]:
         ) from None
     reader = file.open()
     try:
-        with h5py.File(_Window(reader, start, size), "r") as whole:
+        with h5py.File(Window(reader, start, size), "r") as whole:
             yield whole
     except _FAILS as error:
         raise InputError(file.name, f"cannot be read as HDF5 ({error})") from None
@@ -154,11 +126,10 @@ def _dtype_of(path: str, name: str, node: h5py.Dataset) -> DType | None:
 
 
 @dataclass(frozen=True, slots=True)
-class DatasetSource:
+class DatasetSource(InFile):
     """The row-major elements of a dataset that do not lie in one place, as h5py reads them. The
     HDF5 file lies in ``length`` bytes of ``file`` from ``start`` on."""
 
-    file: LocalFile
     start: int
     length: int
     dataset: str
@@ -171,10 +142,6 @@ class DatasetSource:
         return hash((self.file.name, self.dataset))
 
     @property
-    def name(self) -> str:
-        return self.file.name
-
-    @property
     def size(self) -> int:
         return math.prod(self.shape) * self.itemsize
 
@@ -184,9 +151,6 @@ class DatasetSource:
 
     def open(self) -> _DatasetReader:
         return _DatasetReader(self)
-
-    def check(self) -> None:
-        self.file.check()
 
 
 class _DatasetReader:

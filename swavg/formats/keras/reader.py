@@ -6,16 +6,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
-from swavg.errors import InputError, NoWeightsError, some
-from swavg.formats.blocks import Read
+from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
-from swavg.formats.zip_directory import data_offsets, read_directory
-from swavg.formats.zip_layout import TemplateMember
+from swavg.formats.zip_directory import read_members
+from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.storage.sources import LocalFile, Pool, Source, reading
 
 WEIGHTS = "model.weights.h5"
 _WHOLE = "model_weights"
@@ -38,13 +36,10 @@ def open_hdf5(path: str, shared: Shared | None = None) -> Checkpoint:
 
 def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:
     """Open a .keras archive. InputError if it is damaged; its configuration is not looked at."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        read: Read = partial(pool.read, file)
-        entries, end = read_directory(read, path, file.size)
-        starts = data_offsets(read, path, entries, end)
+    with reading(path) as (file, read):
+        found = read_members(read, path, file.size)
         recipe = read_recipe(read, file.size)
-    members = tuple(map(TemplateMember.of, entries, starts))
+    members = tuple(Member.of(entry, start) for entry, start in found)
     weights = next((each for each in members if each.name == WEIGHTS), None)
     if weights is None:
         if any(each.name.endswith(".weights.json") for each in members):
@@ -54,11 +49,10 @@ def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:
     if weights.deflated is not None:
         raise InputError(path, f"its {WEIGHTS} is compressed; Keras stores it as it is",
                          hint="Load and save it again with Keras.")  # fmt: skip
-    crcs = [each[4] for each in entries]
     records = [
-        Record(each.name, each.start, each.size, crc)
-        for each, crc in zip(members, crcs, strict=True)
-        if each.deflated is None
+        Record(entry.name, start, entry.packed, entry.crc)
+        for entry, start in found
+        if not entry.method
     ]
     extras = Extras(recipe=recipe, records={0: records}, template=members)
     datasets = datasets_in(file, weights.start, weights.size)
@@ -105,8 +99,7 @@ def _checkpoint(
         named = " and ".join(f"'{group}'" for group in others)
         notes.append(f"{left:,} variables in {named} are not the model's, and not averaged")
     if no_numbers:
-        shown = some([f"'{name}'" for name in no_numbers], 5)
-        notes.append(f"{shown}: no numbers, and not averaged")
+        notes.append(f"{quoted(no_numbers, 5)}: no numbers, and not averaged")
     extras = replace(
         extras,
         scalars=_step(file, window[0], datasets),

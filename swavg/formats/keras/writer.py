@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from swavg.errors import InputError, OutputError, RequestError
+from swavg.errors import OutputError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form
 from swavg.formats.keras.reader import WEIGHTS, open_archive, open_hdf5
-from swavg.formats.layout import Kept, Layout, WriteRequest
-from swavg.formats.template import CannotKeep, Replacement, replacements, spliced
+from swavg.formats.layout import Layout, WriteRequest, opening
+from swavg.formats.template import CannotKeep, Replacement, Splice, like_file, replacements
 from swavg.formats.zip_layout import (
-    CheckedLayout,
     Member,
     arranged,
     check_members,
@@ -27,32 +25,19 @@ Places = Sequence[tuple[str, Form, int, int]]
 def lay_out_hdf5(request: WriteRequest) -> Layout:
     """The template's HDF5 file; it has no place for a recipe. RequestError if the template is no
     such file, or its structure cannot be kept."""
-    replaced, template = _replaced(request, "hdf5"), request.template
-    places, kept, _ = spliced(0, template.size, 0, replaced)
-    layout = CheckedLayout(
-        "",
-        template.size,
-        request.specs,
-        array("I", [number for number, _ in places]),
-        array("q", [offset for _, offset in places]),
-        tuple(kept),
-        check=partial(_check_hdf5, planned=_places(template, 0)),
-    )
-    return Layout((layout,))
+    replaced = _replaced(request, "hdf5")
+    check = partial(_check_hdf5, planned=_places(request.template, 0))
+    return Layout((like_file(request, check, replaced),))
 
 
 def lay_out_keras(request: WriteRequest) -> Layout:
     """The template's .keras archive. RequestError as :func:`lay_out_hdf5`."""
     replaced, members = _replaced(request, "keras"), request.template.extras.template
     assert isinstance(members, tuple)
-    arrangement = tuple(arranged([member.copy for member in members]))
-    places: list[tuple[int, int]] = []
-    kept: list[Kept] = []
-    shift = 0
+    arrangement = tuple(arranged(members))
+    splice, shift = Splice(replaced), 0
     for member, placed in zip(members, arrangement, strict=True):
-        inside, between, _ = spliced(member.start, member.size, placed.start, replaced)
-        places += inside
-        kept += between
+        splice.add(member.start, member.size, placed.start)
         if member.name == WEIGHTS:
             shift = placed.start - member.start
     comment, notes = comment_of(request.recipe)
@@ -60,8 +45,10 @@ def lay_out_keras(request: WriteRequest) -> Layout:
     layout = lay_out_archive(
         arrangement,
         request.specs,
-        places,
-        kept=kept,
+        splice.tensors,
+        splice.offsets,
+        kept=splice.kept,
+        orders=splice.orders,
         comment=comment,
         check=partial(_check_keras, arrangement=arrangement, planned=planned),
     )
@@ -118,9 +105,7 @@ def _check_keras(path: str, *, arrangement: Sequence[Member], planned: Places) -
 
 
 def _compare(path: str, planned: Places, open: Callable[[str], Checkpoint]) -> None:
-    try:
+    with opening(path):
         found = _places(open(path), 0)
-    except InputError as error:
-        raise OutputError(path, f"the finished file does not open: {error.problem}") from error
     if found != planned:
         raise OutputError(path, "the finished file has other tensors than were planned")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from swavg.formats.checkpoint import Checkpoint, Shared
 from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.zip_recipe import recipe_in
 
 
 def _is_npz(head: bytes) -> bool:
@@ -26,10 +27,4 @@ def _lay_out(request: WriteRequest) -> Layout:
     return lay_out(request)
 
 
-def _recipe_in(path: str) -> str | None:
-    from swavg.formats.zip_recipe import recipe_in
-
-    return recipe_in(path)
-
-
-FORMAT = Format("npz", (".npz",), _is_npz, _open, _lay_out, recipe_in=_recipe_in, data=True)
+FORMAT = Format("npz", (".npz",), _is_npz, _open, _lay_out, recipe_in=recipe_in, data=True)

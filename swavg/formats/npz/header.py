@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape
-from swavg.formats.gather import row_major_strides
+from swavg.formats.commands import FROM_VOID, with_paths
+from swavg.formats.strides import is_row_major, row_major_strides
 
 MAGIC = b"\x93NUMPY"
 LIMIT = 10_000
@@ -82,9 +83,8 @@ def parse(path: str, name: str, head: bytes) -> Header:
 
 def _column_major(shape: Shape) -> Shape | None:
     """The strides of Fortran's order; None where that is the row-major one."""
-    row_major, strides = row_major_strides(shape), row_major_strides(shape[::-1])[::-1]
-    pairs = zip(shape, strides, row_major, strict=True)
-    if 0 in shape or all(size == 1 or step == own for size, step, own in pairs):
+    strides = row_major_strides(shape[::-1])[::-1]
+    if 0 in shape or is_row_major(shape, strides):
         return None
     return tuple(1 if size == 1 else step for size, step in zip(shape, strides, strict=True))
 
@@ -92,8 +92,6 @@ def _column_major(shape: Shape) -> Shape | None:
 def _unknown(path: str, name: str, code: str) -> InputError:
     if code[1:2] != "V":
         return InputError(path, f"'{name}' has the dtype '{code}', which swavg does not know")
-    from swavg.formats.foreign import FROM_VOID, with_paths
-
     hint = None
     if code[1:] == "V2":
         hint = f"If it is bfloat16, save it as float32:\n{with_paths(FROM_VOID, path)}"

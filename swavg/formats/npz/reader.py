@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from swavg.errors import InputError, NoWeightsError, some
+from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.blocks import Read, read_places
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Scalar, Shared, TableBuilder
 from swavg.formats.npz.header import CODES, Header, header_size, parse
-from swavg.formats.zip_directory import Entry, data_offsets, read_directory
-from swavg.formats.zip_layout import TemplateMember
+from swavg.formats.zip_directory import Entry, read_members
+from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe
 from swavg.storage.crc import combined
 from swavg.storage.deflated import Deflated
@@ -57,7 +56,7 @@ class _Contents:
     builder: TableBuilder = field(default_factory=TableBuilder)
     sources: list[Source] = field(default_factory=list)
     records: dict[int, Records] = field(default_factory=lambda: {0: Records()})
-    kept: list[TemplateMember] = field(default_factory=list)
+    kept: list[Member] = field(default_factory=list)
     scalars: dict[str, Scalar] = field(default_factory=dict)
     _known: dict[bytes, Header] = field(default_factory=dict)
     _headers: int = 0
@@ -79,7 +78,7 @@ class _Contents:
                 return
             if method:
                 self.sources.pop()
-        self.kept.append(TemplateMember.of(entry, start))
+        self.kept.append(Member.of(entry, start))
 
     def _head(self, name: str, source: int, offset: int, size: int, first: bytes) -> bytes:
         """The header of a member of ``size`` bytes."""
@@ -135,14 +134,11 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
     file = LocalFile.find(path)
     with Pool() as pool:
         read: Read = partial(pool.read, file)
-        entries, end = read_directory(read, path, file.size)
-        starts = data_offsets(read, path, entries, end)
+        members = read_members(read, path, file.size)
         contents = _Contents(path, file, pool, sources=[file])
-        places = ((start, min(each[2], each[6], _USUAL)) for each, start in _both(entries, starts))
-        for (entry, start), (block, at) in zip(
-            _both(entries, starts), read_places(read, places), strict=True
-        ):
-            contents.add(entry, start, bytes(block[at : at + min(entry[2], _USUAL)]))
+        places = ((start, min(each.size, each.packed, _USUAL)) for each, start in members)
+        for (entry, start), (block, at) in zip(members, read_places(read, places), strict=True):
+            contents.add(entry, start, bytes(block[at : at + min(entry.size, _USUAL)]))
         recipe = read_recipe(read, file.size)
     table = contents.builder.build(shared)
     names = [each.name.removesuffix(SUFFIX) for each in contents.kept]
@@ -150,8 +146,7 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
         raise NoWeightsError(path, "holds no arrays of numbers")
     notes = []
     if names:
-        shown = some([f"'{name}'" for name in names], 5)
-        notes.append(f"{shown}: no numbers (text, objects, records), and not averaged")
+        notes.append(f"{quoted(names, 5)}: no numbers (text, objects, records), and not averaged")
     extras = Extras(
         scalars=contents.scalars,
         records=contents.records,
@@ -162,7 +157,3 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
     return Checkpoint(
         path, "npz", tuple(contents.sources), table, notes=tuple(notes), extras=extras
     )
-
-
-def _both(entries: Sequence[Entry], starts: array[int]) -> Iterator[tuple[Entry, int]]:
-    return zip(entries, starts, strict=True)

@@ -15,7 +15,6 @@ from swavg.formats.npz.reader import SUFFIX
 from swavg.formats.zip_directory import MAX16
 from swavg.formats.zip_layout import (
     Member,
-    TemplateMember,
     arranged,
     check_members,
     lay_out_archive,
@@ -34,7 +33,7 @@ def lay_out(request: WriteRequest) -> Layout:
     ]
     names = {member.name for member in members}
     kept = [each for each in _kept(request) if each.name not in names]
-    members += [each.copy for each in kept]
+    members += kept
     arrangement = tuple(arranged(members))
     arrays, others = arrangement[: len(specs)], arrangement[len(specs) :]
     comment, notes = comment_of(request.recipe)
@@ -43,7 +42,8 @@ def lay_out(request: WriteRequest) -> Layout:
     layout = lay_out_archive(
         arrangement,
         specs,
-        [(number, placed.start + len(placed.head)) for number, placed in enumerate(arrays)],
+        numbers,
+        [placed.start + len(placed.head) for placed in arrays],
         kept=[
             Kept(placed.start, each.start, each.size)
             for placed, each in zip(others, kept, strict=True)
@@ -81,7 +81,7 @@ def _turned(request: WriteRequest) -> dict[int, Shape]:
     return turned
 
 
-def _kept(request: WriteRequest) -> tuple[TemplateMember, ...]:
+def _kept(request: WriteRequest) -> tuple[Member, ...]:
     """The template's members that hold no numbers."""
     if request.weights_only or request.template.format != "npz":
         return ()

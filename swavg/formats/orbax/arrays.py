@@ -15,8 +15,8 @@ import numpy as np
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError, MissingDependencyError
 from swavg.formats.checkpoint import Shape
-from swavg.formats.gather import regions
 from swavg.formats.orbax.tree import Item, Leaf
+from swavg.formats.strides import regions
 from swavg.storage.sources import LocalFile
 
 try:

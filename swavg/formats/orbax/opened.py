@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from swavg.errors import some
+from swavg.errors import quoted
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar, Shared, TableBuilder
 from swavg.formats.configuration import small_json
 from swavg.formats.metrics import number
@@ -59,14 +59,15 @@ def _groups(leaves: Sequence[Leaf], others: Sequence[Leaf]) -> list[str]:
 def _notes(model: Model, zeros: Sequence[str], held: int) -> list[str]:
     notes = []
     if model.rest:
-        taken = some([f"'{name}'" for name in _groups(model.leaves, model.rest)], 5)
-        notes.append(f"taken for the model: {taken}")
+        taken = _groups(model.leaves, model.rest)
+        notes.append(f"taken for the model: {quoted(taken, 5)}")
     notes += [
         f"there is also '{name}' (choose it with --key {name})" for name in model.candidates[:5]
     ]
     if zeros:
-        names = some([f"'{name}'" for name in zeros], 3)
-        notes.append(f"chunks that are not stored are zeros, as older Orbax has it: of {names}")
+        notes.append(
+            f"chunks that are not stored are zeros, as older Orbax has it: of {quoted(zeros, 3)}"
+        )
     if held > _LARGE:
         notes.append(
             f"decoded chunks of up to {held / 1e6:,.0f} MB are kept in memory for each input,"

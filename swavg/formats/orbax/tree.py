@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from swavg.errors import InputError, some
+from swavg.errors import InputError, quoted, some
+from swavg.formats import strict_json
 from swavg.formats.orbax import METADATA, UNFINISHED
-from swavg.formats.safetensors import NAME_LIMIT, unique
-from swavg.storage.sources import LocalFile, read_file
+from swavg.formats.safetensors_header import NAME_LIMIT
+from swavg.storage.sources import LocalFile, names_in, read_file
 
 _LIMIT = 64 << 20
 _NODES = 1_000_000
@@ -68,7 +68,7 @@ def leaves_in(path: str) -> list[Leaf]:
     if UNFINISHED in os.path.basename(os.path.abspath(path)):
         raise InputError(path, "is unfinished: Orbax gives it another name when it is written")
     items: dict[Path, str] = {(): path} if os.path.isfile(os.path.join(path, METADATA)) else {}
-    for name in [] if items else _listed(path):
+    for name in [] if items else names_in(path):
         folder = os.path.join(path, name)
         if UNFINISHED in name:
             raise InputError(path, f"is unfinished: '{name}' is still to be renamed")
@@ -90,13 +90,6 @@ def leaves_in(path: str) -> list[Leaf]:
     return leaves
 
 
-def _listed(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
-
-
 def _leaves(prefix: Path, folder: str) -> Iterator[Leaf]:
     """What an item lists, without what is empty."""
     path = os.path.join(folder, METADATA)
@@ -105,7 +98,7 @@ def _leaves(prefix: Path, folder: str) -> Iterator[Leaf]:
     if size > _LIMIT or text.count(b"{") + text.count(b"[") + text.count(b",") // 4 > _NODES:
         raise InputError(path, "lists more arrays than a checkpoint could hold")
     try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: unique(path, pairs))
+        content = strict_json.loads(path, text)
         tree = content["tree_metadata"]
         ocdbt = content.get("use_ocdbt")
         if ocdbt is None:
@@ -142,7 +135,7 @@ def model_of(path: str, leaves: Sequence[Leaf], key: str | None) -> Model:
             names = [".".join(root) for root in roots]
             raise InputError(
                 path,
-                f"holds several models: {some([f'{name!r}' for name in names], 8)}",
+                f"holds several models: {quoted(names, 8)}",
                 hint=f"Choose one with key={names[0]}.",
             )
         for root in roots:

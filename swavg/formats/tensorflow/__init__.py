@@ -10,6 +10,7 @@ import re
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.folder import is_checkpoint_folder
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.storage.sources import read_file
 
@@ -48,8 +49,6 @@ def prefixes_in(folder: str) -> list[str]:
 
 
 def _in_folder(folder: str) -> str | None:
-    from swavg.formats.folder import is_checkpoint_folder
-
     names = prefixes_in(folder)
     if names and is_checkpoint_folder(folder, any_name=False):
         # What its library looks for goes first.

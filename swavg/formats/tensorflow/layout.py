@@ -12,7 +12,6 @@ from itertools import chain, islice
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
-from swavg.formats.safetensors import without_ties
 from swavg.formats.tensorflow import LATEST, NAME, RECIPE, proto, sstable
 from swavg.formats.tensorflow.bundle import (
     NUMBERS,
@@ -97,8 +96,7 @@ def lay_out(request: WriteRequest) -> Layout:
     """Plan a folder: all entries by key, tensors whole, and of the template what is no tensor of
     its model. RequestError for a dtype or a name that the format lacks."""
     specs, sizes = request.specs, request.specs.sizes
-    numbers = without_ties(request) if request.drop_ties else range(len(specs))
-    tensors = {_key(specs.names[number]): number for number in numbers}
+    tensors = {_key(specs.names[number]): number for number in request.without_ties}
     template, kept = request.template.extras.template, _kept(request.template)
     entries: list[tuple[bytes, Entry]] = []
     offsets, order, pieces, position = array("q"), array("I"), [], 0

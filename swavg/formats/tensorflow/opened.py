@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from swavg.errors import InputError, NoWeightsError, some
+from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.checkpoint import (
     Box,
     Checkpoint,
@@ -116,19 +116,17 @@ def _notes(path: str, prefix: str, count: int, others: Sequence[str]) -> Iterato
         latest = os.path.basename(prefix)
         yield f"of {len(several)} checkpoints in the folder {latest} is taken, the latest"
     if others:
-        shown = some([f"'{name}'" for name in others], 3)
-        yield f"taken are the {count} variables of the model, not {shown}"
-    averages = [f"'{name}'" for name in others if name.endswith(AVERAGES)]
+        yield f"taken are the {count} variables of the model, not {quoted(others, 3)}"
+    averages = [name for name in others if name.endswith(AVERAGES)]
     if averages:
-        yield f"averages that were taken in training stay as they are: {some(averages, 3)}"
+        yield f"averages that were taken in training stay as they are: {quoted(averages, 3)}"
 
 
 def _others(bundle: Bundle, model: frozenset[bytes], shared: Shared) -> tuple[str, ...]:
     """The names of what is there besides the model's variables; equal ones are kept once."""
     keys = (key for key in bundle.entries if key not in model and not key.startswith(NUL))
     names = tuple(_text(key).removesuffix(VALUE) for key in keys if key != GRAPH_KEY)
-    found = shared.parsed.setdefault(names, names)
-    return found if isinstance(found, tuple) else names
+    return shared.once(tuple, names, lambda: names)
 
 
 def _text(key: bytes) -> str:
@@ -170,10 +168,7 @@ def _model(bundle: Bundle, files: Sequence[LocalFile], shared: Shared) -> frozen
         return frozenset(weights_by_name(frozenset(numbers)))
     text = _string(graph, files[graph.shard])
     # Checkpoints of one run have the same graph.
-    known = hashlib.sha256(text).digest()
-    found = shared.parsed.get(known)
-    if not isinstance(found, frozenset):
-        found = shared.parsed[known] = model_keys(text)
+    found = shared.once(frozenset, hashlib.sha256(text).digest(), lambda: model_keys(text))
     return found.intersection(numbers) or frozenset(numbers)
 
 

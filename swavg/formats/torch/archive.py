@@ -14,6 +14,7 @@ from functools import cached_property
 from swavg.errors import InputError, NoWeightsError
 from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import Record
+from swavg.formats.commands import LOAD_AND_SAVE, STATE_DICT, UNZIP, with_paths
 from swavg.formats.torch.arrays import PickledStorage
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import MAX_BYTES, Graph, unpickle
@@ -81,18 +82,18 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
     and are those of a torch checkpoint."""
     entries, end = read_directory(read, path, size)
     _check_plain(path, entries)
-    root, slash, _ = entries[0][1].partition("/") if entries else ("", "", "")
+    root, slash, _ = entries[0].name.partition("/") if entries else ("", "", "")
     folder = root + "/"
-    names = tuple(name[len(folder) :] for _, name, *_ in entries if name.startswith(folder))
+    names = tuple(each.name[len(folder) :] for each in entries if each.name.startswith(folder))
     starts = data_offsets(read, path, entries, end)
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        raise torchscript(path)
+        raise _torchscript(path)
     if not slash or "data.pkl" not in names:
-        raise no_data(path)
+        raise _no_data(path)
     if len(names) != len(entries):
         raise InputError(path, "its zip has records outside its folder")
-    sizes = array("q", [entry[2] for entry in entries])
-    crcs = array("I", [entry[4] for entry in entries])
+    sizes = array("q", [entry.size for entry in entries])
+    crcs = array("I", [entry.crc for entry in entries])
     archive = Archive(path, root, names, starts, sizes, crcs)
 
     def small(name: str, default: bytes) -> bytes:
@@ -109,58 +110,37 @@ def read_archive(read: Read, path: str, size: int) -> Archive:
 
 def _check_plain(path: str, entries: Sequence[Entry]) -> None:
     """InputError for records that are compressed, and for names that torch never writes."""
-    for _, name, _, _, _, method, _ in entries:
+    for entry in entries:
+        name = entry.name
         if name[0] == "/" or "\\" in name or (".." in name and ".." in name.split("/")):
             raise InputError(path, f"a zip record has the unsafe name {name[:80]!r}")
-        if method:
-            if any(other.endswith("/data.pkl") for _, other, *_ in entries):
-                raise _compressed(path, name)
-            raise no_data(path)
+        if entry.method:
+            if any(other.name.endswith("/data.pkl") for other in entries):
+                if "/code/" in name:
+                    raise _torchscript(path)
+                problem = f"its record '{name}' is compressed; torch stores records as they are"
+                raise _refused(path, problem, "Load and save it again", LOAD_AND_SAVE)
+            raise _no_data(path)
 
 
-def _compressed(path: str, name: str) -> InputError:
-    if "/code/" in name:
-        return torchscript(path)
-    from swavg.formats.foreign import LOAD_AND_SAVE, with_paths
-
-    return InputError(
-        path,
-        f"its record '{name}' is compressed; torch stores records as they are",
-        hint=f"Load and save it again:\n{with_paths(LOAD_AND_SAVE, path)}",
-    )
+def _refused(path: str, problem: str, advice: str, command: str) -> InputError:
+    return InputError(path, problem, hint=f"{advice}:\n{with_paths(command, path)}")
 
 
-def torchscript(path: str) -> InputError:
-    """The refusal of an archive that torch.jit.save wrote."""
-    from swavg.formats.foreign import STATE_DICT, with_paths
-
-    return InputError(
-        path,
-        "a TorchScript archive, which holds a program",
-        hint=f"Save its state dict. This loads the program:\n{with_paths(STATE_DICT, path)}",
-    )
+def _torchscript(path: str) -> InputError:
+    problem = "a TorchScript archive, which holds a program"
+    return _refused(path, problem, "Save its state dict. This loads the program", STATE_DICT)
 
 
 def big_endian(path: str) -> InputError:
     """The refusal of what another kind of machine wrote."""
-    from swavg.formats.foreign import LOAD_AND_SAVE, with_paths
-
-    return InputError(
-        path,
-        "written on a big-endian machine, which swavg does not read",
-        hint=f"torch does; load and save it again:\n{with_paths(LOAD_AND_SAVE, path)}",
-    )
+    problem = "written on a big-endian machine, which swavg does not read"
+    return _refused(path, problem, "torch does; load and save it again", LOAD_AND_SAVE)
 
 
-def no_data(path: str) -> InputError:
-    """The refusal of a zip that torch did not write."""
-    from swavg.formats.foreign import UNZIP, with_paths
-
-    return NoWeightsError(
-        path,
-        "a zip, but no torch checkpoint (it has no data.pkl)",
-        hint=with_paths(UNZIP, path),
-    )
+def _no_data(path: str) -> InputError:
+    problem = "a zip, but no torch checkpoint (it has no data.pkl)"
+    return NoWeightsError(path, problem, hint=with_paths(UNZIP, path))
 
 
 def read_pickle(read: Read, archive: Archive) -> bytes:

@@ -14,10 +14,10 @@ from itertools import islice
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
-from swavg.formats.gather import row_major_strides
+from swavg.formats.strides import row_major_strides
 from swavg.formats.torch.machine import LARGE
 from swavg.formats.torch.objects import Global, Opaque, PickledBytes, Storage, View, mapping
-from swavg.storage.sources import LocalFile, OpenFile
+from swavg.storage.sources import InFile, OpenFile
 
 FAR = 1 << 50
 """From here on the bytes are read that texts spell: no file is so long."""
@@ -126,11 +126,10 @@ def place_texts(storages: Collection[Storage], locate: Callable[[Storage], int])
 
 
 @dataclass(frozen=True, slots=True)
-class FileWithTexts:
+class FileWithTexts(InFile):
     """A file, and what texts in it spell: ``starts`` are the offsets from which on these bytes are
     read, ascending, ``texts`` those of the texts in the file, before which their lengths stand."""
 
-    file: LocalFile
     starts: tuple[int, ...]
     texts: tuple[int, ...]
 
@@ -138,10 +137,6 @@ class FileWithTexts:
 
     def __hash__(self) -> int:
         return hash(self.file)
-
-    @property
-    def name(self) -> str:
-        return self.file.name
 
     @property
     def size(self) -> int:
@@ -153,9 +148,6 @@ class FileWithTexts:
 
     def open(self) -> OpenFileWithTexts:
         return OpenFileWithTexts(self, self.file.open())
-
-    def check(self) -> None:
-        self.file.check()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from swavg.formats.checkpoint import Form, Shape
-from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import FileLayout, WriteRequest
+from swavg.formats.overlaps import Stretch, hull
+from swavg.formats.strides import row_major_strides
 from swavg.formats.template import CannotKeep, Edit, Replacement
 from swavg.formats.torch.arrays import FAR
-from swavg.formats.torch.overlaps import Stretch, hull
 from swavg.storage.sources import Pool
 
 if TYPE_CHECKING:
@@ -21,17 +21,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def orders_of(replaced: Sequence[Replacement]) -> dict[int, Shape]:
-    """The order of axes of each tensor that is not written in row-major order."""
-    return {each.number: each.order for each in replaced if each.order is not None}
-
-
 def text_edits(
     request: WriteRequest, replaced: Sequence[Replacement], texts: Mapping[int, int]
 ) -> list[Edit]:
     """Averages of arrays, each spelled as a text with its length. ``texts`` have the offset of each
     in the template's file."""
-    averages = _computed(request, [each.number for each in replaced], orders_of(replaced))
+    orders = {each.number: each.order for each in replaced if each.order is not None}
+    averages = _computed(request, [each.number for each in replaced], orders)
     edits = []
     with Pool() as pool:
         for each, average in zip(replaced, averages, strict=True):

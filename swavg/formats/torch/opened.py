@@ -6,7 +6,6 @@ import hashlib
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from swavg.errors import InputError
 from swavg.formats.blocks import Read
@@ -27,7 +26,7 @@ from swavg.formats.torch.siblings import Beside
 from swavg.formats.torch.state import State, find_state
 from swavg.formats.torch.unpickler import Graph
 from swavg.formats.torch.views import placed
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.storage.sources import LocalFile, Source, reading
 
 _END = 4096
 """Bytes of a zip in which its last member is named."""
@@ -66,9 +65,7 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
     Nothing of the file is run. InputError if it is damaged, unsafe, or not such a file.
     """
     shared = Shared() if shared is None else shared
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        read = partial(pool.read, file)
+    with reading(path) as (file, read):
         archive = read_archive(read, path, file.size)
         base = min(archive.offsets)
         # Checkpoints of one run have the same pickle, and the same records behind it.
@@ -79,14 +76,13 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
             archive.sizes.tobytes(),
             key,
         )
-        contents = shared.parsed.get(identity)
-        if not isinstance(contents, _Contents):
-            graph = read_graph(read, archive)
-            contents = _contents(path, graph, archive.locate, key, base, shared)
-            shared.parsed[identity] = contents
+        contents = shared.once(
+            _Contents,
+            identity,
+            lambda: _contents(path, read_graph(read, archive), archive.locate, key, base, shared),
+        )
         recipe = _recipe(read, archive)
-        names = shared.parsed.setdefault(archive.names, archive.names)
-        assert isinstance(names, tuple)
+        names = shared.once(tuple, archive.names, lambda: archive.names)
         template = TorchTemplate(key, replace(archive, names=names))
         return _opened(path, "torch", file, contents, base, read, template, recipe)
 
@@ -94,25 +90,20 @@ def open_archive(path: str, key: str | None = None, shared: Shared | None = None
 def open_legacy(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open the legacy torch file at ``path``, as :func:`open_archive`."""
     shared = Shared() if shared is None else shared
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        read = partial(pool.read, file)
+    with reading(path) as (file, read):
         # Where its pickles end is known only when they are read.
-        identity = (file.identity, key)
-        contents = shared.parsed.get(identity)
-        if not isinstance(contents, _Contents):
-            graph, locate = read_legacy(read, path, file.size)
-            contents = _contents(path, graph, locate, key, 0, shared)
-            shared.parsed[identity] = contents
+        contents = shared.once(
+            _Contents,
+            (file.identity, key),
+            lambda: _contents(path, *read_legacy(read, path, file.size), key, 0, shared),
+        )
         template = TorchTemplate(key, None)
         return _opened(path, "torch-legacy", file, contents, 0, read, template, None)
 
 
 def recipe_in(path: str) -> str | None:
     """What swavg wrote of an average into a torch zip. InputError if it is damaged."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        read = partial(pool.read, file)
+    with reading(path) as (file, read):
         # It is the last member, whose name stands at the end of the zip.
         end = min(file.size, _END)
         if RECIPE.encode() not in read(file.size - end, end):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from swavg.dtypes import DType
 from swavg.errors import RequestError
 from swavg.formats.checkpoint import Shape
-from swavg.formats.gather import row_major_strides
 from swavg.formats.layout import Specs
+from swavg.formats.strides import row_major_strides
 from swavg.formats.zip_layout import (
     ALIGNMENT,
     ArchiveLayout,
@@ -68,8 +68,7 @@ def lay_out_plain(
     )
     arrangement = tuple(arranged(members))
     starts = [each.start for each in arrangement[4 : 4 + len(written)]]
-    places = list(zip(written, starts, strict=True))
-    return lay_out_archive(arrangement, specs, places, name=name, check=check)
+    return lay_out_archive(arrangement, specs, written, starts, name=name, check=check)
 
 
 def _member(name: str, body: bytes) -> Member:

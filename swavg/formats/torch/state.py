@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError
+from swavg.formats.strict_json import is_text
 from swavg.formats.torch.arrays import are_arrays, array_of, is_array
 from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
 from swavg.formats.torch.objects import (
@@ -282,7 +283,7 @@ class _Search:
                         continue
                     if name in views:
                         raise InputError(self.path, f"two tensors are called '{name}'")
-                    if not name.isprintable() and _is_unwritable(name):
+                    if not name.isprintable() and ("\0" in name or not is_text(name)):
                         raise InputError(self.path, f"a tensor's name is no text: {name[:80]!r}")
                     views[name] = value
                     continue
@@ -309,11 +310,3 @@ class _Search:
 def _listing(names: Iterable[str]) -> str:
     shown = [f"'{name[:60]}'" for name in islice(names, _LISTED + 1)]
     return ", ".join(shown[:_LISTED]) + (", ..." if len(shown) > _LISTED else "")
-
-
-def _is_unwritable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return True
-    return "\0" in name

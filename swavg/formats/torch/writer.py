@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import os
 import zlib
-from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 
-from swavg.errors import InputError, OutputError
+from swavg.errors import OutputError
 from swavg.formats.checkpoint import Record
-from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
+from swavg.formats.layout import FileLayout, Layout, WriteRequest, losses, opening
 from swavg.formats.template import (
     CannotKeep,
     Edit,
     Replacement,
+    Splice,
+    growth,
+    like_file,
     replacements,
-    spliced,
     within,
 )
 from swavg.formats.torch.archive import Archive, read_archive, read_pickle
 from swavg.formats.torch.arrays import FAR
-from swavg.formats.torch.edits import orders_of, text_edits, view_edits
+from swavg.formats.torch.edits import text_edits, view_edits
 from swavg.formats.torch.opened import TorchTemplate, open_archive
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
 from swavg.formats.torch.unpickler import MAX_BYTES
-from swavg.formats.zip_layout import (
-    ArchiveLayout,
-    CheckedLayout,
-    Member,
-    arranged,
-    lay_out_archive,
-)
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.formats.zip_layout import ArchiveLayout, Member, arranged, lay_out_archive
+from swavg.storage.sources import LocalFile, Pool, Source, reading
 
 # Padding is an extra field, whose length is a 16-bit number.
 _MAX_ALIGNMENT = 1 << 15
@@ -121,25 +116,20 @@ def _archive_like(
     if recipe:
         members.append(Member(f"{archive.root}/{RECIPE}", len(recipe), recipe))
     arrangement = tuple(arranged(members, archive.alignment))
-    places: list[tuple[int, int]] = []
-    kept: list[Kept] = []
-    bodies: list[tuple[int, bytes]] = []
+    splice = Splice(replaced, edits)
     for record, placed in zip(records, arrangement, strict=False):
-        parts = spliced(record.offset, record.size, placed.start, replaced, edits)
-        places += parts[0]
-        kept += parts[1]
-        bodies += parts[2]
-    assert (len(places), len(bodies)) == (len(replaced), len(edits)), "averages without a place"
+        splice.add(record.offset, record.size, placed.start)
     pickled = next(record for record in records if record.name == "data.pkl")
     end = pickled.offset + pickled.size
     changed = (*within(replaced, pickled.offset, end), *within(edits, pickled.offset, end))
     return lay_out_archive(
         arrangement,
         request.specs,
-        places,
-        kept=kept,
-        bodies=bodies,
-        orders=orders_of(replaced),
+        splice.tensors,
+        splice.offsets,
+        kept=splice.kept,
+        bodies=splice.bodies,
+        orders=splice.orders,
         check=partial(
             _check_records, arrangement=arrangement, pickle_crc=None if changed else pickled.crc
         ),
@@ -149,40 +139,28 @@ def _archive_like(
 def _size(record: Record, edits: Sequence[Edit]) -> int:
     """Of a record, after the edits."""
     here = within(edits, record.offset, record.offset + record.size) if edits else ()
-    return record.size + sum(len(edit.data) - edit.nbytes for edit in here)
+    return record.size + growth(here)
 
 
 def _legacy_like(
     request: WriteRequest, replaced: Sequence[Replacement], edits: Sequence[Edit]
-) -> CheckedLayout:
+) -> FileLayout:
     """The template's file; the format has no place for a recipe."""
-    places, kept, bodies = spliced(0, request.template.size, 0, replaced, edits)
-    assert (len(places), len(bodies)) == (len(replaced), len(edits)), "averages without a place"
-    size = request.template.size + sum(len(edit.data) - edit.nbytes for edit in edits)
-    return CheckedLayout(
-        "",
-        size,
-        request.specs,
-        array("I", [number for number, _ in places]),
-        array("q", [offset for _, offset in places]),
-        tuple(kept),
-        orders_of(replaced),
-        partial(
-            _check_pickles,
-            template=request.template.sources[0],
-            begin=min(kept[0].nbytes, MAX_BYTES),
-            size=size,
-        ),
-        tuple(bodies),
+    template = request.template
+    first = min(map(attrgetter("offset"), (*replaced, *edits)), default=template.size)
+    check = partial(
+        _check_pickles,
+        template=template.sources[0],
+        begin=min(first, MAX_BYTES),
+        size=template.size + growth(edits),
     )
+    return like_file(request, check, replaced, edits)
 
 
 def _check(path: str, *, names: tuple[str, ...]) -> None:
     """OutputError unless the finished file opens and has just these tensors, in this order."""
-    try:
+    with opening(path):
         found = open_archive(path, "")
-    except InputError as error:
-        raise OutputError(path, f"the finished file does not open: {error.problem}") from error
     if tuple(found.tensors) != names:
         raise OutputError(path, "the finished file has other tensors than were planned")
 
@@ -203,14 +181,9 @@ def _check_pickles(path: str, *, template: Source, begin: int, size: int) -> Non
 def _check_records(path: str, *, arrangement: Sequence[Member], pickle_crc: int | None) -> None:
     """OutputError unless the finished file has just these records, and a pickle of this CRC-32
     (None: averages are in it)."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        read = partial(pool.read, file)
-        try:
-            archive = read_archive(read, path, file.size)
-            crc = zlib.crc32(read_pickle(read, archive))
-        except InputError as error:
-            raise OutputError(path, f"the finished file does not open: {error.problem}") from error
+    with opening(path), reading(path) as (file, read):
+        archive = read_archive(read, path, file.size)
+        crc = zlib.crc32(read_pickle(read, archive))
     planned = [(each.name, each.start, each.size) for each in arrangement]
     found = [(f"{archive.root}/{each.name}", each.offset, each.size) for each in archive]
     if found != planned or pickle_crc not in (None, crc):

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.folder import is_checkpoint_folder
 from swavg.formats.layout import Format
-from swavg.storage.sources import read_file
+from swavg.storage.sources import names_in, read_file
 
 _OPTIMIZER = re.compile(r"(?:[a-z0-9]+_)?zero_pp_rank_(\d{1,6})_mp_rank_00_optim_states\.pt")
 _OTHER_PARTS = re.compile(r"(?:.*_)?mp_rank_(?!00_)\d+_.*|layer_\d.*|.*expert_\d.*")
@@ -49,13 +50,11 @@ def find(path: str) -> RankFiles | None:
     there = _in_folder(os.path.join(path, tag))
     if there is None:
         return None
-    from swavg.formats.folder import is_checkpoint_folder
-
     if is_checkpoint_folder(path):
         return None
     others = tuple(
         name
-        for name in sorted(os.listdir(path))
+        for name in names_in(path)
         if name != tag and _in_folder(os.path.join(path, name)) is not None
     )
     if _ACCELERATE in (tag, *others):

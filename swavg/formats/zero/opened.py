@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from swavg.errors import InputError, some
+from swavg.errors import InputError, quoted, some
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder, TensorTable
 from swavg.formats.configuration import is_configuration
 from swavg.formats.folder import add_tensor
@@ -16,7 +16,7 @@ from swavg.formats.zero import RankFiles, find
 from swavg.formats.zero.masters import frozen, masters, read_partition
 from swavg.formats.zero.rank_file import SIXTEEN_BITS, RankFile, open_rank_file
 from swavg.formats.zero.rows import Cut, Cuts
-from swavg.storage.sources import Pool
+from swavg.storage.sources import Pool, names_in
 
 _MODEL_STATES = "mp_rank_00_model_states.pt"
 _MODULE = "module"
@@ -163,7 +163,7 @@ def _extras(path: str, folder: str, weights: Checkpoint, ranks: _Ranks) -> Extra
     if "global_steps" in scalars:
         scalars.setdefault("global_step", scalars["global_steps"])
     # A trainer puts its configuration above the folder of the ranks.
-    above = () if os.path.samefile(path, folder) else sorted(os.listdir(path))
+    above = () if os.path.samefile(path, folder) else names_in(path)
     return replace(
         weights.extras,
         scalars=scalars,
@@ -180,5 +180,5 @@ def _note(weights: Checkpoint, cuts: Mapping[str, Cut], taken: Sequence[str], ra
     of_ranks = f"took the {dtypes} weights of {len(cuts)} tensors from the files of {ranks} ranks"
     if not taken:
         return of_ranks
-    shown = some([f"'{name}'" for name in taken], _LISTED)
+    shown = quoted(taken, _LISTED)
     return f"{of_ranks}; {shown} from {os.path.basename(weights.path)}, as they have no masters"

@@ -1,12 +1,12 @@
-"""Which tensors of a torch file lie in each other, overlap, or leave gaps."""
+"""Which tensors of a file lie in each other, overlap, or leave gaps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
 
-from swavg.formats.checkpoint import Columns, Form, Shape
-from swavg.formats.gather import row_major_strides
+from swavg.formats.checkpoint import Columns, Form
+from swavg.formats.strides import row_major_strides, storage_order
 
 _MOST_LOOSE = 16 << 20
 """Bytes, at most, that are made beforehand, as views overlap there or leave gaps, and those of the
@@ -16,21 +16,6 @@ Place = tuple[int, int]
 """Offset and form of a tensor, as columns have them."""
 Stretch = Mapping[Place, int | None]
 """Tensors that overlap, or one with gaps, with their numbers; None: it stays the template's."""
-
-
-def storage_order(shape: Shape, strides: Shape) -> Shape | None:
-    """The axes of a dense view from the slowest to the fastest; None if it has holes or repeats."""
-    axes = sorted(range(len(shape)), key=lambda axis: (-strides[axis], axis))
-    # Axes of one element go first: they have no place of their own.
-    axes.sort(key=lambda axis: shape[axis] != 1)
-    sizes = tuple(shape[axis] for axis in axes)
-    packed = row_major_strides(sizes)
-    if any(
-        size != 1 and strides[axis] != step
-        for axis, size, step in zip(axes, sizes, packed, strict=True)
-    ):
-        return None
-    return tuple(axes)
 
 
 def hull(form: Form) -> int:
