@@ -29,7 +29,7 @@ def also_differ(plan: Plan, row: int, first: int, pool: Pool, *, counters: bool)
         begins = set()
         for member, tensor in zip(made.operation.members, made.tensors, strict=True):
             data = bytearray(dtype.nbytes(stop))
-            plan.checkpoints[member].read_into(tensor, 0, stop, memoryview(data), pool)
+            plan.checkpoints[member].read_unchecked(tensor, 0, stop, memoryview(data), pool)
             begins.add(bytes(data))
         if len(begins) > 1:
             found.append(f"'{plan.name(row, entry)}'")

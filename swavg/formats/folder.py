@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.configuration import (
     is_configuration,
     is_training_state,
@@ -23,6 +23,7 @@ from swavg.formats.files import recipe_in as recipe_in_file
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.part_names import WEIGHTS
+from swavg.formats.records import Record
 from swavg.formats.safetensors import unique, without_ties
 from swavg.storage.sources import LocalFile, Source, read_file
 from swavg.storage.temporary import TEMPORARY

@@ -10,8 +10,9 @@ from functools import partial
 
 from swavg.errors import InputError, NoWeightsError, some
 from swavg.formats.blocks import Read
-from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
+from swavg.formats.records import Record
 from swavg.formats.zip_directory import data_offsets, read_directory
 from swavg.formats.zip_layout import TemplateMember
 from swavg.formats.zip_recipe import read_recipe

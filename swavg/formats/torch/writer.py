@@ -11,8 +11,8 @@ from functools import partial
 from operator import attrgetter
 
 from swavg.errors import InputError, OutputError
-from swavg.formats.checkpoint import Record
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
+from swavg.formats.records import Record
 from swavg.formats.template import (
     CannotKeep,
     Edit,
