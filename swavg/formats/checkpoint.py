@@ -234,6 +234,8 @@ class Extras:
     weights, by name, ``left_out`` names of those that do not. ``records`` are stretches whose
     ``checksum`` is known, by source; ``always_checked``: whoever reads of them compares it, as the
     format's own library does. ``template`` is for the format's own writer.
+    ``masters``: the tensors are those that training updates, of wider dtypes than the copies which
+    configuration beside them is about.
     ``held`` counts the bytes that are kept in memory when the tensors are read in order: the
     largest row of chunks that were decoded.
     """
@@ -257,6 +259,7 @@ class Extras:
     side_files: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     template: object = None
+    masters: bool = False
     held: int = 0
 
     @property
