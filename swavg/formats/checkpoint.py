@@ -236,8 +236,8 @@ class Extras:
     format's own library does. ``template`` is for the format's own writer.
     ``masters``: the tensors are those that training updates, of wider dtypes than the copies which
     configuration beside them is about.
-    ``held`` counts the bytes that are kept in memory when the tensors are read in order: the
-    largest row of chunks that were decoded.
+    ``held`` counts the bytes that are kept in memory when the tensors are read in order,
+    ``decoded`` those of the largest row of chunks that is decoded at once.
     """
 
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
@@ -261,6 +261,7 @@ class Extras:
     template: object = None
     masters: bool = False
     held: int = 0
+    decoded: int = 0
 
     @property
     def is_optimizer(self) -> bool:

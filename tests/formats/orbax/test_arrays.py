@@ -6,11 +6,13 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorstore
 from command_line import done, swavg
 
 from swavg.errors import InputError
@@ -184,7 +186,7 @@ def test_a_chunk_is_decoded_once_by_who_reads_in_order(plain):
     opened = open_checkpoint(plain)
     source = opened.sources[list(opened).index(KERNEL)]
     whole = opened.read(KERNEL).tobytes()
-    assert opened.extras.held == 6 * 8 * 4
+    assert (opened.extras.held, opened.extras.decoded) == (6 * 8 * 4, 6 * 8 * 4)
     with Pool() as pool:
         for row in range(12):
             found = pool.read(source, row * 32, 32)
@@ -205,3 +207,49 @@ def test_chunks_that_are_kept_count_as_memory(tmp_path):
     ample = (tmp_path / "out.safetensors").read_bytes()
     done("average", *inputs, "-o", tmp_path / "many.safetensors", "--threads", "8")
     assert (tmp_path / "many.safetensors").read_bytes() == ample
+
+
+def written_large(path, value):
+    """An array of 700 x 600 in chunks of 512 x 256, whose rows are kept on disk."""
+    array = np.arange(700 * 600, dtype=np.float32).reshape(700, 600) * value
+    path.mkdir()
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path}/w/"}}
+    layout = tensorstore.ChunkLayout(chunk_shape=(512, 256))
+    options = {"create": True, "dtype": array.dtype, "shape": array.shape, "chunk_layout": layout}
+    tensorstore.open(spec, **options).result().write(array).result()
+    names = {"key_metadata": [{"key": "w", "key_type": 2}], "value_metadata": {}}
+    names["value_metadata"] = {"value_type": "np.ndarray", "skip_deserialize": False}
+    listing = {"tree_metadata": {str(("w",)): names}, "use_ocdbt": False, "use_zarr3": False}
+    (path / "_METADATA").write_text(json.dumps(listing))
+    return array
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_large_rows_of_chunks_are_kept_on_disk_as_far_as_there_is_room(tmp_path, monkeypatch, room):
+    if not room:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    array = written_large(tmp_path / "in", 1)
+    opened = open_checkpoint(tmp_path / "in")
+    # Chunks are padded.
+    assert (opened.extras.held, opened.extras.decoded) == (0, 512 * 768 * 4)
+    (source,) = opened.sources
+    assert opened.read("w").tobytes() == array.tobytes()
+    data, step = array.tobytes(), 100_003
+    with Pool() as pool:
+        # Of each row of chunks the rest can only be what was kept, also across its end.
+        for start in range(0, len(data), step):
+            assert pool.read(source, start, min(step, len(data) - start)) == data[start:][:step]
+            row = 0 if start < 512 * 600 * 4 else 1
+            if row == 0 and start + step >= 512 * 600 * 4:
+                continue
+            for chunk in (tmp_path / "in/w").glob(f"{row}.*"):
+                chunk.unlink()
+        assert pool.read(source, 0, 9) == data[:9]
+
+
+def test_what_is_kept_on_disk_is_averaged_as_it_is(tmp_path):
+    arrays = [written_large(tmp_path / f"in-{value}", value) for value in (1, 2, 4)]
+    inputs = [tmp_path / f"in-{value}" for value in (1, 2, 4)]
+    done("average", *inputs, "-o", tmp_path / "out.safetensors")
+    found = open_checkpoint(tmp_path / "out.safetensors").read("w")
+    np.testing.assert_array_equal(found, np.mean(arrays, axis=0, dtype=np.float64).astype("f4"))
