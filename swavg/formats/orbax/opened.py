@@ -71,8 +71,8 @@ def _notes(model: Model, zeros: Sequence[str], row: int) -> list[str]:
         notes.append(f"chunks that are not stored are zeros, as older Orbax has it: of {names}")
     if row > _LARGE:
         notes.append(
-            f"decoding its chunks takes three times {row / 1e6:,.0f} MB of memory, and twice that"
-            " on disk for each input, in the folder for temporary files"
+            f"decoding its chunks takes twice {row / 1e6:,.0f} MB of memory, and as much on disk"
+            " for each input, in the folder for temporary files"
         )
     return notes
 

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import IO
 
 from swavg.formats.checkpoint import Shape
 
 _ROWS = 2
 """Rows that are kept of an item: whoever reads across the end of one goes back to it."""
+
+_MMAP_THRESHOLD = -3
+"""What malloc.h calls it."""
+_LARGE = 1 << 20
 
 Range = tuple[int, int]
 
@@ -65,6 +70,7 @@ class Rows:
             kept = self._kept.pop(key, None)
             if kept is None:
                 self._trim(_ROWS - 1)
+                _keep_large_apart()
                 kept = _stored(partial(decode, row))
             self._kept[key] = kept
             if isinstance(kept, memoryview):
@@ -95,6 +101,18 @@ def _stored(decode: Callable[[], Iterable[memoryview]]) -> IO[bytes] | memoryvie
             file.close()
             raise
     return memoryview(b"".join(decode()))
+
+
+@cache
+def _keep_large_apart() -> None:
+    """Have the C library map large buffers, which then grow in their place while a row is decoded,
+    and go back to the system: in the heap that takes twice the memory."""
+    if sys.platform == "linux":
+        import ctypes
+
+        # Only that of GNU has it.
+        with suppress(AttributeError):
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 def _read(fd: int, offset: int, out: memoryview) -> None:
