@@ -12,6 +12,7 @@ from swavg.console.page import Cell, Column, Page, Row
 from swavg.console.text import MOST_ROWS, bar, counted, mix, number, one_line, printable, size, some
 from swavg.engine.report import STDOUT, InputSummary, Report
 from swavg.errors import RequestError
+from swavg.planning.batch_norm import TORCH
 from swavg.weights import effective_number, half_life_of
 
 
@@ -67,13 +68,22 @@ def _warnings(report: Report, verbose: bool) -> Iterator[str]:
         yield f"NaN or Inf in the result: {_nonfinite(report, verbose)}"
     if report.running_statistics:
         names = ", ".join(some(sorted(report.running_statistics), 2))
-        output = "OUT" if report.output == STDOUT else shlex.quote(report.output)
-        if part := next((p for p in report.parts if names.startswith(f"{p}/")), ""):
-            output = shlex.quote(os.path.join(report.output, part))
         yield (
             f"batch-norm statistics were averaged ({names}): before judging the result recompute"
-            f" them with: swavg bn {output} --model ... --data ..."
+            f" them with: {_recomputing(report, names)}"
         )
+
+
+def _recomputing(report: Report, names: str) -> str:
+    """What recomputes batch-norm statistics in the framework that gave them these names."""
+    if "batch_stats" in names:
+        return 'model.apply(..., mutable=["batch_stats"]) over training data'
+    if not report.running_statistics[0].endswith(TORCH):
+        return "model(x, training=True) over some hundred batches of training data"
+    output = "OUT" if report.output == STDOUT else shlex.quote(report.output)
+    if part := next((p for p in report.parts if names.startswith(f"{p}/")), ""):
+        output = shlex.quote(os.path.join(report.output, part))
+    return f"swavg bn {output} --model ... --data ..."
 
 
 def _copies(report: Report) -> bool:

@@ -193,7 +193,7 @@ class Inputs:
             held = Span(span.entry, span.start, stop)
             elements = self._room[begin : begin + dtype.nbytes(stop - span.start)]
             checkpoint = self.plan.checkpoints[batch.manner.operation.members[index]]
-            checkpoint.read_into(tensor, held.start, stop, elements, self.pool)
+            checkpoint.read_unchecked(tensor, held.start, stop, elements, self.pool)
             self._held[index] = held, elements
         start = dtype.nbytes(span.start - held.start)
         return elements[start : start + dtype.nbytes(batch.count)]
@@ -252,14 +252,14 @@ class BatchReader:
         (span,), tensor = self._batch.spans, self._batch.tensors[index]
         box = tensor.packed
         if box is not None:
-            checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
+            checkpoint.read_unchecked(tensor, span.start, span.stop, out, self._pool)
             offset = box.offset + span.start * tensor.spec.dtype.bits // 8
             self._add_checksums(member, 0, [Piece(box.source, offset, len(out))], out)
             return
         if (held := self._inputs.gathered(self._batch, index)) is not None:
             out[:] = held
         else:
-            checkpoint.read_into(tensor, span.start, span.stop, out, self._pool)
+            checkpoint.read_unchecked(tensor, span.start, span.stop, out, self._pool)
         if member in self._checked:
             # Of what is not read in its order it is known only that it was read.
             self._reads += [BytesRead(member, box.source, box.offset, 0, 0) for box in tensor.boxes]

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from swavg.engine.batches import BytesRead
-from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint, Record
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.records import Record, checksum_of, damaged
 from swavg.planning.plan import Plan
-from swavg.storage.crc import SHOWN, Checksum, combined, crc_function
-from swavg.storage.sources import Pool, Source
+from swavg.storage.crc import Checksum, combined, crc_function
+from swavg.storage.sources import Pool
 
 _SMALL = 4 << 20
 """Bytes of a record up to which it is read here if it was not before (the pickle, say)."""
-_READ = 1 << 20
 
 CrcFunction = Callable[[memoryview], int]
 
@@ -71,27 +70,10 @@ class Reads:
                 if everything:
                     wanted = record.size <= _SMALL or extras.always_checked
                 if found is None and wanted:
-                    found = combined(_read(pool, file, record, crc_function(kind)), kind)
+                    found = checksum_of(pool, file, record, kind)
                 if found not in (None, record.crc):
-                    raise _damaged(file.name, record, kind)
+                    raise damaged(file.name, record, kind)
                 yield found is not None
-
-
-def _damaged(path: str, record: Record, kind: Checksum) -> InputError:
-    hint = None
-    if kind == "crc32":
-        hint = "If torch wrote it without (set_crc32_options), leave check_crc=True out."
-    problem = f"its record '{record.name}' does not have the {SHOWN[kind]} that is told of it"
-    return InputError(path, f"is damaged: {problem}", hint=hint)
-
-
-def _read(
-    pool: Pool, file: Source, record: Record, crc_of: CrcFunction
-) -> Iterator[tuple[int, int]]:
-    """Checksum and size of each piece of a record."""
-    for start in range(0, record.size, _READ):
-        size = min(_READ, record.size - start)
-        yield crc_of(memoryview(pool.read(file, record.offset + start, size))), size
 
 
 def _joined(parts: dict[int, tuple[int, int]], record: Record, kind: Checksum) -> int | None:

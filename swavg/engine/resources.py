@@ -32,9 +32,8 @@ _DEVICE_BLOCK = 1 << 21
 _ENOUGH = 1 << 16
 """Elements of a block from which on smaller ones cost time."""
 _SMALLEST = 1 << 12
-_DECODING = 3
-"""Rows of chunks that decoding one takes: the bytes as they are stored, the chunks, and those
-before them."""
+_DECODING = 2
+"""Rows of chunks that decoding one takes: the chunks, and the row or the bytes as they are stored."""
 INTEGERS = 2
 """Bytes per element of a block for the integers that are held of all inputs."""
 
@@ -133,8 +132,9 @@ class Sizes:
 def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     """The best sizes within the memory; RequestError if it cannot do."""
     needs, wanted = Needs.of(plan, resources.device), resources.workers
-    limit, chunks = resources.memory, [each.extras.held for each in plan.checkpoints]
-    held = sum(chunks) + _DECODING * max(chunks, default=0)
+    limit, extras = resources.memory, [each.extras for each in plan.checkpoints]
+    held = sum(each.held for each in extras)
+    held += _DECODING * max((each.decoded for each in extras), default=0)
     if held:
         # Workers in several places would decode each chunk several times.
         wanted = 1

@@ -12,9 +12,10 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from swavg.dtypes import DType
+from swavg.formats.records import Record, Unchecked
 from swavg.storage.crc import Checksum
 from swavg.storage.sources import Pool, Source
 
@@ -219,15 +220,6 @@ class TableBuilder:
         return TensorTable(found if found.names == names else columns, base)
 
 
-class Record(NamedTuple):
-    """``size`` bytes of a source from ``offset`` on, and their checksum as the checkpoint says."""
-
-    name: str
-    offset: int
-    size: int
-    crc: int
-
-
 Scalar = int | float | str
 
 
@@ -248,10 +240,12 @@ class Extras:
     Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
     file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
     weights, by name, ``left_out`` names of those that do not. ``records`` are stretches whose
-    ``checksum`` is known, by source; ``always_checked``: whoever reads them compares it, as the
+    ``checksum`` is known, by source; ``always_checked``: whoever reads of them compares it, as the
     format's own library does. ``template`` is for the format's own writer.
-    ``held`` counts the bytes that are kept in memory when the tensors are read in order: the
-    largest row of chunks that were decoded.
+    ``masters``: the tensors are those that training updates, of wider dtypes than the copies which
+    configuration beside them is about.
+    ``held`` counts the bytes that are kept in memory when the tensors are read in order,
+    ``decoded`` those of the largest row of chunks that is decoded at once.
     """
 
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
@@ -273,7 +267,9 @@ class Extras:
     side_files: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     template: object = None
+    masters: bool = False
     held: int = 0
+    decoded: int = 0
 
     @property
     def is_optimizer(self) -> bool:
@@ -360,11 +356,27 @@ class Checkpoint:
         """The whole tensor ``name`` as a NumPy array of its shape."""
         return self[name][...]
 
+    @cached_property
+    def _unchecked(self) -> Unchecked | None:
+        extras = self.extras
+        if not extras.always_checked:
+            return None
+        return Unchecked(self.sources, extras.records, extras.checksum)
+
     def read_into(self, tensor: Tensor, start: int, stop: int, out: memoryview, pool: Pool) -> None:
         """Fill ``out`` with the row-major elements ``[start, stop)`` of a tensor, packed.
 
-        Elements narrower than a byte begin and end at whole bytes. Raises InputError.
+        Elements narrower than a byte begin and end at whole bytes. Raises InputError, also where
+        the format wants checksums compared and that of the tensor is another.
         """
+        if self._unchecked is not None:
+            self._unchecked.check(pool, ((box.source, box.offset) for box in tensor.boxes))
+        self.read_unchecked(tensor, start, stop, out, pool)
+
+    def read_unchecked(
+        self, tensor: Tensor, start: int, stop: int, out: memoryview, pool: Pool
+    ) -> None:
+        """As :meth:`read_into`, for a run of the engine, which compares checksums by itself."""
         box = tensor.packed
         if box is None:
             from swavg.formats.gather import gather
@@ -375,9 +387,9 @@ class Checkpoint:
             pool.read_into(self.sources[box.source], offset, out)
 
     def read_range(self, tensor: Tensor, start: int, stop: int, pool: Pool) -> bytearray:
-        """The row-major elements ``[start, stop)`` of a tensor, as :meth:`read_into`."""
+        """The row-major elements ``[start, stop)`` of a tensor, as :meth:`read_unchecked`."""
         data = bytearray(tensor.spec.dtype.nbytes(stop - start))
-        self.read_into(tensor, start, stop, memoryview(data), pool)
+        self.read_unchecked(tensor, start, stop, memoryview(data), pool)
         return data
 
 

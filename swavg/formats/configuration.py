@@ -138,10 +138,11 @@ def _changes(
 def _written(request: WriteRequest) -> dict[str, str]:
     """What became of the template's floats: for each dtype that of most of its elements. Under
     '' the one that all others became, empty if most elements are as they were. Empty where
-    nothing changed."""
+    nothing changed. Of masters all that is stated becomes what most elements are."""
     columns, specs = request.template.tensors.columns, request.specs
+    masters = request.template.extras.masters
     dtypes = {form[0] for form in columns.forms} | {dtype for dtype, _ in specs.forms}
-    if sum(dtype.kind == "float" for dtype in dtypes) < 2:
+    if not masters and sum(dtype.kind == "float" for dtype in dtypes) < 2:
         return {}
     counts: dict[tuple[str, str], int] = {}
     index = request.template.tensors.index
@@ -154,6 +155,9 @@ def _written(request: WriteRequest) -> dict[str, str]:
     most = sorted(counts, key=lambda pair: counts[pair])
     written = dict(most)
     was, now = (_most(counts, side) for side in (0, 1))
+    if masters:
+        # Whatever is stated was about their copies.
+        return {"": now}
     return {**written, "": "" if was == now else now}
 
 

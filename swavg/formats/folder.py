@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from swavg.errors import InputError
 from swavg.formats import strict_json
-from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.configuration import (
     is_configuration,
     is_training_state,
@@ -23,6 +23,7 @@ from swavg.formats.files import FILES, open_file, recognised
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.part_names import WEIGHTS
+from swavg.formats.records import Record
 from swavg.storage.sources import LocalFile, Source, names_in, read_file
 from swavg.storage.temporary import TEMPORARY
 

@@ -11,6 +11,7 @@ from swavg.dtypes import BY_NAME
 from swavg.formats.checkpoint import Checkpoint, Shape, TensorTable
 from swavg.formats.layout import FileLayout, Kept, Layout
 from swavg.planning import decide
+from swavg.planning.batch_norm import running_statistics
 from swavg.planning.decide import Decisions
 from swavg.planning.match import distinct_tables
 from swavg.planning.plan import Entries, File, Operation, Output, Term
@@ -233,13 +234,17 @@ _COUNTED = {"average": "averaged", "integer": "integer"}
 
 
 def _running_statistics(decisions: Decisions) -> tuple[str, ...]:
-    return tuple(
-        name
-        for name, number in zip(decisions.specs.names, decisions.operation, strict=True)
-        if name.endswith((".running_var", ".running_mean"))
-        and decisions.operations[number].op == "average"
+    specs = decisions.specs
+    shapes = [specs.forms[form][1] for form in specs.form]
+    averaged = [
         # A copy into another dtype is a sum of one.
-        and len(decisions.operations[number].members) > 1
+        each.op == "average" and len(each.members) > 1
+        for each in decisions.operations
+    ]
+    return tuple(
+        specs.names[place]
+        for place in sorted(running_statistics(specs.names, shapes))
+        if averaged[decisions.operation[place]]
     )
 
 

@@ -110,6 +110,10 @@ def test_a_wrong_checksum_is_exit_4_and_leaves_the_output_as_it_was():
     assert found.returncode == 4
     assert f"its record '{KEY}' does not have the CRC-32C" in found.stderr
     assert np.array_equal(written("out"), before)
+    for command in (("diff", "run/ckpt-1", "run/ckpt-2"), ("inspect", "run/ckpt-2", "--stats")):
+        found = swavg(*command)
+        assert found.returncode == 4
+        assert f"its record '{KEY}' does not have the CRC-32C" in found.stderr
 
 
 def test_the_output_never_lies_on_an_input():

@@ -1,8 +1,10 @@
 """What a run shows at its end."""
 
+import pytest
 import torch
 from checkpoints import load, save
 from command_line import done
+from framework_files import FRAMEWORKS
 
 
 def test_inf_that_all_inputs_share_stays_and_is_told(tmp_path):
@@ -41,6 +43,23 @@ def test_batch_norm_statistics_are_pointed_out(tmp_path):
         torch.save(model.state_dict(), tmp_path / f"{name}.pt")
     finished = done("average", "a.pt", "b.pt", "--no-geometry", cwd=tmp_path)
     assert "swavg bn averaged.pt --model" in " ".join(finished.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("inputs", "advice"),
+    [
+        ("tensorflow/files/keras/ckpt-{}.index", "model(x, training=True)"),
+        ("keras/files/archive-{}.keras", "model(x, training=True)"),
+        ("flax/files/variables-{}.msgpack", 'model.apply(..., mutable=["batch_stats"])'),
+    ],
+)
+def test_statistics_of_other_frameworks_are_recomputed_there(tmp_path, inputs, advice):
+    first = 1 if "tensorflow" in inputs else 0
+    paths = [FRAMEWORKS / inputs.format(number) for number in (first, first + 1)]
+    finished = done("average", *paths, "-o", "out", "--no-geometry", cwd=tmp_path)
+    shown = " ".join(finished.stderr.split())
+    assert f"before judging the result recompute them with: {advice}" in shown
+    assert "swavg bn" not in shown
 
 
 def test_warnings_come_last_and_are_no_notes(tmp_path):

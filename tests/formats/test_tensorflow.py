@@ -18,6 +18,7 @@ from bundles import index
 from safetensors.numpy import save_file
 
 import swavg
+from swavg.analysis import diff, inspect
 from swavg.errors import InputError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.table import FORMATS
@@ -218,6 +219,36 @@ def test_a_flipped_bit_is_an_error_and_nothing_is_written(tmp_path, run, name, s
     with pytest.raises(InputError, match=r"is damaged: .* CRC-32C"):
         swavg.average([tmp_path / "run/model.ckpt-100", prefix], output=tmp_path / "out")
     assert os.listdir(tmp_path) == ["run"]
+
+
+READERS = {
+    "read": lambda path, last: open_checkpoint(path).read("net/table"),
+    "a row": lambda path, last: open_checkpoint(path)["net/table"][-1:],
+    "inspect": lambda path, last: inspect(path, stats=True),
+    "diff": lambda path, last: diff(last, path),
+}
+
+
+@pytest.mark.parametrize("run", ["saver", "columns"])
+@pytest.mark.parametrize("reader", READERS)
+def test_whatever_reads_a_tensor_is_told_that_it_is_damaged(tmp_path, run, reader):
+    shutil.copytree(FILES / run, tmp_path / "run")
+    prefix, last = tmp_path / "run/model.ckpt-200", tmp_path / "run/model.ckpt-100"
+    READERS[reader](prefix, last)
+    flip(bundles.data_file(prefix, 0, 1), bundle_offset(prefix, run) + 5)
+    with pytest.raises(InputError, match=r"is damaged: its record 'net/table' .* CRC-32C"):
+        READERS[reader](prefix, last)
+    # What reads other tensors is not concerned, nor what reads none.
+    assert inspect(prefix, stats=True, include=["other"]).tensors
+    assert diff(last, prefix, values=False).matching
+
+
+def bundle_offset(prefix, run):
+    """Where the first bytes of ``net/table`` lie."""
+    key = slice_key(b"net/table", ((0, 2), (0, 65))) if run == "columns" else b"net/table"
+    return dict(
+        bundles.fields(bundles.read_index(prefix.with_name(f"{prefix.name}.index"))[key])
+    ).get(4, 0)
 
 
 W = bundles.entry(1, (2,), 0, 0, bytes(8))

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import make
+import numpy as np
 import pytest
+from orbax_folders import write_array
 
 MIB = 1 << 20
 PROMISE = 96 * MIB
@@ -201,3 +203,14 @@ def test_pytorch_files_of_many_tensors_stay_within_the_promise(tmp_path):
 def test_streaming_to_a_pipe_takes_no_more(tmp_path):
     paths = [sparse(tmp_path / f"{i}.safetensors", [64 * MIB]) for i in range(2)]
     assert peak("average", *paths, "-o", "-", "-q") <= PROMISE
+
+
+@pytest.mark.slow
+def test_compressed_chunks_take_no_more_for_six_inputs_than_for_two(tmp_path):
+    row = 20 * MIB
+    for number in range(6):
+        values = np.random.default_rng(number).standard_normal(5 * row // 8, np.float32)
+        write_array(tmp_path / f"{number}", values, (row // 4,))
+    paths = sorted(tmp_path.iterdir())
+    for count in (2, 6):
+        assert peak("average", *paths[:count], "-o", tmp_path / f"{count}.st") <= PROMISE + row

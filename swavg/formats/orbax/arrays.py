@@ -15,6 +15,7 @@ import numpy as np
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError, MissingDependencyError
 from swavg.formats.checkpoint import Shape
+from swavg.formats.orbax.rows import Grid, Range, Rows
 from swavg.formats.orbax.tree import Item, Leaf
 from swavg.formats.strides import regions
 from swavg.storage.sources import LocalFile
@@ -36,8 +37,21 @@ _ENTRY = 16
 _NODES = 1 << 22
 """Bytes of a cache for what leads to the chunks: a database is a tree."""
 
-_caches: WeakValueDictionary[tuple[str, int], tensorstore.Context] = WeakValueDictionary()
-"""Those of this process, by folder and size."""
+IN_MEMORY = 1 << 18
+"""Bytes of a row of chunks up to which decoded ones are kept in memory, not on disk."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What arrays of an item share as long as one of them is open: a cache of tensorstore, and
+    decoded rows of chunks."""
+
+    context: tensorstore.Context
+    rows: Rows
+
+
+_shared: WeakValueDictionary[tuple[str, int], Shared] = WeakValueDictionary()
+"""That of this process, by folder and size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +59,8 @@ class Array:
     """A source: the row-major elements of an array.
 
     ``described`` is the file that changes when the array is written anew; ``held`` counts the bytes
-    of chunks that the arrays of its item together keep, so that each is decoded once if they are
-    read in order. ``whole``: all its chunks are stored, so that one that is missing was lost.
+    of chunks that the arrays of its item together keep in memory, so that each is decoded once if
+    they are read in order. ``whole``: all its chunks are stored: one that is missing was lost.
     """
 
     item: Item
@@ -72,10 +86,10 @@ class Array:
 
     def open(self) -> OpenArray:
         self.described.check()
-        cache = _cache(self.item, self.held)
+        shared = _share(self.item, self.held)
         with _errors(self.name):
-            opened = _open(self.item, self.stored, cache, whole=self.whole)
-            return OpenArray(self.name, opened.result(), cache)
+            opened = _open(self.item, self.stored, shared.context, whole=self.whole)
+            return OpenArray(self.name, opened.result(), shared)
 
     def check(self) -> None:
         self.described.check()
@@ -83,25 +97,56 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class OpenArray:
-    """An array open for reading; chunks that were decoded are kept in ``cache`` for what is read
-    next."""
+    """An array open for reading; rows of chunks that were decoded are kept in ``shared`` for what
+    is read next."""
 
     name: str
     store: tensorstore.TensorStore
-    cache: tensorstore.Context
+    shared: Shared
 
     def read_into(self, offset: int, out: memoryview) -> None:
+        grid = self._grid()
+        if grid is None:
+            self._decode_into(offset, out)
+            return
+        done = 0
+        while done < len(out):
+            start, stop = row = grid.row_at(offset + done)
+            part = out[done : done + stop - offset - done]
+            if len(part) == stop - start:
+                self._decode_into(start, part)
+            else:
+                self.shared.rows.read_into(self.name, row, offset + done, part, self._decoded)
+            done += len(part)
+
+    def _grid(self) -> Grid | None:
+        """The rows of chunks, if they are not kept in memory."""
+        chunk = _chunk(self.store.chunk_layout.read_chunk)
+        grid = Grid.of(tuple(self.store.shape), chunk, self.store.dtype.numpy_dtype.itemsize)
+        return grid if grid.row > IN_MEMORY else None
+
+    def _decoded(self, row: Range) -> Iterator[memoryview]:
+        """The bytes of a row of chunks, without a copy of them."""
+        itemsize = self.store.dtype.numpy_dtype.itemsize
+        return self._read(row[0] // itemsize, row[1] // itemsize)
+
+    def _read(self, start: int, stop: int) -> Iterator[memoryview]:
+        """The row-major elements ``[start, stop)``."""
+        for region in regions(self.store.shape, start, stop):
+            place = tuple(slice(first, first + count) for first, count in region)
+            with _errors(self.name):
+                part = self.store[place].read(order="C").result()
+            yield part.reshape(-1).view(np.uint8).data
+
+    def _decode_into(self, offset: int, out: memoryview) -> None:
         itemsize: int = self.store.dtype.numpy_dtype.itemsize
         start, stop = offset // itemsize, -(-(offset + len(out)) // itemsize)
         skipped, done = offset - start * itemsize, 0
         exact = (stop - start) * itemsize == len(out)
         target = out if exact else memoryview(bytearray((stop - start) * itemsize))
-        for region in regions(self.store.shape, start, stop):
-            place = tuple(slice(first, first + count) for first, count in region)
-            with _errors(self.name):
-                part = self.store[place].read(order="C").result()
-            target[done : done + part.nbytes] = part.reshape(-1).view(np.uint8).data
-            done += part.nbytes
+        for part in self._read(start, stop):
+            target[done : done + len(part)] = part
+            done += len(part)
         if not exact:
             out[:] = target[skipped : skipped + len(out)]
 
@@ -128,7 +173,7 @@ def source_of(leaf: Leaf, facts: Facts, held: int) -> Array:
 
 def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
     """Open the arrays: what each is, in order. InputError for one that is broken, or incomplete."""
-    caches = {leaf.item: _cache(leaf.item, _NODES) for leaf in leaves}
+    caches = {leaf.item: _share(leaf.item, _NODES) for leaf in leaves}
     for first in range(0, len(leaves), _AT_ONCE):
         some = leaves[first : first + _AT_ONCE]
         places = [os.path.join(leaf.item.folder, leaf.stored) for leaf in some]
@@ -136,7 +181,7 @@ def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
         for leaf, place in zip(some, places, strict=True):
             described(leaf)
             with _errors(place):
-                pending.append(_open(leaf.item, leaf.stored, caches[leaf.item], whole=True))
+                pending.append(_open(leaf.item, leaf.stored, caches[leaf.item].context, whole=True))
         for leaf, place, opened in zip(some, places, pending, strict=True):
             with _errors(place):
                 store = opened.result()
@@ -168,8 +213,7 @@ def _form(place: str, store: tensorstore.TensorStore) -> tuple[DType, Shape, int
     if dtype is None or dtype.bits % 8:
         raise InputError(place, f"has the dtype {store.dtype.name}, which swavg does not read")
     layout = store.chunk_layout
-    chunk = [size or 1 for size in layout.read_chunk.shape or ()]
-    shard = [size or 1 for size in layout.write_chunk.shape or ()]
+    chunk, shard = _chunk(layout.read_chunk), _chunk(layout.write_chunk)
     padded = [-(-extent // size) * size for extent, size in zip(shape, chunk, strict=True)]
     axis = next((axis for axis, size in enumerate(chunk) if size > 1), len(chunk))
     row = math.prod([*chunk[: axis + 1], *padded[axis + 1 :]]) * dtype.itemsize
@@ -181,14 +225,18 @@ def _form(place: str, store: tensorstore.TensorStore) -> tuple[DType, Shape, int
     return dtype, shape, row
 
 
-def _cache(item: Item, held: int) -> tensorstore.Context:
-    """What arrays of an item share as long as one of them is open: a context of tensorstore whose
-    cache has room for ``held`` bytes of chunks."""
+def _chunk(grid: tensorstore.ChunkLayout.Grid) -> Shape:
+    """The shape of a chunk, or of a shard."""
+    return tuple(size or 1 for size in grid.shape or ())
+
+
+def _share(item: Item, held: int) -> Shared:
+    """What arrays of an item share; its cache has room for ``held`` bytes of chunks."""
     key = item.folder, held
-    if (context := _caches.get(key)) is None:
-        made = tensorstore.Context({"cache_pool": {"total_bytes_limit": held + _NODES}})
-        context = _caches.setdefault(key, made)
-    return context
+    if (shared := _shared.get(key)) is None:
+        context = tensorstore.Context({"cache_pool": {"total_bytes_limit": held + _NODES}})
+        shared = _shared.setdefault(key, Shared(context, Rows()))
+    return shared
 
 
 def _open(

@@ -17,17 +17,18 @@ _COUNTS = ("step", "global_step", "epoch", "iteration", "num_updates")
 _NEAR = 3
 """Names in the path of a count, at most: those of its item and what is around the model."""
 _LARGE = 16 << 20
-"""Bytes of a row of chunks from which on it is told that they are kept in memory."""
+"""Bytes of a row of chunks from which on it is told what decoding one takes."""
 
 
 def open_orbax(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Read what lists and describes the arrays of ``path``: a step's folder, or an item's.
     InputError; MissingDependencyError without tensorstore."""
     model = model_of(path, leaves_in(path), key)
-    from swavg.formats.orbax.arrays import facts_of, source_of
+    from swavg.formats.orbax.arrays import IN_MEMORY, facts_of, source_of
 
     facts = list(facts_of(model.leaves))
-    held = max(each.row for each in facts)
+    rows = [each.row for each in facts]
+    held = max((row for row in rows if row <= IN_MEMORY), default=0)
     builder = TableBuilder()
     sources: list[Source] = []
     for leaf, each in zip(model.leaves, facts, strict=True):
@@ -40,8 +41,9 @@ def open_orbax(path: str, key: str | None = None, shared: Shared | None = None) 
         root_key=".".join(model.root),
         others=tuple(_groups(model.rest, model.leaves)),
         held=held,
+        decoded=max(rows),
     )
-    notes = tuple(_notes(model, zeros, held))
+    notes = tuple(_notes(model, zeros, max(rows)))
     return Checkpoint(path, "orbax", tuple(sources), builder.build(shared), {}, notes, extras)
 
 
@@ -56,7 +58,7 @@ def _groups(leaves: Sequence[Leaf], others: Sequence[Leaf]) -> list[str]:
     return [".".join(path) for path in dict.fromkeys(paths)]
 
 
-def _notes(model: Model, zeros: Sequence[str], held: int) -> list[str]:
+def _notes(model: Model, zeros: Sequence[str], row: int) -> list[str]:
     notes = []
     if model.rest:
         taken = _groups(model.leaves, model.rest)
@@ -68,10 +70,10 @@ def _notes(model: Model, zeros: Sequence[str], held: int) -> list[str]:
         notes.append(
             f"chunks that are not stored are zeros, as older Orbax has it: of {quoted(zeros, 3)}"
         )
-    if held > _LARGE:
+    if row > _LARGE:
         notes.append(
-            f"decoded chunks of up to {held / 1e6:,.0f} MB are kept in memory for each input,"
-            " and three times as much while one is decoded"
+            f"decoding its chunks takes twice {row / 1e6:,.0f} MB of memory, and as much on disk"
+            " for each input, in the folder for temporary files"
         )
     return notes
 

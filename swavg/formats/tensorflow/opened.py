@@ -14,13 +14,13 @@ from swavg.formats.checkpoint import (
     Box,
     Checkpoint,
     Extras,
-    Record,
     Scalar,
     Shared,
     TableBuilder,
     Tensor,
     TensorSpec,
 )
+from swavg.formats.records import Record
 from swavg.formats.tensorflow import prefixes_in, recipe_in
 from swavg.formats.tensorflow.bundle import NUMBERS, STRING, Bundle, Entry, read_bundle
 from swavg.formats.tensorflow.graph import GRAPH_KEY, GRAPH_LIMIT, model_keys, weights_by_name

@@ -13,8 +13,8 @@ from functools import cached_property
 
 from swavg.errors import InputError, NoWeightsError
 from swavg.formats.blocks import Read
-from swavg.formats.checkpoint import Record
 from swavg.formats.commands import LOAD_AND_SAVE, STATE_DICT, UNZIP, with_paths
+from swavg.formats.records import Record
 from swavg.formats.torch.arrays import PickledStorage
 from swavg.formats.torch.objects import Storage
 from swavg.formats.torch.unpickler import MAX_BYTES, Graph, unpickle

@@ -10,8 +10,8 @@ from functools import partial
 from operator import attrgetter
 
 from swavg.errors import OutputError
-from swavg.formats.checkpoint import Record
 from swavg.formats.layout import FileLayout, Layout, WriteRequest, losses, opening
+from swavg.formats.records import Record
 from swavg.formats.template import (
     CannotKeep,
     Edit,

@@ -171,6 +171,7 @@ def _extras(path: str, folder: str, weights: Checkpoint, ranks: _Ranks) -> Extra
         others=("optimizer_state_dict", *ranks.left),
         side_files={name: os.path.join(path, name) for name in above if is_configuration(name)},
         template=None,
+        masters=True,
     )
 
 

@@ -6,12 +6,14 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import done, swavg
+from orbax_folders import write_array
 
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
@@ -184,7 +186,7 @@ def test_a_chunk_is_decoded_once_by_who_reads_in_order(plain):
     opened = open_checkpoint(plain)
     source = opened.sources[list(opened).index(KERNEL)]
     whole = opened.read(KERNEL).tobytes()
-    assert opened.extras.held == 6 * 8 * 4
+    assert (opened.extras.held, opened.extras.decoded) == (6 * 8 * 4, 6 * 8 * 4)
     with Pool() as pool:
         for row in range(12):
             found = pool.read(source, row * 32, 32)
@@ -199,9 +201,47 @@ def test_chunks_that_are_kept_count_as_memory(tmp_path):
     args = ("average", *inputs, "-o", tmp_path / "out.safetensors", "--memory")
     found = swavg(*args, "65kB")
     assert found.returncode == 2
-    # A row of tiles for each input, and three while one is decoded.
-    assert f"of these {5 * 6 * 8 * 4} for chunks that are decoded" in found.stderr
+    # A row of tiles for each input, and two while one is decoded.
+    assert f"of these {4 * 6 * 8 * 4} for chunks that are decoded" in found.stderr
     done(*args, "1MB")
     ample = (tmp_path / "out.safetensors").read_bytes()
     done("average", *inputs, "-o", tmp_path / "many.safetensors", "--threads", "8")
     assert (tmp_path / "many.safetensors").read_bytes() == ample
+
+
+def written_large(path, value):
+    """An array of 700 x 600 in chunks of 512 x 256, whose rows are kept on disk."""
+    array = np.arange(700 * 600, dtype=np.float32).reshape(700, 600) * value
+    write_array(path, array, (512, 256))
+    return array
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_large_rows_of_chunks_are_kept_on_disk_as_far_as_there_is_room(tmp_path, monkeypatch, room):
+    if not room:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    array = written_large(tmp_path / "in", 1)
+    opened = open_checkpoint(tmp_path / "in")
+    # Chunks are padded.
+    assert (opened.extras.held, opened.extras.decoded) == (0, 512 * 768 * 4)
+    (source,) = opened.sources
+    assert opened.read("w").tobytes() == array.tobytes()
+    data, step = array.tobytes(), 100_003
+    with Pool() as pool:
+        # Of each row of chunks the rest can only be what was kept, also across its end.
+        for start in range(0, len(data), step):
+            assert pool.read(source, start, min(step, len(data) - start)) == data[start:][:step]
+            row = 0 if start < 512 * 600 * 4 else 1
+            if row == 0 and start + step >= 512 * 600 * 4:
+                continue
+            for chunk in (tmp_path / "in/w").glob(f"{row}.*"):
+                chunk.unlink()
+        assert pool.read(source, 0, 9) == data[:9]
+
+
+def test_what_is_kept_on_disk_is_averaged_as_it_is(tmp_path):
+    arrays = [written_large(tmp_path / f"in-{value}", value) for value in (1, 2, 4)]
+    inputs = [tmp_path / f"in-{value}" for value in (1, 2, 4)]
+    done("average", *inputs, "-o", tmp_path / "out.safetensors")
+    found = open_checkpoint(tmp_path / "out.safetensors").read("w")
+    np.testing.assert_array_equal(found, np.mean(arrays, axis=0, dtype=np.float64).astype("f4"))

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch_reading import reading, zipped
 
-from swavg.formats.torch.archive import Archive, Record, read_archive, read_graph
+from swavg.formats.records import Record
+from swavg.formats.torch.archive import Archive, read_archive, read_graph
 
 
 def archive_at(path: Path) -> Archive:

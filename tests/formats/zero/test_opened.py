@@ -1,5 +1,6 @@
 """ZeRO folders: what DeepSpeed wrote, the suite of all formats, and what they may lack."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from swavg.engine.average import average
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
 from swavg.formats.table import FORMATS
+from swavg.planning.policy import Policy
 from swavg.testing import DTYPES, FormatTests
 
 FILES = Path(__file__).parents[2] / "frameworks/deepspeed/files"
@@ -308,3 +310,28 @@ def test_groups_are_one_behind_the_other(tmp_path, stage):
         tmp_path / "a", masters, groups=[["c", "a"], ["d"], ["b"]], stage=stage, ranks=3
     )
     assert_equal(held(path), {name: tensor.numpy() for name, tensor in masters.items()})
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    ("stated", "dtype", "written"),
+    [
+        ("bfloat16", "keep", "float32"),
+        ("float16", "keep", "float32"),
+        ("float32", "keep", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16"),
+        ("bfloat16", "float16", "float16"),
+    ],
+)
+def test_configuration_states_the_dtype_of_the_masters(tmp_path, run, stated, dtype, written):
+    for name in ("checkpoint-1", "checkpoint-2"):
+        shutil.copytree(FILES / run, tmp_path / name / "global_step9")
+        (tmp_path / name / "latest").write_text("global_step9")
+        (tmp_path / name / "config.json").write_text(json.dumps({"torch_dtype": stated}))
+    inputs = [tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]
+    report = average(inputs, output=f"{tmp_path}/out/", policy=Policy(dtype=dtype))
+    found = json.loads((tmp_path / "out/config.json").read_text())
+    assert found == {"torch_dtype": written}
+    assert open_checkpoint(tmp_path / "out")["embed.weight"].dtype.name == written
+    told = f"config.json says what is written: torch_dtype is {written} (was {stated})"
+    assert (told in report.notes) == (stated != written)
