@@ -33,7 +33,7 @@ _ENOUGH = 1 << 16
 """Elements of a block from which on smaller ones cost time."""
 _SMALLEST = 1 << 12
 _DECODING = 2
-"""Rows of chunks that decoding one takes: the chunks, and the row or the bytes as they are stored."""
+"""Rows of chunks that decoding one takes: the chunks, and the row or what is stored of it."""
 INTEGERS = 2
 """Bytes per element of a block for the integers that are held of all inputs."""
 
