@@ -21,7 +21,7 @@ from swavg.formats.checkpoint import (
 )
 from swavg.formats.dcp import boxes
 from swavg.formats.dcp.chunks import Found, Wanted, find_chunks
-from swavg.formats.dcp.metadata import Chunk, Saved, SavedTensor, read_metadata
+from swavg.formats.dcp.metadata import read_metadata
 from swavg.formats.dcp.model_part import ModelPart, find_model
 from swavg.formats.dcp.place import (
     METADATA,
@@ -32,6 +32,7 @@ from swavg.formats.dcp.place import (
     side_files,
     unfinished,
 )
+from swavg.formats.dcp.saved import Chunk, Saved, SavedTensor
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
 from swavg.storage.sources import LocalFile, Pool, Source, read_file
