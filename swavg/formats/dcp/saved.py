@@ -44,6 +44,7 @@ class ChunkColumns:
         return len(self.starts)
 
     def add(self, start: Shape, shape: Shape, place: Place) -> None:
+        """Append a chunk."""
         if place.transforms:
             self.transforms[len(self.starts)] = place.transforms
         self.starts.append(start)
@@ -82,6 +83,17 @@ class Chunks(Sequence[Chunk]):
         if isinstance(numbers, range):
             return [self._chunk(number) for number in numbers]
         return self._chunk(numbers)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        columns, stretch = self._columns, slice(self._numbers.start, self._numbers.stop)
+        transforms = columns.transforms
+        boxes = zip(columns.starts[stretch], columns.shapes[stretch], strict=True)
+        places = zip(
+            columns.files[stretch], columns.offsets[stretch], columns.lengths[stretch], strict=True
+        )
+        for number, (start, shape), place in zip(self._numbers, boxes, places, strict=True):
+            own = transforms.get(number, ()) if transforms else ()
+            yield Chunk(start, shape, Place(*place, own))
 
     def _chunk(self, number: int) -> Chunk:
         columns = self._columns
