@@ -1,14 +1,56 @@
-"""Whether boxes tile a tensor: each element in one of them, and none outside."""
+"""The boxes of tensors, in columns; and whether they tile a tensor: each element in one of them,
+and none outside."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from swavg.formats.checkpoint import Shape
+from swavg.formats.checkpoint import Box, Shape, Tensor, TensorSpec
 
 _MAX_CORNERS = 4_000_000
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BoxColumns:
+    """Boxes without an object for each; ``strides`` are those of boxes that are not row-major."""
+
+    starts: Sequence[Shape]
+    shapes: Sequence[Shape]
+    sources: array[int]
+    offsets: array[int]
+    strides: Mapping[int, Shape]
+
+
+class InBoxes(Mapping[int, Tensor]):
+    """Tensors by number, each in several boxes of ``columns``: its spec, the first of them, and
+    where they end. They are made when they are asked for: hundreds of ranks have more than there is
+    room for."""
+
+    def __init__(
+        self, columns: BoxColumns, tensors: Mapping[int, tuple[TensorSpec, int, int]]
+    ) -> None:
+        self._columns = columns
+        self._tensors = tensors
+
+    def __getitem__(self, number: int) -> Tensor:
+        spec, first, stop = self._tensors[number]
+        own, of = slice(first, stop), self._columns
+        columns = of.sources[own], of.offsets[own], of.starts[own], of.shapes[own]
+        strides = map(of.strides.get, range(first, stop))
+        return Tensor(spec, tuple(map(Box, *columns, strides)), spec.shape)
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._tensors
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def fault(shape: Shape, boxes: Sequence[tuple[Shape, Shape]]) -> str | None:
@@ -20,16 +62,17 @@ def fault(shape: Shape, boxes: Sequence[tuple[Shape, Shape]]) -> str | None:
     for start, extent in boxes:
         if not len(start) == len(extent) == len(shape):
             return "a chunk has another number of dimensions"
-        if any(
-            first + count > size for first, count, size in zip(start, extent, shape, strict=True)
-        ):
-            return "a chunk reaches beyond it"
+        for first, count, size in zip(start, extent, shape, strict=True):
+            if first + count > size:
+                return "a chunk reaches beyond it"
     if len(boxes) == 1 and boxes[0][1] == shape:
         return None
     # Nothing is cut along the others.
     cut = [
-        axis for axis, size in enumerate(shape) if any(extent[axis] != size for _, extent in boxes)
+        axis for axis, size in enumerate(shape) if {extent[axis] for _, extent in boxes} != {size}
     ]
+    if len(cut) == 1 and _in_a_row(cut[0], shape, boxes):
+        return None
     if len(boxes) << len(cut) > _MAX_CORNERS:
         return "it is cut into too many chunks"
     # By text, whose hash no file can choose.
@@ -48,3 +91,13 @@ def fault(shape: Shape, boxes: Sequence[tuple[Shape, Shape]]) -> str | None:
     if held < numel:
         return f"its chunks leave out {numel - held:,} of {numel:,} elements"
     return "its chunks overlap"
+
+
+def _in_a_row(axis: int, shape: Shape, boxes: Sequence[tuple[Shape, Shape]]) -> bool:
+    """Whether boxes that are cut along one axis follow each other from end to end."""
+    at = 0
+    for first, count in sorted((start[axis], extent[axis]) for start, extent in boxes):
+        if count and first != at:
+            return False
+        at += count
+    return at == shape[axis]

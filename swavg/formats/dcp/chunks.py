@@ -6,15 +6,16 @@ the others only that they begin and end just like it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby, tee
 from typing import NamedTuple
 
 from swavg.dtypes import DType
 from swavg.errors import InputError
 from swavg.formats.blocks import Read, read_places
 from swavg.formats.checkpoint import Shape
-from swavg.formats.dcp.metadata import Place
+from swavg.formats.dcp.saved import ChunkColumns, Place
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.objects import Refused, View
 from swavg.formats.torch.views import placed
@@ -51,24 +52,28 @@ class _Known(NamedTuple):
 
 
 def find_chunks(
-    pool: Pool, sources: Sequence[Source], wanted: Sequence[Wanted]
+    pool: Pool,
+    sources: Sequence[Source],
+    chunks: ChunkColumns,
+    tensor: Callable[[int], tuple[str, DType]],
 ) -> Iterator[tuple[int, Found]]:
-    """For each chunk its number among ``wanted`` and where its data lies; in the order of the
-    files. InputError for one that is not what is wanted, or shares its bytes with another."""
-    order = sorted(range(len(wanted)), key=lambda number: wanted[number].place)
+    """For each chunk its number and where its data lies, in the order of the files. ``tensor`` says
+    of which it is, by name and dtype. InputError for a chunk that is not what is wanted, or shares
+    its bytes with another."""
+
+    def wanted(number: int) -> Wanted:
+        return Wanted(chunks.place(number), *tensor(number), chunks.shapes[number])
+
+    order = sorted(range(len(chunks)), key=chunks.offsets.__getitem__)
+    order.sort(key=chunks.files.__getitem__)
     known: dict[tuple[DType, Shape, int], _Known] = {}
-    at = 0
-    while at < len(order):
-        file = wanted[order[at]].place.file
-        stop = at
-        while stop < len(order) and wanted[order[stop]].place.file == file:
-            stop += 1
-        numbers = order[at:stop]
+    for file, numbers in groupby(order, chunks.files.__getitem__):
         source = sources[file]
         read = partial(pool.read, source)
-        blocks = read_places(read, _ends(source, [wanted[number] for number in numbers]))
-        for number in numbers:
-            chunk = wanted[number]
+        own, ahead = tee(numbers)
+        blocks = read_places(read, _ends(source, map(wanted, ahead)))
+        for number in own:
+            chunk = wanted(number)
             (block, first), (tail, last) = next(blocks), next(blocks)
             end = bytes(tail[last : last + END.size])
             key = chunk.dtype, chunk.shape, chunk.place.length
@@ -76,10 +81,9 @@ def find_chunks(
             if seen is None or seen.end != end or not block.startswith(seen.head, first):
                 seen = known[key] = _read(read, source.name, chunk, end)
             yield number, Found(chunk.place.offset + seen.found.offset, seen.found.strides)
-        at = stop
 
 
-def _ends(source: Source, chunks: Sequence[Wanted]) -> Iterator[tuple[int, int]]:
+def _ends(source: Source, chunks: Iterable[Wanted]) -> Iterator[tuple[int, int]]:
     """Of each chunk the places of its beginning and its end."""
     before = 0
     for chunk in chunks:

@@ -1,99 +1,47 @@
 """The pickle ``.metadata`` of a distributed checkpoint: which chunks of what lie where.
 
-It is read by the interpreter of torch pickles, which runs and imports nothing.
+It is read by the interpreter of torch pickles, which runs and imports nothing; a frame at a time,
+and what there is of each chunk in runs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeGuard
 
-from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape
 from swavg.formats.dcp.place import METADATA
+from swavg.formats.dcp.runs import ChunkRun, EntryRun, Runs
+from swavg.formats.dcp.saved import ChunkColumns, Chunks, Place, Saved, SavedTensor
 from swavg.formats.torch.objects import Global, Opaque
-from swavg.formats.torch.unpickler import unpickle
+from swavg.formats.torch.unpickler import Graph, unpickle
 from swavg.storage.sources import LocalFile, Pool
 
 _MAX_BYTES = 48 << 20
+"""Of a frame, and of a pickle without any."""
 _MAX_OPCODES = 12_000_000
-"""Some 70 for each chunk, and 40 for each tensor."""
+"""Some 100 for each tensor; of its chunks all but the first are in runs."""
 _MAX_MEMORY = 320 << 20
-"""Of the objects, of which a chunk has three: those of some 100,000 chunks."""
+_MAX_CHUNKS = 1_400_000
+"""As many as there is memory for."""
 _MAX_DIMENSIONS = 32
 _MAX_NAME = 4096
 _LIMIT = 1 << 62
+_NO_START = (-1,)
+"""Of an object: no tensor has a chunk that begins there."""
+_HEAD, _FRAME = 11, b"\x95"
 _FAMILIES = ("torch", "olmo_core", "megatron", "pathlib", "collections")
 """The packages whose classes such a file names. Nothing of them is run, and most is passed over."""
 _BUILTINS = ("set", "frozenset", "bytes")
 
 
-class Place(NamedTuple):
-    """``length`` bytes of file number ``file`` from ``offset`` on: a whole zip that torch.save
-    wrote. ``transforms`` name what was done to them (a compression)."""
-
-    file: int
-    offset: int
-    length: int
-    transforms: tuple[str, ...] = ()
-
-
-class Chunk(NamedTuple):
-    """A box of a tensor, ``shape`` elements from ``start`` on, and where it lies."""
-
-    start: Shape
-    shape: Shape
-    place: Place
-
-
-@dataclass(frozen=True, slots=True)
-class SavedTensor:
-    """``dtype`` is torch's name of it, ``known`` ours (None: it is none of the table's)."""
-
-    dtype: str
-    shape: Shape
-    chunks: tuple[Chunk, ...]
-
-    @property
-    def known(self) -> DType | None:
-        return BY_NAME.get(self.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What a distributed checkpoint holds: ``tensors`` and pickled ``objects`` by their full names,
-    in the data ``files`` of its folder. ``paths`` has the keys of the nested dictionaries that a
-    name stands for, if they are recorded."""
-
-    files: tuple[str, ...]
-    tensors: Mapping[str, SavedTensor]
-    objects: Mapping[str, Place]
-    paths: Mapping[str, tuple[str | int, ...]]
-
-    def path(self, name: str) -> tuple[str | int, ...]:
-        """The keys that lead to ``name``."""
-        return self.paths.get(name, (name,))
-
-    def everything(self) -> Iterator[tuple[str, Place]]:
-        """Each place with the name of what lies there."""
-        for name, tensor in self.tensors.items():
-            for chunk in tensor.chunks:
-                yield name, chunk.place
-        yield from self.objects.items()
-
-
 def read_metadata(folder: str) -> Saved:
     """What the ``.metadata`` of ``folder`` says. InputError if that is impossible."""
     path = os.path.join(folder, METADATA)
-    file = LocalFile.find(path)
-    if file.size > _MAX_BYTES:
-        raise InputError(path, f"is larger than {_MAX_BYTES >> 20} MiB")
-    with Pool() as pool:
-        data = bytes(pool.read(file, 0, file.size))
-    graph = unpickle(path, data, max_opcodes=_MAX_OPCODES, max_memory=_MAX_MEMORY)
+    graph = _graph(path)
     for named in graph.globals:
         plain = named.module == "builtins" and named.name in _BUILTINS
         if not plain and named.module.partition(".")[0] not in _FAMILIES:
@@ -106,38 +54,58 @@ def read_metadata(folder: str) -> Saved:
     return _Reader(path).saved(graph.top)
 
 
+def _graph(path: str) -> Graph:
+    file = LocalFile.find(path)
+    at = 0
+    with Pool() as pool:
+
+        def more(size: int) -> bytes:
+            nonlocal at
+            if size > _MAX_BYTES:
+                raise ValueError(f"a piece of it is larger than {_MAX_BYTES >> 20} MiB")
+            size = min(size, file.size - at)
+            at += size
+            return bytes(pool.read(file, at - size, size))
+
+        start = more(min(file.size, _HEAD))
+        if start[2:3] != _FRAME:
+            start += more(file.size - at)
+        return unpickle(
+            path, start, max_opcodes=_MAX_OPCODES, max_memory=_MAX_MEMORY,
+            more=more, read_on=Runs().read_on,
+        )  # fmt: skip
+
+
 class _Reader:
     """Reads the objects of one pickle; every InputError names it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.files: dict[str, int] = {}
+        self.chunks = ChunkColumns()
 
     def wrong(self, problem: str) -> InputError:
         return InputError(self.path, f"is no metadata of a distributed checkpoint: {problem}")
 
     def saved(self, top: object) -> Saved:
         state = self.state(top, "Metadata")
-        # By text, whose hash no file can choose.
-        places: dict[str, dict[str, Place]] = {}
-        for index, info in self.mapping(state, "storage_data").items():
-            fields = self.state(index, "MetadataIndex")
-            name, offset = self.name(fields.get("fqn")), fields.get("offset")
-            at = "" if offset is None else str(self.shape(offset))
-            place = self.place(info)
-            if places.setdefault(name, {}).setdefault(at, place) != place:
-                raise self.wrong(f"two chunks of '{name[:80]}' begin at the same element")
+        entries, of_name = self.entries(self.mapping(state, "storage_data"))
         tensors: dict[str, SavedTensor] = {}
         objects: dict[str, Place] = {}
-        for key, described in self.mapping(state, "state_dict_metadata").items():
+        for key, described in _taken(self.mapping(state, "state_dict_metadata")):
             name = self.name(key)
-            own = places.get(name, {})
-            if self.kind(described) == "BytesStorageMetadata":
-                if len(own) != 1:
-                    raise self.wrong(f"'{name[:80]}' lies in {len(own)} places")
-                objects[name] = next(iter(own.values()))
+            # By text, whose hash no file can choose.
+            places: dict[str, int] = {}
+            for number in of_name.get(name, ()):
+                first = places.setdefault(str(entries.starts[number]), number)
+                if first != number and entries.place(first) != entries.place(number):
+                    raise self.wrong(f"two chunks of '{name[:80]}' begin at the same element")
+            if self.kind(described) != "BytesStorageMetadata":
+                tensors[name] = self.tensor(name, described, entries, places)
+            elif len(places) == 1:
+                objects[name] = entries.place(next(iter(places.values())))
             else:
-                tensors[name] = self.tensor(name, described, own)
+                raise self.wrong(f"'{name[:80]}' lies in {len(places)} places")
         paths = {}
         planned = state.get("planner_data")
         for key, keys in planned.items() if isinstance(planned, dict) else ():
@@ -145,7 +113,43 @@ class _Reader:
                 paths[key] = keys
         return Saved(tuple(self.files), tensors, objects, paths)
 
-    def tensor(self, name: str, described: object, places: Mapping[str, Place]) -> SavedTensor:
+    def entries(
+        self, stored: dict[object, object]
+    ) -> tuple[ChunkColumns, Mapping[str, Iterable[int]]]:
+        """Where chunks lie (what their shapes are does not stand there), and the numbers of those
+        of each name."""
+        columns = ChunkColumns()
+        of_name: dict[str, array[int]] = {}
+        for index, info in _taken(stored):
+            if isinstance(index, EntryRun):
+                names: Sequence[object] = index.names
+                starts: Sequence[object] = index.starts
+                if min(index.offsets) < 0 or min(index.lengths) < 0:
+                    raise self.wrong("a chunk without offset and length")
+                files = {file: self.file(file) for file in dict.fromkeys(index.files)}
+                columns.files.extend(map(files.__getitem__, index.files))
+                columns.offsets += index.offsets
+                columns.lengths += index.lengths
+            else:
+                fields = self.state(index, "MetadataIndex")
+                names, starts = [fields.get("fqn")], [fields.get("offset")]
+                place = self.place(info)
+                if place.transforms:
+                    columns.transforms[len(columns)] = place.transforms
+                columns.files.append(place.file)
+                columns.offsets.append(place.offset)
+                columns.lengths.append(place.length)
+            for name, start in zip(names, starts, strict=True):
+                numbers = of_name.get(name) if isinstance(name, str) else None
+                if numbers is None:
+                    numbers = of_name.setdefault(self.name(name), array("I"))
+                numbers.append(len(columns))
+                columns.starts.append(_NO_START if start is None else self.shape(start))
+        return columns, of_name
+
+    def tensor(
+        self, name: str, described: object, entries: ChunkColumns, places: Mapping[str, int]
+    ) -> SavedTensor:
         fields = self.state(described, "TensorStorageMetadata")
         properties = self.state_of(fields.get("properties"), "TensorProperties")
         dtype = layout = None
@@ -153,25 +157,34 @@ class _Reader:
             dtype, layout = properties[:2]
         if not isinstance(dtype, Global) or not _is_strided(layout):
             raise self.wrong(f"'{name[:80]}' is no plain tensor")
-        chunks = []
+        begun = len(self.chunks)
         listed = fields.get("chunks")
-        for chunk in listed if isinstance(listed, list) else ():
-            box = self.state(chunk, "ChunkStorageMetadata")
-            start, shape = self.shape(box.get("offsets")), self.shape(box.get("sizes"))
-            place = places.get(str(start))
-            if place is None and len(places) == 1:
-                place = places.get("")
-            if place is None:
+        for start, shape in self.boxes(listed if isinstance(listed, list) else ()):
+            number = places.get(str(start))
+            if number is None and len(places) == 1:
+                number = places.get(str(_NO_START))
+            if number is None:
                 raise self.wrong(f"a chunk of '{name[:80]}' has no place in a file")
-            chunks.append(Chunk(start, shape, place))
-        return SavedTensor(dtype.name, self.shape(fields.get("size")), tuple(chunks))
+            self.chunks.add(start, shape, entries.place(number))
+        # Tensors may share a list.
+        if len(self.chunks) > _MAX_CHUNKS:
+            raise InputError(self.path, f"has more than {_MAX_CHUNKS:,} chunks")
+        chunks = Chunks(self.chunks, begun, len(self.chunks))
+        return SavedTensor(dtype.name, self.shape(fields.get("size")), chunks)
+
+    def boxes(self, listed: Sequence[object]) -> Iterator[tuple[Shape, Shape]]:
+        """Where each chunk of a tensor starts, and its shape."""
+        for chunk in listed:
+            if isinstance(chunk, ChunkRun):
+                yield from zip(chunk.starts, chunk.shapes, strict=True)
+            else:
+                box = self.state(chunk, "ChunkStorageMetadata")
+                yield self.shape(box.get("offsets")), self.shape(box.get("sizes"))
 
     def place(self, info: object) -> Place:
         fields = self.state(info, "_StorageInfo")
-        name = fields.get("relative_path")
+        file = self.file(fields.get("relative_path"))
         offset, length = fields.get("offset"), fields.get("length")
-        if not isinstance(name, str) or not is_plain_name(name):
-            raise InputError(self.path, f"names the file {str(name)[:80]!r} outside its folder")
         if not _is_count(offset) or not _is_count(length):
             raise self.wrong("a chunk without offset and length")
         transforms = fields.get("transform_descriptors") or ()
@@ -179,9 +192,13 @@ class _Reader:
             isinstance(each, str) for each in transforms
         ):
             raise self.wrong("what was done to a chunk is no list of names")
-        return Place(
-            self.files.setdefault(name, len(self.files)), offset, length, tuple(transforms)
-        )
+        return Place(file, offset, length, tuple(transforms))
+
+    def file(self, name: object) -> int:
+        """The number of a data file."""
+        if not isinstance(name, str) or not is_plain_name(name):
+            raise InputError(self.path, f"names the file {str(name)[:80]!r} outside its folder")
+        return self.files.setdefault(name, len(self.files))
 
     def mapping(self, state: Mapping[object, object], name: str) -> dict[object, object]:
         found = state.get(name)
@@ -220,6 +237,13 @@ class _Reader:
         ):
             raise self.wrong("an impossible shape or offset")
         return value
+
+
+def _taken(items: dict[object, object]) -> Iterator[tuple[object, object]]:
+    """The items, each taken out before it is read: most memory is in few of them."""
+    keys = [*items]
+    for key in keys:
+        yield key, items.pop(key)
 
 
 def is_plain_name(name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from swavg.errors import InputError, NoWeightsError, some
-from swavg.formats.dcp.metadata import Saved
+from swavg.formats.dcp.saved import Saved
 from swavg.formats.torch.usual_names import EMA, PLAIN, is_never
 
 _DEPTH = 4

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
+from swavg.dtypes import DType
 from swavg.errors import InputError, some
 from swavg.formats.checkpoint import (
-    Box,
     Checkpoint,
     Extras,
     Scalar,
     Shape,
     Shared,
     TableBuilder,
-    Tensor,
     TensorSpec,
+    TensorTable,
 )
 from swavg.formats.dcp import boxes
-from swavg.formats.dcp.chunks import Found, Wanted, find_chunks
-from swavg.formats.dcp.metadata import Chunk, Saved, SavedTensor, read_metadata
+from swavg.formats.dcp.boxes import BoxColumns, InBoxes
+from swavg.formats.dcp.chunks import find_chunks
+from swavg.formats.dcp.metadata import read_metadata
 from swavg.formats.dcp.model_part import ModelPart, find_model
 from swavg.formats.dcp.place import (
     METADATA,
@@ -32,6 +35,7 @@ from swavg.formats.dcp.place import (
     side_files,
     unfinished,
 )
+from swavg.formats.dcp.saved import Chunk, ChunkColumns, Saved, SavedTensor
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
 from swavg.storage.sources import LocalFile, Pool, Source, read_file
@@ -77,7 +81,8 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
     sources = tuple(LocalFile.find(os.path.join(folder, name)) for name in files)
     _check_places(saved, sources)
     with Pool() as pool:
-        builder = _tensors(folder, saved, part, sources, pool)
+        specs = [_spec(folder, *names, saved.tensors[names[1]]) for names in part.names.items()]
+        table = _table(saved, [*part.names.values()], specs, sources, pool, shared)
         scalars = _progress(saved, sources, pool)
     for name in _SIDE_VALUES:
         scalars |= _values(os.path.join(folder, name))
@@ -91,7 +96,7 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
         template=template,
     )
     notes = (*part.notes, _taken(part)) if part.others else part.notes
-    return Checkpoint(path, "dcp", sources, builder.build(shared), notes=notes, extras=extras)
+    return Checkpoint(path, "dcp", sources, table, notes=notes, extras=extras)
 
 
 def recipe_in(path: str) -> str | None:
@@ -119,35 +124,44 @@ def _check_places(saved: Saved, sources: Sequence[Source]) -> None:
             )
 
 
-def _tensors(
-    folder: str, saved: Saved, part: ModelPart, sources: Sequence[Source], pool: Pool
-) -> TableBuilder:
-    wanted: list[Wanted] = []
-    for name in part.names.values():
-        wanted += _wanted(folder, name, saved.tensors[name])
-    found = [Found(0, None)] * len(wanted)
-    for number, where in find_chunks(pool, sources, wanted):
-        found[number] = where
-    builder, at = TableBuilder(), 0
-    # Many boxes have equal tuples, which are kept once.
-    equal: dict[Shape, Shape] = {}
-    for local, name in part.names.items():
-        tensor = saved.tensors[name]
-        dtype = wanted[at].dtype
-        places = []
-        for chunk in _filled(tensor):
-            offset, strides = found[at]
-            start, extent = (equal.setdefault(each, each) for each in (chunk.start, chunk.shape))
-            places.append(Box(chunk.place.file, offset, start, extent, strides))
-            at += 1
-        if len(places) == 1:
-            (box,) = places
-            builder.add(local, (dtype, tensor.shape, box.strides), box.offset, box.source)
-        else:
-            places.sort(key=lambda box: box.start)
-            spec = TensorSpec(local, dtype, tensor.shape)
-            builder.add_boxes(Tensor(spec, tuple(places), tensor.shape))
-    return builder
+def _table(
+    saved: Saved,
+    names: Sequence[str],
+    specs: Sequence[TensorSpec],
+    sources: Sequence[Source],
+    pool: Pool,
+    shared: Shared | None,
+) -> TensorTable:
+    """The tensors of these full names, as ``specs`` describe them."""
+    chunks, owners, firsts = ChunkColumns(), array("I"), array("I", [0])
+    for number, name in enumerate(names):
+        for chunk in sorted(_filled(saved.tensors[name]), key=lambda chunk: chunk.start):
+            chunks.add(*chunk)
+            owners.append(number)
+        firsts.append(len(chunks))
+
+    def described(number: int) -> tuple[str, DType]:
+        return names[owners[number]], specs[owners[number]].dtype
+
+    offsets = array("q", chunks.offsets)
+    strides: dict[int, Shape] = {}
+    for number, found in find_chunks(pool, sources, chunks, described):
+        offsets[number] = found.offset
+        if found.strides is not None:
+            strides[number] = found.strides
+    columns = BoxColumns(chunks.starts, chunks.shapes, chunks.files, offsets, strides)
+    builder = TableBuilder()
+    several: dict[int, tuple[TensorSpec, int, int]] = {}
+    for number, (spec, (first, stop)) in enumerate(zip(specs, pairwise(firsts), strict=True)):
+        own = None if stop - first > 1 else strides.get(first)
+        builder.add(spec.name, (spec.dtype, spec.shape, own), offsets[first], chunks.files[first])
+        if stop - first > 1:
+            several[number] = spec, first, stop
+    if not several:
+        return builder.build(shared)
+    table = builder.build()
+    others = InBoxes(columns, several)
+    return TensorTable(replace(table.columns, others=others), table.base)
 
 
 def _filled(tensor: SavedTensor) -> Sequence[Chunk]:
@@ -156,8 +170,8 @@ def _filled(tensor: SavedTensor) -> Sequence[Chunk]:
     return [chunk for chunk in tensor.chunks if 0 not in chunk.shape] or tensor.chunks[:1]
 
 
-def _wanted(folder: str, name: str, tensor: SavedTensor) -> Iterator[Wanted]:
-    """The chunks of a tensor, which tile it."""
+def _spec(folder: str, local: str, name: str, tensor: SavedTensor) -> TensorSpec:
+    """The tensor ``name``, in the model ``local``; its chunks tile it."""
     metadata = os.path.join(folder, METADATA)
     dtype = tensor.known
     if dtype is None or dtype.bits % 8:
@@ -167,27 +181,30 @@ def _wanted(folder: str, name: str, tensor: SavedTensor) -> Iterator[Wanted]:
     fault = boxes.fault(tensor.shape, [(chunk.start, chunk.shape) for chunk in tensor.chunks])
     if fault is not None or not tensor.chunks:
         raise InputError(metadata, f"'{name[:80]}' is not whole: {fault or 'it has no chunks'}")
-    for chunk in _filled(tensor):
-        yield Wanted(chunk.place, name, dtype, chunk.shape)
+    return TensorSpec(local, dtype, tensor.shape)
 
 
 def _progress(saved: Saved, sources: Sequence[Source], pool: Pool) -> dict[str, Scalar]:
     """The counters that torchtitan keeps as tensors."""
-    wanted = [
-        Wanted(tensor.chunks[0].place, name, tensor.known, tensor.shape)
-        for name, tensor in saved.tensors.items()
-        if name.startswith(_PROGRESS)
-        and tensor.shape == ()
-        and len(tensor.chunks) == 1
-        and tensor.known is not None
-        and tensor.known.kind == "integer"
-    ]
+    counters: list[tuple[str, DType]] = []
+    chunks = ChunkColumns()
+    for name, tensor in saved.tensors.items():
+        dtype = tensor.known
+        if (
+            name.startswith(_PROGRESS)
+            and tensor.shape == ()
+            and len(tensor.chunks) == 1
+            and dtype is not None
+            and dtype.kind == "integer"
+        ):
+            counters.append((name, dtype))
+            chunks.add((), (), tensor.chunks[0].place)
     values: dict[str, Scalar] = {}
-    for number, where in find_chunks(pool, sources, wanted):
-        chunk = wanted[number]
-        raw = pool.read(sources[chunk.place.file], where.offset, chunk.dtype.itemsize)
-        signed = not chunk.dtype.name.startswith("u")
-        values[chunk.name.removeprefix(_PROGRESS)] = int.from_bytes(raw, "little", signed=signed)
+    for number, found in find_chunks(pool, sources, chunks, counters.__getitem__):
+        name, dtype = counters[number]
+        raw = pool.read(sources[chunks.files[number]], found.offset, dtype.itemsize)
+        signed = not dtype.name.startswith("u")
+        values[name.removeprefix(_PROGRESS)] = int.from_bytes(raw, "little", signed=signed)
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from swavg.formats.checkpoint import Shape
-from swavg.formats.dcp.metadata import Place, Saved, SavedTensor
+from swavg.formats.dcp.saved import Place, Saved, SavedTensor
 
 _CLASSES = "torch.distributed.checkpoint.metadata"
 _FILES = "torch.distributed.checkpoint.filesystem"

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from swavg.errors import OutputError, RequestError, some
 from swavg.formats.dcp.chunk_zip import ChunkZip, digits
-from swavg.formats.dcp.metadata import Chunk, Place, Saved, SavedTensor
 from swavg.formats.dcp.model_part import ModelPart
 from swavg.formats.dcp.opened import DcpTemplate
 from swavg.formats.dcp.pickled import pickled
 from swavg.formats.dcp.place import METADATA, RECIPE
+from swavg.formats.dcp.saved import Chunk, Place, Saved, SavedTensor
 from swavg.formats.layout import FileLayout, Kept, Layout, Specs, WriteRequest, losses
 from swavg.storage.crc import RegionChecksum
 from swavg.storage.sources import LocalFile, Pool

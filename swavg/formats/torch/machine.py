@@ -15,6 +15,8 @@ LARGE = 1 << 20
 # A text may spell bytes, of which it has two for one.
 LARGE_TEXT = 2 * LARGE
 _MAX_STORAGE_KEY = 4096
+# Behind a frame: the head of the next one, and opcodes too few for one.
+_BEHIND = 1 << 10
 
 # Storages whose elements are not averaged, but whose size places what lies behind them.
 _OPAQUE_STORAGES = {
@@ -35,9 +37,10 @@ class Machine:
     ``marks`` are the stacks that lie below the marks, ``stack`` is the one above the last.
     """
 
-    def __init__(self, data: bytes, room: int) -> None:
+    def __init__(self, data: bytes, room: int, more: Callable[[int], bytes] | None = None) -> None:
         self.data = data
         self.at = 0
+        self._more = more
         self.room = room
         self.stack: list[object] = []
         self.marks: list[list[object]] = []
@@ -50,12 +53,24 @@ class Machine:
         self._kinds: dict[str, tuple[DType | None, int | None]] = {}
 
     def read(self, count: int) -> bytes:
-        """The next ``count`` bytes. Declared lengths are believed as far as there are bytes."""
+        """The next ``count`` bytes, which are paid for. Declared lengths are believed as far as
+        there are bytes."""
         data = self.data[self.at : self.at + count]
         if len(data) < count:
             raise EOFError
         self.at += count
+        self.room -= 4 * count
         return data
+
+    def begin_frame(self, size: int) -> None:
+        """So many bytes follow in one piece. Of ``data`` there is then no more than that, and some
+        behind it."""
+        missing = size + _BEHIND - (len(self.data) - self.at)
+        if missing > 0 and self._more is not None:
+            self.data = self.data[self.at :] + self._more(missing)
+            self.at = 0
+        if size > len(self.data) - self.at:
+            raise EOFError
 
     def number(self, nbytes: int, *, signed: bool = False) -> int:
         """The next ``nbytes`` bytes as a number."""

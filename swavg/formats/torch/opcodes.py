@@ -1,6 +1,6 @@
 """The opcodes of a pickle that torch seldom writes, each as a function of the machine.
 
-``COST`` and four times the bytes that they take pay for what they make, if it is not larger.
+``COST`` and what their bytes cost pay for what they make, if it is not larger.
 """
 
 from __future__ import annotations
@@ -114,8 +114,7 @@ def _proto(m: Machine) -> None:
 
 
 def _frame(m: Machine) -> None:
-    if m.number(8) > len(m.data) - m.at:
-        raise EOFError
+    m.begin_frame(m.number(8))
 
 
 def _bytes(m: Machine, size: int) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from swavg.errors import InputError
 from swavg.formats.torch import opcodes as rare
-from swavg.formats.torch.machine import INSIDE, LARGE, LARGE_TEXT, Machine
+from swavg.formats.torch.machine import INSIDE, LARGE_TEXT, Machine
 from swavg.formats.torch.objects import Global, Opaque, PickledBytes, Storage
 from swavg.formats.torch.pattern import TensorPattern
 from swavg.formats.torch.rebuild import call, default, ordered
@@ -44,6 +44,9 @@ class Graph(NamedTuple):
     globals: Collection[Global]
 
 
+ReadOn = Callable[[Machine, Opaque], None]
+
+
 class TruncatedError(InputError):
     """The bytes end inside the pickle: it is cut short, or goes on behind what was read."""
 
@@ -54,15 +57,21 @@ def unpickle(
     *,
     max_opcodes: int = MAX_OPCODES,
     max_memory: int = MAX_MEMORY,
+    more: Callable[[int], bytes] | None = None,
+    read_on: ReadOn | None = None,
 ) -> Graph:
     """The pickle at the start of ``data``. InputError (with ``path``) on anything wrong: no other
-    error comes out of a file."""
-    machine = Machine(data, max_memory)
+    error comes out of a file.
+
+    ``more(size)`` reads further bytes of a pickle in frames, about so many. ``read_on`` may read
+    what follows an object whose state was set, in its own way.
+    """
+    machine = Machine(data, max_memory, more)
     try:
         with paused_gc():
-            top, opcodes = _run(machine, max_opcodes)
+            top, opcodes = _run(machine, max_opcodes, read_on)
     except (EOFError, struct.error, IndexError) as error:
-        if isinstance(error, IndexError) and machine.at < len(data):
+        if isinstance(error, IndexError) and machine.at < len(machine.data):
             problem = "its pickle cannot be read: it takes what is not there"
             raise InputError(path, problem) from None
         problem = "its pickle ends early: the file is truncated or corrupt"
@@ -75,7 +84,7 @@ def unpickle(
     return Graph(top, machine.storages.values(), machine.at, opcodes, machine.globals.values())
 
 
-def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
+def _run(machine: Machine, max_opcodes: int, read_on: ReadOn | None) -> tuple[object, int]:
     """The object, and the count of opcodes.
 
     One long function with everything in local variables: it runs 3 million opcodes a second.
@@ -210,6 +219,10 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                     room = machine.room
                 elif opcode == 98 and isinstance(target := stack[-2], Opaque):  # BUILD
                     target.state = stack.pop()
+                    if read_on is not None:
+                        machine.at, machine.room, machine.stack = at, room, stack
+                        read_on(machine, target)
+                        at, room, memo = machine.at, machine.room, machine.memo
                 elif opcode == 46:  # STOP
                     return stack.pop(), count
                 else:
@@ -218,8 +231,10 @@ def _run(machine: Machine, max_opcodes: int) -> tuple[object, int]:
                         raise pickle.UnpicklingError(f"opcode {opcode:#x} is unknown")
                     machine.at, machine.room, machine.stack = at, room - rare.COST, stack
                     handler(machine)
-                    room = machine.room - 4 * min(machine.at - at, LARGE)
+                    room = machine.room
                     at, stack = machine.at, machine.stack
+                    if machine.data is not data:
+                        data, size = machine.data, len(machine.data)
                     if room < 0:
                         machine.out_of_memory()
     finally:

@@ -15,8 +15,8 @@ import swavg
 from swavg.dtypes import BY_NAME
 from swavg.errors import InputError
 from swavg.formats.dcp.chunk_zip import ChunkZip
-from swavg.formats.dcp.metadata import Chunk, Place, Saved, SavedTensor
 from swavg.formats.dcp.pickled import pickled
+from swavg.formats.dcp.saved import Chunk, Place, Saved, SavedTensor
 
 FLOAT = BY_NAME["float32"]
 FILE = "__0_0.distcp"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from swavg.errors import InputError
-from swavg.formats.dcp.metadata import Place, Saved, SavedTensor
 from swavg.formats.dcp.model_part import find_model
+from swavg.formats.dcp.saved import Place, Saved, SavedTensor
 
 ONE = SavedTensor("float32", (), ())
 
