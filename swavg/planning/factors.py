@@ -11,7 +11,7 @@ from swavg.errors import MismatchError
 from swavg.formats.checkpoint import Checkpoint, Tensor
 from swavg.planning.adapters import Settings, check_readable, settings_of
 from swavg.planning.findings import MERGE
-from swavg.planning.not_plain import LORA, NOT_LORA
+from swavg.planning.not_plain import LORA, NOT_LORA, partner
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def adapter_of(checkpoint: Checkpoint, shown: str) -> Adapter:
         for each in settings:
             each.check_plain()
         for name in names:
-            own = next((pair for pair in LORA if pair[0] in name), None)
+            own = next((pair for pair in LORA if name.rfind(pair[0]) > name.rfind(pair[1])), None)
             if own is not None:
                 pairs[name] = _pair(checkpoint, name, own, settings)
             elif any(up in name for _, up in LORA) or any(text in name for text in NOT_LORA):
@@ -79,7 +79,7 @@ def _pair(
 ) -> Pair:
     """The factors that begin with the tensor ``name``. ValueError if they are none."""
     tensors, (down, up) = checkpoint.tensors, own
-    other = name.replace(down, up)
+    other = partner(name, down, up)
     if other not in tensors:
         raise ValueError(f"'{name}' has no other factor")
     first, second = tensors[name], tensors[other]
@@ -90,7 +90,7 @@ def _pair(
         raise ValueError(f"'{name}' lies in pieces")
     if not (first.spec.dtype.kind == second.spec.dtype.kind == "float"):
         raise ValueError(f"'{name}' is {first.spec.dtype}")
-    stem = name[: name.index(down)]
+    stem = name[: name.rindex(down)]
     bias = other.removesuffix("weight") + "bias"
     alpha = next((each for each in (f"{stem}alpha", f"{stem}lora.alpha") if each in tensors), "")
     module, rank = stem.rstrip("."), shape[0]

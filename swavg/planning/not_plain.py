@@ -163,7 +163,7 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
             if (scaled := _behind(columns, numbers, small, name)) is not None:
                 yield _Suspect("codes", scaled, (name,))
         for one, other in _FACTORS:
-            if one in name and name.replace(one, other) in numbers:
+            if one in name and partner(name, one, other) in numbers:
                 shape = columns.forms[columns.form[numbers[name]]][1]
                 yield _Suspect("factors", name, shape=shape)
         if name.endswith(_GLORA[0]) and ("lora_" in name or "lycoris_" in name):
@@ -178,6 +178,11 @@ def _suspects(checkpoint: Checkpoint) -> Iterator[_Suspect]:
             dtype, shape, _ = columns.forms[columns.form[numbers[name]]]
             if dtype.kind == "float" and dtype.bits > 8 and math.prod(shape) > 1:
                 yield _Suspect("binary", name, (name,))
+
+
+def partner(name: str, one: str, other: str) -> str:
+    """The name of the other factor. Modules may be called like a factor, too."""
+    return other.join(name.rsplit(one, 1))
 
 
 def is_code(dtype: DType) -> bool:

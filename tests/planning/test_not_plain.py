@@ -170,6 +170,7 @@ def test_plain_tensors_of_other_dtypes_and_shapes_are_not_suspected(tensors):
     [
         (["base_model.model.l.lora_A.weight", "base_model.model.l.lora_B.weight"], ["factors"]),
         (["l.lora_A.default.weight", "l.lora_B.default.weight"], ["factors"]),
+        (["lora_A_block.q.lora_A.weight", "lora_A_block.q.lora_B.weight"], ["factors"]),
         (["e.lora_embedding_A", "e.lora_embedding_B"], ["factors"]),
         (["l.processor.to_q_lora.down.weight", "l.processor.to_q_lora.up.weight"], ["factors"]),
         (["l.qkv_lora1.down.weight", "l.qkv_lora1.up.weight"], ["factors"]),

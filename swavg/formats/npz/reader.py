@@ -25,6 +25,8 @@ SUFFIX = ".npy"
 _DEFLATED = 8
 _USUAL = 128
 """Bytes of most headers."""
+_LEAST = 12
+"""Bytes of a header that tell its size."""
 _MAX_SCALARS = 256
 _MAX_HEADERS = 48 << 20
 """Bytes of all headers at most: they are read when a file is opened."""
@@ -63,8 +65,7 @@ class _Contents:
     _headers: int = 0
 
     def add(self, entry: Entry, start: int, first: bytes) -> None:
-        """A member whose bytes lie at ``start``, and begin with ``first`` unless they are
-        deflated."""
+        """A member whose bytes lie at ``start``, and begin with ``first`` as they are stored."""
         _, name, size, _, crc, method, packed = entry
         if method not in (0, _DEFLATED):
             raise InputError(self.path, f"its '{name}' is compressed in a way (method {method})"
@@ -74,7 +75,7 @@ class _Contents:
             if method:
                 source, offset = len(self.sources), 0
                 self.sources.append(Deflated(self.file, start, packed, size, crc))
-            head = self._head(name, source, offset, size, b"" if method else first)
+            head = self._head(name, source, offset, size, _inflated(first) if method else first)
             if self._add_array(name.removesuffix(SUFFIX), head, source, offset, size, crc):
                 return
             if method:
@@ -84,7 +85,7 @@ class _Contents:
     def _head(self, name: str, source: int, offset: int, size: int, first: bytes) -> bytes:
         """The header of a member of ``size`` bytes."""
         whole = self.sources[source]
-        if not first:
+        if len(first) < min(size, _LEAST):
             first = bytes(self.pool.read(whole, offset, min(size, _USUAL)))
         length = header_size(self.path, name, first)
         if length > size:
@@ -121,6 +122,15 @@ class _Contents:
         return True
 
 
+def _inflated(first: bytes) -> bytes:
+    """What the first bytes of a deflated member begin with; nothing if they are damaged. It takes a
+    tenth of the time of opening the member, of which there may be very many."""
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(first, _USUAL)
+    except zlib.error:
+        return b""
+
+
 _STRUCT = {
     "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q",
     "f2": "e", "f4": "f", "f8": "d",
@@ -139,7 +149,8 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
         contents = _Contents(path, file, pool, sources=[file])
         places = ((start, min(each.size, each.packed, _USUAL)) for each, start in members)
         for (entry, start), (block, at) in zip(members, read_places(read, places), strict=True):
-            contents.add(entry, start, bytes(block[at : at + min(entry.size, _USUAL)]))
+            size = min(entry.size, entry.packed, _USUAL)
+            contents.add(entry, start, bytes(block[at : at + size]))
         recipe = read_recipe(read, file.size)
     table = contents.builder.build(shared)
     names = [each.name.removesuffix(SUFFIX) for each in contents.kept]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 import struct
 import subprocess
@@ -296,6 +297,39 @@ def test_many_long_headers_are_refused_at_once(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 128 << 20
+
+
+def test_many_deflated_members_are_not_opened_one_by_one(tmp_path):
+    data = io.BytesIO()
+    np.save(data, np.ones(2, np.float32))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(5000):
+            archive.writestr(f"a{number}.npy", data.getvalue())
+
+    def reads():
+        return int(re.search(r"syscr: (\d+)", Path("/proc/self/io").read_text())[1])
+
+    before = reads()
+    opened = open_checkpoint(tmp_path / "a.npz")
+    assert reads() - before < 500
+    assert opened.read("a4999").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dimensions", [1, 32])
+def test_headers_of_any_length_are_deflated(tmp_path, dimensions):
+    array = np.arange(6, dtype=np.float64).reshape(*[1] * (dimensions - 1), 6)
+    opened = open_checkpoint(saved(tmp_path / "a.npz", deflated=True, w=array))
+    np.testing.assert_array_equal(opened.read("w"), array)
+
+
+def test_a_member_whose_beginning_is_damaged_is_refused(tmp_path):
+    path = saved(tmp_path / "a.npz", deflated=True, w=np.zeros(9))
+    data = bytearray(path.read_bytes())
+    # Behind a local header with a name of five bytes and an extra field of twenty: no such block.
+    data[30 + 5 + 20] |= 6
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.npz.* is damaged"):
+        open_checkpoint(path)
 
 
 def test_a_member_that_claims_more_than_is_deflated_in_it_is_refused(tmp_path):
