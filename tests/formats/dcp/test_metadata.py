@@ -22,7 +22,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from swavg.errors import InputError
+from swavg.formats.dcp import metadata as reader
 from swavg.formats.dcp.metadata import read_metadata
+from swavg.formats.dcp.pickled import pickled
 from swavg.formats.dcp.runs import Runs
 
 SHAPES = ((64,), (64, 3), (64, 300, 70_000), (64, 2, 2, 2), (64, 2, 3, 4, 5, 6), ())
@@ -166,6 +168,21 @@ def test_a_cut_is_refused_wherever_it_is(tmp_path):
         path.write_bytes(data[:size])
         with pytest.raises(InputError):
             read_metadata(str(tmp_path))
+
+
+def test_what_is_written_is_read_in_runs(tmp_path, monkeypatch):
+    write(tmp_path, metadata(12, 32, 1 << 33))
+    saved = read_metadata(str(tmp_path))
+    data = pickled(saved)
+    (tmp_path / ".metadata").write_bytes(data)
+    assert facts(read_metadata(str(tmp_path))) == facts(saved)
+    # Without runs 12 x 32 chunks are some 27,000 opcodes.
+    monkeypatch.setattr(reader, "_MAX_OPCODES", 12_000)
+    assert facts(read_metadata(str(tmp_path))) == facts(saved)
+    # And torch, which unpickles it, has the same.
+    content = pickle.loads(data)
+    assert list(content.state_dict_metadata) == [*saved.tensors, *saved.objects]
+    assert len(content.storage_data) == len(list(saved.everything()))
 
 
 @pytest.mark.slow
