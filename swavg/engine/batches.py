@@ -164,8 +164,8 @@ class Inputs:
     """What a worker reads inputs with: open files, and ``stretch`` bytes for pieces that are read
     at once.
 
-    Elements of inputs that lie apart are gathered for more of the task than a batch, as far as
-    ``room`` bytes go, so that reads are long.
+    Elements of inputs that do not lie in rows are gathered for more of the task than a batch, as
+    far as ``room`` bytes go, so that reads are long.
     """
 
     def __init__(self, plan: Plan, stretch: int, room: int) -> None:
@@ -183,7 +183,7 @@ class Inputs:
         dtype = tensor.spec.dtype
         held, elements = self._held.get(index, (Span(-1, 0, 0), memoryview(b"")))
         if span.entry != held.entry or not held.start <= span.start <= span.stop <= held.stop:
-            apart = [at for at, each in enumerate(batch.tensors) if each.packed is None]
+            apart = [at for at, each in enumerate(batch.tensors) if not each.in_rows]
             room = len(self._room) // len(apart)
             # Eight elements fill whole bytes, whatever their size.
             stop = min(batch.whole.stop, span.start + room // dtype.bits * 8)
@@ -256,7 +256,7 @@ class BatchReader:
             offset = box.offset + span.start * tensor.spec.dtype.bits // 8
             self._add_checksums(member, 0, [Piece(box.source, offset, len(out))], out)
             return
-        if (held := self._inputs.gathered(self._batch, index)) is not None:
+        if not tensor.in_rows and (held := self._inputs.gathered(self._batch, index)) is not None:
             out[:] = held
         else:
             checkpoint.read_unchecked(tensor, span.start, span.stop, out, self._pool)

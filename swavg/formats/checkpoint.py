@@ -88,6 +88,12 @@ class Tensor:
         """The box of a tensor that lies in one place in row-major order."""
         return self.boxes[0] if len(self.boxes) == 1 and self.boxes[0].strides is None else None
 
+    @property
+    def in_rows(self) -> bool:
+        """Whether each box is whole rows of the grid, as they lie: a range of its elements."""
+        rest = self.grid[1:]
+        return all(box.strides is None and box.shape[1:] == rest for box in self.boxes)
+
 
 GATHERING = 1 << 20
 """Bytes that reading a tensor which does not lie packed may take besides the result."""

@@ -44,6 +44,9 @@ def gather(
     """
     if start >= stop:
         return
+    if tensor.grid and tensor.in_rows:
+        _read_rows(pool, sources, tensor, start, stop, out)
+        return
     most = max(_LEAST, min(_SPARSE * len(out), GATHERING))
     target = np.frombuffer(out, element(tensor.spec.dtype))
     done = 0
@@ -53,6 +56,18 @@ def gather(
         for box in tensor.boxes:
             _fill(pool, sources[box.source], box, region, part, most)
         done += count
+
+
+def _read_rows(
+    pool: Pool, sources: Sequence[Source], tensor: Tensor, start: int, stop: int, out: memoryview
+) -> None:
+    inner, itemsize = math.prod(tensor.grid[1:]), tensor.spec.dtype.itemsize
+    for box in tensor.boxes:
+        begin = box.start[0] * inner
+        low, high = max(start, begin), min(stop, begin + box.shape[0] * inner)
+        if low < high:
+            part = out[(low - start) * itemsize : (high - start) * itemsize]
+            pool.read_into(sources[box.source], box.offset + (low - begin) * itemsize, part)
 
 
 def _fill(

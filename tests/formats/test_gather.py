@@ -249,3 +249,22 @@ def test_every_code_comes_back():
 
 def test_nothing_unpacks_to_nothing():
     assert unpack_codes(np.empty(0, np.uint8), BY_NAME["float6_e2m3fn"]).size == 0
+
+
+def test_rows_in_several_places_are_read_into_where_they_belong() -> None:
+    whole = np.arange(60, dtype=np.float32).reshape(10, 6)
+    # In the source they lie the other way round.
+    data = np.concatenate([whole[7:], whole[3:7], whole[:3]])
+    boxes = (
+        Box(0, 7 * 24, (0, 0), (3, 6)),
+        Box(0, 3 * 24, (3, 0), (4, 6)),
+        Box(0, 0, (7, 0), (3, 6)),
+    )
+    tensor = Tensor(TensorSpec("x", FLOAT, (10, 6)), boxes, (10, 6))
+    for start, stop in itertools.combinations_with_replacement(range(0, 61), 2):
+        source = Counting(data.tobytes())
+        np.testing.assert_array_equal(
+            read(source, tensor, start, stop), whole.reshape(-1)[start:stop]
+        )
+        assert sum(source.reads) == 4 * (stop - start)
+        assert len(source.reads) <= 3

@@ -64,10 +64,8 @@ def find_chunks(
     def wanted(number: int) -> Wanted:
         return Wanted(chunks.place(number), *tensor(number), chunks.shapes[number])
 
-    order = sorted(range(len(chunks)), key=chunks.offsets.__getitem__)
-    order.sort(key=chunks.files.__getitem__)
     known: dict[tuple[DType, Shape, int], _Known] = {}
-    for file, numbers in groupby(order, chunks.files.__getitem__):
+    for file, numbers in groupby(chunks.in_files(), chunks.files.__getitem__):
         source = sources[file]
         read = partial(pool.read, source)
         own, ahead = tee(numbers)

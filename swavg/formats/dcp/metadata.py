@@ -161,7 +161,7 @@ class _Reader:
         listed = fields.get("chunks")
         for start, shape in self.boxes(listed if isinstance(listed, list) else ()):
             number = places.get(str(start))
-            if number is None and len(places) == 1:
+            if number is None and len(places) == 1 and len(self.chunks) == begun:
                 number = places.get(str(_NO_START))
             if number is None:
                 raise self.wrong(f"a chunk of '{name[:80]}' has no place in a file")

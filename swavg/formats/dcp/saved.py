@@ -53,6 +53,12 @@ class ChunkColumns:
         self.offsets.append(place.offset)
         self.lengths.append(place.length)
 
+    def in_files(self) -> list[int]:
+        """The numbers of the chunks in the order in which they lie in the files."""
+        order = sorted(range(len(self)), key=self.offsets.__getitem__)
+        order.sort(key=self.files.__getitem__)
+        return order
+
     def place(self, number: int) -> Place:
         return Place(
             self.files[number],

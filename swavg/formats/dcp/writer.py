@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from swavg.errors import OutputError, RequestError, some
 from swavg.formats.dcp.chunk_zip import ChunkZip, digits
@@ -14,7 +14,7 @@ from swavg.formats.dcp.model_part import ModelPart
 from swavg.formats.dcp.opened import DcpTemplate
 from swavg.formats.dcp.pickled import pickled
 from swavg.formats.dcp.place import METADATA, RECIPE
-from swavg.formats.dcp.saved import Chunk, Place, Saved, SavedTensor
+from swavg.formats.dcp.saved import Chunk, ChunkColumns, Chunks, Place, Saved, SavedTensor
 from swavg.formats.layout import FileLayout, Kept, Layout, Specs, WriteRequest, losses
 from swavg.storage.crc import RegionChecksum
 from swavg.storage.sources import LocalFile, Pool
@@ -177,34 +177,43 @@ class _Files:
 
     def add_kept(self, saved: Saved, model: Collection[str]) -> Saved:
         """Copy all that is none of the ``model``'s; what it is, and where it lies now."""
-        moved: dict[Place, Place] = {}
-        places = {place for name, place in saved.everything() if name not in model}
-        for place in sorted(places):
-            index, file = self.room(place.length)
-            last = file.kept[-1] if file.kept else None
-            if (
-                last is not None
-                and last.source == place.file
-                and last.start + last.nbytes == place.offset
-            ):
-                file.kept[-1] = Kept(
-                    last.offset, last.start, last.nbytes + place.length, last.source
-                )
-            else:
-                file.kept.append(Kept(file.size, place.offset, place.length, place.file))
-            moved[place] = place._replace(file=index, offset=file.size)
-            file.size += place.length
-        tensors = {
-            name: SavedTensor(
-                tensor.dtype,
-                tensor.shape,
-                tuple(chunk._replace(place=moved[chunk.place]) for chunk in tensor.chunks),
-            )
-            for name, tensor in saved.tensors.items()
-            if name not in model
-        }
-        objects = {name: moved[place] for name, place in saved.objects.items()}
+        chunks = ChunkColumns()
+        tensors: dict[str, SavedTensor] = {}
+        for name, tensor in saved.tensors.items():
+            if name not in model:
+                first = len(chunks)
+                for chunk in tensor.chunks:
+                    chunks.add(*chunk)
+                own = Chunks(chunks, first, len(chunks))
+                tensors[name] = SavedTensor(tensor.dtype, tensor.shape, own)
+        first = len(chunks)
+        for place in saved.objects.values():
+            chunks.add((), (), place)
+        before = None
+        for number in chunks.in_files():
+            place = chunks.place(number)
+            # Empty chunks may share a place.
+            if place != before:
+                index, at = self.keep(place)
+            chunks.files[number], chunks.offsets[number] = index, at
+            before = place
+        objects = {name: chunks.place(number) for number, name in enumerate(saved.objects, first)}
         return Saved((), tensors, objects, {})
+
+    def keep(self, place: Place) -> tuple[int, int]:
+        """Copy what lies at a place; the file and the offset where it lies now."""
+        index, file = self.room(place.length)
+        last = file.kept[-1] if file.kept else None
+        if (
+            last is not None
+            and last.source == place.file
+            and last.start + last.nbytes == place.offset
+        ):
+            file.kept[-1] = replace(last, nbytes=last.nbytes + place.length)
+        else:
+            file.kept.append(Kept(file.size, place.offset, place.length, place.file))
+        file.size += place.length
+        return index, file.size - place.length
 
     def saved(self, paths: dict[str, tuple[str | int, ...]], kept: Saved | None) -> Saved:
         """What the folder will hold."""

@@ -7,6 +7,7 @@ import random
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from swavg.errors import InputError
+from swavg.formats.dcp import metadata as reader
 from swavg.formats.dcp.metadata import read_metadata
+from swavg.formats.dcp.pickled import pickled
 from swavg.formats.dcp.runs import Runs
 
 SHAPES = ((64,), (64, 3), (64, 300, 70_000), (64, 2, 2, 2), (64, 2, 3, 4, 5, 6), ())
@@ -168,6 +171,21 @@ def test_a_cut_is_refused_wherever_it_is(tmp_path):
             read_metadata(str(tmp_path))
 
 
+def test_what_is_written_is_read_in_runs(tmp_path, monkeypatch):
+    write(tmp_path, metadata(12, 32, 1 << 33))
+    saved = read_metadata(str(tmp_path))
+    data = pickled(saved)
+    (tmp_path / ".metadata").write_bytes(data)
+    assert facts(read_metadata(str(tmp_path))) == facts(saved)
+    # Without runs 12 x 32 chunks are some 27,000 opcodes.
+    monkeypatch.setattr(reader, "_MAX_OPCODES", 12_000)
+    assert facts(read_metadata(str(tmp_path))) == facts(saved)
+    # And torch, which unpickles it, has the same.
+    content = pickle.loads(data)
+    assert list(content.state_dict_metadata) == [*saved.tensors, *saved.objects]
+    assert len(content.storage_data) == len(list(saved.everything()))
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_chunks_take_little(tmp_path):
     write(tmp_path, metadata(1600, 64))
@@ -183,3 +201,18 @@ def test_a_hundred_thousand_chunks_take_little(tmp_path):
     assert chunks == 1600 * 64 - 266 * 63
     assert memory < 96 << 10
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
+
+
+def test_a_list_of_chunks_that_many_tensors_share_takes_no_time(tmp_path):
+    size = torch.Size((1,))
+    # All empty, as ranks without rows have them: one place is enough.
+    shared = [ChunkStorageMetadata(size, torch.Size((0,))) for _ in range(2000)]
+    described, stored = {}, {}
+    for number in range(2000):
+        described[str(number)] = TensorStorageMetadata(TensorProperties(), size, shared)
+        stored[MetadataIndex(str(number), size)] = _StorageInfo("__0_0.distcp", 0, 5)
+    write(tmp_path, Metadata(described, {}, stored))
+    started = time.process_time()
+    with pytest.raises(InputError, match="has more than 1,400,000 chunks"):
+        read_metadata(str(tmp_path))
+    assert time.process_time() - started < 5
