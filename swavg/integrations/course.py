@@ -121,24 +121,18 @@ class Course:
         while self._schedule is not None and self._schedule.steps < due:
             self._schedule.step()
 
-    def done(self, step: int) -> None:
-        """``step`` optimizer steps are done, in all."""
+    def done(self, step: int, *, epoch_ends: bool) -> None:
+        """``step`` optimizer steps are done, in all. It may be told again of one that it knows."""
         before, self.step = self.step, step
         every = self._plan.every
-        # Two optimizers may do two steps at once: the multiple itself may be passed over.
-        if every is not None and step > self._first:
-            passed = max(0, before - self._first) // every
-            if (step - self._first) // every > passed:
-                self._average()
-
-    def epoch_done(self) -> None:
-        """An epoch ended with the last step."""
-        if self._plan.every is None and self.step > max(self._first, self._averaged):
-            self._average()
-
-    def _average(self) -> None:
-        self.swa.update()
-        self._averaged = self.step
+        if every is None:
+            due = epoch_ends and step > max(self._first, self._averaged)
+        else:
+            # Two optimizers may do two steps at once: the multiple itself may be passed over.
+            due = max(0, step - self._first) // every > max(0, before - self._first) // every
+        if due:
+            self.swa.update()
+            self._averaged = step
 
     def end(self, swap: bool) -> None:
         """Training ended: with ``swap`` the model gets the average, if there is one."""
@@ -146,7 +140,7 @@ class Course:
             warnings.warn(
                 f"Nothing was averaged: the run ended after {self.step} optimizer steps, and"
                 f" averaging starts after {self._first}.",
-                stacklevel=3,
+                stacklevel=4,
             )
         elif swap:
             self._guard()
@@ -155,7 +149,7 @@ class Course:
                 warnings.warn(
                     "The model has the averaged weights, and the batch-norm statistics of the last"
                     " ones: recompute them with callback.swa.update_bn(loader).",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
 
     def own(self) -> None:

@@ -1,32 +1,17 @@
-"""What the callbacks of all frameworks share: when a snapshot is made, and of what."""
+"""What the callbacks of PyTorch's frameworks share: when a snapshot is made, and of what."""
 
 from __future__ import annotations
 
-import inspect
-import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from swavg.errors import InputError, RequestError
-from swavg.formats import open_checkpoint
-from swavg.training import EMA, SWA, Snapshots, save_snapshot
+from swavg.errors import RequestError
+from swavg.integrations.callbacks import BaseEMACallback
+from swavg.training import EMA, Snapshots
 from swavg.weights.checks import check_count
-
-_STATE = "ema_state"
-
-
-def check_arguments(kind: type[EMA] | type[SWA], options: Mapping[str, Any]) -> None:
-    """Raise RequestError now for what ``kind`` would refuse when training starts."""
-    # On a model without a tensor it costs nothing.
-    try:
-        inspect.signature(kind).bind(nn.Module(), **options)
-    except TypeError as error:
-        raise RequestError(f"{kind.__name__}: {error}.") from None
-    kind(nn.Module(), **options)
 
 
 def recipe_of(ema: EMA, step: int) -> dict[str, Any]:
@@ -40,90 +25,78 @@ def recipe_of(ema: EMA, step: int) -> dict[str, Any]:
     }
 
 
-def save_state(
-    path: str,
-    state: Mapping[str, Any],
-    averaged: Mapping[str, Tensor],
-    step: int,
-    recipe: Mapping[str, Any] | None,
-) -> None:
-    """Write the ``averaged`` weights as a snapshot, with all else of ``state`` as metadata."""
-    if not averaged:
-        # No snapshot is empty, and the state is to be kept all the same.
-        averaged = {"nothing averaged yet": torch.zeros(0)}
-    names = sorted(state["averages"])
-    more = {_STATE: json.dumps({**state, "averages": names})}
-    save_snapshot(path, averaged, step=step, recipe=recipe, metadata=more, force=True)
-
-
-def load_state(path: str) -> dict[str, Any]:
-    """The state that :func:`save_state` wrote. Raises InputError."""
-    text = open_checkpoint(path).metadata.get(_STATE)
-    if text is None:
-        raise InputError(path, "holds no average that can be continued")
-    try:
-        state = json.loads(text)
-        tensors = load_file(path)
-        return {**state, "averages": {name: tensors[name] for name in state["averages"]}}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(path, f"its state of an average is broken: {error}") from None
-
-
-class Recorder:
+class BaseSnapshotCallback:
     """Makes a snapshot of a step once all that was measured at it is known: before the next.
 
     ``every`` counts optimizer steps; None means after each evaluation.
     """
 
-    def __init__(self, snapshots: Snapshots, every: int | None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        every: int | None = None,
+        keep: int | None = None,
+        best: int | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+        name: str = "step-{step}",
+        ema: BaseEMACallback | None = None,
+    ) -> None:
+        super().__init__()
+        self.snapshots = Snapshots(
+            folder, keep=keep, best=best, metric=metric, mode=mode, name=name
+        )
         if every is not None:
             check_count("every", every)
-        self.snapshots = snapshots
-        self.measures = True
         self._every = every
+        self._best = best
+        self._ema = ema
+        self._measures = True
         self._step = 0
         self._due = False
         self._pending = False
         self._metrics: dict[str, float] = {}
 
-    def begin(self, step: int) -> None:
+    def _begin(self, step: int) -> None:
         """Training starts, or goes on, at ``step``, of which nothing is to be saved."""
         self._step, self._metrics = step, {}
         self._due = self._pending = False
 
-    def done(self, step: int) -> None:
-        """An optimizer step was done, ``step`` in all."""
+    def _done(self, step: int) -> None:
+        """``step`` optimizer steps are done, in all."""
         if step == self._step:
             return
         # Two optimizers may do two steps at once: the multiple itself may be passed over.
         self._due = self._every is not None and step // self._every > self._step // self._every
         self._step, self._metrics, self._pending = step, {}, self._due
 
-    def measured(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def _measured(self, step: int, metrics: Mapping[str, Any]) -> None:
         """The weights of ``step`` were evaluated."""
-        self.done(step)
-        if self.measures:
+        self._done(step)
+        if self._measures:
             self._metrics |= {name: float(value) for name, value in metrics.items()}
         # Of a step that has a snapshot already, a new one with what was measured since.
         self._pending = self._every is None or self._due
 
-    def flush(self, model: nn.Module, ema: EMA | None) -> None:
-        """Save what is due: the model, or its average. Raises as ``Snapshots.save``."""
+    def flush(self, model: nn.Module) -> None:
+        """Save what is due: the model, which has its own weights, or its average. Otherwise that
+        waits for what is still measured at this step. Raises as ``Snapshots.save``."""
         if not self._pending:
             return
         self._pending = False
+        ema = None if self._ema is None else self._ema.ema
         if ema is None:
             self.snapshots.save(model, self._step, self._metrics)
         else:
-            recipe = recipe_of(ema, self._step)
-            views = ema.views(frozen=False)
+            views, recipe = ema.views(frozen=False), recipe_of(ema, self._step)
             self.snapshots.save(views, self._step, self._metrics, recipe=recipe)
 
-    def measure(self, same: bool, best: int | None) -> None:
-        """Whether what is evaluated is what is saved: else there are no metrics. RequestError if
-        they decide."""
-        self.measures = same
-        if best and not same:
+    def evaluated(self, averages: BaseEMACallback | None) -> None:
+        """What is evaluated are those ``averages``, or the training weights. If others are saved
+        there are no metrics, and RequestError if they decide."""
+        self._measures = self._ema is averages
+        if self._best and not self._measures:
             raise RequestError(
                 "The best snapshots cannot be told: the weights that are evaluated are not those"
                 " that are saved.",
