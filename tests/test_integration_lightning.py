@@ -673,8 +673,8 @@ def test_a_run_that_goes_on_without_an_average_says_so(tmp_path):
     for averaging in (EMACallback(0.9), SWACallback(2, 2, swap=False)):
         run = trainer(tmp_path, [averaging])
         told = warned(lambda run=run: run.fit(Digits(), ckpt_path=tmp_path / "step=6.ckpt"))
-        assert "has no average: a new one starts" in told
-        assert "has no average" not in warned(trainer(tmp_path, [averaging]).fit, Digits())
+        assert "without the average of before: a new one starts" in told
+        assert "a new one starts" not in warned(trainer(tmp_path, [averaging]).fit, Digits())
 
 
 def test_metrics_are_only_of_the_average_that_is_evaluated(tmp_path):

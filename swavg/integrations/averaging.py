@@ -48,11 +48,11 @@ class Averaging(Generic[Average]):
 
     def _begin(self, model: Any, *, resumed: bool) -> Average:
         """The average with which training of ``model`` begins, or goes on. ``resumed``: the
-        weights are those of a checkpoint, and an average without its state is none of theirs."""
+        weights come from a checkpoint, and an average of earlier ones is none of theirs."""
         if resumed and self._state is None:
             self._average = None
             warnings.warn(
-                "The checkpoint from which the run goes on has no average: a new one starts.",
+                "The run goes on without the average of before: a new one starts.",
                 stacklevel=3,
             )
         return self._ready(model)
