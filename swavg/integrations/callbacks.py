@@ -1,33 +1,29 @@
-"""The averages that the callbacks for PyTorch's frameworks keep. They derive from these, and only
+"""What the callbacks for PyTorch's frameworks keep and save. They derive from these, and only
 translate their framework's hooks."""
 
 from __future__ import annotations
 
 import inspect
-import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from swavg.errors import RequestError
-from swavg.integrations.averaging import Averaging, Evaluated
-from swavg.integrations.course import Course, Plan
-from swavg.training import EMA, SWA
-from swavg.training.schedule import Anneal
+from swavg.integrations.averaging import Averaging
+from swavg.integrations.recording import Recording
+from swavg.training import EMA, SWA, Snapshots
 
 
-class BaseEMACallback(Evaluated[EMA]):
+class BaseEMACallback(Averaging[EMA]):
     """Keeps an EMA, updated once for each report of further optimizer steps."""
 
     def __init__(self, decay: float = 0.999, *, evaluate: bool = True, **options: Any) -> None:
         super().__init__()
         self._options = {"decay": decay, **options}
-        _check_arguments(EMA, self._options)
+        check_arguments(EMA, self._options)
         self.evaluates = evaluate
-        self.step = 0
-        """How many optimizer steps are done."""
 
     @property
     def ema(self) -> EMA | None:
@@ -43,78 +39,72 @@ class BaseEMACallback(Evaluated[EMA]):
             self.step = step
             self._average.update()
 
-    @staticmethod
-    def _check_one_evaluated(callbacks: Sequence[Any]) -> None:
-        """Raise RequestError if two of a trainer's ``callbacks`` would be evaluated."""
-        if sum(isinstance(c, BaseEMACallback) and c.evaluates for c in callbacks) > 1:
-            raise RequestError(
-                "Two EMACallbacks would be evaluated at once.", hint="Give one evaluate=False."
-            )
 
-
-class BaseSWACallback(Averaging[Course]):
-    """Keeps a running mean, which the model gets when training ends."""
+class BaseSnapshotCallback(Recording):
+    """Saves snapshots of the model, or of the average that ``ema`` keeps."""
 
     def __init__(
         self,
-        start: int | float,
-        every: int | None = None,
-        lr: float | Sequence[float] | None = None,
+        folder: str | os.PathLike[str],
         *,
-        lr_low: float | Sequence[float] | None = None,
-        anneal_steps: int = 0,
-        anneal: Anneal = "cos",
-        swap: bool = True,
-        **options: Any,
+        every: int | None = None,
+        keep: int | None = None,
+        best: int | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+        name: str = "step-{step}",
+        ema: BaseEMACallback | None = None,
     ) -> None:
-        super().__init__()
-        self._plan = Plan(start, every, lr, lr_low, anneal_steps, anneal)
-        _check_arguments(SWA, options)
-        self._options = options
-        self._swap = swap
-        self._total = math.inf
-        """How many optimizer steps the run has."""
-        self.step = 0
-        """How many of them are done."""
+        super().__init__(every)
+        self.snapshots = Snapshots(
+            folder, keep=keep, best=best, metric=metric, mode=mode, name=name
+        )
+        self._best = best
+        self._ema = ema
 
-    @property
-    def swa(self) -> SWA:
-        """The average. Raises RequestError before training starts."""
-        if self._average is None:
-            raise RequestError("There is no average before training starts.")
-        return self._average.swa
+    def _save(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
+        if self._ema is None or self._ema.ema is None:
+            self.snapshots.save(model, step, metrics)
+        else:
+            ema = self._ema.ema
+            views, recipe = ema.views(frozen=False), recipe_of(ema, step)
+            self.snapshots.save(views, step, metrics, recipe=recipe)
 
-    def _made(self, model: Any) -> Course:
-        return Course(self._plan, model, self._total, self._options)
-
-    def _own_weights_again(self, model: nn.Module) -> None:
-        """Training of ``model`` goes on with its own weights, also if it had the average."""
-        if self._average is not None and self._averaged_model is model:
-            self._average.own()
-
-    def _run(self, course: Course, step: int, optimizers: Sequence[Optimizer]) -> None:
-        """Training starts, or goes on, after ``step`` optimizer steps."""
-        self.step = step
-        course.begin(step, optimizers)
-
-    def _before_step(self) -> None:
-        """An optimizer step comes, or a part of one."""
-        if self._average is not None:
-            self._average.before_step()
-
-    def _done(self, step: int, *, epoch_ends: bool) -> None:
-        """``step`` optimizer steps are done, in all, and with the last one maybe an epoch."""
-        self.step = step
-        if self._average is not None:
-            self._average.done(step, epoch_ends=epoch_ends)
-
-    def _end(self) -> None:
-        """Training ended."""
-        if self._average is not None:
-            self._average.end(self._swap)
+    def evaluated(self, averages: BaseEMACallback | None) -> None:
+        """What is evaluated are those ``averages``, or the training weights. If others are saved
+        there are no metrics, and RequestError if they decide."""
+        self._measures = self._ema is averages
+        if self._best and not self._measures:
+            raise RequestError(
+                "The best snapshots cannot be told: the weights that are evaluated are not those"
+                " that are saved.",
+                hint="Save the averages with SnapshotCallback(..., ema=callback), or evaluate the"
+                " training weights with EMACallback(..., evaluate=False).",
+            )
 
 
-def _check_arguments(kind: type[EMA] | type[SWA], options: Mapping[str, Any]) -> None:
+def evaluated_of(callbacks: Sequence[Any]) -> BaseEMACallback | None:
+    """The one of a trainer's ``callbacks`` whose average is evaluated. RequestError for two."""
+    found = [each for each in callbacks if isinstance(each, BaseEMACallback) and each.evaluates]
+    if len(found) > 1:
+        raise RequestError(
+            "Two EMACallbacks would be evaluated at once.", hint="Give one evaluate=False."
+        )
+    return found[0] if found else None
+
+
+def recipe_of(ema: EMA, step: int) -> dict[str, Any]:
+    """How an average came about, for the file that it is saved in."""
+    return {
+        "method": "training ema",
+        "n": ema.num_updates,
+        "decay": None if callable(ema.decay) else ema.decay,
+        "every": ema.every,
+        "step": step,
+    }
+
+
+def check_arguments(kind: type[EMA] | type[SWA], options: Mapping[str, Any]) -> None:
     """Raise RequestError now for what ``kind`` would refuse when training starts."""
     # On a model without a tensor it costs nothing.
     try:

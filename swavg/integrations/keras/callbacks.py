@@ -6,8 +6,7 @@ import warnings
 from abc import abstractmethod
 from typing import Any, TypeVar
 
-from swavg.errors import RequestError
-from swavg.integrations.averaging import Evaluated
+from swavg.integrations.averaging import Averaging
 from swavg.integrations.keras.ema import EMA
 from swavg.integrations.keras.framework import keras, whole
 from swavg.integrations.keras.swa import SWA
@@ -16,7 +15,7 @@ from swavg.weights.checks import check_count
 Kind = TypeVar("Kind", EMA, SWA)
 
 
-class _Averaging(Evaluated[Kind], keras.callbacks.Callback):
+class _Averaging(Averaging[Kind], keras.callbacks.Callback):
     """Keeps one average of the model, from the first epoch of training on."""
 
     def __init__(self) -> None:
@@ -24,11 +23,6 @@ class _Averaging(Evaluated[Kind], keras.callbacks.Callback):
         self._begun = False
         self._ahead = 0
         """By how much the average counts more than the model, whose optimizer may be another."""
-
-    def _needed(self) -> Kind:
-        if self._average is None:
-            raise RequestError("There is no average before training begins.")
-        return self._average
 
     @abstractmethod
     def _at(self) -> int | None:
@@ -54,7 +48,7 @@ class _Averaging(Evaluated[Kind], keras.callbacks.Callback):
         self._begun = True
         known = self._state is None and self._has_average(self.model)
         ahead = self._ahead if known else 0
-        average = self._begin(self.model, resumed=epoch > 0 and not known)
+        average = self._ready(self.model, resumed=epoch > 0 and not known)
         there, here = self._at(), self._count(epoch)
         if there is None:
             average.skip_to(here)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from swavg.integrations.callbacks import BaseEMACallback
+from swavg.integrations.callbacks import BaseEMACallback, evaluated_of
 from swavg.integrations.lightning.saving import AveragingCallback
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class EMACallback(BaseEMACallback, AveragingCallback):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check_one_evaluated(trainer.callbacks)  # type: ignore[attr-defined]
-        self._begin(pl_module, resumed=trainer.ckpt_path is not None)
+        evaluated_of(trainer.callbacks)  # type: ignore[attr-defined]
+        self._ready(pl_module, resumed=trainer.ckpt_path is not None)
         self.step = trainer.global_step
 
     def on_train_batch_end(

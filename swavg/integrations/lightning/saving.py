@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from swavg.integrations.averaging import Averaging, Evaluated
+from swavg.integrations.averaging import Averaging
 from swavg.integrations.lightning.framework import Callback
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 class AveragingCallback(Averaging[Any], Callback):
     """A callback whose average belongs in every checkpoint of its trainer."""
-
-    step: int
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # What an earlier run has loaded and not used.
@@ -44,8 +42,7 @@ class _SaveCheckpoint:
                 if trainer.training and trainer.global_step > each.step:
                     # Saved by a signal, or a callback that comes before it.
                     each.on_train_batch_end(trainer, model, None, None, 0)
-                if isinstance(each, Evaluated):
-                    stack.enter_context(each.own_weights())
+                stack.enter_context(each.own_weights())
             stack.enter_context(_states_added(model, averaging))
             self._save(*args, **kwargs)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from swavg.errors import RequestError
-from swavg.integrations.callbacks import BaseEMACallback
+from swavg.integrations.callbacks import BaseSnapshotCallback, evaluated_of
 from swavg.integrations.lightning.framework import Callback
-from swavg.integrations.recording import BaseSnapshotCallback
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -39,8 +38,7 @@ class SnapshotCallback(BaseSnapshotCallback, Callback):
                 "The EMACallback of a SnapshotCallback is not one of the trainer's.",
                 hint="Give both to Trainer(callbacks=[...]).",
             )
-        emas = [each for each in callbacks if isinstance(each, BaseEMACallback)]
-        self.evaluated(next((each for each in emas if each.evaluates), None))
+        self.evaluated(evaluated_of(callbacks))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer.global_step)

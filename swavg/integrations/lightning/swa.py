@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from swavg.integrations.callbacks import BaseSWACallback
 from swavg.integrations.lightning.saving import AveragingCallback
+from swavg.integrations.swa import BaseSWACallback
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -36,23 +36,23 @@ class SWACallback(BaseSWACallback, AveragingCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
+        if stage == "fit" and self._averaged_model is pl_module:
             # Now, so that every callback sees its own weights.
-            self._own_weights_again(pl_module)
+            self._hide()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         resumed = trainer.ckpt_path is not None
         if resumed or not trainer.global_step == self.step > 0:
             # Unless the same trainer is told to go on, a run has an average of its own.
             self._average = None
-        self._expect(trainer, pl_module)
-        course = self._begin(pl_module, resumed=resumed)
-        self._run(course, trainer.global_step, trainer.optimizers)
+        self._expect(trainer, pl_module, resumed=resumed)
+        self._begin(trainer.global_step, trainer.optimizers)
 
-    def _expect(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _expect(self, trainer: Trainer, pl_module: LightningModule, *, resumed: bool) -> None:
         # By hand, any number of optimizer steps may be done for a batch.
         known = pl_module.automatic_optimization
         self._total = trainer.estimated_stepping_batches if known else math.inf
+        self._ready(pl_module, resumed=resumed)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -78,13 +78,7 @@ class SWACallback(BaseSWACallback, AveragingCallback):
         if self._state is not None:
             # The checkpoint was of a run that had come to its end: no training took place.
             self._average = None
-            self._expect(trainer, pl_module)
-            self._ready(pl_module).step = trainer.global_step
+            self._expect(trainer, pl_module, resumed=True)
+            self.step = trainer.global_step
         if self._averaged_model is pl_module:
-            self._end()
-
-    def state_dict(self) -> dict[str, Any]:
-        # A checkpoint of the averaged weights is the result, and not to be continued.
-        if self._average is not None and self._average.swa.is_swapped:
-            return {}
-        return super().state_dict()
+            self._end(pl_module)

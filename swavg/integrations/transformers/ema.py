@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from swavg.errors import RequestError
-from swavg.integrations.callbacks import BaseEMACallback
-from swavg.integrations.recording import BaseSnapshotCallback, recipe_of
+from swavg.integrations.callbacks import (
+    BaseEMACallback,
+    BaseSnapshotCallback,
+    evaluated_of,
+    recipe_of,
+)
 from swavg.integrations.transformers.files import load_state
 from swavg.integrations.transformers.framework import AveragingCallback
 
@@ -60,7 +64,7 @@ class EMACallback(BaseEMACallback, AveragingCallback):
         """
         super().attach(trainer)
         self._callbacks = trainer.callback_handler.callbacks
-        self._check_one_evaluated(self._callbacks)
+        evaluated_of(self._callbacks)
         trainer.save_model = self._told(trainer.save_model)  # type: ignore[method-assign]
         if self.evaluates:
             # The trainer tells its callbacks when an evaluation has ended, not when it starts.
@@ -71,10 +75,16 @@ class EMACallback(BaseEMACallback, AveragingCallback):
         @wraps(evaluate)
         def with_averages(*args: Any, **kwargs: Any) -> Any:
             # Of several data sets, evaluate calls itself for each.
-            if self._average is None or self._applied:
+            if self._average is None or self._shown:
                 return evaluate(*args, **kwargs)
-            with self._shown(self._averaged_model):
-                return evaluate(*args, **kwargs)
+            self._show(self._averaged_model)
+            try:
+                result = evaluate(*args, **kwargs)
+            except BaseException:
+                self._give_up()
+                raise
+            self._hide()
+            return result
 
         return with_averages
 
@@ -88,7 +98,7 @@ class EMACallback(BaseEMACallback, AveragingCallback):
                 with self.own_weights():
                     return save(output_dir, _internal_call, **kwargs)
             result = save(output_dir, _internal_call, **kwargs)
-            if self._applied:
+            if self._shown:
                 told = "the averages, which the model has during an evaluation"
             else:
                 told = (

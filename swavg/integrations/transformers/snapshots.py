@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from swavg.integrations.recording import BaseSnapshotCallback
+from swavg.integrations.callbacks import BaseSnapshotCallback
 from swavg.integrations.transformers.framework import TrainerCallback
 
 _NO_METRIC = ("_runtime", "_per_second", "_compilation_time")

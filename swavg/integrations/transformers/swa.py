@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swavg.integrations.callbacks import BaseSWACallback
+from swavg.integrations.swa import BaseSWACallback
 from swavg.integrations.transformers.framework import AveragingCallback
 
 
@@ -47,10 +47,12 @@ class SWACallback(BaseSWACallback, AveragingCallback):
         self._start_anew = start_anew
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._own_weights_again(kwargs["model"])
+        if self._averaged_model is kwargs["model"]:
+            # Training goes on with its own weights.
+            self._hide()
         self._total = state.max_steps
-        course = self._begin_or_resume(kwargs["model"], args, state.global_step)
-        self._run(course, state.global_step, [kwargs["optimizer"]])
+        self._begin_or_resume(kwargs["model"], args, state.global_step)
+        self._begin(state.global_step, [kwargs["optimizer"]])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._before_step()
@@ -70,4 +72,4 @@ class SWACallback(BaseSWACallback, AveragingCallback):
         return swa.views(frozen=False), {"method": "running mean", "n": swa.n, "step": step}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._end()
+        self._end(kwargs["model"])
