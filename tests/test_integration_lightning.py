@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -597,14 +598,18 @@ class SavesAtFour(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, *_):
         if trainer.global_step == 4:
             trainer.save_checkpoint(f"{trainer.default_root_dir}/four.ckpt")
+            self.there = [path.name for path in Path(trainer.default_root_dir).glob("step-*")]
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_checkpoint_has_the_average_of_its_step_whoever_saves_it(first, tmp_path):
-    averaging = [EMACallback(0.9), SWACallback(0, 2, swap=False)]
-    trainer(tmp_path, [SavesAtFour(), *averaging] if first else [*averaging, SavesAtFour()]).fit(
-        Digits()
-    )
+    ema = EMACallback(0.9)
+    keeping = SnapshotCallback(tmp_path, every=4, ema=ema)
+    averaging = [ema, SWACallback(0, 2, swap=False), keeping]
+    saves = SavesAtFour()
+    trainer(tmp_path, [saves, *averaging] if first else [*averaging, saves]).fit(Digits())
+    assert saves.there == ["step-4.safetensors"]
+    same(safetensors.torch.load_file(tmp_path / "step-4.safetensors"), by_hand(4, 0.9)[0][3])
     states = torch.load(tmp_path / "four.ckpt")["callbacks"]
     averages, weights = by_hand(12, 0.9)
     same_parameters(states["EMACallback"]["averages"], averages[3])
@@ -615,7 +620,8 @@ def test_a_checkpoint_has_the_average_of_its_step_whoever_saves_it(first, tmp_pa
 def test_checkpoints_of_weights_alone_have_the_averages_also_after_training(tmp_path):
     model = Digits()
     model.on_save_checkpoint = lambda checkpoint: checkpoint.update(own=1)
-    run = trainer(tmp_path, [EMACallback(0.9), SWACallback(0, 2, swap=False)])
+    averaging = [EMACallback(0.9), SWACallback(0, 2, swap=False)]
+    run = trainer(tmp_path, averaging)
     run.fit(model)
     for _ in range(2):
         run.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
@@ -623,6 +629,15 @@ def test_checkpoints_of_weights_alone_have_the_averages_also_after_training(tmp_
         assert saved["own"] == 1
         assert set(saved["callbacks"]) == {"EMACallback", "SWACallback"}
         assert "optimizer_states" not in saved
+    # A copy of the trainer saves its own: one without callbacks no averages.
+    run.callbacks.clear()
+    with warnings.catch_warnings():
+        # Of torch's own, which the Trainer holds.
+        warnings.simplefilter("ignore")
+        copied = copy.deepcopy(run)
+    run.callbacks.append(averaging[0])
+    copied.save_checkpoint(tmp_path / "copy.ckpt", weights_only=True)
+    assert "callbacks" not in torch.load(tmp_path / "copy.ckpt")
 
 
 def test_a_snapshot_that_is_due_when_validation_saves_has_the_training_weights(tmp_path):

@@ -66,6 +66,8 @@ class SnapshotCallback(BaseSnapshotCallback, Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # A run that goes on from this checkpoint does not come by here again.
+        if trainer.training:
+            self._done(trainer.global_step)
         self.flush(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
