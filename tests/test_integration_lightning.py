@@ -266,7 +266,8 @@ def test_a_run_that_starts_from_a_checkpoint_without_an_average_starts_a_new_one
     trainer(tmp_path, [saving], enable_checkpointing=True).fit(Digits())
     callback, model = EMACallback(0.9), Digits()
     trainer(tmp_path, [callback]).fit(model)
-    trainer(tmp_path, [callback]).fit(model, ckpt_path=tmp_path / "step=6.ckpt")
+    run = trainer(tmp_path, [callback])
+    warned(lambda: run.fit(model, ckpt_path=tmp_path / "step=6.ckpt"))
     assert callback.ema.num_updates == 6
 
 
@@ -935,6 +936,27 @@ def test_a_checkpoint_of_a_run_that_was_done_still_gives_the_model_the_mean(tmp_
     same(other.state_dict(), by_hand(12, 0.9)[1][-1])
 
 
+def test_a_checkpoint_of_a_run_that_was_done_does_not_get_the_mean_of_another(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_epochs=1, save_top_k=-1)
+    trainer(tmp_path, [saving], enable_checkpointing=True).fit(Digits())
+    callback, model = SWACallback(4, 2), Digits()
+    warned(trainer(tmp_path, [callback], max_epochs=1).fit, model)
+    run = trainer(tmp_path, [callback])
+    told = warned(lambda: run.fit(model, ckpt_path=tmp_path / "step=12.ckpt"))
+    assert "Nothing was averaged" in told
+    same(model.state_dict(), by_hand(12, 0.9)[1][-1])
+
+
+def test_a_checkpoint_of_a_run_that_was_done_is_evaluated_with_its_average(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_epochs=1, save_top_k=-1)
+    trainer(tmp_path, [EMACallback(0.9), saving], enable_checkpointing=True).fit(Digits())
+    ema, model = EMACallback(0.9), Digits()
+    run = trainer(tmp_path, [ema])
+    run.fit(model, ckpt_path=tmp_path / "step=12.ckpt")
+    run.test(model, verbose=False)
+    assert torch.equal(model.seen["test"][-1], by_hand(12, 0.9)[0][-1]["net.0.weight"])
+
+
 def test_a_fit_of_another_model_leaves_the_mean_in_the_first(tmp_path):
     callback, first = SWACallback(4, 2), Digits()
     warned(trainer(tmp_path, [callback]).fit, first)
@@ -959,7 +981,8 @@ def test_a_rate_without_a_state_is_that_of_the_step(tmp_path):
     trainer(tmp_path, [saving], enable_checkpointing=True).fit(Alike())
     model = rates_of(Alike())
     callback = SWACallback(2, 2, lr=0.01, lr_low=0.001, swap=False)
-    trainer(tmp_path, [callback]).fit(model, ckpt_path=tmp_path / "step=5.ckpt")
+    run = trainer(tmp_path, [callback])
+    warned(lambda: run.fit(model, ckpt_path=tmp_path / "step=5.ckpt"))
     # Steps 6 to 12: cycles end with even ones, where weights are averaged.
     assert model.rates == pytest.approx([0.001, *[0.0055, 0.001] * 3])
 

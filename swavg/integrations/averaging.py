@@ -24,8 +24,6 @@ class Averaging(Generic[Average]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.step = 0
-        """How many optimizer steps are done."""
         self._average: Average | None = None
         self._averaged_model: Any = None
         self._state: Mapping[str, Any] | None = None
@@ -51,7 +49,7 @@ class Averaging(Generic[Average]):
         if resumed and self._state is None:
             self._average = None
             warnings.warn(
-                "The run goes on without the average of before: a new one starts.", stacklevel=4
+                "The run goes on without the average of before: a new one starts.", stacklevel=2
             )
         if self._average is None or self._averaged_model is not model:
             self._average, self._averaged_model = self._made(model), model

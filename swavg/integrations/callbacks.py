@@ -24,6 +24,8 @@ class BaseEMACallback(Averaging[EMA]):
         self._options = {"decay": decay, **options}
         check_arguments(EMA, self._options)
         self.evaluates = evaluate
+        self.step = 0
+        """How many optimizer steps are done."""
 
     @property
     def ema(self) -> EMA | None:

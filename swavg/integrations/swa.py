@@ -65,6 +65,8 @@ class BaseSWACallback(Averaging[SWA]):
             self._scheduled(_optimizer_for(lr, lr_low))
         self._total = math.inf
         """How many optimizer steps the run has."""
+        self.step = 0
+        """How many of them are done."""
 
     @property
     def swa(self) -> SWA:
@@ -92,9 +94,8 @@ class BaseSWACallback(Averaging[SWA]):
 
     # ---- In the course of a run.
 
-    def _begin(self, step: int, optimizers: Sequence[Optimizer]) -> None:
-        """Training starts, or goes on, after ``step`` optimizer steps."""
-        self.step = step
+    def _schedule_rates(self, optimizers: Sequence[Optimizer]) -> None:
+        """Training starts, or goes on, with the ``optimizers``."""
         if self._scheduled is None:
             return
         if len(optimizers) != 1:

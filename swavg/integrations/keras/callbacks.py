@@ -18,6 +18,8 @@ Kind = TypeVar("Kind", EMA, SWA)
 class _Averaging(Averaging[Kind], keras.callbacks.Callback):
     """Keeps one average of the model, from the first epoch of training on."""
 
+    _unit = "step"
+
     def __init__(self) -> None:
         super().__init__()
         self._begun = False
@@ -54,8 +56,8 @@ class _Averaging(Averaging[Kind], keras.callbacks.Callback):
             average.skip_to(here)
         elif here not in (0, there - ahead):
             warnings.warn(
-                f"The average is of step {there - ahead}, and the model at step {here}: it goes on"
-                " as if nothing lay between.",
+                f"The average is of {self._unit} {there - ahead}, and the model at {self._unit}"
+                f" {here}: it goes on as if nothing lay between.",
                 stacklevel=2,
             )
         self._ahead = 0 if there is None else there - here
@@ -131,6 +133,7 @@ class SWACallback(_Averaging[SWA]):
             check_count("every", every)
         self._first = start
         self._every = every
+        self._unit = "epoch" if every is None else "step"
         self._swap = swap
 
     @property
@@ -162,9 +165,9 @@ class SWACallback(_Averaging[SWA]):
 
     def on_train_end(self, logs: Any = None) -> None:
         if self._average is None or self._average.n == 0:
-            unit = "epoch" if self._every is None else "step"
             warnings.warn(
-                f"Nothing was averaged: averaging starts after {unit} {self._first}.", stacklevel=2
+                f"Nothing was averaged: averaging starts after {self._unit} {self._first}.",
+                stacklevel=2,
             )
         elif self._swap:
             self._average.swap()

@@ -28,8 +28,7 @@ class EMACallback(BaseEMACallback, AveragingCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         evaluated_of(trainer.callbacks)  # type: ignore[attr-defined]
-        self._ready(pl_module, resumed=trainer.ckpt_path is not None)
-        self.step = trainer.global_step
+        super().on_train_start(trainer, pl_module)
 
     def on_train_batch_end(
         self,

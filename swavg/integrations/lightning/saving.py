@@ -16,11 +16,30 @@ if TYPE_CHECKING:
 class AveragingCallback(Averaging[Any], Callback):
     """A callback whose average belongs in every checkpoint of its trainer."""
 
+    step: int
+    """How many optimizer steps it was told of."""
+    _begun = False
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # What an earlier run has loaded and not used.
         self._state = None
+        self._begun = False
         if not isinstance(trainer.save_checkpoint, _SaveCheckpoint):
             trainer.save_checkpoint = _SaveCheckpoint(trainer)  # type: ignore[method-assign]
+
+    def _begin(self, trainer: Trainer, model: LightningModule, *, resumed: bool) -> None:
+        """Training starts, or goes on from the checkpoint that was loaded."""
+        self._begun = True
+        self._ready(model, resumed=resumed)
+        self.step = trainer.global_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(trainer, pl_module, resumed=trainer.ckpt_path is not None)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._begun and trainer.ckpt_path is not None:
+            # The checkpoint was of a run that had come to its end: no training took place.
+            self._begin(trainer, pl_module, resumed=True)
 
 
 class _SaveCheckpoint:

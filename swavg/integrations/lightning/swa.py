@@ -40,19 +40,18 @@ class SWACallback(BaseSWACallback, AveragingCallback):
             # Now, so that every callback sees its own weights.
             self._hide()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        resumed = trainer.ckpt_path is not None
+    def _begin(self, trainer: Trainer, model: LightningModule, *, resumed: bool) -> None:
         if resumed or not trainer.global_step == self.step > 0:
             # Unless the same trainer is told to go on, a run has an average of its own.
             self._average = None
-        self._expect(trainer, pl_module, resumed=resumed)
-        self._begin(trainer.global_step, trainer.optimizers)
-
-    def _expect(self, trainer: Trainer, pl_module: LightningModule, *, resumed: bool) -> None:
         # By hand, any number of optimizer steps may be done for a batch.
-        known = pl_module.automatic_optimization
+        known = model.automatic_optimization
         self._total = trainer.estimated_stepping_batches if known else math.inf
-        self._ready(pl_module, resumed=resumed)
+        super()._begin(trainer, model, resumed=resumed)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._schedule_rates(trainer.optimizers)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -75,10 +74,6 @@ class SWACallback(BaseSWACallback, AveragingCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not when training ends: then others save the last training weights yet.
-        if self._state is not None:
-            # The checkpoint was of a run that had come to its end: no training took place.
-            self._average = None
-            self._expect(trainer, pl_module, resumed=True)
-            self.step = trainer.global_step
+        super().on_fit_end(trainer, pl_module)
         if self._averaged_model is pl_module:
             self._end(pl_module)

@@ -52,7 +52,8 @@ class SWACallback(BaseSWACallback, AveragingCallback):
             self._hide()
         self._total = state.max_steps
         self._begin_or_resume(kwargs["model"], args, state.global_step)
-        self._begin(state.global_step, [kwargs["optimizer"]])
+        self.step = state.global_step
+        self._schedule_rates([kwargs["optimizer"]])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._before_step()
