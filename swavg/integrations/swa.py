@@ -6,7 +6,6 @@ import math
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from swavg.integrations.callbacks import check_arguments
 from swavg.training import SWA, SWASchedule
 from swavg.training.batchnorm import has_statistics
 from swavg.training.schedule import Anneal
-from swavg.weights.checks import check_count
 
 
 class BaseSWACallback(Averaging[SWA]):
@@ -44,25 +42,19 @@ class BaseSWACallback(Averaging[SWA]):
         **options: Any,
     ) -> None:
         super().__init__()
-        if not (isinstance(start, float) and 0 < start < 1):
-            check_count("start", start, 0)
-        if every is not None:
-            check_count("every", every)
-        if lr is None and (lr_low is not None or anneal_steps):
-            raise RequestError("lr_low and anneal_steps need lr, the rate of the averaging.")
         if lr_low is not None and every is None:
             raise RequestError("lr_low needs every: the length of a cycle in optimizer steps.")
-        check_arguments(SWA, options)
+        share = isinstance(start, float) and 0 < start < 1
+        rates: dict[str, Any] = {
+            "lr": lr, "lr_low": lr_low, "anneal_steps": anneal_steps, "anneal": anneal,
+        }  # fmt: skip
+        trial = {"start": 0 if share else start, "every": 1 if every is None else every, **rates}
+        check_arguments(SWA, {**options, **trial, "optimizer": _optimizer_for(lr, lr_low)})
         self._start = start
         self._every = every
         self._swap = swap
         self._options = options
-        self._scheduled = None if lr is None else partial(
-            SWASchedule, lr=lr, lr_low=lr_low, cycle=None if lr_low is None else every,
-            anneal_steps=anneal_steps, anneal=anneal,
-        )  # fmt: skip
-        if self._scheduled is not None:
-            self._scheduled(_optimizer_for(lr, lr_low))
+        self._rates = None if lr is None else {**rates, "cycle": None if lr_low is None else every}
         self._total = math.inf
         """How many optimizer steps the run has."""
         self.step = 0
@@ -77,7 +69,7 @@ class BaseSWACallback(Averaging[SWA]):
         self._first = self._first_step()
         self._averaged = 0
         self._schedule: SWASchedule | None = None
-        self._rates: Mapping[str, Any] | None = None
+        self._schedule_state: Mapping[str, Any] | None = None
         self._guarded = False
         return SWA(model, **self._options)
 
@@ -96,17 +88,18 @@ class BaseSWACallback(Averaging[SWA]):
 
     def _schedule_rates(self, optimizers: Sequence[Optimizer]) -> None:
         """Training starts, or goes on, with the ``optimizers``."""
-        if self._scheduled is None:
+        if self._rates is None:
             return
         if len(optimizers) != 1:
             raise RequestError(
                 f"lr is the rate of one optimizer; there are {len(optimizers)}.",
                 hint="Leave lr out, and set the rates yourself.",
             )
-        before = self._rates if self._schedule is None else self._schedule.state_dict()
-        self._schedule = self._scheduled(optimizers[0])
-        if before is not None:
-            self._schedule.load_state_dict(before)
+        if self._schedule is not None:
+            self._schedule_state = self._schedule.state_dict()
+        self._schedule = SWASchedule(optimizers[0], **self._rates)
+        if self._schedule_state is not None:
+            self._schedule.load_state_dict(self._schedule_state)
 
     def _before_step(self) -> None:
         """An optimizer step comes, or a part of one: what else has set the rate has no say."""
@@ -184,7 +177,7 @@ class BaseSWACallback(Averaging[SWA]):
         average.load_state_dict(state)
         self._averaged = int(state["averaged"])
         # Its optimizer is known when training begins.
-        self._rates, self._schedule = state["rates"], None
+        self._schedule_state, self._schedule = state["rates"], None
 
 
 def _optimizer_for(*rates: float | Sequence[float] | None) -> Optimizer:
