@@ -3,10 +3,13 @@
 import copy
 import json
 import logging
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -23,6 +26,7 @@ from swavg.training import EMA
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lightning.pytorch as pl
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from swavg.integrations.lightning import EMACallback, SnapshotCallback, SWACallback
 
@@ -262,7 +266,8 @@ def test_a_run_that_starts_from_a_checkpoint_without_an_average_starts_a_new_one
     trainer(tmp_path, [saving], enable_checkpointing=True).fit(Digits())
     callback, model = EMACallback(0.9), Digits()
     trainer(tmp_path, [callback]).fit(model)
-    trainer(tmp_path, [callback]).fit(model, ckpt_path=tmp_path / "step=6.ckpt")
+    run = trainer(tmp_path, [callback])
+    warned(lambda: run.fit(model, ckpt_path=tmp_path / "step=6.ckpt"))
     assert callback.ema.num_updates == 6
 
 
@@ -566,17 +571,19 @@ def test_whatever_is_shown_a_checkpoint_has_training_weights_and_averages(
     tmp_path, weights_only, in_place
 ):
     class Saves(Digits):
-        def on_validation_end(self):
+        def on_validation_epoch_end(self):
             if self.trainer.global_step == 6:
+                assert torch.equal(self.net[0].weight, averages[5]["net.0.weight"])
                 self.trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=weights_only)
 
         def on_save_checkpoint(self, checkpoint):
             checkpoint["own"] = 1
 
+    averages, weights = by_hand(12, 0.9)
     model = Saves()
     run = trainer(tmp_path, [EMACallback(0.9, in_place=in_place)])
     run.fit(model)
-    averages, weights = by_hand(12, 0.9)
+    assert torch.equal(model.seen["validation"][-1], averages[-1]["net.0.weight"])
     checkpoint = torch.load(tmp_path / "x.ckpt")
     assert checkpoint["own"] == 1
     assert "optimizer_states" not in checkpoint or not weights_only
@@ -584,6 +591,118 @@ def test_whatever_is_shown_a_checkpoint_has_training_weights_and_averages(
     run.test(model, ckpt_path=tmp_path / "x.ckpt", verbose=False)
     assert torch.equal(model.seen["test"][-1], averages[5]["net.0.weight"])
     assert "on_save_checkpoint" not in vars(model)
+
+
+class SavesAtFour(pl.Callback):
+    """Saves after the fourth optimizer step."""
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/four.ckpt")
+            self.there = [path.name for path in Path(trainer.default_root_dir).glob("step-*")]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_checkpoint_has_the_average_of_its_step_whoever_saves_it(first, tmp_path):
+    ema = EMACallback(0.9)
+    keeping = SnapshotCallback(tmp_path, every=4, ema=ema)
+    averaging = [ema, SWACallback(0, 2, swap=False), keeping]
+    saves = SavesAtFour()
+    trainer(tmp_path, [saves, *averaging] if first else [*averaging, saves]).fit(Digits())
+    assert saves.there == ["step-4.safetensors"]
+    same(safetensors.torch.load_file(tmp_path / "step-4.safetensors"), by_hand(4, 0.9)[0][3])
+    states = torch.load(tmp_path / "four.ckpt")["callbacks"]
+    averages, weights = by_hand(12, 0.9)
+    same_parameters(states["EMACallback"]["averages"], averages[3])
+    assert (states["EMACallback"]["num_updates"], states["SWACallback"]["n"]) == (4, 2)
+    same_parameters(states["SWACallback"]["averages"], mean_by_hand(weights, [2, 4]))
+
+
+def test_checkpoints_of_weights_alone_have_the_averages_also_after_training(tmp_path):
+    model = Digits()
+    model.on_save_checkpoint = lambda checkpoint: checkpoint.update(own=1)
+    averaging = [EMACallback(0.9), SWACallback(0, 2, swap=False)]
+    run = trainer(tmp_path, averaging)
+    run.fit(model)
+    for _ in range(2):
+        run.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+        saved = torch.load(tmp_path / "x.ckpt")
+        assert saved["own"] == 1
+        assert set(saved["callbacks"]) == {"EMACallback", "SWACallback"}
+        assert "optimizer_states" not in saved
+    # A copy of the trainer saves its own: one without callbacks no averages.
+    run.callbacks.clear()
+    with warnings.catch_warnings():
+        # Of torch's own, which the Trainer holds.
+        warnings.simplefilter("ignore")
+        copied = copy.deepcopy(run)
+    run.callbacks.append(averaging[0])
+    copied.save_checkpoint(tmp_path / "copy.ckpt", weights_only=True)
+    assert "callbacks" not in torch.load(tmp_path / "copy.ckpt")
+
+
+def test_a_snapshot_that_is_due_when_validation_saves_has_the_training_weights(tmp_path):
+    class Saves(Digits):
+        def on_validation_epoch_end(self):
+            if self.trainer.global_step == 6:
+                self.trainer.save_checkpoint(tmp_path / "x.ckpt")
+                self.written = safetensors.torch.load_file(tmp_path / "step-6.safetensors")
+
+    model = Saves()
+    trainer(tmp_path, [SnapshotCallback(tmp_path, every=6), EMACallback(0.9)]).fit(model)
+    same(model.written, by_hand(6, 0.9)[1][-1])
+
+
+def test_a_job_that_is_requeued_during_validation_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    class Requeued(Alike):
+        signalled = False
+
+        def validation_step(self, batch, batch_idx):
+            super().validation_step(batch, batch_idx)
+            if self.trainer.global_step == 6 and self.signalled:
+                self.signalled = False
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    for name in ("JOB_ID", "NTASKS", "LOCALID", "PROCID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "1" if name in ("JOB_ID", "NTASKS") else "0")
+    # What asks the scheduler to start the job again.
+    (tmp_path / "scontrol").write_text("#!/bin/sh\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    runs = []
+    for signalled in (True, False):
+        ema, swa, model = EMACallback(0.9), SWACallback(2, 3, swap=False), Requeued()
+        model.signalled = signalled
+        slurm = SLURMEnvironment(auto_requeue=True)
+        trainer(tmp_path, [ema, swa], plugins=[slurm]).fit(model)
+        assert (tmp_path / "hpc_ckpt_1.ckpt").exists()
+        runs.append((ema.ema.averaged(), swa.swa.averaged(), model.state_dict()))
+    # The second began at the checkpoint.
+    assert len(model.seen["train"]) == 6
+    for whole, resumed in zip(*runs, strict=True):
+        same(whole, resumed)
+
+
+def test_a_run_that_goes_on_without_an_average_says_so(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
+    trainer(tmp_path, [saving], enable_checkpointing=True).fit(Digits())
+    for averaging in (EMACallback(0.9), SWACallback(2, 2, swap=False)):
+        run = trainer(tmp_path, [averaging])
+        told = warned(lambda run=run: run.fit(Digits(), ckpt_path=tmp_path / "step=6.ckpt"))
+        assert "without the average of before: a new one starts" in told
+        assert "a new one starts" not in warned(trainer(tmp_path, [averaging]).fit, Digits())
+
+
+def test_metrics_are_only_of_the_average_that_is_evaluated(tmp_path):
+    class Second(EMACallback):
+        pass
+
+    first, second = EMACallback(0.9), Second(0.99, evaluate=False)
+    keeping = [SnapshotCallback(tmp_path / str(i), ema=e) for i, e in enumerate((first, second))]
+    trainer(tmp_path, [first, second, *keeping], max_epochs=1).fit(Digits())
+    (evaluated,), (other,) = (each.snapshots.paths for each in keeping)
+    assert read_inside(str(evaluated)).metrics.keys() == {"val_loss"}
+    assert read_inside(str(other)).metrics == {}
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -817,6 +936,27 @@ def test_a_checkpoint_of_a_run_that_was_done_still_gives_the_model_the_mean(tmp_
     same(other.state_dict(), by_hand(12, 0.9)[1][-1])
 
 
+def test_a_checkpoint_of_a_run_that_was_done_does_not_get_the_mean_of_another(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_epochs=1, save_top_k=-1)
+    trainer(tmp_path, [saving], enable_checkpointing=True).fit(Digits())
+    callback, model = SWACallback(4, 2), Digits()
+    warned(trainer(tmp_path, [callback], max_epochs=1).fit, model)
+    run = trainer(tmp_path, [callback])
+    told = warned(lambda: run.fit(model, ckpt_path=tmp_path / "step=12.ckpt"))
+    assert "Nothing was averaged" in told
+    same(model.state_dict(), by_hand(12, 0.9)[1][-1])
+
+
+def test_a_checkpoint_of_a_run_that_was_done_is_evaluated_with_its_average(tmp_path):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_epochs=1, save_top_k=-1)
+    trainer(tmp_path, [EMACallback(0.9), saving], enable_checkpointing=True).fit(Digits())
+    ema, model = EMACallback(0.9), Digits()
+    run = trainer(tmp_path, [ema])
+    run.fit(model, ckpt_path=tmp_path / "step=12.ckpt")
+    run.test(model, verbose=False)
+    assert torch.equal(model.seen["test"][-1], by_hand(12, 0.9)[0][-1]["net.0.weight"])
+
+
 def test_a_fit_of_another_model_leaves_the_mean_in_the_first(tmp_path):
     callback, first = SWACallback(4, 2), Digits()
     warned(trainer(tmp_path, [callback]).fit, first)
@@ -841,7 +981,8 @@ def test_a_rate_without_a_state_is_that_of_the_step(tmp_path):
     trainer(tmp_path, [saving], enable_checkpointing=True).fit(Alike())
     model = rates_of(Alike())
     callback = SWACallback(2, 2, lr=0.01, lr_low=0.001, swap=False)
-    trainer(tmp_path, [callback]).fit(model, ckpt_path=tmp_path / "step=5.ckpt")
+    run = trainer(tmp_path, [callback])
+    warned(lambda: run.fit(model, ckpt_path=tmp_path / "step=5.ckpt"))
     # Steps 6 to 12: cycles end with even ones, where weights are averaged.
     assert model.rates == pytest.approx([0.001, *[0.0055, 0.001] * 3])
 

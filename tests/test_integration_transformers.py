@@ -528,6 +528,49 @@ def test_the_best_model_has_the_best_checkpoints_averages(tmp_path):
         run.save_model(str(tmp_path / "model"))
 
 
+def test_the_mean_is_in_the_model_and_the_best_weights_are_what_it_goes_back_to(tmp_path):
+    noting, swa = Noting(), SWACallback(4, 2)
+    run = trainer(
+        tmp_path, [noting, swa], eval_strategy="steps", save_strategy="steps", eval_steps=3,
+        save_steps=3, load_best_model_at_end=True, metric_for_best_model="eval_loss",
+        greater_is_better=True,
+    )  # fmt: skip
+    run.train()
+    same(weights(run.model), mean_of(noting, [6, 8, 10, 12]))
+    swa.swa.swap()
+    same(weights(run.model), noting.trained[run.state.best_global_step])
+
+
+def test_each_training_that_does_not_resume_has_new_averages(tmp_path):
+    ema, swa = EMACallback(0.9), SWACallback(4, 2)
+    run = trainer(tmp_path, [swa], ema=ema)
+    for _ in range(2):
+        run.train()
+        assert (ema.ema.num_updates, swa.swa.n) == (12, 4)
+
+
+def test_save_model_says_what_it_wrote_also_during_an_evaluation(tmp_path):
+    class Saves(TrainerCallback):
+        def on_evaluate(self, args, state, control, **_):
+            if state.global_step == 6:
+                with pytest.warns(UserWarning, match=r"wrote the averages, which the model has"):
+                    run.save_model(str(tmp_path / "shown"))
+                run.save_model(str(tmp_path / "checkpoint"), _internal_call=True)
+
+    noting = Noting()
+    run = trainer(
+        tmp_path, [noting, Saves()], ema=EMACallback(0.9), eval_strategy="steps", eval_steps=6
+    )
+    run.train()
+    expected = {"shown": averages(noting, 0.9)[6], "checkpoint": noting.trained[6]}
+    for name, tensors in expected.items():
+        for key, tensor in safetensors.torch.load_file(
+            tmp_path / name / "model.safetensors"
+        ).items():
+            assert torch.equal(tensor, tensors[key]), (name, key)
+    same(weights(run.model), noting.trained[12])
+
+
 def test_frozen_weights_are_saved_with_no_average(tmp_path):
     run = trainer(tmp_path, [], save_strategy="steps", save_steps=4)
     name, frozen = next(iter(run.model.named_parameters()))

@@ -46,9 +46,13 @@ def runs(page, *languages):
     return [each for each in blocks(page) if each.language in languages and each.unrun is None]
 
 
+# docs/training.md is run by test_training.py: a program for each loop, and its commands after it.
+RUN_HERE = [page for page in PAGES if page.name != "training.md"]
+
+
 def with_blocks(*languages):
     return pytest.mark.parametrize(
-        "page", [page for page in PAGES if runs(page, *languages)], ids=shown
+        "page", [page for page in RUN_HERE if runs(page, *languages)], ids=shown
     )
 
 
@@ -72,13 +76,8 @@ def test_every_command_runs(page, folder):
                 assert set(found.splitlines()) <= set(block.text.splitlines())
 
 
-# docs/training.md is run by test_training.py, a program for each loop.
 @pytest.mark.torch
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if runs(page, "python") and page.name != "training.md"],
-    ids=shown,
-)
+@with_blocks("python")
 def test_every_block_of_python_runs(page, folder, given):
     for block in runs(page, "python"):
         exec(compile(block.text, page.name, "exec"), given)

@@ -1,13 +1,15 @@
 """docs/training.md, as it stands: each page's loop, and the command line over what it wrote."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+load_file = pytest.importorskip("safetensors.torch").load_file
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 LOOPS = ("Plain PyTorch", "Lightning", "Transformers")
@@ -21,6 +23,13 @@ def sections():
         code = re.findall(r"^```python\n(.*?)^```$", part, flags=re.MULTILINE | re.DOTALL)
         found[heading] = "\n".join(code)
     return found
+
+
+def commands(heading):
+    """The commands that a section has for after its program."""
+    part = PAGE.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", part, flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
 
 
 def run(arguments, folder):
@@ -50,12 +59,18 @@ def ran(tmp_path_factory):
         program = folders[name] / "page.py"
         program.write_text(f"{shared}\ntorch.set_num_threads(1)\n{found[name]}")
         folders[name, "output"] = run([str(program)], folders[name])
+        for line in commands(name):
+            swavg(folders[name], *shlex.split(line.removeprefix("swavg ")))
     return folders
 
 
 def test_plain_torch_runs_and_its_snapshots_are_read(ran):
     folder = ran["Plain PyTorch"]
-    assert "mean of 6" in ran["Plain PyTorch", "output"]
+    for said in ("mean of 6", "after 32 updates", "2 updates of 8 batches"):
+        assert said in ran["Plain PyTorch", "output"]
+    swavg(folder, "convert", "last.pt", "ema.safetensors", "--key", "ema.averages")
+    assert len(load_file(folder / "ema.safetensors")) == 9
+    assert len(load_file(folder / "adapter.safetensors")) == 2
     assert "val_loss" in swavg(folder, "list", "run")
     best = swavg(folder, "average", "run", "--best", "3", "--metric", "val_loss", "-q")
     assert best == "averaged.safetensors\n"
@@ -65,6 +80,10 @@ def test_plain_torch_runs_and_its_snapshots_are_read(ran):
 
 def test_lightning_runs_and_its_snapshots_are_read(ran):
     folder = ran["Lightning"]
+    saved = torch.load(folder / "last.ckpt")["callbacks"]["EMACallback"]["averages"]
+    averages = load_file(folder / "ema.safetensors")
+    assert averages.keys() == saved.keys()
+    assert all(torch.equal(averages[name], saved[name]) for name in saved)
     best = swavg(folder, "average", "lightning-run", "--best", "2", "--metric", "val_loss", "-q")
     assert best == "averaged.safetensors\n"
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from swavg.errors import RequestError
+from swavg.integrations.averaging import Averaging
 from swavg.integrations.keras.ema import EMA
 from swavg.integrations.keras.framework import keras, whole
 from swavg.integrations.keras.swa import SWA
@@ -16,60 +15,52 @@ from swavg.weights.checks import check_count
 Kind = TypeVar("Kind", EMA, SWA)
 
 
-class _Averaging(keras.callbacks.Callback, Generic[Kind]):
+class _Averaging(Averaging[Kind], keras.callbacks.Callback):
     """Keeps one average of the model, from the first epoch of training on."""
+
+    _unit = "step"
 
     def __init__(self) -> None:
         super().__init__()
-        self._average: Kind | None = None
-        self._averaged_model: Any = None
-        self._state: Mapping[str, Any] | None = None
         self._begun = False
-        self._offset = 0
+        self._ahead = 0
+        """By how much the average counts more than the model, whose optimizer may be another."""
 
     @abstractmethod
-    def _made(self) -> Kind:
-        """A new average of the model."""
+    def _at(self) -> int | None:
+        """What the average counts, if it counted anything yet."""
 
-    def _ready(self) -> Kind:
-        """The average of the model, with the state that was loaded."""
-        if self._average is None or self._averaged_model is not self.model:
-            self._average, self._averaged_model = self._made(), self.model
-        if self._state is not None:
-            self._average.load_state_dict(self._state)
-            self._state = None
-        return self._average
+    def _count(self, epoch: int) -> int:
+        """What the model counts: optimizer steps, or epochs before this one."""
+        return int(whole(self.model.optimizer.iterations))
 
-    def _steps(self) -> int:
-        """How many optimizer steps were done, also in earlier runs of the average."""
-        return int(whole(self.model.optimizer.iterations)) + self._offset
-
-    def _own(self) -> None:
-        """The model has its own weights, also if an evaluation or a run before was interrupted."""
+    def _hide(self) -> None:
+        # Also if an evaluation was interrupted, or the run before ended with the average.
         if self._average is not None and self._average.is_applied:
             self._average.restore()
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._own()
+        self._hide()
         self._begun = False
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # Not when training begins: then other callbacks restore the model yet.
-        if not self._begun:
-            self._begun, self._offset = True, 0
-            self._begin(self._ready())
-
-    @abstractmethod
-    def _begin(self, average: Kind) -> None:
-        """Training begins, or goes on."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the average, as :meth:`EMA.state_dict`; empty before training."""
-        return {} if self._average is None else self._average.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`, or what ``np.load`` reads of it, in the next run."""
-        self._state = state if len(state) > 0 else None
+        if self._begun:
+            return
+        self._begun = True
+        known = self._state is None and self._has_average(self.model)
+        ahead = self._ahead if known else 0
+        average = self._ready(self.model, resumed=epoch > 0 and not known)
+        there, here = self._at(), self._count(epoch)
+        if there is None:
+            average.skip_to(here)
+        elif here not in (0, there - ahead):
+            warnings.warn(
+                f"The average is of {self._unit} {there - ahead}, and the model at {self._unit}"
+                f" {here}: it goes on as if nothing lay between.",
+                stacklevel=2,
+            )
+        self._ahead = 0 if there is None else there - here
 
 
 class EMACallback(_Averaging[EMA]):
@@ -90,46 +81,40 @@ class EMACallback(_Averaging[EMA]):
     @property
     def ema(self) -> EMA:
         """The average. Raises RequestError before training begins."""
-        if self._average is None:
-            raise RequestError("There is no average before training begins.")
-        return self._average
+        return self._needed()
 
-    def _made(self) -> EMA:
-        return EMA(self.model, **self._options)
+    def _made(self, model: Any) -> EMA:
+        return EMA(model, **self._options)
 
-    def _begin(self, average: EMA) -> None:
-        at_once = self.model.steps_per_execution
-        if average.every % at_once != 0:
+    def _at(self) -> int | None:
+        return self.ema.step
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        begins = not self._begun
+        super().on_epoch_begin(epoch, logs)
+        at_once, every = self.model.steps_per_execution, self.ema.every
+        if begins and every % at_once != 0:
             warnings.warn(
-                f"steps_per_execution is {at_once}, and every {average.every}: one update is made"
+                f"steps_per_execution is {at_once}, and every {every}: one update is made"
                 f" for {at_once} steps or more.",
                 stacklevel=2,
             )
-        if average.step is None:
-            average.skip_to(self._steps())
-        else:
-            self._offset = average.step - self._steps()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # While gradients accumulate, no step is done.
-        ema, steps = self.ema, self._steps()
-        if ema.step is None or steps > ema.step:
-            ema.update(steps)
+        ema, step = self.ema, self._count(0) + self._ahead
+        if ema.step is None or step > ema.step:
+            ema.update(step)
 
     def on_test_begin(self, logs: Any = None) -> None:
-        self._own()
-        known = self._averaged_model is self.model or self._state is not None
-        if self.evaluates and known:
-            self._ready().apply_shadow()
+        self._hide()
+        if self.evaluates and self._has_average(self.model):
+            self._show(self.model)
 
     def on_test_end(self, logs: Any = None) -> None:
-        self._own()
+        self._hide()
 
-    def on_predict_begin(self, logs: Any = None) -> None:
-        self.on_test_begin()
-
-    def on_predict_end(self, logs: Any = None) -> None:
-        self._own()
+    on_predict_begin, on_predict_end = on_test_begin, on_test_end
 
 
 class SWACallback(_Averaging[SWA]):
@@ -148,38 +133,41 @@ class SWACallback(_Averaging[SWA]):
             check_count("every", every)
         self._first = start
         self._every = every
+        self._unit = "epoch" if every is None else "step"
         self._swap = swap
 
     @property
     def swa(self) -> SWA:
         """The average. Raises RequestError before training begins."""
-        if self._average is None:
-            raise RequestError("There is no average before training begins.")
-        return self._average
+        return self._needed()
 
-    def _made(self) -> SWA:
-        return SWA(self.model, self._first, self._every or 1)
+    def _made(self, model: Any) -> SWA:
+        return SWA(model, self._first, self._every or 1)
 
-    def _begin(self, average: SWA) -> None:
-        if self._every is not None:
-            if average.steps == 0:
-                average.skip_to(self._steps())
-            else:
-                self._offset = average.steps - self._steps()
+    def _at(self) -> int | None:
+        return self.swa.steps or None
+
+    def _count(self, epoch: int) -> int:
+        return epoch if self._every is None else super()._count(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self._every is not None and (steps := self._steps()) > self.swa.steps:
-            self.swa.step(steps)
+        if self._every is not None:
+            self._step(self._count(0))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self._every is None:
-            self.swa.step(max(epoch, self.swa.steps) + 1)
+            self._step(epoch + 1)
+
+    def _step(self, count: int) -> None:
+        # While gradients accumulate, no step is done.
+        if (step := count + self._ahead) > self.swa.steps:
+            self.swa.step(step)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self._average is None or self._average.n == 0:
-            unit = "epoch" if self._every is None else "step"
             warnings.warn(
-                f"Nothing was averaged: averaging starts after {unit} {self._first}.", stacklevel=2
+                f"Nothing was averaged: averaging starts after {self._unit} {self._first}.",
+                stacklevel=2,
             )
         elif self._swap:
             self._average.swap()

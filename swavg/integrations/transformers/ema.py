@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from swavg.errors import RequestError
-from swavg.integrations.recording import check_arguments, load_state, recipe_of, save_state
-from swavg.integrations.transformers.framework import Resumed, Told, TrainerCallback
-from swavg.training import EMA
+from swavg.integrations.callbacks import (
+    BaseEMACallback,
+    BaseSnapshotCallback,
+    evaluated_of,
+    recipe_of,
+)
+from swavg.integrations.transformers.files import load_state
+from swavg.integrations.transformers.framework import AveragingCallback
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-FILE = "ema.safetensors"
 
-
-class EMACallback(TrainerCallback):
+class EMACallback(BaseEMACallback, AveragingCallback):
     """Keeps an EMA of the weights: updated after each optimizer step, whatever the accumulation.
 
     :meth:`attach` it to the trainer: then ``evaluate`` and ``predict``, also those during
@@ -31,8 +36,14 @@ class EMACallback(TrainerCallback):
     training weights; ``train(resume_from_checkpoint=...)`` goes on from it bit for bit. If there
     is none that is an error, unless ``start_anew`` is set: then the EMA starts from the weights as
     they are. Frozen weights are not saved with them. ``load_best_model_at_end`` loads the best
-    checkpoint's averages too; else evaluations after training go on to see the last.
+    checkpoint's averages too; else evaluations after training go on to see the last. Each ``train``
+    that does not resume starts a new EMA.
+
+    ``save_model`` writes the training weights, and says so; called during an evaluation, the
+    averages that the model has then.
     """
+
+    file = "ema.safetensors"
 
     def __init__(
         self,
@@ -42,32 +53,18 @@ class EMACallback(TrainerCallback):
         start_anew: bool = False,
         **options: Any,
     ) -> None:
-        self._options = {"decay": decay, **options}
-        check_arguments(EMA, self._options)
-        self.evaluates = evaluate
-        self.ema: EMA | None = None
-        """The average; None before training starts."""
+        super().__init__(decay, evaluate=evaluate, **options)
         self._start_anew = start_anew
-        self._trainer: Trainer | None = None
-        self._resumed = Resumed()
-        self._applied = False
+        self._callbacks: list[Any] = []
 
     def attach(self, trainer: Trainer) -> None:
         """Add the callback to ``trainer``, and have it evaluate and predict with the averages.
 
         Raises RequestError if it is attached already.
         """
-        if self._trainer is not None:
-            raise RequestError("The EMACallback is attached already.")
-        self._trainer = trainer
-        callbacks = trainer.callback_handler.callbacks
-        if self not in callbacks:
-            trainer.add_callback(self)
-        if sum(isinstance(each, EMACallback) and each.evaluates for each in callbacks) > 1:
-            raise RequestError(
-                "Two EMACallbacks would be evaluated at once.", hint="Give one evaluate=False."
-            )
-        self._resumed.watch(trainer)
+        super().attach(trainer)
+        self._callbacks = trainer.callback_handler.callbacks
+        evaluated_of(self._callbacks)
         trainer.save_model = self._told(trainer.save_model)  # type: ignore[method-assign]
         if self.evaluates:
             # The trainer tells its callbacks when an evaluation has ended, not when it starts.
@@ -78,72 +75,66 @@ class EMACallback(TrainerCallback):
         @wraps(evaluate)
         def with_averages(*args: Any, **kwargs: Any) -> Any:
             # Of several data sets, evaluate calls itself for each.
-            if self.ema is None or self._applied:
+            if self._average is None or self._shown:
                 return evaluate(*args, **kwargs)
-            self._applied = True
+            self._show(self._averaged_model)
             try:
-                with self.ema.applied():
-                    return evaluate(*args, **kwargs)
-            finally:
-                self._applied = False
+                result = evaluate(*args, **kwargs)
+            except BaseException:
+                self._give_up()
+                raise
+            self._hide()
+            return result
 
         return with_averages
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.evaluates and self._trainer is None:
-            raise RequestError(
-                "The EMACallback does not know the trainer, whose evaluations it is to see.",
-                hint="Call ema.attach(trainer), or build it with evaluate=False.",
-            )
-        if self.evaluates and self._trainer is not None:
-            for each in self._trainer.callback_handler.callbacks:
-                if isinstance(each, Told):
-                    each.evaluated(self)
-        self.ema = EMA(kwargs["model"], **self._options)
-        if state.global_step:
-            self._load(self.ema, args, state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.ema is not None:
-            self.ema.update()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
-        if self.ema is None or not os.path.isdir(folder):
-            return
-        recipe = recipe_of(self.ema, state.global_step)
-        save_state(
-            os.path.join(folder, FILE),
-            self.ema.state_dict(),
-            self.ema.views(frozen=False),
-            state.global_step,
-            recipe,
-        )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        best = state.best_model_checkpoint if args.load_best_model_at_end else None
-        if self.ema is not None and best is not None and os.path.exists(os.path.join(best, FILE)):
-            # The model has its training weights now.
-            self.ema.load_state_dict(load_state(os.path.join(best, FILE)))
 
     def _told(self, save: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(save)
         def save_and_tell(
             output_dir: str | None = None, _internal_call: bool = False, **kwargs: Any
         ) -> Any:
+            if _internal_call:
+                # A checkpoint: it has the training weights, and the averages beside them.
+                with self.own_weights():
+                    return save(output_dir, _internal_call, **kwargs)
             result = save(output_dir, _internal_call, **kwargs)
-            if self.ema is not None and not _internal_call:
-                warnings.warn(
-                    "save_model() wrote the training weights; the averages are"
-                    f" callback.ema.averaged(), and lie as {FILE} in each checkpoint.",
-                    stacklevel=2,
+            if self._shown:
+                told = "the averages, which the model has during an evaluation"
+            else:
+                told = (
+                    "the training weights; the averages are callback.ema.averaged(), and lie as"
+                    f" {self.file} in each checkpoint"
                 )
+            if self._average is not None:
+                warnings.warn(f"save_model() wrote {told}.", stacklevel=2)
             return result
 
         return save_and_tell
 
-    def _load(self, ema: EMA, args: Any, step: int) -> None:
-        path = os.path.join(self._resumed.folder(args, step), FILE)
-        if not os.path.exists(path) and self._start_anew:
-            return
-        ema.load_state_dict(load_state(path))
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.evaluates:
+            if not self._attached:
+                raise RequestError(
+                    "The EMACallback does not know the trainer, whose evaluations it is to see.",
+                    hint="Call ema.attach(trainer), or build it with evaluate=False.",
+                )
+            for each in self._callbacks:
+                if isinstance(each, BaseSnapshotCallback):
+                    each.evaluated(self)
+        self._begin_or_resume(kwargs["model"], args, state.global_step)
+        self.step = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._done(state.global_step)
+
+    def _saved(self, step: int) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        assert self._average is not None
+        return self._average.views(frozen=False), recipe_of(self._average, step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if self._average is not None and best is not None:
+            path = os.path.join(best, self.file)
+            if os.path.exists(path):
+                # The model has its training weights now.
+                self._average.load_state_dict(load_state(path))

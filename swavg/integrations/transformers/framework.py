@@ -1,13 +1,18 @@
-"""The framework's own base class, and how a run that goes on finds its checkpoint."""
+"""The framework's own base class, and what an average that belongs in its checkpoints does."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from swavg.errors import MissingDependencyError
+from torch import Tensor
+
+from swavg.errors import MissingDependencyError, RequestError
+from swavg.integrations.averaging import Averaging
+from swavg.integrations.transformers.files import load_state, save_state
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -24,37 +29,61 @@ else:
         ) from None
 
 
-class Told(TrainerCallback):
-    """A callback that is told whose averages evaluations see."""
+class AveragingCallback(Averaging[Any], TrainerCallback):
+    """A callback whose average lies as ``file`` in each of the Trainer's checkpoints, and goes on
+    from there; from one without it only with ``start_anew``."""
 
-    def evaluated(self, averages: TrainerCallback) -> None:
-        """Evaluations see those of ``averages``."""
-        raise NotImplementedError
+    file: str
+    _start_anew = False
+    _attached = False
+    _resumed_from: str | None = None
 
+    @abstractmethod
+    def _saved(self, step: int) -> tuple[Mapping[str, Tensor], dict[str, Any] | None]:
+        """The averaged weights to save, and how they came about."""
 
-class Resumed:
-    """The checkpoint from which a trainer goes on, of which it does not tell its callbacks."""
+    def attach(self, trainer: Trainer) -> None:
+        """Add the callback to ``trainer``, and note from where it goes on.
 
-    def __init__(self) -> None:
-        self._named: str | None = None
-
-    def watch(self, trainer: Trainer) -> None:
-        """Note what ``train`` is called with."""
+        Raises RequestError if it is attached already.
+        """
+        if self._attached:
+            raise RequestError(f"The {type(self).__name__} is attached already.")
+        self._attached = True
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
         train: Callable[..., Any] = trainer.train
 
         @wraps(train)
         def train_from(
             resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
         ) -> Any:
-            self._named = _folder(resume_from_checkpoint)
+            # The trainer tells its callbacks nothing of it.
+            self._resumed_from = _folder(resume_from_checkpoint)
             return train(resume_from_checkpoint, *args, **kwargs)
 
         trainer.train = train_from  # type: ignore[method-assign]
 
-    def folder(self, args: Any, step: int) -> str:
-        """The folder of the checkpoint that has done ``step`` steps."""
-        named = self._named or _folder(getattr(args, "resume_from_checkpoint", None))
-        return named or os.path.join(args.output_dir, f"checkpoint-{step}")
+    def _begin_or_resume(self, model: Any, args: Any, step: int) -> Any:
+        """A new average of ``model``, or after some steps that of the checkpoint."""
+        self._average = self._state = None
+        if step:
+            named = self._resumed_from or _folder(getattr(args, "resume_from_checkpoint", None))
+            path = os.path.join(named or _checkpoint(args, step), self.file)
+            if os.path.exists(path) or not self._start_anew:
+                self.load_state_dict(load_state(path))
+        return self._ready(model)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = _checkpoint(args, state.global_step)
+        if self._average is not None and os.path.isdir(folder):
+            averaged, recipe = self._saved(state.global_step)
+            path = os.path.join(folder, self.file)
+            save_state(path, self.state_dict(), averaged, state.global_step, recipe)
+
+
+def _checkpoint(args: Any, step: int) -> str:
+    return os.path.join(args.output_dir, f"checkpoint-{step}")
 
 
 def _folder(value: Any) -> str | None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
-from swavg.integrations.recording import Recorder
-from swavg.integrations.transformers.ema import EMACallback
-from swavg.integrations.transformers.framework import Told, TrainerCallback
-from swavg.training import Snapshots
+from swavg.integrations.callbacks import BaseSnapshotCallback
+from swavg.integrations.transformers.framework import TrainerCallback
 
 _NO_METRIC = ("_runtime", "_per_second", "_compilation_time")
 
 
-class SnapshotCallback(Told):
+class SnapshotCallback(BaseSnapshotCallback, TrainerCallback):
     """Saves snapshots that the command line reads, as :class:`swavg.training.Snapshots` does.
 
     Every ``every`` optimizer steps, or without it after each evaluation, the weights are saved
@@ -29,67 +24,40 @@ class SnapshotCallback(Told):
     snapshots of the training weights are saved without metrics.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        every: int | None = None,
-        keep: int | None = None,
-        best: int | None = None,
-        metric: str | None = None,
-        mode: str | None = None,
-        name: str = "step-{step}",
-        ema: EMACallback | None = None,
-    ) -> None:
-        self.snapshots = Snapshots(
-            folder, keep=keep, best=best, metric=metric, mode=mode, name=name
-        )
-        self._best = best
-        self._ema = ema
-        self._training = False
-        self._recorder = Recorder(self.snapshots, every)
+    _training = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._recorder.begin(state.global_step)
+        self._begin(state.global_step)
         self._training = True
         if self._ema is not None and not self._ema.evaluates:
-            self._recorder.measure(False, self._best)
-
-    def evaluated(self, averages: TrainerCallback) -> None:
-        """Evaluations see those of ``averages``. Raises RequestError if others are saved, and the
-        best of them."""
-        if self._ema is not averages:
-            self._recorder.measure(False, self._best)
+            self.evaluated(None)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._flush(kwargs["model"])
+        self.flush(kwargs["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._recorder.done(state.global_step)
+        self._done(state.global_step)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step and self._training:
-            self._recorder.measured(state.global_step, _measured(kwargs.get("metrics") or {}))
+            self._measured(state.global_step, _of_the_model(kwargs.get("metrics") or {}))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A run that goes on from this checkpoint does not come by here again.
-        self._flush(kwargs["model"])
+        self.flush(kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The last of training, before the best model is loaded in place of this one.
         if "train_runtime" in (kwargs.get("logs") or {}):
-            self._flush(kwargs["model"])
+            self.flush(kwargs["model"])
             self._training = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Another run may have other callbacks.
-        self._recorder.measure(True, self._best)
-
-    def _flush(self, model: nn.Module) -> None:
-        self._recorder.flush(model, None if self._ema is None else self._ema.ema)
+        self.evaluated(self._ema)
 
 
-def _measured(metrics: Mapping[str, Any]) -> dict[str, float]:
+def _of_the_model(metrics: Mapping[str, Any]) -> dict[str, float]:
     """What says something of the model, and not of the machine."""
     return {
         name: value

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from swavg.errors import RequestError
-from swavg.integrations.course import Course, Plan
-from swavg.integrations.recording import check_arguments, load_state, save_state
-from swavg.integrations.transformers.framework import Resumed, TrainerCallback
-from swavg.training import SWA
-from swavg.training.schedule import Anneal
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-
-FILE = "swa.safetensors"
+from swavg.integrations.swa import BaseSWACallback
+from swavg.integrations.transformers.framework import AveragingCallback
 
 
-class SWACallback(TrainerCallback):
+class SWACallback(BaseSWACallback, AveragingCallback):
     """Averages the weights from optimizer step ``start`` on, every ``every`` optimizer steps.
 
     ``start`` may be the share of the run that comes before, as 0.75; without ``every`` the weights
@@ -40,84 +32,45 @@ class SWACallback(TrainerCallback):
     ``start_anew`` is set. A checkpoint that lies elsewhere is found after :meth:`attach`.
     """
 
+    file = "swa.safetensors"
+
     def __init__(
         self,
         start: int | float,
         every: int | None = None,
         lr: float | Sequence[float] | None = None,
         *,
-        lr_low: float | Sequence[float] | None = None,
-        anneal_steps: int = 0,
-        anneal: Anneal = "cos",
-        swap: bool = True,
         start_anew: bool = False,
         **options: Any,
     ) -> None:
-        self._plan = Plan(start, every, lr, lr_low, anneal_steps, anneal)
-        check_arguments(SWA, options)
-        self._options = options
-        self._swap = swap
+        super().__init__(start, every, lr, **options)
         self._start_anew = start_anew
-        self._course: Course | None = None
-        self._attached = False
-        self._resumed = Resumed()
-
-    @property
-    def swa(self) -> SWA:
-        """The average. Raises RequestError before training starts."""
-        if self._course is None:
-            raise RequestError("There is no average before training starts.")
-        return self._course.swa
-
-    def attach(self, trainer: Trainer) -> None:
-        """Add the callback to ``trainer``, and note from where it goes on.
-
-        Raises RequestError if it is attached already.
-        """
-        if self._attached:
-            raise RequestError("The SWACallback is attached already.")
-        self._attached = True
-        if self not in trainer.callback_handler.callbacks:
-            trainer.add_callback(self)
-        self._resumed.watch(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._course is not None and self._course.model is kwargs["model"]:
+        if self._averaged_model is kwargs["model"]:
             # Training goes on with its own weights.
-            self._course.own()
-        self._course = Course(self._plan, kwargs["model"], state.max_steps, self._options)
-        if state.global_step:
-            path = os.path.join(self._resumed.folder(args, state.global_step), FILE)
-            if os.path.exists(path) or not self._start_anew:
-                self._course.load_state_dict(load_state(path))
-        self._course.begin(state.global_step, [kwargs["optimizer"]])
+            self._hide()
+        self._total = state.max_steps
+        self._begin_or_resume(kwargs["model"], args, state.global_step)
+        self.step = state.global_step
+        self._schedule_rates([kwargs["optimizer"]])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._course is not None:
-            self._course.before_step()
+        self._before_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._course is not None:
-            self._course.done(state.global_step)
-            if state.epoch is not None and float(state.epoch).is_integer():
-                # Now, so that a checkpoint of this step has it.
-                self._course.epoch_done()
+        # The epoch's end, now: so that a checkpoint of this step has it.
+        ends = state.epoch is not None and float(state.epoch).is_integer()
+        self._done(state.global_step, epoch_ends=ends)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._course is not None:
-            self._course.epoch_done()
+        self._done(state.global_step, epoch_ends=True)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
-        if self._course is None or not os.path.isdir(folder):
-            return
-        swa = self._course.swa
-        held = swa.views(frozen=False) if swa.n else {}
-        recipe = {"method": "running mean", "n": swa.n, "step": state.global_step}
-        path = os.path.join(folder, FILE)
-        written = recipe if swa.n else None
-        save_state(path, self._course.state_dict(), held, state.global_step, written)
+    def _saved(self, step: int) -> tuple[Mapping[str, Tensor], dict[str, Any] | None]:
+        swa = self.swa
+        if swa.n == 0:
+            return {}, None
+        return swa.views(frozen=False), {"method": "running mean", "n": swa.n, "step": step}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._course is not None:
-            self._course.end(self._swap)
+        self._end(kwargs["model"])

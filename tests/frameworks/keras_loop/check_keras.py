@@ -525,6 +525,119 @@ def test_steps_are_averaged_from_a_step_on_and_batch_norm_is_told():
         fit(model, [SWACallback(9)])
 
 
+class Stopped(keras.callbacks.Callback):
+    """Saves an average after each epoch, and fails at a step."""
+
+    def __init__(self, averaging, path, step):
+        super().__init__()
+        self.averaging, self.path, self.step = averaging, path, step
+
+    def on_epoch_end(self, epoch, logs=None):
+        np.savez(self.path, **self.averaging.state_dict())
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == self.step:
+            raise KeyboardInterrupt
+
+
+def average_of(callback):
+    return callback.ema if isinstance(callback, EMACallback) else callback.swa
+
+
+EACH_CALLBACK = pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EMACallback(0.9),
+        lambda: SWACallback(1, swap=False),
+        lambda: SWACallback(2, every=3, swap=False),
+    ],
+)
+
+
+def interrupted(make, folder, save_freq="epoch"):
+    """A run of which a backup and the averages are left."""
+    averaging = make()
+    backup = keras.callbacks.BackupAndRestore(folder / "backup", save_freq=save_freq)
+    stopped = Stopped(averaging, folder / "average.npz", 11)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model_of(statistics=False), [averaging, backup, stopped], epochs=4)
+    return keras.callbacks.BackupAndRestore(folder / "backup", save_freq=save_freq)
+
+
+@EACH_CALLBACK
+def test_a_backup_goes_on_to_the_bit_with_the_average_that_was_saved(make, tmp_path):
+    whole, averaging, model = make(), make(), model_of(statistics=False)
+    fit(model, [whole], epochs=4)
+    backup = interrupted(make, tmp_path)
+    averaging.load_state_dict(np.load(tmp_path / "average.npz"))
+    fit(model_of(statistics=False), [averaging, backup], epochs=4)
+    for ours, theirs in zip(
+        average_of(averaging).averaged(), average_of(whole).averaged(), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@EACH_CALLBACK
+def test_a_backup_without_its_average_is_told(make, tmp_path):
+    backup = interrupted(make, tmp_path)
+    with pytest.warns(UserWarning, match="without the average of before: a new one starts"):
+        fit(model_of(statistics=False), [make(), backup], epochs=4)
+
+
+def test_a_backup_with_the_average_of_another_step_is_told(tmp_path):
+    ema, backup = EMACallback(0.9), interrupted(lambda: EMACallback(0.9), tmp_path, save_freq=3)
+    ema.load_state_dict(np.load(tmp_path / "average.npz"))
+    with pytest.warns(UserWarning, match="average is of step 8, and the model at step 9"):
+        fit(model_of(statistics=False), [ema, backup], epochs=4)
+
+
+def test_training_in_between_is_told_and_another_optimizer_is_not():
+    ema, model = EMACallback(0.9), model_of(statistics=False)
+    fit(model, [ema], epochs=1)
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    fit(model, [ema], epochs=1)
+    assert (ema.ema.num_updates, ema.ema.step) == (8, 8)
+    fit(model, [], epochs=1)
+    with pytest.warns(UserWarning, match="average is of step 4, and the model at step 8"):
+        fit(model, [ema], epochs=1)
+
+
+def test_the_best_checkpoint_has_the_training_weights_and_the_best_snapshot_the_average(tmp_path):
+    model, ema, recorded = model_of(), EMACallback(0.9), Recorded()
+    best = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.weights.h5", save_best_only=True, save_weights_only=True
+    )
+    snapshots = SnapshotCallback(tmp_path / "snapshots", ema=ema)
+    losses = fit(model, [ema, best, snapshots, recorded], epochs=3, validation_data=(X, Y)).history[
+        "val_loss"
+    ]
+    epoch = int(np.argmin(losses))
+    other = loaded(tmp_path / "best.weights.h5", model_of(seed=3))
+    for found, expected in zip(other.get_weights(), recorded.path[4 * epoch + 4], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    (name,) = (n for n in os.listdir(tmp_path / "snapshots") if f"epoch={epoch + 1}-" in n)
+    loaded(tmp_path / "snapshots" / name, other)
+    assert other.evaluate(X, Y, verbose=0) == pytest.approx(losses[epoch], rel=1e-6)
+
+
+def test_early_stopping_restores_training_weights_and_a_mean_that_comes_after_it_stays():
+    def stopping():
+        # The loss falls, so that the first epoch is the best.
+        return keras.callbacks.EarlyStopping(patience=0, mode="max", restore_best_weights=True)
+
+    model, ema, recorded = model_of(statistics=False), EMACallback(0.9), Recorded()
+    fit(model, [ema, stopping(), recorded], epochs=4, validation_data=(X, Y))
+    assert len(recorded.path) == 9
+    np.testing.assert_array_equal(model.get_weights()[0], recorded.path[4][0])
+    close(ema.ema.averaged()[0], ema_of([weights[0] for weights in recorded.path], [0.9] * 8))
+    model, swa, recorded = model_of(statistics=False), SWACallback(0), Recorded()
+    fit(model, [stopping(), swa, recorded], epochs=4, validation_data=(X, Y))
+    mean = np.mean([recorded.path[t][0] for t in (4, 8)], axis=0, dtype="float64")
+    close(model.get_weights()[0], mean)
+    swa.swa.swap()
+    np.testing.assert_array_equal(model.get_weights()[0], recorded.path[4][0])
+
+
 def test_mixed_precision_trains_with_an_average():
     keras.config.set_dtype_policy("mixed_float16")
     try:
