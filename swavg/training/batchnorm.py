@@ -55,9 +55,9 @@ def update_bn(
     run = forward_first if forward is None else forward
     inner = unwrap(model)
     layers: dict[_NormBase, _Layer] = {}
-    for name, module in modules(inner):
+    for _, prefix, module in modules(inner):
         if isinstance(module, _NormBase) and module.running_mean is not None:
-            layers.setdefault(module, _Layer(name, module, weigh))
+            layers.setdefault(module, _Layer(prefix, module, weigh))
     if not layers:
         return []
     used = 0
@@ -86,15 +86,15 @@ def has_statistics(model: nn.Module) -> bool:
     """Whether :func:`update_bn` would have anything to recompute."""
     return any(
         isinstance(module, _NormBase) and module.running_mean is not None
-        for _, module in modules(unwrap(model))
+        for *_, module in modules(model)
     )
 
 
 class _Layer:
     """One layer: its old statistics, and the averages as they grow."""
 
-    def __init__(self, name: str, module: _NormBase, weigh: Weigh) -> None:
-        self._name = name
+    def __init__(self, prefix: str, module: _NormBase, weigh: Weigh) -> None:
+        self._prefix = prefix
         self._module = module
         self._weigh = weigh
         self._momentum = module.momentum
@@ -114,11 +114,10 @@ class _Layer:
 
     @property
     def changed(self) -> list[str]:
-        prefix = f"{self._name}." if self._name else ""
         # Instance-norm has a counter, too, but does not count.
         counts = isinstance(self._module, _BatchNorm)
         names = [name for name, tensor in self._buffers() if counts or tensor.is_floating_point()]
-        return [prefix + name for name in names] if self._total else []
+        return [self._prefix + name for name in names] if self._total else []
 
     @contextmanager
     def counting(self) -> Iterator[None]:

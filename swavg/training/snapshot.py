@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from swavg.planning.match import unwrapped
 from swavg.storage.destination import check_destination, is_stream
 from swavg.storage.publish import new_file
 from swavg.training.snapshot_metadata import checked_text, header_strings
-from swavg.training.wrapped import check_shape, is_sharded, plain_names, rank, unwrap
+from swavg.training.wrapped import check_shape, is_sharded, plain_state, rank
 
 _EXTRA_STATE = "_extra_state"
 _CHUNK = 16 << 20
@@ -68,22 +68,20 @@ def save_snapshot(
 
 def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors to write, by plain name."""
-    entries: Iterable[tuple[object, object]]
+    state: Mapping[str, object]
     if isinstance(model, nn.Module):
-        names = plain_names(model)
-        state = unwrap(model).state_dict()
-        entries = ((names.get(name, name), value) for name, value in state.items())
+        state = plain_state(model)
     elif isinstance(model, Mapping):
-        entries = model.items()
+        state = model
     else:
         raise RequestError(
             f"A snapshot is of a module or a state dict, not of {type(model).__name__}."
         )
     found: dict[str, Tensor] = {}
-    for name, value in entries:
+    for name, value in state.items():
         if isinstance(value, Tensor):
             found[checked_text("A tensor's name", name)] = value
-        elif not isinstance(name, str) or name.rpartition(".")[2] != _EXTRA_STATE:
+        elif str(name).rpartition(".")[2] != _EXTRA_STATE:
             raise RequestError(
                 f"'{name}' is {type(value).__name__}, and a safetensors file holds tensors only.",
                 hint="Pass a mapping without it.",
