@@ -1,14 +1,13 @@
 """Averages beside a model, tensor for tensor: moved by fused calls, shown in the model's place.
 
-What :class:`~swavg.training.EMA`, :class:`~swavg.training.PowerEMA` and
-:class:`~swavg.training.SWA` have in common. Each says how far an average moves.
+What EMA is, what PowerEMA has several of, and SWA one as soon as it averages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,10 @@ Group = tuple[list[Tensor], list[Tensor]]
 
 
 class Averages:
-    """One average of the parameters and persistent buffers of ``model``, by plain names.
+    """Averages of the parameters and persistent buffers of ``model``, started from it as it is.
 
-    Averages are float32 where the model is narrower. They lie on ``device``, or where the model's
-    tensors are, whereto they follow them. With ``buffers="copy"`` batch-norm statistics are copied
-    and other buffers are the model's own; ``"average"`` averages all but integers and the vectors
-    of spectral norm. With ``frozen="keep"`` a parameter that has not required a gradient so far has
-    no average but its own value.
-    ``in_place`` is that of :class:`swavg.training.showing.Showing`.
+    Subclasses say when they :meth:`move` and how far. The arguments are those of
+    :class:`~swavg.training.EMA`.
     """
 
     def __init__(
@@ -44,8 +39,8 @@ class Averages:
         frozen: Frozen = "keep",
         in_place: bool = False,
     ) -> None:
-        _one_of("buffers", buffers, ("copy", "average"))
-        _one_of("frozen", frozen, ("keep", "average"))
+        _one_of("buffers", buffers, get_args(Buffers))
+        _one_of("frozen", frozen, get_args(Frozen))
         self._device = None if device is None else torch.device(device)
         self._buffers = buffers
         self._frozen = frozen
@@ -53,23 +48,22 @@ class Averages:
         self._groups: list[tuple[bool, bool, Group]] | None = None
         self._places = Places(model)
         self._showing = Showing(model, in_place=in_place)
-        self.start()
+        self._begin_all({})
 
     # ---- Following the model.
 
-    @torch.no_grad()
-    def start(self) -> None:
-        """Start from the model as it is."""
-        self._restart("start again", {})
+    def register(self) -> None:
+        """Start again from the model as it is."""
+        self._begin_all({})
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """Take the model as it is now: what is new starts at its value, what went is forgotten."""
-        self._restart("look at the model anew", self._averages)
+        """Go on with a model whose parameters have changed: a new one, or one of a new shape,
+        starts at its present value; what is gone is forgotten."""
+        self._begin_all(self._averages)
 
-    def _restart(self, act: str, known: Mapping[str, Tensor]) -> None:
-        self.forbid_applied(act)
-        self.forbid_others(act)
+    @torch.no_grad()
+    def _begin_all(self, known: Mapping[str, Tensor]) -> None:
+        self._forbid_shown("look at the model anew")
         self._places = Places(self._places.model)
         self._averages, self._groups = {}, None
         for place in self._places.all:
@@ -86,8 +80,7 @@ class Averages:
         ``chunked``: in lists of limited size, for a ``move`` that needs memory of its own. Raises
         RequestError if the model is not the one it was.
         """
-        self.forbid_applied("update")
-        self.forbid_others("update")
+        self._forbid_shown("update")
         self._follow()
         for moved, is_buffer, (averages, values) in self._groups or self._grouped():
             if not moved:
@@ -129,13 +122,30 @@ class Averages:
     # ---- Showing.
 
     @property
-    def applied(self) -> bool:
-        """True while the model has the averaged values."""
+    def is_applied(self) -> bool:
+        """True while the model has the averaged weights."""
         return bool(self._showing)
 
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights in the block, and its own again after it, also after
+        an error. A graph of before is not disturbed. Parameters must not be changed in it: if they
+        were, that is a RequestError at its end. Buffers may be: recomputed batch-norm statistics
+        stay with the average (until the next update, where they are copied)."""
+        self.apply_shadow()
+        try:
+            yield
+        except BaseException:
+            self._showing.end()
+            raise
+        # By hand within the block is no mistake.
+        if self._showing:
+            self.restore()
+
     @torch.no_grad()
-    def apply(self) -> None:
-        """Give the model the averaged values, and keep its own for :meth:`restore`."""
+    def apply_shadow(self) -> None:
+        """Give the model the averaged weights, until :meth:`restore`. Raises RequestError if it
+        has them already."""
         self.forbid_applied("apply the average again")
         self._follow()
         # Some may be replaced, so that they fit.
@@ -149,15 +159,15 @@ class Averages:
                 yield place, tensor, self._fit(place, average, local(tensor))
 
     def restore(self) -> None:
-        """Give the model its own values back, also where it was moved or given other tensors
-        meanwhile. What was written to batch-norm statistics stays with the average. RequestError,
-        when all is restored, if a parameter was written to."""
+        """Give the model its own weights back, also where it was moved or given other tensors
+        meanwhile. Raises RequestError if it has them; and, when all is restored, if a parameter
+        was written to."""
         if not self._showing:
             raise RequestError(
                 "The model has its own weights: there is nothing to restore.",
                 hint="Apply the average first, or use the with statement.",
             )
-        if any(each.position > self._showing.position for each in self._others()):
+        if self._others(later=True):
             raise RequestError(
                 "Another average was applied after this one.",
                 hint="Restore that one first: the last in, the first out.",
@@ -171,27 +181,15 @@ class Averages:
                 hint="Train, and load weights, outside of the block (or before restore()).",
             )
 
-    @contextmanager
-    def in_model(self) -> Iterator[None]:
-        """:meth:`apply`, and :meth:`restore` at the end of the block, whatever happens in it."""
-        self.apply()
-        try:
-            yield
-        except BaseException:
-            if self._showing:
-                self._showing.end()
-            raise
-        # By hand within the block is no mistake.
-        if self._showing:
-            self.restore()
+    def _others(self, *, later: bool = False) -> bool:
+        """Whether other averages are in tensors of this model now; ``later``: applied after."""
+        tensors = (place.tensor() for place in self._places.all)
+        return self._showing.others(tensors, later=later)
 
-    def _others(self) -> list[Showing]:
-        """Other averages that are in tensors of this model now."""
-        return self._showing.others(place.tensor() for place in self._places.all)
-
-    def forbid_others(self, act: str) -> None:
-        """Raise RequestError while the model has, in some of its tensors, the values of another
-        average, which would be taken for its own weights."""
+    def _forbid_shown(self, act: str) -> None:
+        """Raise RequestError while the model has, in some of its tensors, averaged values, which
+        would be taken for its own weights."""
+        self.forbid_applied(act)
         if self._others():
             raise RequestError(
                 f"Another average is in the model now: cannot {act}.",
@@ -199,7 +197,7 @@ class Averages:
             )
 
     def forbid_applied(self, act: str) -> None:
-        """Raise RequestError while the model has the averaged values."""
+        """Raise RequestError while the model has these averages."""
         if self._showing:
             raise RequestError(
                 f"Cannot {act}: the model has the averaged weights now.",
@@ -209,13 +207,10 @@ class Averages:
     # ---- Values and state.
 
     def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Any]:
-        """The model's state dict by plain names with the averaged values.
-
-        In the average's own dtype, or in the model's with ``dtype="model"``. Averages are copied;
-        what has none (frozen parameters, other buffers, extra state) is the model's own. Sharded
-        tensors are gathered: a collective, and all ranks get the whole. Tied names share one
-        tensor.
-        """
+        """The model's whole state dict with the averaged values: in the average's dtype (float32
+        for half precision), or with ``dtype="model"`` in the model's. Averages are copies; what has
+        none (frozen weights, other buffers, extra state) is the model's own. Under FSDP2 a
+        collective: every rank gets the whole."""
         if dtype not in (None, "model"):
             raise RequestError(f"dtype is {dtype!r}; it is 'model' or None.")
         made: dict[int, Tensor] = {}
@@ -234,8 +229,9 @@ class Averages:
         return found
 
     def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
-        """The tensors of :meth:`averaged` without copies and not gathered: to be saved now, one by
-        one. ``frozen``: also parameters that are frozen and have no average."""
+        """The tensors of :meth:`averaged` without copies, to be saved now: what changes later
+        changes in them. Under FSDP2 they are sharded as the model. ``frozen=False`` leaves out
+        frozen parameters that have no average (the base of a LoRA model)."""
         return {
             name: sharded_as(local(value) if average is None else average, value)
             for name, value, average in self._values()

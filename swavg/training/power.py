@@ -80,7 +80,7 @@ class PowerEMA:
         :meth:`EMA.applied`."""
         for average in self._averages:
             average.forbid_applied("apply another profile")
-        with self._averages[index].in_model():
+        with self._averages[index].applied():
             yield
 
     def refresh(self) -> None:

@@ -195,7 +195,7 @@ class SWA(Around):
     @property
     def is_swapped(self) -> bool:
         """True while the model has the averaged weights."""
-        return self._averages is not None and self._averages.applied
+        return self._averages is not None and self._averages.is_applied
 
     def swap(self) -> None:
         """Exchange the model's weights and the averaged ones, in place; again, back.
@@ -204,16 +204,16 @@ class SWA(Around):
         Raises RequestError if nothing was averaged yet.
         """
         averages = self._needed()
-        if averages.applied:
+        if averages.is_applied:
             averages.restore()
         else:
-            averages.apply()
+            averages.apply_shadow()
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """The model has the averaged weights in the block, and its own again after it, also after
         an error. Batch-norm statistics that are recomputed in it stay with the average."""
-        with self._needed().in_model():
+        with self._needed().applied():
             yield
 
     def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Tensor]:
