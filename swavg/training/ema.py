@@ -178,12 +178,7 @@ class EMA(Averages):
         goes on with this one's. Raises MismatchError, naming them, for other names and shapes."""
         check_state(state, "EMA", {*self._settings(), "num_updates", "calls", "step"})
         self.load(state)
-        for name, value in self._settings().items():
-            if state[name] != value:
-                warnings.warn(
-                    f"The state was made with {name} {state[name]}; it goes on with {value}.",
-                    stacklevel=2,
-                )
+        warn_of_settings(state, self._settings())
         self.num_updates = int(state["num_updates"])
         self._calls = int(state["calls"])
         self.step = state["step"]
@@ -231,3 +226,14 @@ def check_state(state: Mapping[str, Any], kind: str, needed: set[str]) -> None:
             f"This state dict of {kind} has version {state.get('version')}, not 1.",
             hint="Load it with the swavg that wrote it.",
         )
+
+
+def warn_of_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn, in the name of load_state_dict()'s caller, of settings that a state was not made with:
+    they are data, and what goes on has its own."""
+    for name, value in now.items():
+        if before.get(name) != value:
+            warnings.warn(
+                f"The state was made with {name} {before.get(name)}; it goes on with {value}.",
+                stacklevel=3,
+            )

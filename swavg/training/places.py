@@ -173,14 +173,15 @@ def _kind(module: nn.Module, key: str) -> Kind:
     return "buffer"
 
 
-def check_model(model: object) -> None:
-    """Raise RequestError for what is no module, or one whose tensors cannot be exchanged."""
-    check_module(model)
+def check_model(model: object) -> nn.Module:
+    """The model; RequestError for what is no module, or one whose tensors cannot be exchanged."""
+    found = check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise RequestError(
             "A TorchScript model keeps its weights where they cannot be exchanged.",
             hint="Average the module that it was made from.",
         )
+    return found
 
 
 def _check(place: Place, tensor: Tensor) -> None:

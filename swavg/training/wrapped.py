@@ -30,13 +30,14 @@ _PLAIN = (Tensor, nn.Parameter)
 """Classes of which no DTensor is; an update asks for each tensor of a model."""
 
 
-def check_module(model: object, hint: str | None = None) -> None:
-    """Raise RequestError for what is no module, such as ``model.parameters()``."""
+def check_module(model: object, hint: str | None = None) -> nn.Module:
+    """The model; RequestError for what is no module, such as ``model.parameters()``."""
     if not isinstance(model, nn.Module):
         raise RequestError(
             f"A {type(model).__name__} is no model.",
             hint=hint or "Give the nn.Module itself, not its parameters() or state_dict().",
         )
+    return model
 
 
 def check_shape(name: str, tensor: Tensor) -> None:
