@@ -5,21 +5,20 @@ What EMA is, what PowerEMA has several of, and SWA one as soon as it averages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from swavg.errors import MismatchError, RequestError
-from swavg.training.moving import Move, move_all
+from swavg.training.moving import Move, move_all, move_buffers
 from swavg.training.places import Place, Places, listed
+from swavg.training.rules import Buffers, Frozen, Rules
 from swavg.training.showing import Showing
 from swavg.training.wrapped import full, is_sharded, local, part_of, sharded_as
 
-Buffers = Literal["copy", "average"]
-Frozen = Literal["keep", "average"]
 Group = tuple[list[Tensor], list[Tensor]]
 
 
@@ -39,11 +38,7 @@ class Averages:
         frozen: Frozen = "keep",
         in_place: bool = False,
     ) -> None:
-        _one_of("buffers", buffers, get_args(Buffers))
-        _one_of("frozen", frozen, get_args(Frozen))
-        self._device = None if device is None else torch.device(device)
-        self._buffers = buffers
-        self._frozen = frozen
+        self._rules = Rules(None if device is None else torch.device(device), buffers, frozen)
         self._averages: dict[str, Tensor] = {}
         self._groups: list[tuple[bool, bool, Group]] | None = None
         self._places = Places(model)
@@ -68,10 +63,10 @@ class Averages:
         self._averages, self._groups = {}, None
         for place in self._places.all:
             tensor, average = place.tensor(), known.get(place.name)
-            if tensor is not None and average is not None and average.shape == local(tensor).shape:
+            if tensor is None or average is None or average.shape != local(tensor).shape:
+                average = self._rules.begin(place)
+            if average is not None:
                 self._averages[place.name] = average
-            else:
-                self._begin(place)
 
     @torch.no_grad()
     def move(self, move: Move, *, chunked: bool = False) -> None:
@@ -86,7 +81,7 @@ class Averages:
             if not moved:
                 torch._foreach_copy_(averages, values)
             elif is_buffer:
-                _move_buffers(move, averages, values)
+                move_buffers(move, averages, values)
             else:
                 move_all(move, averages, values, chunked=chunked)
 
@@ -99,25 +94,34 @@ class Averages:
         """Averages and values by what is done to them, device and dtype; kept while the model's
         tensors are the same. Those that begin now are not among them."""
         groups: dict[Any, Group] = {}
-        began = len(self._averages)
-        for place in self._places.all:
-            tensor, average = place.tensor(), self._averages.get(place.name)
-            if tensor is None:
-                continue
-            if average is None:
-                # Nothing to average with: unfrozen, or set, since the last time.
-                self._begin(place)
-                continue
+        for place, tensor, average in self._fitted():
             value = local(tensor) if is_sharded(tensor) else tensor
-            average = self._fit(place, average, value)
-            moved = self._is_averaged(place, value)
+            moved = self._rules.move(place, value)
             key = moved, place.is_buffer, value.device, value.dtype, average.device, average.dtype
             averages, values = groups.setdefault(key, ([], []))
             averages.append(average)
             values.append(value)
         found = [(key[0], key[1], group) for key, group in groups.items()]
-        self._groups = found if len(self._averages) == began else None
+        # Nothing to average with yet: unfrozen, or set, since the last time.
+        new = {each.name: self._rules.begin(each) for each in self._places.all
+               if each.name not in self._averages}  # fmt: skip
+        began = {name: average for name, average in new.items() if average is not None}
+        self._averages |= began
+        self._groups = None if began else found
         return found
+
+    def _fitted(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
+        """What has an average: place, tensor, and the average as it fits the tensor of now."""
+        for place in self._places.all:
+            tensor, average = place.tensor(), self._averages.get(place.name)
+            if tensor is None or average is None:
+                continue
+            fitting = self._rules.fit(place, average, local(tensor))
+            if fitting is None:
+                del self._averages[place.name]
+            else:
+                self._averages[place.name] = fitting
+                yield place, tensor, fitting
 
     # ---- Showing.
 
@@ -151,12 +155,6 @@ class Averages:
         # Some may be replaced, so that they fit.
         self._groups = None
         self._showing.begin(self._fitted())
-
-    def _fitted(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
-        for place in self._places.all:
-            tensor, average = place.tensor(), self._averages.get(place.name)
-            if tensor is not None and average is not None:
-                yield place, tensor, self._fit(place, average, local(tensor))
 
     def restore(self) -> None:
         """Give the model its own weights back, also where it was moved or given other tensors
@@ -270,11 +268,10 @@ class Averages:
         averages: dict[str, Tensor] = {}
         for place in self._places.all:
             value, whole = place.tensor(), given.get(place.name)
-            if value is not None and whole is not None and self._keeps(place):
+            if value is not None and whole is not None and self._rules.keep(place):
                 part = part_of(whole, value)
-                device = self._device or local(value).device
-                dtype = torch.promote_types(part.dtype, self._dtype(place, part))
-                averages[place.name] = _copy(part, device, dtype)
+                dtype = self._rules.dtype(place, part)
+                averages[place.name] = self._rules.copy(part, local(value), dtype)
         self._averages, self._groups = averages, None
 
     def adopt(self, given: Mapping[str, Tensor]) -> None:
@@ -287,14 +284,14 @@ class Averages:
             if place.name not in given
             and (place.is_buffer or (tensor is not None and not tensor.requires_grad))
         ]
-        kept = {place.name for place, _ in here if self._keeps(place)}
+        kept = {place.name for place, _ in here if self._rules.keep(place)}
         self.load({"averages": {n: v for n, v in given.items() if n in kept}, "own": own})
 
     def _refuse(self, given: Mapping[str, Tensor], own: Iterable[str]) -> None:
         """Raise MismatchError unless ``given`` has a tensor of the right shape for every name that
         is not in ``own``, and none for another."""
         here = {each.name: each for each in self._places.all if each.tensor() is not None}
-        needed = {name for name, place in here.items() if self._keeps(place)}
+        needed = {name for name, place in here.items() if self._rules.keep(place)}
         problems = []
         if lacking := needed - set(own) - set(given):
             problems.append(f"it lacks {', '.join(listed(lacking))}")
@@ -311,92 +308,6 @@ class Averages:
                 hint="Build the model as it was when the state was saved.",
             )
 
-    # ---- One tensor.
-
-    def _keeps(self, place: Place) -> bool:
-        """Whether this place may have an average beside it."""
-        return place.kind in ("parameter", "statistics") or (
-            self._buffers == "average" and place.kind == "buffer"
-        )
-
-    def _begin(self, place: Place) -> None:
-        tensor = place.tensor()
-        if tensor is None or not self._keeps(place):
-            return
-        if not place.is_buffer and self._frozen == "keep" and not tensor.requires_grad:
-            return
-        value = local(tensor)
-        if place.is_buffer and _overlaps(value):
-            # An expanded constant: it cannot be written, and needs no copy.
-            self._averages.pop(place.name, None)
-            return
-        dtype = self._dtype(place, value)
-        self._averages[place.name] = _copy(value, self._device or value.device, dtype)
-
-    def _dtype(self, place: Place, value: Tensor) -> torch.dtype:
-        if not self._is_averaged(place, value):
-            return value.dtype
-        wide = value.dtype if value.itemsize > 1 else torch.float32
-        return torch.promote_types(wide, torch.float32)
-
-    def _is_averaged(self, place: Place, value: Tensor) -> bool:
-        numbers = value.is_floating_point() or value.is_complex()
-        return numbers and (not place.is_buffer or self._buffers == "average")
-
-    def _fit(self, place: Place, average: Tensor, value: Tensor) -> Tensor:
-        """The average of ``place`` where it belongs and as wide as ``value``; RequestError if the
-        shape is another or ``value`` has none."""
-        if value.is_meta:
-            raise RequestError(
-                f"'{place.name}' is on the meta device now: it has no values.",
-                hint="Give the model its weights back; the average is kept.",
-            )
-        if average.shape != value.shape:
-            if not place.is_buffer:
-                raise RequestError(
-                    f"'{place.name}' is {list(value.shape)} now; its average is"
-                    f" {list(average.shape)}.",
-                    hint="Call refresh() to go on with it, from its value of then.",
-                )
-            self._begin(place)
-        elif not torch.can_cast(value.dtype, average.dtype):
-            # A counter that is no integer any more, and the like.
-            self._begin(place)
-        elif (
-            self._device is None and average.device != value.device
-        ) or value.itemsize > average.itemsize:
-            dtype = torch.promote_types(average.dtype, value.dtype)
-            self._averages[place.name] = _copy(average, self._device or value.device, dtype)
-        return self._averages.get(place.name, average)
-
-
-def _move_buffers(move: Move, averages: list[Tensor], values: list[Tensor]) -> None:
-    """As :func:`move_all`; what is equal stays, as the -inf of a mask, and where no number would
-    be left it is the model's: an observer starts with the range from inf to -inf."""
-    before = [average.clone() for average in averages]
-    move_all(move, averages, values)
-    for average, old, value in zip(averages, before, values, strict=True):
-        now = value.to(old.device, old.dtype)
-        average.copy_(torch.where((old == now) | ~average.isfinite(), now, average))
-
-
-def _copy(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # No inference tensor, whatever the mode: that could not be written later.
-    with torch.inference_mode(False):
-        made = torch.empty_like(value, device=device, dtype=dtype, requires_grad=False)
-        return made.copy_(value.detach())
-
-
-def _overlaps(value: Tensor) -> bool:
-    return any(
-        step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
-    )
-
 
 def _shares(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.numel() > 0 and a.data_ptr() == b.data_ptr())
-
-
-def _one_of(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise RequestError(f"{what} is {value!r}; it is one of {', '.join(known)}.")

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from swavg.errors import RequestError
-from swavg.training.averages import Averages, Buffers, Frozen
+from swavg.training.averages import Averages
 from swavg.training.moving import lerp
+from swavg.training.rules import Buffers, Frozen
 from swavg.weights import WARMUPS, warmup_decay
 from swavg.weights.checks import check_count, check_decay
 

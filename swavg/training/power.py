@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from swavg.errors import InputError, RequestError
-from swavg.training.averages import Averages, Buffers, Frozen
+from swavg.training.averages import Averages
 from swavg.training.ema import check_state
 from swavg.training.moving import lerp
+from swavg.training.rules import Buffers, Frozen
 from swavg.training.wrapped import rank
 from swavg.weights import beta, gamma_from_sigma_rel
 

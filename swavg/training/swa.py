@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 
 from swavg.errors import RequestError
 from swavg.training.around import Around, Parameters
-from swavg.training.averages import Averages, Buffers, Frozen
+from swavg.training.averages import Averages
 from swavg.training.batchnorm import update_bn
 from swavg.training.ema import check_state, warn_of_settings
 from swavg.training.moving import running_mean
 from swavg.training.places import check_model
+from swavg.training.rules import Buffers, Frozen
 from swavg.training.schedule import Anneal, SWASchedule
 from swavg.weights.checks import check_count
 
