@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from swavg.errors import RequestError
 from swavg.training.wrapped import (
     check_module,
-    check_shape,
+    check_values,
     is_sharded,
     modules,
     plain_state,
@@ -66,7 +66,7 @@ class Places:
                 if place.is_buffer:
                     self.all.append(place)
                 continue
-            _check(place, tensor)
+            check_values(place.name, tensor)
             known = first.setdefault(id(tensor), place)
             if known is place:
                 self.all.append(place)
@@ -182,21 +182,6 @@ def check_model(model: object) -> nn.Module:
             hint="Average the module that it was made from.",
         )
     return found
-
-
-def _check(place: Place, tensor: Tensor) -> None:
-    check_shape(place.name, tensor)
-    if tensor.is_meta:
-        raise RequestError(
-            f"'{place.name}' is on the meta device: it has no values.",
-            hint="Give the model its weights first.",
-        )
-    if hasattr(tensor, "ds_id") and tensor.numel() == 0:
-        raise RequestError(
-            f"'{place.name}' has no values here: DeepSpeed's ZeRO-3 has spread it over the ranks.",
-            hint="Average ZeRO-1 or -2, or FSDP2; or average the checkpoints that are saved, with"
-            " swavg average.",
-        )
 
 
 def listed(names: Iterable[str], most: int = 5) -> list[str]:

@@ -18,7 +18,7 @@ from swavg.planning.match import unwrapped
 from swavg.storage.destination import check_destination, is_stream
 from swavg.storage.publish import new_file
 from swavg.training.snapshot_metadata import checked_text, header_strings
-from swavg.training.wrapped import check_shape, is_sharded, plain_state, rank
+from swavg.training.wrapped import check_values, is_sharded, plain_state, rank
 
 _EXTRA_STATE = "_extra_state"
 _CHUNK = 16 << 20
@@ -70,7 +70,8 @@ def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors to write, by plain name."""
     state: Mapping[str, object]
     if isinstance(model, nn.Module):
-        state = plain_state(model)
+        # Parameters themselves, which say where their values are.
+        state = plain_state(model, keep_vars=True)
     elif isinstance(model, Mapping):
         state = model
     else:
@@ -80,7 +81,8 @@ def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, value in state.items():
         if isinstance(value, Tensor):
-            found[checked_text("A tensor's name", name)] = value
+            check_values(checked_text("A tensor's name", name), value)
+            found[name] = value.detach()
         elif str(name).rpartition(".")[2] != _EXTRA_STATE:
             raise RequestError(
                 f"'{name}' is {type(value).__name__}, and a safetensors file holds tensors only.",
@@ -102,7 +104,6 @@ def _specs(tensors: Mapping[str, Tensor]) -> Specs:
 
 
 def _dtype(name: str, tensor: Tensor) -> DType:
-    check_shape(name, tensor)
     if tensor.is_nested:
         raise RequestError(
             f"'{name}' is a nested tensor.", hint="Pass a mapping without it, or with it converted."
@@ -114,11 +115,6 @@ def _dtype(name: str, tensor: Tensor) -> DType:
         raise RequestError(
             f"'{name}' is {what}, which no safetensors file holds.",
             hint="Pass a mapping without it, or with it converted.",
-        )
-    if tensor.is_meta:
-        raise RequestError(
-            f"'{name}' is on the meta device: it has no values to save.",
-            hint="Give the model its weights first.",
         )
     return found
 

@@ -40,11 +40,22 @@ def check_module(model: object, hint: str | None = None) -> nn.Module:
     return model
 
 
-def check_shape(name: str, tensor: Tensor) -> None:
-    """Raise RequestError for a tensor of a lazy module that has not seen a batch."""
+def check_values(
+    name: str, tensor: Tensor, on_meta: str = "Give the model its weights first."
+) -> None:
+    """Raise RequestError for a tensor that has no values here: in a lazy module that has not seen
+    a batch, on the meta device (``on_meta`` is the hint), or in the hands of other ranks."""
     if is_lazy(tensor):
         raise RequestError(
             f"'{name}' has no shape yet.", hint="Send one batch through the model first."
+        )
+    if tensor.is_meta:
+        raise RequestError(f"'{name}' is on the meta device: it has no values.", hint=on_meta)
+    if hasattr(tensor, "ds_id") and tensor.numel() == 0:
+        raise RequestError(
+            f"'{name}' has no values here: DeepSpeed's ZeRO-3 has spread it over the ranks.",
+            hint="Average ZeRO-1 or -2, or FSDP2; or average the checkpoints that are saved, with"
+            " swavg average.",
         )
 
 
