@@ -63,8 +63,9 @@ class SWASchedule:
         self._low = None if lr_low is None else self._checked("lr_low", lr_low)
         if self._low is not None and any(map(float.__gt__, self._low, self._lr)):
             raise RequestError("lr_low is above lr: a cycle falls from lr to lr_low.")
-        self._cycle = cycle
-        self._anneal_steps = anneal_steps
+        # Whole numbers of any type will do; torch takes an int.
+        self._cycle = None if cycle is None else int(cycle)
+        self._anneal_steps = int(anneal_steps)
         self._anneal: Anneal = anneal
         self._first: list[float] = []
         self._scheduler: LRScheduler | None = None

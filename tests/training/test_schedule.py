@@ -116,6 +116,14 @@ def test_a_group_that_is_added_follows():
     assert schedule.get_last_lr() == [0.1, 0.1]
 
 
+@pytest.mark.parametrize("options", [{"anneal_steps": 2.0}, {"lr_low": 0.1, "cycle": 2.0}])
+def test_whole_numbers_may_be_floats(options):
+    schedule = SWASchedule(optimizer(0.5), lr=0.1, **options)
+    schedule.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [0.1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
