@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from swavg.errors import MismatchError, RequestError
+from swavg.errors import MismatchError, RequestError, some
 from swavg.training.moving import Move, move_all, move_buffers
-from swavg.training.places import Place, Places, listed
+from swavg.training.places import Place, Places
 from swavg.training.rules import Buffers, Frozen, Rules
 from swavg.training.showing import Showing
 from swavg.training.wrapped import full, is_sharded, local, part_of, sharded_as
@@ -174,8 +174,8 @@ class Averages:
         self._showing.end()
         if written:
             raise RequestError(
-                f"{', '.join(listed(written))} changed while the model had the averaged weights:"
-                " it has its own back, and the average may have been written to.",
+                f"{some(sorted(map(repr, written)), 5)} changed while the model had the averaged"
+                " weights: it has its own back, and the average may have been written to.",
                 hint="Train, and load weights, outside of the block (or before restore()).",
             )
 
@@ -294,9 +294,9 @@ class Averages:
         needed = {name for name, place in here.items() if self._rules.keep(place)}
         problems = []
         if lacking := needed - set(own) - set(given):
-            problems.append(f"it lacks {', '.join(listed(lacking))}")
+            problems.append(f"it lacks {some(sorted(map(repr, lacking)), 5)}")
         if extra := set(given) - set(here):
-            problems.append(f"the model has no {', '.join(listed(extra))}")
+            problems.append(f"the model has no {some(sorted(map(repr, extra)), 5)}")
         for name in needed & set(given):
             tensor = here[name].tensor()
             if tensor is not None and given[name].shape != tensor.shape:

@@ -12,7 +12,7 @@ from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Form, TensorTable
 from swavg.planning.match import spelling
 from swavg.planning.prefixes import behind_prefix
-from swavg.training.wrapped import check_values
+from swavg.training.wrapped import check_values, is_expanded
 
 _NAMED = 20
 
@@ -79,9 +79,7 @@ def match_model(
 
 def _check(name: str, tensor: Tensor) -> None:
     check_values(name, tensor, "Give the model memory first: model.to_empty(device='cpu').")
-    if any(
-        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
-    ):
+    if is_expanded(tensor):
         raise RequestError(
             f"'{name}' is expanded: several of its elements share one place in memory.",
             hint="Give it memory of its own, with contiguous(), or leave out buffers.",

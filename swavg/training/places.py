@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import is_
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from swavg.errors import RequestError
+from swavg.errors import RequestError, some
 from swavg.training.wrapped import (
     check_module,
     check_values,
@@ -109,7 +109,7 @@ class Places:
                 )
         known, found = self._parameters(), now._parameters()
         facts = [
-            f"{', '.join(listed(names))} {what}"
+            f"{some(sorted(map(repr, names)), 5)} {what}"
             for names, what in ((found - known, "came"), (known - found, "went"))
             if names
         ]
@@ -182,10 +182,3 @@ def check_model(model: object) -> nn.Module:
             hint="Average the module that it was made from.",
         )
     return found
-
-
-def listed(names: Iterable[str], most: int = 5) -> list[str]:
-    """The first names, quoted, and how many more there are."""
-    ordered = sorted(names)
-    more = [f"{len(ordered) - most} more"] if len(ordered) > most else []
-    return [f"'{name}'" for name in ordered[:most]] + more

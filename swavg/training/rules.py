@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swavg.errors import RequestError
 from swavg.training.places import Place
-from swavg.training.wrapped import local
+from swavg.training.wrapped import is_expanded, local
 
 Buffers = Literal["copy", "average"]
 Frozen = Literal["keep", "average"]
@@ -51,7 +51,7 @@ class Rules:
         if not place.is_buffer and self.frozen == "keep" and not tensor.requires_grad:
             return None
         value = local(tensor)
-        if place.is_buffer and _overlaps(value):
+        if place.is_buffer and is_expanded(value):
             # An expanded constant: it cannot be written, and needs no copy.
             return None
         return self.copy(value, value, self.dtype(place, value))
@@ -96,9 +96,3 @@ class Rules:
         if self.device is None and average.device != value.device:
             return self.copy(average, value, average.dtype)
         return average
-
-
-def _overlaps(value: Tensor) -> bool:
-    return any(
-        step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
-    )

@@ -185,10 +185,10 @@ class SWA(Around):
         return self._averages is not None and self._averages.is_applied
 
     def swap(self) -> None:
-        """Exchange the model's weights and the averaged ones, in place; again, back.
+        """Exchange the model's weights and the averaged ones; again, back.
 
-        While the model has the averaged ones, stepping, updating and saving the state are errors.
-        Raises RequestError if nothing was averaged yet.
+        While the model has the averaged ones, stepping and updating are errors. Raises RequestError
+        if nothing was averaged yet.
         """
         averages = self._needed()
         if averages.is_applied:

@@ -59,6 +59,11 @@ def check_values(
         )
 
 
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether several of its elements share one place in memory, so that it cannot be written."""
+    return any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def inside(module: nn.Module) -> tuple[str, nn.Module] | None:
     """Attribute and module that a wrapper holds; None for a module that is no wrapper.
 
