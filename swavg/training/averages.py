@@ -244,9 +244,9 @@ class Averages:
         for name, (value, place) in self._places.state().items():
             yield name, value, None if place is None else self._averages.get(place.name)
 
-    def state(self) -> dict[str, Any]:
-        """What :meth:`load` takes: the averages by name (themselves, not copies, where they are
-        whole), and the names of what has none."""
+    def averages_state(self) -> dict[str, Any]:
+        """What :meth:`load_averages` takes: the averages by name (themselves, not copies, where
+        they are whole), and the names of what has none."""
         self._follow()
         averages, own = {}, []
         for place in self._places.all:
@@ -258,8 +258,8 @@ class Averages:
         return {"averages": averages, "own": own}
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take the averages of :meth:`state`, bit for bit, wherever and in whichever dtype the
+    def load_averages(self, state: Mapping[str, Any]) -> None:
+        """Take those of :meth:`averages_state`, bit for bit, wherever and in whichever dtype the
         model is. Raises MismatchError, with nothing changed, if names or shapes are others."""
         self.forbid_applied("load a state")
         self._follow()
@@ -285,7 +285,7 @@ class Averages:
             and (place.is_buffer or (tensor is not None and not tensor.requires_grad))
         ]
         kept = {place.name for place, _ in here if self._rules.keep(place)}
-        self.load({"averages": {n: v for n, v in given.items() if n in kept}, "own": own})
+        self.load_averages({"averages": {n: v for n, v in given.items() if n in kept}, "own": own})
 
     def _refuse(self, given: Mapping[str, Tensor], own: Iterable[str]) -> None:
         """Raise MismatchError unless ``given`` has a tensor of the right shape for every name that

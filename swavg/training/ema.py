@@ -171,14 +171,14 @@ class EMA(Averages):
             "num_updates": self.num_updates,
             "calls": self._calls,
             "step": self.step,
-            **self.state(),
+            **self.averages_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`. Warns if it was made with another decay or schedule, and
         goes on with this one's. Raises MismatchError, naming them, for other names and shapes."""
         check_state(state, "EMA", {*self._settings(), "num_updates", "calls", "step"})
-        self.load(state)
+        self.load_averages(state)
         warn_of_settings(state, self._settings())
         self.num_updates = int(state["num_updates"])
         self._calls = int(state["calls"])

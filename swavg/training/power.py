@@ -132,7 +132,7 @@ class PowerEMA:
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit, as :meth:`EMA.state_dict`."""
-        states = [average.state() for average in self._averages]
+        states = [average.averages_state() for average in self._averages]
         return {
             "version": 1,
             "sigma_rel": list(self.sigma_rel),
@@ -154,7 +154,7 @@ class PowerEMA:
         for average, averages, own in zip(
             self._averages, state["averages"], state["own"], strict=True
         ):
-            average.load({"averages": averages, "own": own})
+            average.load_averages({"averages": averages, "own": own})
         self.num_updates = int(state["num_updates"])
 
     def __repr__(self) -> str:

@@ -272,7 +272,7 @@ class SWA(Around):
             "settings": self._settings(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            **(none if self._averages is None else self._averages.state()),
+            **(none if self._averages is None else self._averages.averages_state()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -289,7 +289,7 @@ class SWA(Around):
         averages = None
         if state["n"] > 0:
             averages = Averages(self._averaged_model(), **self._options)
-            averages.load(state)
+            averages.load_averages(state)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None and state["schedule"] is not None:
