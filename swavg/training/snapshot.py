@@ -17,6 +17,7 @@ from swavg.formats.safetensors import plan_specs
 from swavg.planning.match import unwrapped
 from swavg.storage.destination import check_destination, is_stream
 from swavg.storage.publish import new_file
+from swavg.training.places import own_tensors
 from swavg.training.snapshot_metadata import checked_text, header_strings
 from swavg.training.wrapped import check_values, is_sharded, plain_state, rank
 
@@ -69,9 +70,10 @@ def save_snapshot(
 def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors to write, by plain name."""
     state: Mapping[str, object]
+    # Where the values of an empty one are, parameters say themselves, not those of a state dict.
+    own: dict[str, Tensor] = {}
     if isinstance(model, nn.Module):
-        # Parameters themselves, which say where their values are.
-        state = plain_state(model, keep_vars=True)
+        state, own = plain_state(model), own_tensors(model)
     elif isinstance(model, Mapping):
         state = model
     else:
@@ -82,7 +84,9 @@ def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     for name, value in state.items():
         if isinstance(value, Tensor):
             check_values(checked_text("A tensor's name", name), value)
-            found[name] = value.detach()
+            if value.numel() == 0:
+                check_values(name, own.get(name, value))
+            found[name] = value
         elif str(name).rpartition(".")[2] != _EXTRA_STATE:
             raise RequestError(
                 f"'{name}' is {type(value).__name__}, and a safetensors file holds tensors only.",

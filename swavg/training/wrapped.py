@@ -123,7 +123,9 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 def plain_state(model: nn.Module, *, keep_vars: bool = False) -> dict[str, Any]:
     """The model's state dict by plain names; with ``keep_vars`` its tensors are the model's."""
     names = plain_names(model)
-    state = unwrap(model).state_dict(keep_vars=keep_vars)
+    # Some models' own state_dict() takes no arguments.
+    inner = unwrap(model)
+    state = inner.state_dict(keep_vars=True) if keep_vars else inner.state_dict()
     return {names.get(name, name): value for name, value in state.items()}
 
 
