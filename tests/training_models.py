@@ -38,6 +38,12 @@ def sgd(model, **more):
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, **more)
 
 
+def cyclic(i, cycle, high, low):
+    """The rate of step ``i`` (from 1) of Izmailov et al. 2018, section 3.2."""
+    t = ((i - 1) % cycle + 1) / cycle
+    return (1 - t) * high + t * low
+
+
 def train(model, optimizer, data, after=lambda: None):
     """One pass; ``after`` is called after each optimizer step."""
     model.train()

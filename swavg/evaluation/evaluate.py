@@ -14,7 +14,7 @@ from swavg.errors import RequestError
 from swavg.evaluation.user_objects import failed, kind, users_code
 from swavg.training.batches import examples, forward, split
 from swavg.training.batchnorm import evaluating, update_bn
-from swavg.training.wrapped import own_tensors
+from swavg.training.places import own_tensors
 
 Module = nn.Module
 

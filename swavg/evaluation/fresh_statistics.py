@@ -19,7 +19,7 @@ from swavg.planning.rename import renamed_with_model, rules
 from swavg.training.apply import apply_swa
 from swavg.training.batches import examples, to_device
 from swavg.training.batchnorm import update_bn
-from swavg.training.wrapped import own_tensors
+from swavg.training.places import own_tensors
 
 OnBatch = Callable[[int, int | None], None]
 """Called after each batch with the number done, and in all (None: unknown)."""

@@ -36,17 +36,7 @@ _HOMES = {
     "update_bn": "swavg.training.batchnorm",
 }
 
-__all__ = [
-    "EMA",
-    "SWA",
-    "PowerEMA",
-    "SWASchedule",
-    "Snapshots",
-    "apply_swa",
-    "recalibrate",
-    "save_snapshot",
-    "update_bn",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

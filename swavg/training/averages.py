@@ -1,38 +1,32 @@
 """Averages beside a model, tensor for tensor: moved by fused calls, shown in the model's place.
 
-What :class:`~swavg.training.EMA`, :class:`~swavg.training.PowerEMA` and
-:class:`~swavg.training.SWA` have in common. Each says how far an average moves.
+What EMA is, what PowerEMA has several of, and SWA one as soon as it averages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from swavg.errors import MismatchError, RequestError
-from swavg.training.moving import Move, move_all
-from swavg.training.places import Place, Places, listed
+from swavg.errors import MismatchError, RequestError, some
+from swavg.training.moving import Move, move_all, move_buffers
+from swavg.training.places import Place, Places
+from swavg.training.rules import Buffers, Frozen, Rules
 from swavg.training.showing import Showing
 from swavg.training.wrapped import full, is_sharded, local, part_of, sharded_as
 
-Buffers = Literal["copy", "average"]
-Frozen = Literal["keep", "average"]
 Group = tuple[list[Tensor], list[Tensor]]
 
 
 class Averages:
-    """One average of the parameters and persistent buffers of ``model``, by plain names.
+    """Averages of the parameters and persistent buffers of ``model``, started from it as it is.
 
-    Averages are float32 where the model is narrower. They lie on ``device``, or where the model's
-    tensors are, whereto they follow them. With ``buffers="copy"`` batch-norm statistics are copied
-    and other buffers are the model's own; ``"average"`` averages all but integers and the vectors
-    of spectral norm. With ``frozen="keep"`` a parameter that has not required a gradient so far has
-    no average but its own value.
-    ``in_place`` is that of :class:`swavg.training.showing.Showing`.
+    Subclasses say when they :meth:`move` and how far. The arguments are those of
+    :class:`~swavg.training.EMA`.
     """
 
     def __init__(
@@ -44,40 +38,35 @@ class Averages:
         frozen: Frozen = "keep",
         in_place: bool = False,
     ) -> None:
-        _one_of("buffers", buffers, ("copy", "average"))
-        _one_of("frozen", frozen, ("keep", "average"))
-        self._device = None if device is None else torch.device(device)
-        self._buffers = buffers
-        self._frozen = frozen
+        self._rules = Rules(None if device is None else torch.device(device), buffers, frozen)
         self._averages: dict[str, Tensor] = {}
         self._groups: list[tuple[bool, bool, Group]] | None = None
         self._places = Places(model)
         self._showing = Showing(model, in_place=in_place)
-        self.start()
+        self._begin_all({})
 
     # ---- Following the model.
 
-    @torch.no_grad()
-    def start(self) -> None:
-        """Start from the model as it is."""
-        self._restart("start again", {})
+    def register(self) -> None:
+        """Start again from the model as it is."""
+        self._begin_all({})
 
-    @torch.no_grad()
     def refresh(self) -> None:
-        """Take the model as it is now: what is new starts at its value, what went is forgotten."""
-        self._restart("look at the model anew", self._averages)
+        """Go on with a model whose parameters have changed: a new one, or one of a new shape,
+        starts at its present value; what is gone is forgotten."""
+        self._begin_all(self._averages)
 
-    def _restart(self, act: str, known: Mapping[str, Tensor]) -> None:
-        self.forbid_applied(act)
-        self.forbid_others(act)
+    @torch.no_grad()
+    def _begin_all(self, known: Mapping[str, Tensor]) -> None:
+        self._forbid_shown("look at the model anew")
         self._places = Places(self._places.model)
         self._averages, self._groups = {}, None
         for place in self._places.all:
             tensor, average = place.tensor(), known.get(place.name)
-            if tensor is not None and average is not None and average.shape == local(tensor).shape:
+            if tensor is None or average is None or average.shape != local(tensor).shape:
+                average = self._rules.begin(place)
+            if average is not None:
                 self._averages[place.name] = average
-            else:
-                self._begin(place)
 
     @torch.no_grad()
     def move(self, move: Move, *, chunked: bool = False) -> None:
@@ -86,14 +75,13 @@ class Averages:
         ``chunked``: in lists of limited size, for a ``move`` that needs memory of its own. Raises
         RequestError if the model is not the one it was.
         """
-        self.forbid_applied("update")
-        self.forbid_others("update")
+        self._forbid_shown("update")
         self._follow()
         for moved, is_buffer, (averages, values) in self._groups or self._grouped():
             if not moved:
                 torch._foreach_copy_(averages, values)
             elif is_buffer:
-                _move_buffers(move, averages, values)
+                move_buffers(move, averages, values)
             else:
                 move_all(move, averages, values, chunked=chunked)
 
@@ -106,58 +94,78 @@ class Averages:
         """Averages and values by what is done to them, device and dtype; kept while the model's
         tensors are the same. Those that begin now are not among them."""
         groups: dict[Any, Group] = {}
-        began = len(self._averages)
-        for place in self._places.all:
-            tensor, average = place.tensor(), self._averages.get(place.name)
-            if tensor is None:
-                continue
-            if average is None:
-                # Nothing to average with: unfrozen, or set, since the last time.
-                self._begin(place)
-                continue
+        for place, tensor, average in self._fitted():
             value = local(tensor) if is_sharded(tensor) else tensor
-            average = self._fit(place, average, value)
-            moved = self._is_averaged(place, value)
+            moved = self._rules.move(place, value)
             key = moved, place.is_buffer, value.device, value.dtype, average.device, average.dtype
             averages, values = groups.setdefault(key, ([], []))
             averages.append(average)
             values.append(value)
         found = [(key[0], key[1], group) for key, group in groups.items()]
-        self._groups = found if len(self._averages) == began else None
+        # Nothing to average with yet: unfrozen, or set, since the last time.
+        new = {each.name: self._rules.begin(each) for each in self._places.all
+               if each.name not in self._averages}  # fmt: skip
+        began = {name: average for name, average in new.items() if average is not None}
+        self._averages |= began
+        self._groups = None if began else found
         return found
+
+    def _fitted(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
+        """What has an average: place, tensor, and the average as it fits the tensor of now."""
+        for place in self._places.all:
+            tensor, average = place.tensor(), self._averages.get(place.name)
+            if tensor is None or average is None:
+                continue
+            fitting = self._rules.fit(place, average, local(tensor))
+            if fitting is None:
+                del self._averages[place.name]
+            else:
+                self._averages[place.name] = fitting
+                yield place, tensor, fitting
 
     # ---- Showing.
 
     @property
-    def applied(self) -> bool:
-        """True while the model has the averaged values."""
+    def is_applied(self) -> bool:
+        """True while the model has the averaged weights."""
         return bool(self._showing)
 
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights in the block, and its own again after it, also after
+        an error. A graph of before is not disturbed. Parameters must not be changed in it: if they
+        were, that is a RequestError at its end. Buffers may be: recomputed batch-norm statistics
+        stay with the average (until the next update, where they are copied)."""
+        self.apply_shadow()
+        try:
+            yield
+        except BaseException:
+            self._showing.end()
+            raise
+        # By hand within the block is no mistake.
+        if self._showing:
+            self.restore()
+
     @torch.no_grad()
-    def apply(self) -> None:
-        """Give the model the averaged values, and keep its own for :meth:`restore`."""
+    def apply_shadow(self) -> None:
+        """Give the model the averaged weights, until :meth:`restore`. Raises RequestError if it
+        has them already."""
         self.forbid_applied("apply the average again")
         self._follow()
         # Some may be replaced, so that they fit.
         self._groups = None
         self._showing.begin(self._fitted())
 
-    def _fitted(self) -> Iterator[tuple[Place, Tensor, Tensor]]:
-        for place in self._places.all:
-            tensor, average = place.tensor(), self._averages.get(place.name)
-            if tensor is not None and average is not None:
-                yield place, tensor, self._fit(place, average, local(tensor))
-
     def restore(self) -> None:
-        """Give the model its own values back, also where it was moved or given other tensors
-        meanwhile. What was written to batch-norm statistics stays with the average. RequestError,
-        when all is restored, if a parameter was written to."""
+        """Give the model its own weights back, also where it was moved or given other tensors
+        meanwhile. Raises RequestError if it has them; and, when all is restored, if a parameter
+        was written to."""
         if not self._showing:
             raise RequestError(
                 "The model has its own weights: there is nothing to restore.",
                 hint="Apply the average first, or use the with statement.",
             )
-        if any(each.position > self._showing.position for each in self._others()):
+        if self._others(later=True):
             raise RequestError(
                 "Another average was applied after this one.",
                 hint="Restore that one first: the last in, the first out.",
@@ -166,32 +174,20 @@ class Averages:
         self._showing.end()
         if written:
             raise RequestError(
-                f"{', '.join(listed(written))} changed while the model had the averaged weights:"
-                " it has its own back, and the average may have been written to.",
+                f"{some(sorted(map(repr, written)), 5)} changed while the model had the averaged"
+                " weights: it has its own back, and the average may have been written to.",
                 hint="Train, and load weights, outside of the block (or before restore()).",
             )
 
-    @contextmanager
-    def in_model(self) -> Iterator[None]:
-        """:meth:`apply`, and :meth:`restore` at the end of the block, whatever happens in it."""
-        self.apply()
-        try:
-            yield
-        except BaseException:
-            if self._showing:
-                self._showing.end()
-            raise
-        # By hand within the block is no mistake.
-        if self._showing:
-            self.restore()
+    def _others(self, *, later: bool = False) -> bool:
+        """Whether other averages are in tensors of this model now; ``later``: applied after."""
+        tensors = (place.tensor() for place in self._places.all)
+        return self._showing.others(tensors, later=later)
 
-    def _others(self) -> list[Showing]:
-        """Other averages that are in tensors of this model now."""
-        return self._showing.others(place.tensor() for place in self._places.all)
-
-    def forbid_others(self, act: str) -> None:
-        """Raise RequestError while the model has, in some of its tensors, the values of another
-        average, which would be taken for its own weights."""
+    def _forbid_shown(self, act: str) -> None:
+        """Raise RequestError while the model has, in some of its tensors, averaged values, which
+        would be taken for its own weights."""
+        self.forbid_applied(act)
         if self._others():
             raise RequestError(
                 f"Another average is in the model now: cannot {act}.",
@@ -199,7 +195,7 @@ class Averages:
             )
 
     def forbid_applied(self, act: str) -> None:
-        """Raise RequestError while the model has the averaged values."""
+        """Raise RequestError while the model has these averages."""
         if self._showing:
             raise RequestError(
                 f"Cannot {act}: the model has the averaged weights now.",
@@ -209,13 +205,10 @@ class Averages:
     # ---- Values and state.
 
     def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Any]:
-        """The model's state dict by plain names with the averaged values.
-
-        In the average's own dtype, or in the model's with ``dtype="model"``. Averages are copied;
-        what has none (frozen parameters, other buffers, extra state) is the model's own. Sharded
-        tensors are gathered: a collective, and all ranks get the whole. Tied names share one
-        tensor.
-        """
+        """The model's whole state dict with the averaged values: in the average's dtype (float32
+        for half precision), or with ``dtype="model"`` in the model's. Averages are copies; what has
+        none (frozen weights, other buffers, extra state) is the model's own. Under FSDP2 a
+        collective: every rank gets the whole."""
         if dtype not in (None, "model"):
             raise RequestError(f"dtype is {dtype!r}; it is 'model' or None.")
         made: dict[int, Tensor] = {}
@@ -234,8 +227,9 @@ class Averages:
         return found
 
     def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
-        """The tensors of :meth:`averaged` without copies and not gathered: to be saved now, one by
-        one. ``frozen``: also parameters that are frozen and have no average."""
+        """The tensors of :meth:`averaged` without copies, to be saved now: what changes later
+        changes in them. Under FSDP2 they are sharded as the model. ``frozen=False`` leaves out
+        frozen parameters that have no average (the base of a LoRA model)."""
         return {
             name: sharded_as(local(value) if average is None else average, value)
             for name, value, average in self._values()
@@ -250,9 +244,9 @@ class Averages:
         for name, (value, place) in self._places.state().items():
             yield name, value, None if place is None else self._averages.get(place.name)
 
-    def state(self) -> dict[str, Any]:
-        """What :meth:`load` takes: the averages by name (themselves, not copies, where they are
-        whole), and the names of what has none."""
+    def averages_state(self) -> dict[str, Any]:
+        """What :meth:`load_averages` takes: the averages by name (themselves, not copies, where
+        they are whole), and the names of what has none."""
         self._follow()
         averages, own = {}, []
         for place in self._places.all:
@@ -264,8 +258,8 @@ class Averages:
         return {"averages": averages, "own": own}
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take the averages of :meth:`state`, bit for bit, wherever and in whichever dtype the
+    def load_averages(self, state: Mapping[str, Any]) -> None:
+        """Take those of :meth:`averages_state`, bit for bit, wherever and in whichever dtype the
         model is. Raises MismatchError, with nothing changed, if names or shapes are others."""
         self.forbid_applied("load a state")
         self._follow()
@@ -274,11 +268,10 @@ class Averages:
         averages: dict[str, Tensor] = {}
         for place in self._places.all:
             value, whole = place.tensor(), given.get(place.name)
-            if value is not None and whole is not None and self._keeps(place):
+            if value is not None and whole is not None and self._rules.keep(place):
                 part = part_of(whole, value)
-                device = self._device or local(value).device
-                dtype = torch.promote_types(part.dtype, self._dtype(place, part))
-                averages[place.name] = _copy(part, device, dtype)
+                dtype = self._rules.dtype(place, part)
+                averages[place.name] = self._rules.copy(part, local(value), dtype)
         self._averages, self._groups = averages, None
 
     def adopt(self, given: Mapping[str, Tensor]) -> None:
@@ -291,19 +284,19 @@ class Averages:
             if place.name not in given
             and (place.is_buffer or (tensor is not None and not tensor.requires_grad))
         ]
-        kept = {place.name for place, _ in here if self._keeps(place)}
-        self.load({"averages": {n: v for n, v in given.items() if n in kept}, "own": own})
+        kept = {place.name for place, _ in here if self._rules.keep(place)}
+        self.load_averages({"averages": {n: v for n, v in given.items() if n in kept}, "own": own})
 
     def _refuse(self, given: Mapping[str, Tensor], own: Iterable[str]) -> None:
         """Raise MismatchError unless ``given`` has a tensor of the right shape for every name that
         is not in ``own``, and none for another."""
         here = {each.name: each for each in self._places.all if each.tensor() is not None}
-        needed = {name for name, place in here.items() if self._keeps(place)}
+        needed = {name for name, place in here.items() if self._rules.keep(place)}
         problems = []
         if lacking := needed - set(own) - set(given):
-            problems.append(f"it lacks {', '.join(listed(lacking))}")
+            problems.append(f"it lacks {some(sorted(map(repr, lacking)), 5)}")
         if extra := set(given) - set(here):
-            problems.append(f"the model has no {', '.join(listed(extra))}")
+            problems.append(f"the model has no {some(sorted(map(repr, extra)), 5)}")
         for name in needed & set(given):
             tensor = here[name].tensor()
             if tensor is not None and given[name].shape != tensor.shape:
@@ -315,92 +308,6 @@ class Averages:
                 hint="Build the model as it was when the state was saved.",
             )
 
-    # ---- One tensor.
-
-    def _keeps(self, place: Place) -> bool:
-        """Whether this place may have an average beside it."""
-        return place.kind in ("parameter", "statistics") or (
-            self._buffers == "average" and place.kind == "buffer"
-        )
-
-    def _begin(self, place: Place) -> None:
-        tensor = place.tensor()
-        if tensor is None or not self._keeps(place):
-            return
-        if not place.is_buffer and self._frozen == "keep" and not tensor.requires_grad:
-            return
-        value = local(tensor)
-        if place.is_buffer and _overlaps(value):
-            # An expanded constant: it cannot be written, and needs no copy.
-            self._averages.pop(place.name, None)
-            return
-        dtype = self._dtype(place, value)
-        self._averages[place.name] = _copy(value, self._device or value.device, dtype)
-
-    def _dtype(self, place: Place, value: Tensor) -> torch.dtype:
-        if not self._is_averaged(place, value):
-            return value.dtype
-        wide = value.dtype if value.itemsize > 1 else torch.float32
-        return torch.promote_types(wide, torch.float32)
-
-    def _is_averaged(self, place: Place, value: Tensor) -> bool:
-        numbers = value.is_floating_point() or value.is_complex()
-        return numbers and (not place.is_buffer or self._buffers == "average")
-
-    def _fit(self, place: Place, average: Tensor, value: Tensor) -> Tensor:
-        """The average of ``place`` where it belongs and as wide as ``value``; RequestError if the
-        shape is another or ``value`` has none."""
-        if value.is_meta:
-            raise RequestError(
-                f"'{place.name}' is on the meta device now: it has no values.",
-                hint="Give the model its weights back; the average is kept.",
-            )
-        if average.shape != value.shape:
-            if not place.is_buffer:
-                raise RequestError(
-                    f"'{place.name}' is {list(value.shape)} now; its average is"
-                    f" {list(average.shape)}.",
-                    hint="Call refresh() to go on with it, from its value of then.",
-                )
-            self._begin(place)
-        elif not torch.can_cast(value.dtype, average.dtype):
-            # A counter that is no integer any more, and the like.
-            self._begin(place)
-        elif (
-            self._device is None and average.device != value.device
-        ) or value.itemsize > average.itemsize:
-            dtype = torch.promote_types(average.dtype, value.dtype)
-            self._averages[place.name] = _copy(average, self._device or value.device, dtype)
-        return self._averages.get(place.name, average)
-
-
-def _move_buffers(move: Move, averages: list[Tensor], values: list[Tensor]) -> None:
-    """As :func:`move_all`; what is equal stays, as the -inf of a mask, and where no number would
-    be left it is the model's: an observer starts with the range from inf to -inf."""
-    before = [average.clone() for average in averages]
-    move_all(move, averages, values)
-    for average, old, value in zip(averages, before, values, strict=True):
-        now = value.to(old.device, old.dtype)
-        average.copy_(torch.where((old == now) | ~average.isfinite(), now, average))
-
-
-def _copy(value: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # No inference tensor, whatever the mode: that could not be written later.
-    with torch.inference_mode(False):
-        made = torch.empty_like(value, device=device, dtype=dtype, requires_grad=False)
-        return made.copy_(value.detach())
-
-
-def _overlaps(value: Tensor) -> bool:
-    return any(
-        step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)
-    )
-
 
 def _shares(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.numel() > 0 and a.data_ptr() == b.data_ptr())
-
-
-def _one_of(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise RequestError(f"{what} is {value!r}; it is one of {', '.join(known)}.")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from swavg.errors import RequestError
+from swavg.training.wrapped import unwrap
 
 TARGETS = ("labels", "label", "targets", "target")
 """Keys of a batch that hold what is to be predicted."""
@@ -30,14 +31,14 @@ def split(
         if name is None:
             return (), inputs, None
         target = inputs[name]
-        if model is None or name not in _parameters(model):
+        signature = None if model is None else _signature(model)
+        if signature is None or name not in signature.parameters:
             del inputs[name]
         return (), inputs, target
     if isinstance(batch, (tuple, list)):
-        items = list(batch)
-        if not items:
+        if not batch:
             raise RequestError("A batch is empty.", hint="It is (inputs..., target) or a mapping.")
-        return (tuple(items), {}, None) if len(items) == 1 else (tuple(items[:-1]), {}, items[-1])
+        return (tuple(batch[:-1]), {}, batch[-1]) if len(batch) > 1 else (tuple(batch), {}, None)
     return (batch,), {}, None
 
 
@@ -71,19 +72,17 @@ _SAY = (
 
 
 def _call(model: nn.Module) -> str:
-    return f"{type(_inner(model)).__name__}.forward()"
+    return f"{type(unwrap(model)).__name__}.forward()"
 
 
 def _called(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     try:
-        inspect.signature(_inner(model).forward).bind(*args, **kwargs)
+        if (signature := _signature(model)) is not None:
+            signature.bind(*args, **kwargs)
     except TypeError as error:
         raise RequestError(
             f"{_call(model)} cannot be called with a batch: {error}.", hint=_SAY
         ) from None
-    except ValueError:
-        # It has no signature.
-        pass
     return model(*args, **kwargs)
 
 
@@ -114,27 +113,19 @@ def examples(batch: Any) -> int | None:
     return int(shape[0]) if len(shape) else None
 
 
-def _inner(model: nn.Module) -> Any:
-    """The model below compile and data-parallel wrappers."""
-    inner: Any = model
-    while (
-        below := getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-    ) is not None:
-        inner = below
-    return inner
-
-
-def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """What the model's forward takes."""
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    """What the model's forward takes; None if it does not say."""
     try:
-        return inspect.signature(_inner(model).forward).parameters
+        return inspect.signature(unwrap(model).forward)
     except (TypeError, ValueError):
-        return {}
+        return None
 
 
 def _positional(model: nn.Module) -> tuple[int, int | None]:
     """How many positional arguments the model's forward needs, and takes at most (None: any)."""
-    found = _parameters(model).values()
+    if (signature := _signature(model)) is None:
+        return 0, None
+    found = signature.parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     positional = [each for each in found if each.kind in kinds]
     needed = sum(each.default is inspect.Parameter.empty for each in positional)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from swavg.errors import RequestError
 from swavg.training.batches import forward_first, to_device
 from swavg.training.wrapped import check_module, modules, unwrap
 
-Weigh = Literal["batches", "elements"]
-
 
 def update_bn(
     model: nn.Module,
@@ -24,15 +22,14 @@ def update_bn(
     *,
     device: torch.device | str | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
-    weigh: Weigh = "batches",
 ) -> list[str]:
     """Recompute the running statistics of batch-norm layers in one pass over ``batches``.
 
     Their running mean and variance become the averages of those of the batches, and their counters
     count these alone. As in ``torch.optim.swa_utils.update_bn`` each batch counts the same, a
-    small last one too, and on the same network without dropout the results are the same bits;
-    ``weigh="elements"`` counts each by its elements per channel. (Neither adds the variance of the
-    batches' means: it is the variance within a batch, of which batch-norm makes use in training.)
+    small last one too, and on the same network without dropout the results are the same bits. (The
+    variance of the batches' means is not added: it is the variance within a batch, of which
+    batch-norm makes use in training.)
 
     Only the batch-norm layers are in training mode meanwhile: dropout is off, as it is where the
     statistics are used. Instance-norm layers that track statistics are treated alike. Modes and
@@ -47,17 +44,15 @@ def update_bn(
     all ranks).
 
     Returns the plain names of the buffers that were recomputed. Raises RequestError if there is no
-    batch, or if ``weigh`` is something else.
+    batch.
     """
-    if weigh not in ("batches", "elements"):
-        raise RequestError(f"weigh is {weigh!r}; it is 'batches' or 'elements'.")
     check_module(model, "It is update_bn(model, batches).")
     run = forward_first if forward is None else forward
     inner = unwrap(model)
     layers: dict[_NormBase, _Layer] = {}
-    for name, module in modules(inner):
+    for _, prefix, module in modules(inner):
         if isinstance(module, _NormBase) and module.running_mean is not None:
-            layers.setdefault(module, _Layer(name, module, weigh))
+            layers.setdefault(module, _Layer(prefix, module))
     if not layers:
         return []
     used = 0
@@ -86,21 +81,19 @@ def has_statistics(model: nn.Module) -> bool:
     """Whether :func:`update_bn` would have anything to recompute."""
     return any(
         isinstance(module, _NormBase) and module.running_mean is not None
-        for _, module in modules(unwrap(model))
+        for *_, module in modules(model)
     )
 
 
 class _Layer:
     """One layer: its old statistics, and the averages as they grow."""
 
-    def __init__(self, name: str, module: _NormBase, weigh: Weigh) -> None:
-        self._name = name
+    def __init__(self, prefix: str, module: _NormBase) -> None:
+        self._prefix = prefix
         self._module = module
-        self._weigh = weigh
         self._momentum = module.momentum
         self._old = {name: tensor.clone() for name, tensor in self._buffers()}
-        self._total = 0
-        self._share = 0.0
+        self._batches = 0
         # Cumulative averages in half precision stop moving: each new batch's part rounds to 0.
         wide = module.running_mean is not None and module.running_mean.itemsize < 4
         self._wide: dict[str, Tensor] | None = {} if wide else None
@@ -114,15 +107,14 @@ class _Layer:
 
     @property
     def changed(self) -> list[str]:
-        prefix = f"{self._name}." if self._name else ""
         # Instance-norm has a counter, too, but does not count.
         counts = isinstance(self._module, _BatchNorm)
         names = [name for name, tensor in self._buffers() if counts or tensor.is_floating_point()]
-        return [prefix + name for name in names] if self._total else []
+        return [self._prefix + name for name in names] if self._batches else []
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        before = self._module.register_forward_pre_hook(self._before, with_kwargs=True)
+        before = self._module.register_forward_pre_hook(self._before)
         after = self._module.register_forward_hook(self._after)
         self._module.reset_running_stats()
         try:
@@ -131,18 +123,14 @@ class _Layer:
             before.remove()
             after.remove()
             self._module.momentum = self._momentum
-            if not self._done or self._total == 0:
+            if not self._done or self._batches == 0:
                 for name, tensor in self._buffers():
                     tensor.copy_(self._old[name])
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._batches += 1
         # As the momentum: instance-norm has no cumulative average of its own.
-        given = args[0] if args else named["input"]
-        elements = given.numel() // self._module.num_features
-        new = 1 if self._weigh == "batches" else elements
-        self._total += new
-        self._share = new / self._total
-        self._module.momentum = self._share if self._wide is None else 1.0
+        self._module.momentum = 1 / self._batches if self._wide is None else 1.0
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._wide is None:
@@ -151,7 +139,7 @@ class _Layer:
             if tensor.is_floating_point():
                 now = tensor.double()
                 average = self._wide.setdefault(name, now.clone())
-                average.lerp_(now, self._share)
+                average.lerp_(now, 1 / self._batches)
 
     def finish(self) -> None:
         for name, tensor in self._buffers():

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import index
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from swavg.errors import RequestError
-from swavg.training.averages import Averages, Buffers, Frozen
+from swavg.training.averages import Averages
 from swavg.training.moving import lerp
+from swavg.training.rules import Buffers, Frozen
 from swavg.weights import WARMUPS, warmup_decay
 from swavg.weights.checks import check_count, check_decay
 
 
-class EMA:
+class EMA(Averages):
     """The EMA of ``model``'s weights, started from the model as it is.
 
         >>> ema = EMA(model, decay=0.999)
@@ -95,9 +95,7 @@ class EMA:
         self._calls = 0
         # Of a mistaken option one learns now, not after the first step.
         self.next_decay()
-        self._averages = Averages(
-            model, device=device, buffers=buffers, frozen=frozen, in_place=in_place
-        )
+        super().__init__(model, device=device, buffers=buffers, frozen=frozen, in_place=in_place)
 
     @classmethod
     def from_averages(
@@ -115,7 +113,7 @@ class EMA:
 
         averages, count = averages_in(state, model)
         ema = cls(model, decay, **options)
-        ema._averages.adopt(averages)
+        ema.adopt(averages)
         ema.num_updates = ema._calls = count
         return ema
 
@@ -141,60 +139,24 @@ class EMA:
         is done twice) is an error. Raises RequestError while the average is applied, and if the
         model's parameters are no longer the same.
         """
-        self._averages.forbid_applied("update")
+        self.forbid_applied("update")
         step = None if step is None else _whole(step)
         if step is not None and self.step is not None and step <= self.step:
             raise RequestError(f"Step {step} comes after step {self.step}: steps must increase.")
         before = self._calls if step is None else (self.step or 0)
         now = self._calls + 1 if step is None else step
         if now // self.every > before // self.every:
-            self._averages.move(partial(lerp, weight=1 - self.next_decay()))
+            self.move(partial(lerp, weight=1 - self.next_decay()))
             self.num_updates += 1
         self._calls += 1
         self.step = self.step if step is None else step
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The model has the averaged weights in the block, and its own again after it, also after
-        an error. A graph of before is not disturbed. Parameters must not be changed in it: if they
-        were, that is a RequestError at its end. Buffers may be: recomputed batch-norm statistics
-        stay with the average (until the next update, where they are copied)."""
-        with self._averages.in_model():
-            yield
-
-    def apply_shadow(self) -> None:
-        """Give the model the averaged weights, until :meth:`restore`. Raises RequestError if it
-        has them already."""
-        self._averages.apply()
-
-    def restore(self) -> None:
-        """Give the model its own weights back. Raises RequestError if it has them."""
-        self._averages.restore()
-
     def register(self) -> None:
         """Start again from the model as it is, with no update made."""
-        self._averages.start()
+        super().register()
         self.num_updates = 0
         self.step = None
         self._calls = 0
-
-    def refresh(self) -> None:
-        """Go on with a model whose parameters have changed: a new one, or one of a new shape,
-        starts at its present value; what is gone is forgotten."""
-        self._averages.refresh()
-
-    def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Any]:
-        """The model's whole state dict with the averaged values: in the average's dtype (float32
-        for half precision), or with ``dtype="model"`` in the model's. Averages are copies; what has
-        none (frozen weights, other buffers, extra state) is the model's own. Under FSDP2 a
-        collective: every rank gets the whole."""
-        return self._averages.averaged(dtype)
-
-    def views(self, *, frozen: bool = True) -> dict[str, Tensor]:
-        """The tensors of :meth:`averaged` without copies, to be saved now: what changes later
-        changes in them. Under FSDP2 they are sharded as the model. ``frozen=False`` leaves out
-        frozen parameters that have no average (the base of a LoRA model)."""
-        return self._averages.views(frozen=frozen)
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit; ``torch.load`` reads it with ``weights_only``.
@@ -209,20 +171,15 @@ class EMA:
             "num_updates": self.num_updates,
             "calls": self._calls,
             "step": self.step,
-            **self._averages.state(),
+            **self.averages_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`. Warns if it was made with another decay or schedule, and
         goes on with this one's. Raises MismatchError, naming them, for other names and shapes."""
         check_state(state, "EMA", {*self._settings(), "num_updates", "calls", "step"})
-        self._averages.load(state)
-        for name, value in self._settings().items():
-            if state[name] != value:
-                warnings.warn(
-                    f"The state was made with {name} {state[name]}; it goes on with {value}.",
-                    stacklevel=2,
-                )
+        self.load_averages(state)
+        warn_of_settings(state, self._settings())
         self.num_updates = int(state["num_updates"])
         self._calls = int(state["calls"])
         self.step = state["step"]
@@ -270,3 +227,14 @@ def check_state(state: Mapping[str, Any], kind: str, needed: set[str]) -> None:
             f"This state dict of {kind} has version {state.get('version')}, not 1.",
             hint="Load it with the swavg that wrote it.",
         )
+
+
+def warn_of_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn, in the name of load_state_dict()'s caller, of settings that a state was not made with:
+    they are data, and what goes on has its own."""
+    for name, value in now.items():
+        if before.get(name) != value:
+            warnings.warn(
+                f"The state was made with {name} {before.get(name)}; it goes on with {value}.",
+                stacklevel=3,
+            )

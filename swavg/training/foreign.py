@@ -31,8 +31,7 @@ def averages_in(state: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, T
         inner = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
         tensors = inner or tensors
     names = plain_names(model)
-    known = set(unwrap(model).state_dict())
-    found = {names.get(name, name): value for name, value in tensors.items() if name in known}
+    found = {names[name]: value for name, value in tensors.items() if name in names}
     if not found:
         shown = ", ".join(map(repr, [*state][:3]))
         raise RequestError(

@@ -12,7 +12,7 @@ from swavg.errors import Difference, MismatchError, RequestError
 from swavg.formats.checkpoint import Form, TensorTable
 from swavg.planning.match import spelling
 from swavg.planning.prefixes import behind_prefix
-from swavg.training.wrapped import check_shape
+from swavg.training.wrapped import check_values, is_expanded
 
 _NAMED = 20
 
@@ -78,15 +78,8 @@ def match_model(
 
 
 def _check(name: str, tensor: Tensor) -> None:
-    check_shape(name, tensor)
-    if tensor.is_meta:
-        raise RequestError(
-            f"'{name}' is on the meta device, where nothing can be put.",
-            hint="Give the model memory first: model.to_empty(device='cpu').",
-        )
-    if any(
-        size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)
-    ):
+    check_values(name, tensor, "Give the model memory first: model.to_empty(device='cpu').")
+    if is_expanded(tensor):
         raise RequestError(
             f"'{name}' is expanded: several of its elements share one place in memory.",
             hint="Give it memory of its own, with contiguous(), or leave out buffers.",

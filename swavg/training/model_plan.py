@@ -28,8 +28,9 @@ from swavg.planning.rename import renamed_with_model, rules
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
 from swavg.training.matching import Match, match_model, model_dtype
+from swavg.training.places import own_tensors
 from swavg.training.tensor_sink import TensorSink, memory_of, writable
-from swavg.training.wrapped import check_module, own_tensors
+from swavg.training.wrapped import check_module
 from swavg.weights import is_uniform
 
 Path = str | os.PathLike[str]

@@ -52,6 +52,16 @@ def move_all(
         move(ours, theirs if alike else _like(ours, theirs))
 
 
+def move_buffers(move: Move, averages: list[Tensor], values: list[Tensor]) -> None:
+    """As :func:`move_all`; what is equal stays, as the -inf of a mask, and where no number would
+    be left it is the model's: an observer starts with the range from inf to -inf."""
+    before = [average.clone() for average in averages]
+    move_all(move, averages, values)
+    for average, old, value in zip(averages, before, values, strict=True):
+        now = value.to(old.device, old.dtype)
+        average.copy_(torch.where((old == now) | ~average.isfinite(), now, average))
+
+
 def _chunks(
     averages: Sequence[Tensor], values: Sequence[Tensor], limit: int
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import is_
 from typing import Any, Literal
@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from swavg.errors import RequestError
+from swavg.errors import RequestError, some
 from swavg.training.wrapped import (
     check_module,
-    check_shape,
+    check_values,
     is_sharded,
     modules,
-    plain_names,
+    plain_state,
     settle,
-    unwrap,
 )
 
 Kind = Literal["parameter", "statistics", "buffer", "own"]
@@ -60,26 +59,23 @@ class Places:
         self.model = model
         self.all: list[Place] = []
         self._aliases: list[tuple[Place, Place]] = []
-        self._dicts: list[dict[str, Any]] = []
         first: dict[int, Place] = {}
-        seen: set[int] = set()
-        for prefix, module in modules(model):
-            if id(module) not in seen:
-                seen.add(id(module))
-                self._dicts += (module._parameters, module._buffers, module._modules)
-            for place in _places(prefix, module):
-                tensor = place.tensor()
-                if tensor is None:
-                    if place.is_buffer:
-                        self.all.append(place)
-                    continue
-                _check(place, tensor)
-                if id(tensor) in first:
-                    if place.owner is not first[id(tensor)].owner:
-                        self._aliases.append((place, first[id(tensor)]))
-                else:
-                    first[id(tensor)] = place
+        for place in _places(model):
+            tensor = place.tensor()
+            if tensor is None:
+                if place.is_buffer:
                     self.all.append(place)
+                continue
+            check_values(place.name, tensor)
+            known = first.setdefault(id(tensor), place)
+            if known is place:
+                self.all.append(place)
+            elif known.owner is not place.owner:
+                self._aliases.append((place, known))
+        distinct = {id(module): module for *_, module in modules(model)}.values()
+        self._dicts: list[dict[str, Any]] = [
+            each for m in distinct for each in (m._parameters, m._buffers, m._modules)
+        ]
         self._keys = [(each, key) for each in self._dicts for key in each]
         self._values = [each[key] for each, key in self._keys]
         self._memory = self._addresses()
@@ -113,7 +109,7 @@ class Places:
                 )
         known, found = self._parameters(), now._parameters()
         facts = [
-            f"{', '.join(listed(names))} {what}"
+            f"{some(sorted(map(repr, names)), 5)} {what}"
             for names, what in ((found - known, "came"), (known - found, "went"))
             if names
         ]
@@ -133,10 +129,8 @@ class Places:
         by_id = {id(place.tensor()): place for place in self.all}
         by_name = {place.name: place for place in self.all}
         by_name |= {alias.name: place for alias, place in self._aliases}
-        names = plain_names(self.model)
         found: dict[str, tuple[Any, Place | None]] = {}
-        for raw, value in unwrap(self.model).state_dict(keep_vars=True).items():
-            name = names.get(raw, raw)
+        for name, value in plain_state(self.model, keep_vars=True).items():
             place = by_id.get(id(value))
             if isinstance(value, Tensor) and place is None and name in by_name:
                 # The module's own way to save gives another tensor for what is here.
@@ -147,13 +141,27 @@ class Places:
         return found
 
 
-def _places(prefix: str, module: nn.Module) -> Iterator[Place]:
-    dot = f"{prefix}." if prefix else ""
-    for key in module._parameters:
-        yield Place(f"{dot}{key}", module._parameters, key, "parameter")
-    for key in module._buffers:
-        if key not in module._non_persistent_buffers_set:
-            yield Place(f"{dot}{key}", module._buffers, key, _kind(module, key))
+def _places(model: nn.Module) -> Iterator[Place]:
+    """All of them, a tied one under each of its names, in the order of the state dict."""
+    for _, prefix, module in modules(model):
+        for key in module._parameters:
+            yield Place(f"{prefix}{key}", module._parameters, key, "parameter")
+        for key in module._buffers:
+            if key not in module._non_persistent_buffers_set:
+                yield Place(f"{prefix}{key}", module._buffers, key, _kind(module, key))
+
+
+def own_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
+    """The parameters of a model and, with ``buffers``, its persistent buffers: themselves, not
+    copies, in the order of the state dict, a tied one under each of its names.
+
+    Raises RequestError for a model whose parameters are hidden in flat ones (FSDP1).
+    """
+    # What FSDP2 has gathered for a forward pass would be thrown away after it.
+    settle(model)
+    found = ((place.name, place.tensor()) for place in _places(model)
+             if buffers or not place.is_buffer)  # fmt: skip
+    return {name: tensor for name, tensor in found if tensor is not None}
 
 
 def _kind(module: nn.Module, key: str) -> Kind:
@@ -165,33 +173,12 @@ def _kind(module: nn.Module, key: str) -> Kind:
     return "buffer"
 
 
-def check_model(model: object) -> None:
-    """Raise RequestError for what is no module, or one whose tensors cannot be exchanged."""
-    check_module(model)
+def check_model(model: object) -> nn.Module:
+    """The model; RequestError for what is no module, or one whose tensors cannot be exchanged."""
+    found = check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise RequestError(
             "A TorchScript model keeps its weights where they cannot be exchanged.",
             hint="Average the module that it was made from.",
         )
-
-
-def _check(place: Place, tensor: Tensor) -> None:
-    check_shape(place.name, tensor)
-    if tensor.is_meta:
-        raise RequestError(
-            f"'{place.name}' is on the meta device: it has no values.",
-            hint="Give the model its weights first.",
-        )
-    if hasattr(tensor, "ds_id") and tensor.numel() == 0:
-        raise RequestError(
-            f"'{place.name}' has no values here: DeepSpeed's ZeRO-3 has spread it over the ranks.",
-            hint="Average ZeRO-1 or -2, or FSDP2; or average the checkpoints that are saved, with"
-            " swavg average.",
-        )
-
-
-def listed(names: Iterable[str], most: int = 5) -> list[str]:
-    """The first names, quoted, and how many more there are."""
-    ordered = sorted(names)
-    more = [f"{len(ordered) - most} more"] if len(ordered) > most else []
-    return [f"'{name}'" for name in ordered[:most]] + more
+    return found

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from swavg.errors import InputError, RequestError
-from swavg.training.averages import Averages, Buffers, Frozen
+from swavg.training.averages import Averages
 from swavg.training.ema import check_state
 from swavg.training.moving import lerp
+from swavg.training.rules import Buffers, Frozen
 from swavg.training.wrapped import rank
 from swavg.weights import beta, gamma_from_sigma_rel
 
@@ -80,7 +81,7 @@ class PowerEMA:
         :meth:`EMA.applied`."""
         for average in self._averages:
             average.forbid_applied("apply another profile")
-        with self._averages[index].in_model():
+        with self._averages[index].applied():
             yield
 
     def refresh(self) -> None:
@@ -131,7 +132,7 @@ class PowerEMA:
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit, as :meth:`EMA.state_dict`."""
-        states = [average.state() for average in self._averages]
+        states = [average.averages_state() for average in self._averages]
         return {
             "version": 1,
             "sigma_rel": list(self.sigma_rel),
@@ -153,7 +154,7 @@ class PowerEMA:
         for average, averages, own in zip(
             self._averages, state["averages"], state["own"], strict=True
         ):
-            average.load({"averages": averages, "own": own})
+            average.load_averages({"averages": averages, "own": own})
         self.num_updates = int(state["num_updates"])
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Learning rates for stochastic weight averaging: annealed to a constant, or cyclic."""
+"""Learning rates for stochastic weight averaging, computed by torch's schedulers."""
 
 from __future__ import annotations
 
@@ -7,36 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler
+from torch.optim.swa_utils import SWALR
 
 from swavg.errors import RequestError
 from swavg.weights.checks import check_count
 
 Anneal = Literal["cos", "linear"]
-
-
-def annealed(i: int, steps: int, first: float, last: float, how: Anneal = "cos") -> float:
-    """The rate of step ``i`` (from 1) on the way from ``first`` to ``last`` in ``steps`` steps.
-
-    ``last x + first (1 - x)`` with ``x = i/steps`` (linear) or ``(1 - cos(pi i/steps))/2`` (cos):
-    what torch's SWALR sets in its i-th ``step()``, to the last bit or one beside it (it goes from
-    rate to rate). ``last`` from step ``steps`` on.
-    """
-    t = min(1.0, i / max(1, steps))
-    if t == 1:
-        return last
-    x = t if how == "linear" else (1 - math.cos(math.pi * t)) / 2
-    return last * x + first * (1 - x)
-
-
-def cyclic(i: int, cycle: int, high: float, low: float) -> float:
-    """The rate of step ``i`` (from 1) in cycles of ``cycle`` steps, each falling to ``low``.
-
-    ``(1 - t) high + t low`` with ``t = (mod(i - 1, cycle) + 1) / cycle`` (Izmailov et al. 2018,
-    "Averaging Weights Leads to Wider Optima and Better Generalization", section 3.2).
-    """
-    t = ((i - 1) % cycle + 1) / cycle
-    return (1 - t) * high + t * low
 
 
 class SWASchedule:
@@ -47,10 +25,16 @@ class SWASchedule:
         ...     schedule.step()  # before the optimizer's
         ...     train(batch)
 
-    From what they are at the first step, the rates go within ``anneal_steps`` steps to ``lr``
-    (:func:`annealed`; with 0 at once) and stay there. With ``lr_low`` they are :func:`cyclic`
-    instead, between ``lr`` and ``lr_low`` with period ``cycle``. ``lr`` and ``lr_low`` are one
-    number, or one for each parameter group.
+    From what they are at the first step, torch's ``SWALR`` takes the rates within ``anneal_steps``
+    steps to ``lr`` (with 0 at once), where they stay. With ``lr_low`` torch's ``CyclicLR`` has them
+    fall from ``lr`` to ``lr_low`` with period ``cycle``: in step i (from 1) the rate is
+    ``(1 - t) lr + t lr_low`` with ``t = (mod(i - 1, cycle) + 1) / cycle`` (Izmailov et al. 2018,
+    "Averaging Weights Leads to Wider Optima and Better Generalization", section 3.2). ``lr`` and
+    ``lr_low`` are one number, or one for each parameter group; a group that is added has the
+    last one's.
+
+    torch's scheduler runs on rates of its own, which are then the optimizer's: what else sets
+    these is overruled, and changes nothing of those that follow.
     """
 
     def __init__(
@@ -75,56 +59,66 @@ class SWASchedule:
         self.optimizer = optimizer
         self.steps = 0
         """How many steps were scheduled."""
-        self._lr = self._each("lr", lr)
-        self._low = None if lr_low is None else self._each("lr_low", lr_low)
+        self._lr = self._checked("lr", lr)
+        self._low = None if lr_low is None else self._checked("lr_low", lr_low)
         if self._low is not None and any(map(float.__gt__, self._low, self._lr)):
             raise RequestError("lr_low is above lr: a cycle falls from lr to lr_low.")
-        self._cycle = cycle
-        self._anneal_steps = anneal_steps
+        # Whole numbers of any type will do; torch takes an int.
+        self._cycle = None if cycle is None else int(cycle)
+        self._anneal_steps = int(anneal_steps)
         self._anneal: Anneal = anneal
         self._first: list[float] = []
+        self._scheduler: LRScheduler | None = None
 
-    def _each(self, what: str, value: Any) -> list[float]:
+    def _checked(self, what: str, value: Any) -> list[float]:
         count = len(self.optimizer.param_groups)
-        given = value if isinstance(value, Sequence) else [value] * count
-        if isinstance(value, str) or any(isinstance(each, str) for each in given):
-            raise RequestError(f"{what} is {value!r}; it must be a number from 0.")
-        try:
-            found = [float(each) for each in given]
-        except (TypeError, ValueError):
-            raise RequestError(f"{what} is {value!r}; it must be a number from 0.") from None
-        if len(found) != count:
-            raise RequestError(f"{what} has {len(found)} rates for {count} parameter groups.")
-        for rate in found:
-            if not 0 <= rate < math.inf:
-                raise RequestError(f"{what} is {rate}; it must be a number from 0.")
-        return found
-
-    def rates(self, i: int) -> list[float]:
-        """The rate of each parameter group in step ``i``, from 1."""
-        groups = self.optimizer.param_groups
-        # A group that was added since has what the last one has, and starts where it is.
-        first = self._first + [float(group["lr"]) for group in groups[len(self._first) :]]
-        high = self._lr + self._lr[-1:] * (len(groups) - len(self._lr))
-        if self._low is None or self._cycle is None:
-            return [
-                annealed(i, self._anneal_steps, before, rate, self._anneal)
-                for before, rate in zip(first, high, strict=True)
-            ]
-        low = self._low + self._low[-1:] * (len(groups) - len(self._low))
-        cycle = self._cycle
-        return [cyclic(i, cycle, a, b) for a, b in zip(high, low, strict=True)]
+        many = isinstance(value, Sequence) and not isinstance(value, str)
+        rates = list(value) if many else [value] * count
+        if len(rates) != count:
+            raise RequestError(f"{what} has {len(rates)} rates for {count} parameter groups.")
+        for rate in rates:
+            try:
+                valid = not isinstance(rate, str) and 0 <= float(rate) < math.inf
+            except (TypeError, ValueError):
+                valid = False
+            if not valid:
+                raise RequestError(f"{what} is {rate!r}; it must be a number from 0.")
+        return [float(rate) for rate in rates]
 
     def step(self) -> None:
         """Set the rates of the next optimizer step."""
         groups = self.optimizer.param_groups
-        self._first += [float(group["lr"]) for group in groups[len(self._first) :]]
+        if self._scheduler is None or len(groups) > len(self._first):
+            self._first += [float(group["lr"]) for group in groups[len(self._first) :]]
+            self._scheduler = self._torchs()
+        self._scheduler.step()
         self.steps += 1
-        for group, rate in zip(groups, self.rates(self.steps), strict=True):
+        for group, rate in zip(groups, self._scheduler.get_last_lr(), strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
-                group["lr"] = rate
+                group["lr"] = float(rate)
+
+    def _torchs(self) -> LRScheduler:
+        """torch's scheduler after :attr:`steps` steps, on an optimizer without parameters."""
+        count = len(self._first)
+        rates = SGD([{"params": [], "lr": rate} for rate in self._first], lr=0.0)
+        lr = self._lr + self._lr[-1:] * (count - len(self._lr))
+        scheduler: LRScheduler
+        if self._low is None or self._cycle is None:
+            scheduler = SWALR(rates, lr, self._anneal_steps, self._anneal)  # type: ignore[arg-type]
+        else:
+            low = self._low + self._low[-1:] * (count - len(self._low))
+            # Rises in one step, to where the paper's cycle begins.
+            top = [a - (a - b) / self._cycle for a, b in zip(lr, low, strict=True)]
+            scheduler = CyclicLR(rates, low, top, 1, self._cycle - 1, cycle_momentum=False)
+        # Schedulers warn unless the optimizer's step comes first.
+        rates.step()
+        # SWALR goes from rate to rate until it has arrived, CyclicLR knows the step's.
+        for _ in range(min(self.steps, self._anneal_steps)):
+            scheduler.step()
+        scheduler.last_epoch = self.steps
+        return scheduler
 
     def get_last_lr(self) -> list[float]:
         """The rates as they are, by parameter group."""
@@ -149,6 +143,7 @@ class SWASchedule:
         """Go on from a :meth:`state_dict`; the rates themselves are in the optimizer's."""
         self.steps = int(state["steps"])
         self._first = [float(rate) for rate in state["first"]]
+        self._scheduler = None
 
 
 def _shortest(rates: list[float]) -> list[float]:

@@ -138,23 +138,21 @@ class Showing:
         if place.is_buffer and (now is None or now.shape != own.shape):
             place.owner[place.key] = own
 
-    def others(self, tensors: Iterable[Tensor | None]) -> list[Showing]:
-        """What else shows averages in some of the ``tensors`` now, in the order of its coming."""
-        if not _now:
-            return []
+    def others(self, tensors: Iterable[Tensor | None], *, later: bool) -> bool:
+        """Whether others show averages in some of the ``tensors`` now; ``later``: only those that
+        began after this one."""
+        showing = [reference() for reference in _now]
+        if later and self in showing:
+            showing = showing[showing.index(self) + 1 :]
+        if not any(each is not self for each in showing):
+            return False
         own = set(map(id, tensors))
-        return [
-            each
-            for each in (reference() for reference in _now)
-            if each is not None
-            and each is not self
-            and any(id(shown.tensor) in own for shown in each._shown)
-        ]
-
-    @property
-    def position(self) -> int:
-        """When it was applied, among all that are; -1 if it is not."""
-        return next((at for at, each in enumerate(_now) if each() is self), -1)
+        return any(
+            id(shown.tensor) in own
+            for each in showing
+            if each is not None and each is not self
+            for shown in each._shown
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy of one that is applied is applied to a copy of the model, of other versions.

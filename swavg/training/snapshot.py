@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -17,8 +17,9 @@ from swavg.formats.safetensors import plan_specs
 from swavg.planning.match import unwrapped
 from swavg.storage.destination import check_destination, is_stream
 from swavg.storage.publish import new_file
+from swavg.training.places import own_tensors
 from swavg.training.snapshot_metadata import checked_text, header_strings
-from swavg.training.wrapped import check_shape, is_sharded, plain_names, rank, unwrap
+from swavg.training.wrapped import check_values, is_sharded, plain_state, rank
 
 _EXTRA_STATE = "_extra_state"
 _CHUNK = 16 << 20
@@ -68,22 +69,25 @@ def save_snapshot(
 
 def _tensors(model: nn.Module | Mapping[str, object]) -> dict[str, Tensor]:
     """The tensors to write, by plain name."""
-    entries: Iterable[tuple[object, object]]
+    state: Mapping[str, object]
+    # Where the values of an empty one are, parameters say themselves, not those of a state dict.
+    own: dict[str, Tensor] = {}
     if isinstance(model, nn.Module):
-        names = plain_names(model)
-        state = unwrap(model).state_dict()
-        entries = ((names.get(name, name), value) for name, value in state.items())
+        state, own = plain_state(model), own_tensors(model)
     elif isinstance(model, Mapping):
-        entries = model.items()
+        state = model
     else:
         raise RequestError(
             f"A snapshot is of a module or a state dict, not of {type(model).__name__}."
         )
     found: dict[str, Tensor] = {}
-    for name, value in entries:
+    for name, value in state.items():
         if isinstance(value, Tensor):
-            found[checked_text("A tensor's name", name)] = value
-        elif not isinstance(name, str) or name.rpartition(".")[2] != _EXTRA_STATE:
+            check_values(checked_text("A tensor's name", name), value)
+            if value.numel() == 0:
+                check_values(name, own.get(name, value))
+            found[name] = value
+        elif str(name).rpartition(".")[2] != _EXTRA_STATE:
             raise RequestError(
                 f"'{name}' is {type(value).__name__}, and a safetensors file holds tensors only.",
                 hint="Pass a mapping without it.",
@@ -104,7 +108,6 @@ def _specs(tensors: Mapping[str, Tensor]) -> Specs:
 
 
 def _dtype(name: str, tensor: Tensor) -> DType:
-    check_shape(name, tensor)
     if tensor.is_nested:
         raise RequestError(
             f"'{name}' is a nested tensor.", hint="Pass a mapping without it, or with it converted."
@@ -116,11 +119,6 @@ def _dtype(name: str, tensor: Tensor) -> DType:
         raise RequestError(
             f"'{name}' is {what}, which no safetensors file holds.",
             hint="Pass a mapping without it, or with it converted.",
-        )
-    if tensor.is_meta:
-        raise RequestError(
-            f"'{name}' is on the meta device: it has no values to save.",
-            hint="Give the model its weights first.",
         )
     return found
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import string
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -242,25 +241,11 @@ def _check(
 
 def _pattern(name: str) -> re.Pattern[str]:
     """What file names of ``name`` look like, with the step as the first group."""
-    hint = "Write it like step-{step} or run-{step:08d}."
-    try:
-        parts = list(string.Formatter().parse(name))
-        fields = [field for _, field, _, _ in parts if field is not None]
-        name.format(step=0)
-    except (ValueError, KeyError, IndexError, AttributeError):
-        raise RequestError(f"'{name}' is no name of snapshots.", hint=hint) from None
-    if fields != ["step"] or os.sep in name or name.startswith("."):
-        raise RequestError(f"'{name}' is no name of snapshots.", hint=hint)
-    pattern = re.compile(
-        "".join(
-            re.escape(text) + (r"(\d+)" if field is not None else "") for text, field, _, _ in parts
+    # Only digits: as 1,000 or 3e8 a step could not be read back, and no snapshot would be deleted.
+    parts = re.fullmatch(r"([^{}]*)\{step(?::d|:0\d{1,2}d?)?\}([^{}]*)", name)
+    if parts is None or os.sep in name or name.startswith("."):
+        raise RequestError(
+            f"'{name}' is no name of snapshots.",
+            hint="Write it like step-{step} or run-{step:08d}.",
         )
-        + re.escape(_SUFFIX),
-        re.ASCII,
-    )
-    # As 1,000 or 3e8 a step could not be read back, and no snapshot would be deleted.
-    for step in (0, 7, 12_345_678):
-        match = pattern.fullmatch(f"{name.format(step=step)}{_SUFFIX}")
-        if match is None or int(match[1]) != step:
-            raise RequestError(f"'{name}' is no name of snapshots.", hint=hint)
-    return pattern
+    return re.compile(f"{re.escape(parts[1])}(\\d+){re.escape(parts[2] + _SUFFIX)}", re.ASCII)

@@ -6,9 +6,8 @@ Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Genera
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -18,26 +17,14 @@ from torch.optim import Optimizer
 
 from swavg.errors import RequestError
 from swavg.training.around import Around, Parameters
-from swavg.training.averages import Averages, Buffers, Frozen
+from swavg.training.averages import Averages
 from swavg.training.batchnorm import update_bn
-from swavg.training.ema import check_state
+from swavg.training.ema import check_state, warn_of_settings
 from swavg.training.moving import running_mean
 from swavg.training.places import check_model
+from swavg.training.rules import Buffers, Frozen
 from swavg.training.schedule import Anneal, SWASchedule
 from swavg.weights.checks import check_count
-
-
-def _check_together(optimizer: Optimizer | None, model: nn.Module) -> None:
-    """Raise RequestError if the optimizer trains nothing of the model."""
-    if optimizer is None:
-        return
-    own = {id(parameter) for parameter in model.parameters()}
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if own and trained and own.isdisjoint(trained):
-        raise RequestError(
-            "The optimizer has none of the model's parameters.",
-            hint="Build it from model.parameters(), after the model was moved or wrapped.",
-        )
 
 
 class SWA(Around):
@@ -92,37 +79,34 @@ class SWA(Around):
         in_place: bool = False,
     ) -> None:
         self._around = isinstance(optimizer_or_model, Optimizer)
+        self._model: nn.Module
         if isinstance(optimizer_or_model, Optimizer):
             if optimizer is not None:
                 raise RequestError("Two optimizers were given.")
             optimizer = optimizer_or_model
+            self._model = Parameters(optimizer) if model is None else check_model(model)
         else:
             if model is not None:
                 raise RequestError("Two models were given.")
-            model = optimizer_or_model
-            check_model(model)
-        if model is not None:
-            check_model(model)
-            _check_together(optimizer, model)
+            self._model = check_model(optimizer_or_model)
+        _check_together(optimizer, self._model)
         if start is not None:
             check_count("start", start, 0)
         check_count("every", every)
         super().__init__(optimizer)
-        self._model = model
         self._start = start
         self._every = every
-        self._kept: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "device": device, "buffers": buffers, "frozen": frozen, "in_place": in_place,
         }  # fmt: skip
         # What it would refuse at the first average it refuses now.
-        Averages(nn.Module(), **self._kept)
+        Averages(nn.Module(), **self._options)
         self.n = 0
         """Of how many weights the average is the mean."""
         self.steps = 0
         """How many steps were done."""
         self.schedule: SWASchedule | None = None
         self._averages: Averages | None = None
-        self._parameters: Parameters | None = None
         if lr is None:
             if lr_low is not None or anneal_steps != 0:
                 raise RequestError("lr_low and anneal_steps need lr, the rate of the averaging.")
@@ -141,8 +125,8 @@ class SWA(Around):
                 anneal_steps=anneal_steps,
                 anneal=anneal,
             )
-            if not self._around and start == 0:
-                self.schedule.step()
+        if not self._around:
+            self._set_rates()
 
     # ---- Steps.
 
@@ -158,29 +142,32 @@ class SWA(Around):
                 hint="Build it around the optimizer: SWA(optimizer, ..., model=model).",
             )
         loss = None
-        if self._around and self.optimizer is not None:
+        if self._around:
             # Before the step, so that a scheduler that has also set the rate does not have its way.
-            if self.schedule is not None and self._start is not None and self.steps >= self._start:
-                self.schedule.step()
-            loss = self.optimizer.step() if closure is None else self.optimizer.step(closure)
+            self._set_rates()
+            step = self.inner("step()").step
+            loss = step() if closure is None else step(closure)
         self.steps += 1
-        if self._start is None:
-            return loss
-        done = self.steps - self._start
+        done = 0 if self._start is None else self.steps - self._start
         if done > 0 and done % self._every == 0:
             self.update()
-        if not self._around and self.schedule is not None and done >= 0:
-            self.schedule.step()
+        if not self._around:
+            self._set_rates()
         return loss
+
+    def _set_rates(self) -> None:
+        """Set the rates of the step that comes."""
+        if self.schedule is not None and self._start is not None and self.steps >= self._start:
+            self.schedule.step()
 
     def update(self) -> None:
         """Average the present weights in, whatever the step."""
         self._forbid_swapped("update")
         if self._averages is None:
             # Made from the weights of now: their copy is the mean of one.
-            self._averages = Averages(self._averaged_model(), **self._kept)
+            self._averages = Averages(self._averaged_model(), **self._options)
         else:
-            self._follow()
+            self._averaged_model()
             self._averages.move(partial(running_mean, n=self.n), chunked=True)
         self.n += 1
 
@@ -195,25 +182,25 @@ class SWA(Around):
     @property
     def is_swapped(self) -> bool:
         """True while the model has the averaged weights."""
-        return self._averages is not None and self._averages.applied
+        return self._averages is not None and self._averages.is_applied
 
     def swap(self) -> None:
-        """Exchange the model's weights and the averaged ones, in place; again, back.
+        """Exchange the model's weights and the averaged ones; again, back.
 
-        While the model has the averaged ones, stepping, updating and saving the state are errors.
-        Raises RequestError if nothing was averaged yet.
+        While the model has the averaged ones, stepping and updating are errors. Raises RequestError
+        if nothing was averaged yet.
         """
         averages = self._needed()
-        if averages.applied:
+        if averages.is_applied:
             averages.restore()
         else:
-            averages.apply()
+            averages.apply_shadow()
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """The model has the averaged weights in the block, and its own again after it, also after
         an error. Batch-norm statistics that are recomputed in it stay with the average."""
-        with self._needed().in_model():
+        with self._needed().applied():
             yield
 
     def averaged(self, dtype: Literal["model"] | None = None) -> dict[str, Tensor]:
@@ -237,31 +224,23 @@ class SWA(Around):
         (:func:`~swavg.training.update_bn`). They stay with the average, until the next update
         unless buffers are averaged; the model's own are as before once it is swapped back."""
         model = self._require_model("update_bn()")
-        if self.is_swapped:
-            return update_bn(model, batches, device=device, forward=forward)
-        with self.swapped():
+        with nullcontext() if self.is_swapped else self.swapped():
             return update_bn(model, batches, device=device, forward=forward)
 
     def refresh(self) -> None:
         """Go on with a model whose parameters have changed, as :meth:`EMA.refresh`."""
         if self._averages is not None:
-            self._follow()
+            self._averaged_model()
             self._averages.refresh()
 
     def _averaged_model(self) -> nn.Module:
-        if self._model is not None:
-            return self._model
-        if self._parameters is None:
-            self._parameters = Parameters(self.inner("averaging without a model"))
-        self._follow()
-        return self._parameters
-
-    def _follow(self) -> None:
-        if self._parameters is not None:
-            self._parameters.follow()
+        """The model, or the optimizer's parameters as they are now."""
+        if isinstance(self._model, Parameters):
+            self._model.follow()
+        return self._model
 
     def _require_model(self, what: str) -> nn.Module:
-        if self._model is None:
+        if isinstance(self._model, Parameters):
             raise RequestError(
                 f"{what} needs the model, which an optimizer does not know.",
                 hint="Build it with SWA(optimizer, ..., model=model).",
@@ -272,7 +251,7 @@ class SWA(Around):
         if self._averages is None:
             where = "" if self._start is None else f": averaging starts after step {self._start}"
             raise RequestError(f"Nothing was averaged yet, after {self.steps} steps{where}.")
-        self._follow()
+        self._averaged_model()
         return self._averages
 
     def _forbid_swapped(self, act: str) -> None:
@@ -284,7 +263,7 @@ class SWA(Around):
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit: average, position, and the inner optimizer's
         state. It holds the averages themselves, not copies."""
-        self._follow()
+        self._averaged_model()
         none: dict[str, Any] = {"averages": {}, "own": []}
         return {
             "version": 1,
@@ -293,7 +272,7 @@ class SWA(Around):
             "settings": self._settings(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
-            **(none if self._averages is None else self._averages.state()),
+            **(none if self._averages is None else self._averages.averages_state()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -309,8 +288,8 @@ class SWA(Around):
             )
         averages = None
         if state["n"] > 0:
-            averages = Averages(self._averaged_model(), **self._kept)
-            averages.load(state)
+            averages = Averages(self._averaged_model(), **self._options)
+            averages.load_averages(state)
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None and state["schedule"] is not None:
@@ -318,12 +297,7 @@ class SWA(Around):
         self._averages = averages
         self.n = int(state["n"])
         self.steps = int(state["steps"])
-        for name, value in self._settings().items():
-            if (before := state["settings"].get(name)) != value:
-                warnings.warn(
-                    f"The state was made with {name} {before}; it goes on with {value}.",
-                    stacklevel=2,
-                )
+        warn_of_settings(state["settings"], self._settings())
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -337,7 +311,7 @@ class SWA(Around):
         their average is what they are now."""
         self._forbid_swapped("add parameters")
         self.inner("add_param_group()").add_param_group(param_group)
-        if self._averages is not None and self._model is None:
+        if isinstance(self._model, Parameters):
             self.refresh()
 
     def __repr__(self) -> str:
@@ -346,13 +320,8 @@ class SWA(Around):
 
     # ---- The names of torchcontrib.
 
-    def update_swa(self) -> None:
-        """:meth:`update`."""
-        self.update()
-
-    def swap_swa_sgd(self) -> None:
-        """:meth:`swap`."""
-        self.swap()
+    update_swa = update
+    swap_swa_sgd = swap
 
     @staticmethod
     def bn_update(
@@ -360,3 +329,16 @@ class SWA(Around):
     ) -> None:
         """:func:`~swavg.training.update_bn`."""
         update_bn(model, loader, device=device)
+
+
+def _check_together(optimizer: Optimizer | None, model: nn.Module) -> None:
+    """Raise RequestError if the optimizer trains nothing of the model."""
+    if optimizer is None:
+        return
+    own = {id(parameter) for parameter in model.parameters()}
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if own and trained and own.isdisjoint(trained):
+        raise RequestError(
+            "The optimizer has none of the model's parameters.",
+            hint="Build it from model.parameters(), after the model was moved or wrapped.",
+        )

@@ -30,21 +30,38 @@ _PLAIN = (Tensor, nn.Parameter)
 """Classes of which no DTensor is; an update asks for each tensor of a model."""
 
 
-def check_module(model: object, hint: str | None = None) -> None:
-    """Raise RequestError for what is no module, such as ``model.parameters()``."""
+def check_module(model: object, hint: str | None = None) -> nn.Module:
+    """The model; RequestError for what is no module, such as ``model.parameters()``."""
     if not isinstance(model, nn.Module):
         raise RequestError(
             f"A {type(model).__name__} is no model.",
             hint=hint or "Give the nn.Module itself, not its parameters() or state_dict().",
         )
+    return model
 
 
-def check_shape(name: str, tensor: Tensor) -> None:
-    """Raise RequestError for a tensor of a lazy module that has not seen a batch."""
+def check_values(
+    name: str, tensor: Tensor, on_meta: str = "Give the model its weights first."
+) -> None:
+    """Raise RequestError for a tensor that has no values here: in a lazy module that has not seen
+    a batch, on the meta device (``on_meta`` is the hint), or in the hands of other ranks."""
     if is_lazy(tensor):
         raise RequestError(
             f"'{name}' has no shape yet.", hint="Send one batch through the model first."
         )
+    if tensor.is_meta:
+        raise RequestError(f"'{name}' is on the meta device: it has no values.", hint=on_meta)
+    if hasattr(tensor, "ds_id") and tensor.numel() == 0:
+        raise RequestError(
+            f"'{name}' has no values here: DeepSpeed's ZeRO-3 has spread it over the ranks.",
+            hint="Average ZeRO-1 or -2, or FSDP2; or average the checkpoints that are saved, with"
+            " swavg average.",
+        )
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether several of its elements share one place in memory, so that it cannot be written."""
+    return any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def inside(module: nn.Module) -> tuple[str, nn.Module] | None:
@@ -75,22 +92,20 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module below the wrappers with its plain name, in the order of ``named_modules``.
+def modules(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Every module below the wrappers, in the order of ``named_modules``, and what its tensors'
+    names begin with: in ``unwrap(model).state_dict()``, and in plain names, without wrappers.
 
-    A module that is held twice comes twice, under each of its names; wrappers do not count.
+    A module that is held twice comes twice, under each of its names.
     """
-    pending = [("", model)]
+    pending = [("", "", unwrap(model))]
     while pending:
-        prefix, module = pending.pop()
+        raw, plain, module = pending.pop()
         while (found := inside(module)) is not None:
-            module = found[1]
-        yield prefix, module
-        dot = f"{prefix}." if prefix else ""
-        children = [
-            (f"{dot}{name}", child) for name, child in module._modules.items() if child is not None
-        ]
-        pending.extend(reversed(children))
+            raw, module = f"{raw}{found[0]}.", found[1]
+        yield raw, plain, module
+        children = [(name, child) for name, child in module._modules.items() if child is not None]
+        pending += [(f"{raw}{name}.", f"{plain}{name}.", child) for name, child in children[::-1]]
 
 
 def plain_names(model: nn.Module) -> dict[str, str]:
@@ -98,37 +113,20 @@ def plain_names(model: nn.Module) -> dict[str, str]:
 
     They differ only where wrappers lie inside the model, as around compiled layers.
     """
-    found: dict[str, str] = {}
-    pending = [("", "", unwrap(model))]
-    while pending:
-        raw, plain, module = pending.pop()
-        while (below := inside(module)) is not None:
-            raw, module = f"{raw}{below[0]}.", below[1]
-        for name in (*module._parameters, *module._buffers):
-            found[f"{raw}{name}"] = f"{plain}{name}"
-        for name, child in module._modules.items():
-            if child is not None:
-                pending.append((f"{raw}{name}.", f"{plain}{name}.", child))
-    return found
+    return {
+        f"{raw}{name}": f"{plain}{name}"
+        for raw, plain, module in modules(model)
+        for name in (*module._parameters, *module._buffers)
+    }
 
 
-def own_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
-    """The parameters of a model and, with ``buffers``, its persistent buffers: themselves, not
-    copies, in the order of the state dict, a tied one under each of its names.
-
-    Raises RequestError for a model whose parameters are hidden in flat ones (FSDP1).
-    """
-    # What FSDP2 has gathered for a forward pass would be thrown away after it.
-    settle(model)
-    found: dict[str, Tensor] = {}
-    for prefix, module in modules(model):
-        dot = f"{prefix}." if prefix else ""
-        held: dict[str, Tensor | None] = dict(module._parameters)
-        if buffers:
-            hidden = module._non_persistent_buffers_set
-            held |= {name: own for name, own in module._buffers.items() if name not in hidden}
-        found |= {f"{dot}{name}": value for name, value in held.items() if value is not None}
-    return found
+def plain_state(model: nn.Module, *, keep_vars: bool = False) -> dict[str, Any]:
+    """The model's state dict by plain names; with ``keep_vars`` its tensors are the model's."""
+    names = plain_names(model)
+    # Some models' own state_dict() takes no arguments.
+    inner = unwrap(model)
+    state = inner.state_dict(keep_vars=True) if keep_vars else inner.state_dict()
+    return {names.get(name, name): value for name, value in state.items()}
 
 
 def is_sharded(tensor: object) -> TypeIs[DTensor]:

@@ -84,22 +84,6 @@ def test_dropout_is_off_and_modes_come_back_one_by_one():
     assert modes(model) == before
 
 
-def test_elements_weigh_a_small_last_batch_by_its_size():
-    data = [batches(1, seed=1, size=12)[0], batches(1, seed=2, size=4)[0]]
-    model, oracle = network(), network()
-    update_bn(model, data, weigh="elements")
-    means, variances = [], []
-    for x, _ in data:
-        inside = oracle[0](x).detach().double()
-        means.append(inside.mean((0, 2, 3)))
-        variances.append(inside.var((0, 2, 3)))
-    near = {"rtol": 1e-5, "atol": 1e-6}
-    expected = 0.75 * means[0] + 0.25 * means[1]
-    torch.testing.assert_close(model[1].running_mean.double(), expected, **near)
-    expected = 0.75 * variances[0] + 0.25 * variances[1]
-    torch.testing.assert_close(model[1].running_var.double(), expected, **near)
-
-
 @pytest.mark.parametrize("fault", ["data", "model", "none", "interrupt"])
 def test_after_an_error_all_is_as_it_was(fault):
     model = network()
@@ -198,8 +182,3 @@ def test_a_compiled_model_is_run_as_it_is_written():
     update_bn(plain, data)
     assert names == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
     assert torch.equal(model[1].running_var, plain[1].running_var)
-
-
-def test_an_unknown_weighing_is_told():
-    with pytest.raises(RequestError, match="weigh is 'samples'"):
-        update_bn(network(), batches(1), weigh="samples")

@@ -97,6 +97,19 @@ def test_an_expanded_buffer_is_left_alone():
     assert torch.equal(ema.averaged()["ones"], torch.ones(7))
 
 
+@pytest.mark.parametrize("shape", [(7,), (1,)])
+def test_a_buffer_that_becomes_an_expanded_one_is_the_models_own(shape):
+    model = network()
+    model.register_buffer("ones", torch.zeros(shape))
+    ema = EMA(model, decay=0.5, buffers="average")
+    ema.update()
+    model.ones = torch.ones(1).expand(3)
+    wander(model, 2, ema.update)
+    with ema.applied():
+        assert torch.equal(model.ones, torch.ones(3))
+    assert torch.equal(ema.averaged()["ones"], torch.ones(3))
+
+
 def test_an_ema_made_in_inference_mode_can_be_updated_outside():
     model = network()
     with torch.inference_mode():

@@ -339,6 +339,15 @@ def test_what_cannot_be_saved_is_refused_by_name(arguments, words, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_parameters_that_zero_3_has_spread_are_refused(tmp_path):
+    model = nn.Linear(4, 4)
+    for parameter in model.parameters():
+        parameter.ds_id, parameter.data = 0, torch.empty(0)
+    with pytest.raises(RequestError, match="'weight' has no values here: DeepSpeed's ZeRO-3"):
+        save_snapshot(tmp_path / "a.safetensors", model)
+    assert os.listdir(tmp_path) == []
+
+
 _RANKS = """
 from swavg.errors import OutputError
 from swavg.training import save_snapshot

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import update_bn as torch_update_bn
 from training_models import (
     assert_same,
     batches,
+    cyclic,
     network,
     one_thread,
     sgd,
@@ -25,7 +26,6 @@ from training_models import (
 
 from swavg import weights
 from swavg.errors import MismatchError, RequestError
-from swavg.training.schedule import cyclic
 from swavg.training.swa import SWA
 
 
