@@ -225,7 +225,6 @@ FILES = {
         None,
     ),
     "alpha beside A": ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight", "unet.{}.alpha"),
-    "called like one": ("lora_A_{}.lora_A.weight", "lora_A_{}.lora_B.weight", "lora_A_{}.alpha"),
     "embedding": ("te.{}.lora_embedding_A", "te.{}.lora_embedding_B", None),
 }
 SHAPES = {"0": ((16,), (8,)), "1": ((4, 3, 3), (5, 1, 1)), "2": ((4, 1, 1), (5, 1, 1))}
