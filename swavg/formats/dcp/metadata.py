@@ -55,6 +55,7 @@ def read_metadata(folder: str) -> Saved:
 
 
 def _graph(path: str) -> Graph:
+    """The pickle, read a frame at a time; whole where it has none (before protocol 4)."""
     file = LocalFile.find(path)
     at = 0
     with Pool() as pool:
@@ -69,6 +70,8 @@ def _graph(path: str) -> Graph:
 
         start = more(min(file.size, _HEAD))
         if start[2:3] != _FRAME:
+            if file.size > _MAX_BYTES:
+                raise InputError(path, f"is larger than {_MAX_BYTES >> 20} MiB, in one piece")
             start += more(file.size - at)
         return unpickle(
             path, start, max_opcodes=_MAX_OPCODES, max_memory=_MAX_MEMORY,

@@ -44,6 +44,7 @@ _ENTRY = (
 _NAMED = re.compile(rb"\{(\w{3,})\}")
 _ints = re.compile(_INT, re.DOTALL).findall
 _NEW_TEXT, _EMPTY = 0x8C, b")"
+_SIGNED, _LONG = ord("J"), 0x8A
 
 _MOST_LEARNED = 8
 _LIMIT = 1 << 62
@@ -228,6 +229,3 @@ def _number(raw: bytes) -> int:
     if code == _LONG:
         return int.from_bytes(raw[2:], "little", signed=True)
     return int.from_bytes(raw[1:], "little", signed=code == _SIGNED)
-
-
-_SIGNED, _LONG = ord("J"), 0x8A

@@ -161,6 +161,18 @@ def test_frames_that_lie_are_refused(tmp_path):
             read_metadata(str(tmp_path))
 
 
+HUGE_FRAME = b"\x80\x04\x95" + (49 << 20).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("beginning", [b"\x80\x02", HUGE_FRAME])
+def test_large_pieces_are_refused_unread(tmp_path, beginning):
+    with open(tmp_path / ".metadata", "wb") as file:
+        file.write(beginning)
+        file.truncate(50 << 20)
+    with pytest.raises(InputError, match="larger than 48 MiB"):
+        read_metadata(str(tmp_path))
+
+
 def test_a_cut_is_refused_wherever_it_is(tmp_path):
     write(tmp_path, metadata(3, 4))
     path = tmp_path / ".metadata"
