@@ -185,10 +185,10 @@ FLOATS = b"\xc4\x08" + bytes(8)
 )  # fmt: skip
 def test_damaged_files_are_refused_at_once(data, problem, tmp_path):
     (tmp_path / "a.msgpack").write_bytes(data)
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(InputError, match=problem):
         open_checkpoint(tmp_path / "a.msgpack")
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_a_file_without_arrays_holds_no_weights(tmp_path):

@@ -334,9 +334,9 @@ def test_many_datasets_are_opened_fast(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for number in range(2000):
             file.create_dataset(f"layers/l{number}/vars/0", data=np.ones(3, np.float32))
-    begun = time.monotonic()
+    begun = time.process_time()
     assert len(open_checkpoint(tmp_path / "a.h5")) == 2000
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 def test_a_damaged_average_is_noticed(tmp_path):

@@ -276,10 +276,10 @@ def test_headers_that_lie_are_refused_at_once(tmp_path, header, problem):
     head = npy.MAGIC_PREFIX + b"\2\0" + struct.pack("<I", len(header)) + header.encode()
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         path = zipped(tmp_path / "a.npz", {"w.npy": head + bytes(8)}, method)
-        begun = time.monotonic()
+        begun = time.process_time()
         with pytest.raises(InputError, match=problem):
             open_checkpoint(path)
-        assert time.monotonic() - begun < 2
+        assert time.process_time() - begun < 2
 
 
 def test_many_long_headers_are_refused_at_once(tmp_path):
@@ -347,14 +347,14 @@ def test_a_member_that_claims_more_than_is_deflated_in_it_is_refused(tmp_path):
 def test_many_members_are_opened_in_little_memory(tmp_path):
     arrays = {f"layer.{at}.weight.npy": npy_bytes(np.ones(3, np.float32)) for at in range(20_000)}
     path = zipped(tmp_path / "a.npz", arrays)
-    begun = time.monotonic()
+    begun = time.process_time()
     tracemalloc.start()
     checkpoint = open_checkpoint(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(checkpoint) == 20_000
     assert peak < 64 << 20
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 @pytest.mark.slow

@@ -137,9 +137,9 @@ def test_what_is_cut_short_or_gone_is_refused(tmp_path, name):
 )
 def test_what_an_array_says_of_itself_is_checked(plain, changes, problem):
     described(plain, **changes)
-    begun = time.monotonic()
+    begun = time.process_time()
     refused(plain, problem)
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_a_shard_of_more_chunks_than_memory_is_refused(tmp_path):
