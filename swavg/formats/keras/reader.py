@@ -12,6 +12,7 @@ from swavg.errors import InputError, NoWeightsError, some
 from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import Checkpoint, Extras, Record, Shared, TableBuilder
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
+from swavg.formats.keras.recipe import recipe_at
 from swavg.formats.zip_directory import data_offsets, read_directory
 from swavg.formats.zip_layout import TemplateMember
 from swavg.formats.zip_recipe import read_recipe
@@ -33,7 +34,8 @@ def open_hdf5(path: str, shared: Shared | None = None) -> Checkpoint:
         raise InputError(path, _SHARDED, hint=_HINT)
     file = LocalFile.find(path)
     datasets = datasets_in(file, 0, file.size)
-    return _checkpoint("hdf5", file, (0, file.size), datasets, Extras(), shared)
+    extras = Extras(recipe=recipe_at(file, 0, file.size))
+    return _checkpoint("hdf5", file, (0, file.size), datasets, extras, shared)
 
 
 def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:

@@ -9,6 +9,7 @@ from functools import partial
 from swavg.errors import InputError, OutputError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form
 from swavg.formats.keras.reader import WEIGHTS, open_archive, open_hdf5
+from swavg.formats.keras.recipe import Recorded, with_recipe
 from swavg.formats.layout import Kept, Layout, WriteRequest
 from swavg.formats.template import CannotKeep, Replacement, replacements, spliced
 from swavg.formats.zip_layout import (
@@ -19,26 +20,35 @@ from swavg.formats.zip_layout import (
     lay_out_archive,
 )
 from swavg.formats.zip_recipe import comment_of
+from swavg.storage.sources import LocalFile
 
 Places = Sequence[tuple[str, Form, int, int]]
 """Name, form, source and offset of each tensor of a file."""
 
 
 def lay_out_hdf5(request: WriteRequest) -> Layout:
-    """The template's HDF5 file; it has no place for a recipe. RequestError if the template is no
+    """The template's HDF5 file, with the recipe of the output. RequestError if the template is no
     such file, or its structure cannot be kept."""
     replaced, template = _replaced(request, "hdf5"), request.template
-    places, kept, _ = spliced(0, template.size, 0, replaced)
+    file = template.sources[0]
+    assert isinstance(file, LocalFile)
+    recorded = Recorded(file.size)
+    if request.recipe != (template.extras.recipe or ""):
+        recorded = with_recipe(file, request.recipe)
+    places, kept, bodies = spliced(0, recorded.kept, 0, replaced, recorded.edits)
+    if recorded.added:
+        bodies.append((recorded.kept, recorded.added))
     layout = CheckedLayout(
         "",
-        template.size,
+        recorded.kept + len(recorded.added),
         request.specs,
         array("I", [number for number, _ in places]),
         array("q", [offset for _, offset in places]),
         tuple(kept),
         check=partial(_check_hdf5, planned=_places(template, 0)),
+        bodies=tuple(bodies),
     )
-    return Layout((layout,))
+    return Layout((layout,), notes=recorded.notes)
 
 
 def lay_out_keras(request: WriteRequest) -> Layout:
