@@ -119,6 +119,10 @@ class InputError(SwavgError):
         self.problem = problem
 
 
+class AbsentError(InputError):
+    """There is nothing at a path."""
+
+
 class NoWeightsError(InputError):
     """A file that holds no weights, rather than a broken one: beside others it may well lie."""
 

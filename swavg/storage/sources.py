@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from swavg.errors import InputError
+from swavg.errors import AbsentError, InputError
 
 
 class Reader(Protocol):
@@ -71,7 +71,7 @@ class LocalFile:
             return cls._of(path, os.stat(path))
         except FileNotFoundError:
             problem = "no such file" if path else "an empty path names no file"
-            raise InputError(path, problem) from None
+            raise AbsentError(path, problem) from None
         except ValueError:
             raise InputError(
                 path.replace("\0", "\\0"),
@@ -80,6 +80,18 @@ class LocalFile:
             ) from None
         except OSError as error:
             raise InputError(path, f"cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def find_part(cls, path: str, whole: str) -> LocalFile:
+        """:meth:`find` for one of several files that the checkpoint at ``whole`` consists of."""
+        try:
+            return cls.find(path)
+        except AbsentError:
+            raise InputError(
+                whole,
+                f"is incomplete: {os.path.basename(path)} is missing",
+                hint="Copy it once more, or give the others without it.",
+            ) from None
 
     @classmethod
     def _of(cls, path: str, facts: os.stat_result) -> LocalFile:

@@ -88,7 +88,7 @@ def test_what_is_wrong_with_a_path_is_told():
     for path, problem in (
         ("run/ckpt-4", "no such file"),
         ("run/ckpt-1.data-00000-of-00001", "Give its prefix, its index, or its folder."),
-        ("alone", "alone.data-00000-of-00001: no such file"),
+        ("alone", "alone: is incomplete: alone.data-00000-of-00001 is missing"),
     ):
         found = swavg("average", path, "run/ckpt-2", "-o", "out")
         assert found.returncode == 4
@@ -123,3 +123,21 @@ def test_it_is_converted_both_ways():
     assert np.array_equal(written("two"), EXPECTED[f"keras/ckpt-2/{KEY}"])
     found = done("diff", "run/ckpt-2", "two").stdout
     assert "8 tensors identical, 0 differ" in found
+
+
+def test_a_checkpoint_without_its_data_is_called_incomplete():
+    Path("run/ckpt-3.data-00000-of-00001").unlink()
+    for path in ("run", "run/ckpt-3"):
+        refused = swavg("average", path, "-o", "out")
+        assert refused.returncode == 4
+        assert "is incomplete: ckpt-3.data-00000-of-00001 is missing" in refused.stderr
+        assert "Did you mean" not in refused.stderr
+        assert "give the others without it" in refused.stderr
+    done("average", "run/ckpt-1", "run/ckpt-2", "-o", "out")
+    np.testing.assert_array_equal(written("out"), mean(1, 2))
+
+
+def test_what_is_suggested_for_a_path_that_is_not_there_can_be_read():
+    refused = swavg("average", "run/ckpt-9", "-o", "out")
+    assert "Did you mean 'run/ckpt-3.index'?" in refused.stderr
+    done("average", "run/ckpt-3.index", "-o", "out")
