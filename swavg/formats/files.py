@@ -22,6 +22,11 @@ _HEAD = 512
 
 def open_file(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open a file of any format. Raises InputError; what it is otherwise, if that can be told."""
+    return format_in(path).open(path, key, shared)
+
+
+def format_in(path: str) -> Format:
+    """The format of a file. Raises InputError; what it is otherwise, if that can be told."""
     head = read_file(path, _HEAD)
     if not head:
         raise InputError(path, "is empty (0 bytes)")
@@ -30,11 +35,11 @@ def open_file(path: str, key: str | None = None, shared: Shared | None = None) -
         raise InputError(path, "is a part of a distributed checkpoint", hint="Give its folder.")
     for row in FILES.values():
         if row.recognises(head):
-            return row.open(path, key, shared)
+            return row
     from swavg.formats.places import format_at
 
     if (place := format_at(path)) is not None:
-        return place.open(path, key, shared)
+        return place
     raise _unknown(path, head)
 
 

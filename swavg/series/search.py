@@ -12,6 +12,7 @@ from contextlib import suppress
 from swavg.errors import InputError, some
 from swavg.formats.composite import Composite, components, find_composite
 from swavg.formats.configuration import is_configuration, is_training_state
+from swavg.formats.files import FILES
 from swavg.formats.folder import explain_files, explain_folder, lone_weights
 from swavg.formats.orbax import UNFINISHED
 from swavg.formats.part_names import but_for_steps
@@ -28,6 +29,7 @@ from swavg.storage.temporary import TEMPORARY
 _LISTED = 4
 _MOST = 1000
 """Folders that are looked into for a hint."""
+_HEAD = 512
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lock")
 
 _POINTERS = ("latest", "latest_checkpointed_iteration.txt", "latest_checkpoint", "last_checkpoint",
@@ -312,7 +314,9 @@ def _looks_like_one(path: str) -> bool:
     """Whether a file without a usual suffix starts as checkpoints do."""
     try:
         with open(path, "rb") as file:
-            head = file.read(9)
+            head = file.read(_HEAD)
     except OSError:
         return False
-    return head.startswith((b"PK\3\4", b"\x80")) or head[8:9] == b"{"
+    # Of a damaged one it is told why it is none.
+    known = head.startswith((b"PK\3\4", b"\x80")) or head[8:9] == b"{"
+    return known or any(row.recognises(head) for row in FILES.values())

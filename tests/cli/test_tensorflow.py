@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from command_line import done, swavg
 
+from swavg.formats import open_checkpoint
+
 FILES = Path(__file__).parents[1] / "frameworks" / "tensorflow" / "files"
 EXPECTED = np.load(FILES / "expected.npz")
 KEY = "optimizer/_trainable_variables/0/.ATTRIBUTES/VARIABLE_VALUE"
@@ -141,3 +143,15 @@ def test_what_is_suggested_for_a_path_that_is_not_there_can_be_read():
     refused = swavg("average", "run/ckpt-9", "-o", "out")
     assert "Did you mean 'run/ckpt-3.index'?" in refused.stderr
     done("average", "run/ckpt-3.index", "-o", "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix"),
+    [([], ""), (["--format", "torch"], ".pt"), (["--format", "safetensors"], ".safetensors")],
+)
+def test_outputs_of_a_sweep_are_named_after_their_format_and_can_be_read(options, suffix):
+    done("sweep", "run", "-r", "uniform:last=2", "-r", "ema:decay=0.5", "-d", "out", *options)
+    names = [f"ema-decay-0.5{suffix}", f"uniform-last-2{suffix}"]
+    listed = json.loads(done("list", "out", "--json").stdout)
+    assert sorted(each["path"] for each in listed["snapshots"]) == [f"out/{n}" for n in names]
+    np.testing.assert_array_equal(open_checkpoint(f"out/{names[1]}").read(KEY), mean(2, 3))

@@ -21,6 +21,7 @@ from swavg.dtypes import BY_NAME
 from swavg.errors import InputError, NoWeightsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.table import FORMATS
+from swavg.series import discover
 from swavg.storage.sources import Pool
 from swavg.testing import DTYPES, FormatTests
 
@@ -205,3 +206,18 @@ def test_large_arrays_are_not_read_when_a_file_is_opened(tmp_path):
     tracemalloc.stop()
     assert len(checkpoint) == 3
     assert peak < 1 << 20
+
+
+def test_files_without_a_suffix_are_a_run_and_outputs_of_it_have_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for step in (100, 200, 300):
+        saved(tmp_path / f"run/checkpoint_{step}", {"params": {"w": np.full(2, step, np.float32)}})
+    assert [each.step for each in discover(["run"]).snapshots] == [100, 200, 300]
+    # A folder of that name is no place for it.
+    (tmp_path / "averaged").mkdir()
+    assert done("average", "run").stdout.split() == ["averaged.safetensors"]
+    assert open_checkpoint("averaged.safetensors").read("params.w").tolist() == [200.0, 200.0]
+    swept = done("sweep", "run", "-r", "uniform:last=2", "-d", "out").stdout.split()
+    assert swept == ["out/uniform-last-2.safetensors"]
+    assert open_checkpoint(swept[0]).read("params.w").tolist() == [250.0, 250.0]
