@@ -106,21 +106,24 @@ class MismatchError(SwavgError):
 
 
 class InputError(SwavgError):
-    """An input is missing, corrupt, unsafe, or changed while it was read."""
+    """An input is missing, corrupt, unsafe, or changed while it was read. ``absent``: there is
+    nothing at the path."""
 
     exit_code = 4
     kind = "input"
 
     def __init__(
-        self, path: str | os.PathLike[str], problem: str, *, hint: str | None = None
+        self,
+        path: str | os.PathLike[str],
+        problem: str,
+        *,
+        hint: str | None = None,
+        absent: bool = False,
     ) -> None:
         super().__init__(f"{os.fspath(path)}: {problem}", hint=hint)
         self.path = os.fspath(path)
         self.problem = problem
-
-
-class AbsentError(InputError):
-    """There is nothing at a path."""
+        self.absent = absent
 
 
 class NoWeightsError(InputError):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from swavg.errors import (
-    AbsentError,
+    InputError,
     MismatchError,
     OutputError,
     ReaderGoneError,
@@ -33,7 +33,7 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
     params = command.params if command is not None else []
     message = _message(error, params)
     hint = None if error.hint is None else with_options(error.hint, params)
-    if isinstance(error, AbsentError):
+    if isinstance(error, InputError) and error.absent:
         hint = " ".join(filter(None, (hint, _nearest_path(error.path)))) or None
     differences = error.differences if isinstance(error, MismatchError) else ()
     if len(differences) > 1:

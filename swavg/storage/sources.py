@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from swavg.errors import AbsentError, InputError
+from swavg.errors import InputError
 
 
 class Reader(Protocol):
@@ -71,7 +71,7 @@ class LocalFile:
             return cls._of(path, os.stat(path))
         except FileNotFoundError:
             problem = "no such file" if path else "an empty path names no file"
-            raise AbsentError(path, problem) from None
+            raise InputError(path, problem, absent=True) from None
         except ValueError:
             raise InputError(
                 path.replace("\0", "\\0"),
@@ -86,7 +86,9 @@ class LocalFile:
         """:meth:`find` for one of several files that the checkpoint at ``whole`` consists of."""
         try:
             return cls.find(path)
-        except AbsentError:
+        except InputError as error:
+            if not error.absent:
+                raise
             raise InputError(
                 whole,
                 f"is incomplete: {os.path.basename(path)} is missing",

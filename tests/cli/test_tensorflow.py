@@ -155,3 +155,20 @@ def test_outputs_of_a_sweep_are_named_after_their_format_and_can_be_read(options
     listed = json.loads(done("list", "out", "--json").stdout)
     assert sorted(each["path"] for each in listed["snapshots"]) == [f"out/{n}" for n in names]
     np.testing.assert_array_equal(open_checkpoint(f"out/{names[1]}").read(KEY), mean(2, 3))
+
+
+def test_a_saved_model_is_told_to_lose_its_graph_and_how_to_keep_it():
+    for number in (1, 2):
+        Path(f"m{number}/variables").mkdir(parents=True)
+        Path(f"m{number}/saved_model.pb").write_bytes(b"graph")
+        for end in ("index", "data-00000-of-00001"):
+            shutil.copy(f"run/ckpt-{number}.{end}", f"m{number}/variables/variables.{end}")
+    said = " ".join(done("average", "m1", "m2", "-o", "out").stderr.split())
+    assert "warning m2 is a SavedModel: the output has its variables without its graph" in said
+    for end in ("index", "data-00000-of-00001"):
+        assert f"ckpt.{end}" in said
+        assert f"variables.{end}" in said
+        shutil.copy(f"out/ckpt.{end}", f"m2/variables/variables.{end}")
+    np.testing.assert_array_equal(open_checkpoint("m2/variables").read(KEY), mean(1, 2))
+    others = done("average", "m1", "m2", "-o", "out.safetensors").stderr
+    assert "SavedModel" not in others
