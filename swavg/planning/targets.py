@@ -35,6 +35,13 @@ _NOT_WRITTEN = (
     ".npy", ".onnx", ".gguf", ".nemo", ".tflite",
 )  # fmt: skip
 """Suffixes of other kinds of files, which would be something else than they say."""
+_INSTEAD = {
+    ".npy": "Give {}.npz: it holds several arrays.",
+    ".msgpack": "Give {0}.safetensors, and make a tree of it: flax.traverse_util.unflatten_dict("
+    "safetensors.flax.load_file('{0}.safetensors'), sep='.').",
+}
+_OTHERWISE = "Give {}.safetensors or .pt, and convert that."
+"""What to give instead of a suffix that is not written."""
 
 
 def default_path(first: Checkpoint, policy: Policy) -> str:
@@ -89,7 +96,7 @@ def choose_target(
     if suffix.lower() in _NOT_WRITTEN or (named and FORMATS[named].lay_out is None):
         raise RequestError(
             f"swavg does not write {suffix} files.",
-            hint=f"Give {os.path.splitext(bare)[0]}.safetensors or .pt, and convert that.",
+            hint=_INSTEAD.get(suffix.lower(), _OTHERWISE).format(os.path.splitext(bare)[0]),
         )
     own = asked or writable(first.format)
     if os.path.isdir(bare) and not FORMATS[own].folder and not shards:
