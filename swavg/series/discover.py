@@ -100,7 +100,7 @@ def discover(
         measured = from_file(os.fspath(metrics_file), snapshots, unit)
         snapshots, unmeasured = measured.snapshots, measured.useless
         notes += measured.notes
-    return Series(tuple(snapshots), tuple(notes), unit, unmeasured, shared)
+    return Series(tuple(snapshots), tuple(notes), unit, shared, unmeasured)
 
 
 def in_given_order(

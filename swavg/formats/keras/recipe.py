@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
+from swavg.errors import InputError
 from swavg.formats.keras.hdf5 import Changes, opened
 from swavg.formats.template import Edit
 from swavg.storage.sources import LocalFile
 
+if TYPE_CHECKING:
+    import h5py
+
 _NAME = "swavg"
+_MISSING = "how it was made is not recorded"
 _MOST = 60_000
 """Bytes of a recipe at most: HDF5 has attributes of up to 64 KiB."""
 
@@ -41,20 +47,18 @@ class Recorded:
 
 def with_recipe(file: LocalFile, recipe: str) -> Recorded:
     """How the HDF5 ``file`` gets a ``recipe`` (empty: none) in place of its own, with a note if it
-    is too long. InputError."""
+    cannot."""
     text, notes = recipe.encode(), tuple[str, ...]()
     if len(text) > _MOST:
-        notes = (f"how it was made is not recorded: that takes {len(text):,} bytes, of {_MOST:,}",)
+        notes = (f"{_MISSING}: that takes {len(text):,} bytes, of {_MOST:,}",)
         text = b""
     changes = Changes(file.size)
-    with opened(file, 0, file.size, changes) as whole:
-        import h5py
-        import numpy as np
-
-        if text:
-            whole.attrs.create(_NAME, np.array(text, h5py.string_dtype("utf-8", len(text))))
-        elif _NAME in whole.attrs:
-            del whole.attrs[_NAME]
+    try:
+        with opened(file, 0, file.size, changes) as whole:
+            _record(whole, text)
+    except InputError as error:
+        # It was read before: it is of a kind that HDF5 does not change.
+        return Recorded(file.size, notes=(f"{_MISSING}: {error.problem}",))
     kept = min(file.size, changes.size)
     changed = sorted(at for at in changes.at if at < kept)
     edits = []
@@ -63,3 +67,13 @@ def with_recipe(file: LocalFile, recipe: str) -> Recorded:
         edits.append(Edit(places[0], len(places), bytes(map(changes.at.__getitem__, places))))
     added = bytes(changes.at.get(at, 0) for at in range(kept, changes.size))
     return Recorded(kept, edits, added, notes)
+
+
+def _record(whole: h5py.File, text: bytes) -> None:
+    if text:
+        import h5py
+        import numpy as np
+
+        whole.attrs.create(_NAME, np.array(text, h5py.string_dtype("utf-8", len(text))))
+    elif _NAME in whole.attrs:
+        del whole.attrs[_NAME]

@@ -424,3 +424,19 @@ def test_averages_are_no_members_of_their_series(tmp_path):
          "-o", tmp_path / "ema2.h5")  # fmt: skip
     assert recipe_of(tmp_path / "ema2.h5")["n"] == 3
     assert arrays_in(tmp_path / "ema2.h5")["w"].tolist() == [1.25, 1.125]
+
+
+def test_a_file_that_hdf5_does_not_change_is_averaged_without_its_recipe(tmp_path, monkeypatch):
+    path = saved(tmp_path / "1.h5", w=np.ones(2, np.float32))
+    plain = h5py.File
+
+    def never_for_writing(file, mode):
+        if mode != "r":
+            raise OSError("no write intent on file")
+        return plain(file, mode)
+
+    monkeypatch.setattr(h5py, "File", never_for_writing)
+    report = swavg.average([path, path], output=tmp_path / "o.h5")
+    assert any("how it was made is not recorded: cannot be read" in note for note in report.notes)
+    assert recipe_in(str(tmp_path / "o.h5")) is None
+    assert (tmp_path / "o.h5").read_bytes() == path.read_bytes()
