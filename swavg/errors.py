@@ -117,10 +117,22 @@ class PathError(SwavgError):
 
 
 class InputError(PathError):
-    """An input is missing, corrupt, unsafe, or changed while it was read."""
+    """An input is missing, corrupt, unsafe, or changed while it was read. ``absent``: there is
+    nothing at the path."""
 
     exit_code = 4
     kind = "input"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        problem: str,
+        *,
+        hint: str | None = None,
+        absent: bool = False,
+    ) -> None:
+        super().__init__(path, problem, hint=hint)
+        self.absent = absent
 
 
 class NoWeightsError(InputError):

@@ -23,7 +23,7 @@ from swavg.weights import WARMUPS
 @click.option(
     "--half-life",
     metavar="H",
-    help="2000steps or 3checkpoints: the weight halves over"
+    help="2000steps, 5epochs or 3checkpoints: the weight halves over"
     " this distance. A bare number counts steps where they are known.",
 )
 @click.option("--span", metavar="S", help="As in pandas: decay 1 - 2/(S+1).")

@@ -33,7 +33,7 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
     params = command.params if command is not None else []
     message = _message(error, params)
     hint = None if error.hint is None else with_options(error.hint, params)
-    if isinstance(error, InputError) and not os.path.lexists(error.path):
+    if isinstance(error, InputError) and error.absent:
         hint = " ".join(filter(None, (hint, _nearest_path(error.path)))) or None
     differences = error.differences if isinstance(error, MismatchError) else ()
     if len(differences) > 1:
@@ -130,6 +130,11 @@ def _nearest_path(path: str) -> str | None:
         names = os.listdir(folder or ".")
     except OSError:
         return None
+    from swavg.formats.foreign import explain_name
+    from swavg.formats.places import format_at
+
+    paths = {each: os.path.join(folder, each) for each in names}
+    names = [name for name, at in paths.items() if explain_name(at) is None or format_at(at)]
     # Suffixes are alike anyway.
     stems = {os.path.splitext(each)[0]: each for each in sorted(names, reverse=True)}
     near = nearest(os.path.splitext(name)[0], stems)

@@ -1,4 +1,4 @@
-"""Where several outputs go: names in a folder, with the suffix of the inputs."""
+"""Where several outputs go: names in a folder, with the suffix of their format."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Sequence
 
 import click
 
+from swavg.planning.policy import Policy
 
-def outputs_in(folder: str, names: Sequence[str], first: str) -> list[str]:
-    """A path in ``folder`` per name, with the suffix of the checkpoint ``first``.
+
+def outputs_in(folder: str, names: Sequence[str], first: str, policy: Policy) -> list[str]:
+    """A path in ``folder`` per name, with the suffix that an output like the checkpoint ``first``
+    has.
 
     Raises UsageError for names that are not distinct.
     """
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise click.UsageError(f"Two outputs would be called '{twice}'.")
-    from swavg.planning.targets import suffix_of
+    from swavg.formats import format_name
+    from swavg.planning.targets import default_suffix
 
-    suffix = "" if os.path.isdir(first) else suffix_of(first)
+    suffix = default_suffix(first, format_name(first), policy)
     return [os.path.join(folder, f"{name}{suffix}") for name in names]

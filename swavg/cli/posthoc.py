@@ -67,6 +67,6 @@ def posthoc(
         places: list[str | None] = [path]
     else:
         names = [f"posthoc-{width:g}" for width in sigma_rel]
-        places = list(outputs_in(folder, names, series.paths[0]))
+        places = list(outputs_in(folder, names, series.paths[0], policy))
     request = methods.posthoc(series, sigma_rel, policy=policy, profiles=profiles, at_step=at_step)
     execute_and_report(request, places, run, series.notes, folder=folder)

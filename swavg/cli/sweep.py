@@ -54,6 +54,6 @@ def sweep(
         steps=any(spec.counts_steps for spec in specs),
         choosing=any(spec.selects for spec in specs),
     )
-    places = outputs_in(folder, [spec.name for spec in specs], series.paths[0])
+    places = outputs_in(folder, [spec.name for spec in specs], series.paths[0], policy)
     request = methods.sweep(series, specs, policy=policy)
     execute_and_report(request, places, run, series.notes, folder=folder)

@@ -7,7 +7,7 @@ import os
 from swavg.errors import InputError, some
 from swavg.formats.checkpoint import Checkpoint, Shared
 
-__all__ = ["open_checkpoint", "recipe_in"]
+__all__ = ["format_name", "open_checkpoint", "recipe_in"]
 
 _LISTED = 6
 
@@ -34,6 +34,14 @@ def open_checkpoint(
         if error.path != path or (better := _of_parts(path)) is None:
             raise
         raise better from None
+
+
+def format_name(path: str) -> str:
+    """The name of the format of the checkpoint at ``path``, by its first bytes or by what a folder
+    holds. InputError if there is nothing, or no checkpoint."""
+    from swavg.formats.places import format_of
+
+    return format_of(path).name
 
 
 def recipe_in(path: str) -> str | None:

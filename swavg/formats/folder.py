@@ -66,6 +66,15 @@ def is_checkpoint_folder(path: str, *, any_name: bool = True) -> bool:
     return any_name or not names or _is_usual(names[0])
 
 
+def lone_weights(path: str) -> str | None:
+    """The one file of weights that a folder is a checkpoint by, if it has no usual name."""
+    try:
+        names, _ = _weights(hub_snapshot(path))
+    except InputError:
+        return None
+    return names[0] if names and os.path.splitext(names[0])[0] not in _STEMS else None
+
+
 def _is_usual(name: str) -> bool:
     """Whether a library gives this name to the weights of a folder."""
     stem, suffix = os.path.splitext(name)

@@ -187,6 +187,7 @@ class Format:
     it), and little else. An output is of the format that its suffix names, else of the template's,
     or ``instead`` where that is not written; ``folder``: it is a folder. ``data``: such a file is
     as often one of data, and counts for that where it lies among weights of other formats.
+    ``by_step``: a bare number is the name of a step.
     """
 
     name: str
@@ -200,3 +201,4 @@ class Format:
     folder: bool = False
     instead: str = "safetensors"
     data: bool = False
+    by_step: bool = False

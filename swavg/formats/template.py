@@ -199,19 +199,22 @@ def like_file(
     check: Callable[[str], None],
     replaced: Sequence[Replacement],
     edits: Sequence[Edit] = (),
+    tail: tuple[int, bytes] | None = None,
 ) -> FileLayout:
-    """The template's file, with other bytes in these places."""
-    size, splice = request.template.size, Splice(replaced, edits)
-    splice.add(0, size, 0)
+    """The template's file, with other bytes in these places; with a ``tail``, it goes on with its
+    bytes where the tail begins."""
+    end, added = (request.template.size, b"") if tail is None else tail
+    size, splice = end + growth(edits), Splice(replaced, edits)
+    splice.add(0, end, 0)
     return FileLayout(
         "",
-        size + growth(edits),
+        size + len(added),
         request.specs,
         splice.tensors,
         splice.offsets,
         tuple(splice.kept),
         splice.orders,
-        tuple(splice.bodies),
+        (*splice.bodies, *([(size, added)] if added else ())),
         check,
     )
 

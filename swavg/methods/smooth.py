@@ -80,11 +80,12 @@ def last_step(steps: Sequence[int | None]) -> dict[str, object]:
 
 
 def amount(text: str, steps: Sequence[int | None]) -> tuple[float, Unit]:
-    """``2000steps`` or ``3checkpoints`` (a bare number counts steps where all are known).
+    """``2000steps`` (or epochs, where these are what is counted) or ``3checkpoints``; a bare number
+    counts steps where all are known.
 
     Raises RequestError for anything else.
     """
-    parts = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(steps?|checkpoints?|ckpts?)?\s*", text)
+    parts = re.fullmatch(r"\s*([0-9.eE+-]+?)\s*(steps?|epochs?|checkpoints?|ckpts?)?\s*", text)
     try:
         value = float(parts[1]) if parts is not None else float("nan")
     except ValueError:
@@ -94,12 +95,17 @@ def amount(text: str, steps: Sequence[int | None]) -> tuple[float, Unit]:
                            hint="Write 2000steps or 3checkpoints.")  # fmt: skip
     if parts[2] is None:
         return value, "steps" if all(step is not None for step in steps) else "checkpoints"
-    return value, "steps" if parts[2].startswith("step") else "checkpoints"
+    return value, "checkpoints" if parts[2].startswith("c") else "steps"
 
 
 def counts_steps(half_life: str | None, span: str | None, *, per_step: bool) -> bool:
     """Whether an EMA needs the steps of all checkpoints, as far as what is asked for says so."""
-    return per_step or any("step" in text for text in (half_life, span) if text is not None)
+    return per_step or any(map(_word_in, filter(None, (half_life, span))))
+
+
+def _word_in(text: str) -> str | None:
+    """What an amount says that it counts in the names of checkpoints."""
+    return next((word for word in ("step", "epoch") if word in text), None)
 
 
 def smoothing(
@@ -125,9 +131,10 @@ def smoothing(
     text = half_life if half_life is not None else span
     assert text is not None
     value, unit = amount(text, steps)
-    if unit == "steps" and "step" in text and counting not in (None, "step"):
+    word = _word_in(text)
+    if word is not None and counting not in (None, word):
         raise RequestError(
-            f"'{text}' is in steps, but the checkpoints count {counting}s.",
+            f"'{text}' is in {word}s, but the checkpoints count {counting}s.",
             hint=f"Leave the word out to count {counting}s, or count in checkpoints.",
         )
     if per_step and unit == "checkpoints":

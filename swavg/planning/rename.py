@@ -35,7 +35,11 @@ class Rule:
             # Of 'model' and 'model_ema.a' nothing is meant.
             prefix = self.text + "." if self.text[-1].isalnum() else self.text
             return lambda name: _stripped(name, prefix)
-        before, _, after = (text.strip(".") for text in self.text.partition("="))
+        before, _, after = self.text.partition("=")
+        if re.fullmatch(r"[^\w.]+", before):
+            # What separates parts: '/' in names of JAX and NumPy.
+            return lambda name: name.replace(before, after) or name
+        before, after = before.strip("."), after.strip(".")
         part = re.compile(rf"(?<=\.){re.escape(before)}\.")
         text = after + "." if after else ""
         return lambda name: part.sub(lambda _: text, f".{name}.")[1:-1] or name

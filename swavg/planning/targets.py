@@ -35,20 +35,33 @@ _NOT_WRITTEN = (
     ".npy", ".onnx", ".gguf", ".nemo", ".tflite",
 )  # fmt: skip
 """Suffixes of other kinds of files, which would be something else than they say."""
+_INSTEAD = {
+    ".npy": "Give {}.npz: it holds several arrays.",
+    ".msgpack": "Give {0}.safetensors, and make a tree of it: flax.traverse_util.unflatten_dict("
+    "safetensors.flax.load_file('{0}.safetensors'), sep='.').",
+}
+_OTHERWISE = "Give {}.safetensors or .pt, and convert that."
+"""What to give instead of a suffix that is not written."""
 
 
 def default_path(first: Checkpoint, policy: Policy) -> str:
-    """``averaged`` with the suffix of the first input, or of the format that is asked for; without
-    one where that is a folder."""
-    own = policy.format or writable(first.format)
+    """``averaged`` with the suffix that an output has if nobody gives it one."""
+    return f"averaged{default_suffix(first.path, first.format, policy)}"
+
+
+def default_suffix(path: str, format: str, policy: Policy) -> str:
+    """The suffix of the first input, at ``path``, or of the format that is asked for; empty where
+    that is a folder."""
+    own = policy.format or writable(format)
     if FORMATS[own].folder or policy.max_shard_size is not None:
-        return "averaged"
-    suffix, row = suffix_of(first.path), FORMATS[own]
-    # A file may have none.
-    kept = ("", *row.suffixes) if first.format in FILES else row.suffixes
-    if policy.format is not None or (own != first.format and suffix not in kept):
+        return ""
+    suffix, row = suffix_of(path), FORMATS[own]
+    # A file of a format without suffixes may have none.
+    none = format in FILES and not FILES[format].suffixes
+    kept = ("", *row.suffixes) if none else row.suffixes
+    if policy.format is not None or (own != format and suffix not in kept):
         suffix = row.suffixes[0]
-    return f"averaged{suffix}"
+    return suffix
 
 
 def suffix_of(path: str) -> str:
@@ -83,7 +96,7 @@ def choose_target(
     if suffix.lower() in _NOT_WRITTEN or (named and FORMATS[named].lay_out is None):
         raise RequestError(
             f"swavg does not write {suffix} files.",
-            hint=f"Give {os.path.splitext(bare)[0]}.safetensors or .pt, and convert that.",
+            hint=_INSTEAD.get(suffix.lower(), _OTHERWISE).format(os.path.splitext(bare)[0]),
         )
     own = asked or writable(first.format)
     if os.path.isdir(bare) and not FORMATS[own].folder and not shards:

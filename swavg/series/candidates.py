@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shared
+from swavg.formats.places import format_at
 from swavg.series.families import is_end, read_names
 from swavg.series.inside import Facts, read_inside
 from swavg.series.model import Unit, label, labels
@@ -32,6 +33,13 @@ class Candidate:
     """Others of the same step, and other bytes."""
     is_end: bool = False
     """By its name what the run left at its end, if it has no step."""
+
+    def __post_init__(self) -> None:
+        number = self.name.counts.get("number")
+        if number is not None and os.path.isdir(self.path):
+            row = format_at(self.path)
+            if row is not None and row.by_step:
+                self.name = replace(self.name, counts={"step": number})
 
     @property
     def from_name(self) -> bool:

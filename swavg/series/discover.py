@@ -95,10 +95,12 @@ def discover(
     notes += _missing_and_equal(snapshots, unit)
     snapshots, more = beside(snapshots)
     notes += more
+    unmeasured = None
     if metrics_file is not None:
-        snapshots, more = from_file(os.fspath(metrics_file), snapshots, unit)
-        notes += more
-    return Series(tuple(snapshots), tuple(notes), unit, shared)
+        measured = from_file(os.fspath(metrics_file), snapshots, unit)
+        snapshots, unmeasured = measured.snapshots, measured.useless
+        notes += measured.notes
+    return Series(tuple(snapshots), tuple(notes), unit, shared, unmeasured)
 
 
 def in_given_order(

@@ -51,6 +51,8 @@ class Series:
     """What the steps count, None if there are none."""
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
     """What was read of those that had to be opened: it need not be read again."""
+    unmeasured: str | None = None
+    """Why the file of metrics that was given has none for any of them."""
 
     @property
     def paths(self) -> tuple[str, ...]:

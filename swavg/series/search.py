@@ -12,13 +12,15 @@ from contextlib import suppress
 from swavg.errors import InputError, some
 from swavg.formats.composite import Composite, components, find_composite
 from swavg.formats.configuration import is_configuration, is_training_state
-from swavg.formats.folder import explain_files, explain_folder
+from swavg.formats.files import FILES
+from swavg.formats.folder import explain_files, explain_folder, lone_weights
 from swavg.formats.orbax import UNFINISHED
 from swavg.formats.part_names import but_for_steps
 from swavg.formats.parts import open_parts
 from swavg.formats.places import format_at, is_one_folder
 from swavg.series.candidates import Candidate
 from swavg.series.families import members
+from swavg.series.inside import averages_inputs
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, may_be_data, read_name
 from swavg.storage.filesystems import absolute
@@ -28,6 +30,7 @@ from swavg.storage.temporary import TEMPORARY
 _LISTED = 4
 _MOST = 1000
 """Folders that are looked into for a hint."""
+_HEAD = 512
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lock")
 
 _POINTERS = ("latest", "latest_checkpointed_iteration.txt", "latest_checkpoint", "last_checkpoint",
@@ -57,6 +60,8 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
         # One that is called after a step may have parts of any name.
         return bool(read_name(os.path.basename(absolute(path))).counts) and _has_parts(path)
     names = _listed(path)
+    if not composite and _is_average_of_a_run(path, names):
+        return False
     usual = composite or any(
         name.endswith(".index.json")
         or (is_generic(name) and name.endswith((".safetensors", ".bin")) and not is_shard(name))
@@ -82,6 +87,20 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
             f" {labels(inner)} in it, give --pattern '{_pattern_of(inner)}'"
         )
     return True
+
+
+def _is_average_of_a_run(path: str, names: Sequence[str]) -> bool:
+    """Whether what makes a folder a checkpoint is an average that swavg wrote beside others."""
+    average = None if format_at(path) is not None else lone_weights(path)
+    if average is None or not averages_inputs(os.path.join(path, average)):
+        return False
+    return any(
+        _is_snapshot(os.path.join(path, name))
+        if os.path.isdir(os.path.join(path, name))
+        else name.endswith(SUFFIXES) and not is_training_state(name)
+        for name in names
+        if name != average and (read_name(name).counts or may_be_data(name))
+    )
 
 
 def check_one_step(path: str) -> None:
@@ -223,7 +242,9 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         elif name.lower().endswith(SUFFIXES) or _looks_like_one(path):
             found.append(Candidate(path, facts, searched=True))
     data = [each.path for each in found if may_be_data(each.path)]
-    if pattern is not None or len(data) == len(found):
+    others = (each.path for each in found if each.path not in data)
+    if data and (pattern is not None or all(map(averages_inputs, others))):
+        # What swavg made of arrays does not make them data.
         data = []
     found = [each for each in found if each.path not in data]
     for ignored, what in (
@@ -290,7 +311,9 @@ def _looks_like_one(path: str) -> bool:
     """Whether a file without a usual suffix starts as checkpoints do."""
     try:
         with open(path, "rb") as file:
-            head = file.read(9)
+            head = file.read(_HEAD)
     except OSError:
         return False
-    return head.startswith((b"PK\3\4", b"\x80")) or head[8:9] == b"{"
+    # Of a damaged one it is told why it is none.
+    known = head.startswith((b"PK\3\4", b"\x80")) or head[8:9] == b"{"
+    return known or any(row.recognises(head) for row in FILES.values())

@@ -40,16 +40,25 @@ class _Table:
     columns: set[str]
     rows: Mapping[Kind, Mapping[str | float, Mapping[str, float]]]
     """Metrics by path, by step and by epoch, of those that were asked for."""
+    spans: Mapping[Kind, tuple[float, float]]
+    """From which step and epoch to which it counts."""
 
 
-def from_file(
-    path: str, snapshots: Sequence[Snapshot], unit: Unit | None
-) -> tuple[list[Snapshot], list[str]]:
-    """The snapshots with the metrics of the file at ``path``, and notes.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Snapshots with the metrics of a file; ``useless`` says why it has none for any of them."""
+
+    snapshots: list[Snapshot]
+    notes: list[str]
+    useless: str | None
+
+
+def from_file(path: str, snapshots: Sequence[Snapshot], unit: Unit | None) -> Measured:
+    """The snapshots with the metrics of the file at ``path``.
 
     A row belongs to a checkpoint by its path or name, or by its step or epoch, whichever column
     there is. Later rows of the same checkpoint add to earlier ones. InputError if the file is
-    broken or too large.
+    broken or too large, or seems to count from another number than the checkpoints.
     """
     table = _read(path, snapshots)
     kind = _kind(path, table.columns, snapshots, unit)
@@ -61,12 +70,46 @@ def from_file(
         if any(own is not None for own in metrics):
             notes.append(f"{label(path)} counts steps from 0: one was added to each")
     lacking = [s.path for s, own in zip(snapshots, metrics, strict=True) if own is None]
+    useless = None
     if lacking:
-        notes.append(f"{label(path)} has no row for {labels(lacking)}")
-    return [
+        counts = [count for each in snapshots if (count := _count_of(each, kind)) is not None]
+        _check_beginning(path, kind, table.spans.get(kind), counts)
+        missing = f"{label(path)} has no row for {labels(lacking)}"
+        if len(lacking) == len(snapshots):
+            missing += _contrast(kind, table.spans.get(kind), unit, snapshots)
+            useless = missing
+        notes.append(missing)
+    measured = [
         replace(snapshot, metrics={**snapshot.metrics, **(own or {})})
         for snapshot, own in zip(snapshots, metrics, strict=True)
-    ], notes
+    ]
+    return Measured(measured, notes, useless)
+
+
+def _check_beginning(
+    path: str, kind: Kind, span: tuple[float, float] | None, counts: Sequence[int]
+) -> None:
+    """InputError if a table seems to count from 0, as Keras does, and names from 1."""
+    if span is None or not counts or span[0] != 0 or min(counts) < 1 or max(counts) != span[1] + 1:
+        return
+    raise InputError(
+        path,
+        f"counts {kind}s from 0 to {span[1]:g}, the checkpoints {min(counts)} to {max(counts)}: it"
+        " may count from 0 what they count from 1",
+        hint=f"Give it the numbers of the checkpoints in its column of {kind}s, or their names in a"
+        " column 'path'.",
+    )
+
+
+def _contrast(
+    kind: Kind, span: tuple[float, float] | None, unit: Unit | None, snapshots: Sequence[Snapshot]
+) -> str:
+    """What a table counts, and what the checkpoints count."""
+    if span is None:
+        return ""
+    steps = [each.step for each in snapshots if each.step is not None]
+    theirs = f"they {unit}s, {min(steps)} to {max(steps)}" if steps else "no step of them is known"
+    return f": it counts {kind}s, {span[0]:g} to {span[1]:g}, and {theirs}"
 
 
 def _metrics_of(
@@ -82,11 +125,14 @@ def _keys_of(snapshot: Snapshot, kind: Kind, before: int = 0) -> Iterator[str | 
         yield from (os.path.normpath(snapshot.path), absolute(snapshot.path), name)
         yield os.path.splitext(name)[0]
         return
-    count = snapshot.counts.get(kind, snapshot.counts.get("number"))
-    if count is None and "step" not in snapshot.counts:
-        count = snapshot.step
-    if count is not None:
+    if (count := _count_of(snapshot, kind)) is not None:
         yield float(count - before)
+
+
+def _count_of(snapshot: Snapshot, kind: Kind) -> int | None:
+    """The step or epoch by which a row of a table is the snapshot's."""
+    count = None if kind == "path" else snapshot.counts.get(kind, snapshot.counts.get("number"))
+    return snapshot.step if count is None and "step" not in snapshot.counts else count
 
 
 def _kind(path: str, columns: set[str], snapshots: Sequence[Snapshot], unit: Unit | None) -> Kind:
@@ -113,6 +159,7 @@ def _read(path: str, snapshots: Sequence[Snapshot]) -> _Table:
     names: dict[Kind, list[str]] = {kind: [] for kind in _COLUMNS}
     cells = 0
     rows: dict[Kind, dict[str | float, dict[str, float]]] = {kind: {} for kind in _COLUMNS}
+    spans: dict[Kind, tuple[float, float]] = {}
     with open_binary(path) as source:
         for row in _rows(path, source):
             if not row.keys() <= columns:
@@ -124,12 +171,15 @@ def _read(path: str, snapshots: Sequence[Snapshot]) -> _Table:
             if cells > _MAX_CELLS:
                 raise _too_large(path)
             for kind in _COLUMNS:
-                if names[kind] and (key := _key(row, names[kind], kind)) in wanted[kind]:
-                    assert key is not None
+                key = _key(row, names[kind], kind) if names[kind] else None
+                if isinstance(key, float):
+                    low, high = spans.get(kind, (key, key))
+                    spans[kind] = min(low, key), max(high, key)
+                if key is not None and key in wanted[kind]:
                     rows[kind].setdefault(key, {}).update(_measured(row))
     if not columns:
         raise InputError(path, "has a header and no rows")
-    return _Table(columns, rows)
+    return _Table(columns, rows, spans)
 
 
 def _key(row: Mapping[str, object], names: Sequence[str], kind: Kind) -> str | float | None:

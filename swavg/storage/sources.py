@@ -72,7 +72,7 @@ class LocalFile:
             return cls._of(path, os.stat(path))
         except FileNotFoundError:
             problem = "no such file" if path else "an empty path names no file"
-            raise InputError(path, problem) from None
+            raise InputError(path, problem, absent=True) from None
         except ValueError:
             raise InputError(
                 path.replace("\0", "\\0"),
@@ -81,6 +81,20 @@ class LocalFile:
             ) from None
         except OSError as error:
             raise InputError(path, f"cannot be read: {error.strerror}") from None
+
+    @classmethod
+    def find_part(cls, path: str, whole: str) -> LocalFile:
+        """:meth:`find` for one of several files that the checkpoint at ``whole`` consists of."""
+        try:
+            return cls.find(path)
+        except InputError as error:
+            if not error.absent:
+                raise
+            raise InputError(
+                whole,
+                f"is incomplete: {os.path.basename(path)} is missing",
+                hint="Copy it once more, or give the others without it.",
+            ) from None
 
     @classmethod
     def _of(cls, path: str, facts: os.stat_result) -> LocalFile:

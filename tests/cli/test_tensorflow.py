@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from command_line import done, swavg
 
+from swavg.formats import open_checkpoint
+
 FILES = Path(__file__).parents[1] / "frameworks" / "tensorflow" / "files"
 EXPECTED = np.load(FILES / "expected.npz")
 KEY = "optimizer/_trainable_variables/0/.ATTRIBUTES/VARIABLE_VALUE"
@@ -88,7 +90,7 @@ def test_what_is_wrong_with_a_path_is_told():
     for path, problem in (
         ("run/ckpt-4", "no such file"),
         ("run/ckpt-1.data-00000-of-00001", "Give its prefix, its index, or its folder."),
-        ("alone", "alone.data-00000-of-00001: no such file"),
+        ("alone", "alone: is incomplete: alone.data-00000-of-00001 is missing"),
     ):
         found = swavg("average", path, "run/ckpt-2", "-o", "out")
         assert found.returncode == 4
@@ -127,3 +129,50 @@ def test_it_is_converted_both_ways():
     assert np.array_equal(written("two"), EXPECTED[f"keras/ckpt-2/{KEY}"])
     found = done("diff", "run/ckpt-2", "two").stdout
     assert "8 tensors identical, 0 differ" in found
+
+
+def test_a_checkpoint_without_its_data_is_called_incomplete():
+    Path("run/ckpt-3.data-00000-of-00001").unlink()
+    for path in ("run", "run/ckpt-3"):
+        refused = swavg("average", path, "-o", "out")
+        assert refused.returncode == 4
+        assert "is incomplete: ckpt-3.data-00000-of-00001 is missing" in refused.stderr
+        assert "Did you mean" not in refused.stderr
+        assert "give the others without it" in refused.stderr
+    done("average", "run/ckpt-1", "run/ckpt-2", "-o", "out")
+    np.testing.assert_array_equal(written("out"), mean(1, 2))
+
+
+def test_what_is_suggested_for_a_path_that_is_not_there_can_be_read():
+    refused = swavg("average", "run/ckpt-9", "-o", "out")
+    assert "Did you mean 'run/ckpt-3.index'?" in refused.stderr
+    done("average", "run/ckpt-3.index", "-o", "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix"),
+    [([], ""), (["--format", "torch"], ".pt"), (["--format", "safetensors"], ".safetensors")],
+)
+def test_outputs_of_a_sweep_are_named_after_their_format_and_can_be_read(options, suffix):
+    done("sweep", "run", "-r", "uniform:last=2", "-r", "ema:decay=0.5", "-d", "out", *options)
+    names = [f"ema-decay-0.5{suffix}", f"uniform-last-2{suffix}"]
+    listed = json.loads(done("list", "out", "--json").stdout)
+    assert sorted(each["path"] for each in listed["snapshots"]) == [f"out/{n}" for n in names]
+    np.testing.assert_array_equal(open_checkpoint(f"out/{names[1]}").read(KEY), mean(2, 3))
+
+
+def test_a_saved_model_is_told_to_lose_its_graph_and_how_to_keep_it():
+    for number in (1, 2):
+        Path(f"m{number}/variables").mkdir(parents=True)
+        Path(f"m{number}/saved_model.pb").write_bytes(b"graph")
+        for end in ("index", "data-00000-of-00001"):
+            shutil.copy(f"run/ckpt-{number}.{end}", f"m{number}/variables/variables.{end}")
+    said = " ".join(done("average", "m1", "m2", "-o", "out").stderr.split())
+    assert "warning m2 is a SavedModel: the output has its variables without its graph" in said
+    for end in ("index", "data-00000-of-00001"):
+        assert f"ckpt.{end}" in said
+        assert f"variables.{end}" in said
+        shutil.copy(f"out/ckpt.{end}", f"m2/variables/variables.{end}")
+    np.testing.assert_array_equal(open_checkpoint("m2/variables").read(KEY), mean(1, 2))
+    others = done("average", "m1", "m2", "-o", "out.safetensors").stderr
+    assert "SavedModel" not in others

@@ -139,3 +139,18 @@ def test_what_has_masters_and_what_has_none_is_averaged_together(tmp_path):
     torch.save({"w": torch.full((5,), 6.0)}, tmp_path / "c.pt")
     done("average", "a", "b", "c.pt", "-o", "o.safetensors", cwd=tmp_path)
     np.testing.assert_array_equal(load(tmp_path / "o.safetensors")["w"].numpy(), np.full(5, 3.0))
+
+
+def test_a_folder_without_the_files_of_all_ranks_is_called_incomplete(tmp_path):
+    path = zero_folder(tmp_path / "global_step4", {"w": torch.ones(5)}, ranks=3)
+    name = "zero_pp_rank_2_mp_rank_00_optim_states.pt"
+    refused = swavg("average", path / name, "-o", tmp_path / "o")
+    assert "is of DeepSpeed's optimizer" in refused.stderr
+    assert "Give its folder." in refused.stderr
+    done("average", path, "-o", tmp_path / "o.safetensors")
+    bare = done("average", path, "-o", tmp_path / "o.pt").stderr
+    assert "the last input is no PyTorch file" in " ".join(bare.split())
+    (path / name).unlink()
+    refused = swavg("average", path, "-o", tmp_path / "o")
+    assert "is incomplete: files of 2 of 3 ranks are here" in refused.stderr
+    assert "stages 1 and 2" not in refused.stderr

@@ -293,7 +293,7 @@ HOSTILE = {
     "is no string, or far too large": index(
         {b"w": W, GRAPH: bundles.entry(1, (2,), 0, 8, bytes(8))}
     ),
-    "no such file": index({b"w": W}, shards=2),
+    "is incomplete": index({b"w": W}, shards=2),
 }
 
 

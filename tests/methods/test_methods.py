@@ -271,6 +271,8 @@ def test_a_recipe_that_finds_too_few_names_itself(tmp_path):
         ("3 ckpts", (1, 2), (3.0, "checkpoints")),
         ("2e3", (1, 2), (2000.0, "steps")),
         ("4", (1, None), (4.0, "checkpoints")),
+        ("1epochs", (1, 2), (1.0, "steps")),
+        ("0.5 epoch", (1, 2), (0.5, "steps")),
     ],
 )
 def test_amounts_say_or_imply_their_unit(text, steps, expected):
@@ -355,6 +357,14 @@ def test_a_recipe_with_odd_values_is_refused_and_not_believed(tmp_path, odd):
 def test_steps_are_not_taken_for_epochs():
     with pytest.raises(swavg.RequestError, match="the checkpoints count epochs"):
         methods.smoothing((1, 2), half_life="2000steps", counting="epoch")
+    with pytest.raises(swavg.RequestError, match="is in epochs, but the checkpoints count steps"):
+        methods.smoothing((1, 2), half_life="2epochs")
+
+
+def test_a_half_life_in_epochs_is_one_of_checkpoints_that_count_epochs():
+    smoothing = methods.smoothing((1, 3), half_life="2epochs", counting="epoch")
+    assert smoothing == methods.smoothing((1, 3), half_life="2", counting="epoch")
+    assert smoothing.weights_at((1, 3)) == pytest.approx((0.5, 0.5))
 
 
 def test_the_recipe_of_a_folder_of_bin_files_is_found(tmp_path):

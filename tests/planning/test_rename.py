@@ -57,6 +57,9 @@ def test_a_prefix_is_taken_off(text, name, expected):
         ("w=", "w", "w"),
         (r"a=\1", "a.b", r"\1.b"),
         (".*=x", "a.b", "a.b"),
+        ("/=.", "Dense_0/kernel/w", "Dense_0.kernel.w"),
+        (":=_", "a:b.c:d", "a_b.c_d"),
+        ("/=", "/", "/"),
     ],
 )
 def test_a_part_of_a_name_is_replaced(text, name, expected):

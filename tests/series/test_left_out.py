@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import load, save, state
@@ -185,3 +186,49 @@ def test_one_checkpoint_is_a_warning_and_a_copy(tmp_path):
     assert told.returncode == 0
     assert "warning one checkpoint: the average is a copy of a.safetensors" in told.stderr
     assert torch.equal(load(tmp_path / "o.safetensors")["body.bias"], state(1)["body.bias"])
+
+
+@pytest.mark.parametrize("kind", ["npz", "folders", "steps"])
+@pytest.mark.parametrize("configured", [False, True])
+def test_an_average_in_the_folder_of_a_run_does_not_stand_for_it(kind, configured, tmp_path):
+    run = tmp_path / "run"
+    for number in range(3):
+        weights = {"w": torch.full((3,), float(number))}
+        if kind == "npz":
+            run.mkdir(exist_ok=True)
+            np.savez(run / f"w_{number}0.npz", w=weights["w"].numpy())
+        elif kind == "folders":
+            save(run / f"step-{number}0" / "model.safetensors", weights)
+        else:
+            save(run / f"{number}0" / "custom.safetensors", weights)
+    if configured:
+        (run / "config.json").write_text("{}")
+    done("average", run, "-o", run / "avg.safetensors")
+    again = done("average", run, "-o", tmp_path / "again.safetensors")
+    assert load(tmp_path / "again.safetensors")["w"].tolist() == [1.0] * 3
+    assert "ignored avg.safetensors: swavg wrote it" in again.stderr
+    done("average", run, "--last", "2", "-o", tmp_path / "two.safetensors")
+    assert load(tmp_path / "two.safetensors")["w"].tolist() == [1.5] * 3
+    assert len(discover([run / "avg.safetensors"])) == 1
+
+
+def test_an_average_alone_in_a_folder_with_its_configuration_is_a_checkpoint(tmp_path):
+    run(tmp_path / "run", "step_1.pt", "step_2.pt")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text("{}")
+    (tmp_path / "own" / "tokenizer.model").write_bytes(b"words")
+    done("average", tmp_path / "run", "-o", tmp_path / "own" / "avg.safetensors")
+    done("average", tmp_path / "own", "-o", tmp_path / "copy")
+    assert load(tmp_path / "copy" / "avg.safetensors")["w"].tolist() == [0.5] * 3
+    assert (tmp_path / "copy" / "tokenizer.model").exists()
+
+
+def test_averages_do_not_make_arrays_data(tmp_path):
+    for number in (1, 2):
+        np.savez(tmp_path / f"w_{number}.npz", w=np.full(3, float(number), np.float32))
+    for name in ("a", "b"):
+        done("average", tmp_path / "w_1.npz", tmp_path / "w_2.npz", "-o",
+             tmp_path / f"{name}.safetensors")  # fmt: skip
+    assert names(discover([tmp_path])) == ["w_1.npz", "w_2.npz"]
+    run(tmp_path, "step_1.pt")
+    assert names(discover([tmp_path])) == ["step_1.pt"]

@@ -289,6 +289,38 @@ def test_a_log_that_counts_steps_from_0_is_understood_and_said(tmp_path):
     assert series.notes == ("metrics.csv counts steps from 0: one was added to each",)
 
 
+def test_a_log_that_seems_to_count_epochs_from_0_and_names_from_1_is_refused(tmp_path):
+    """As of Keras: the row of epoch 1 is of the second epoch, and epoch_02 its checkpoint."""
+    for epoch in (1, 2, 3):
+        save(tmp_path / f"epoch_0{epoch}.safetensors", state(epoch))
+    log = tmp_path / "log.csv"
+    log.write_text("epoch,val_loss\n0,3\n1,1\n2,2\n")
+    with pytest.raises(InputError, match="epochs from 0 to 2, the checkpoints 1 to 3") as caught:
+        discover([tmp_path], metrics_file=log)
+    assert "a column 'path'" in (caught.value.hint or "")
+    log.write_text("path,val_loss\nepoch_01,3\nepoch_02,1\nepoch_03,2\n")
+    assert by_step(discover([tmp_path], metrics_file=log), "val_loss") == {1: 3.0, 2: 1.0, 3: 2.0}
+    # With a row for each, or one that lacks another than the last, it counts as they do.
+    for rows in ("0,9\n1,3\n2,1\n3,2\n", "1,3\n2,1\n", "0,9\n1,3\n3,2\n"):
+        log.write_text("epoch,val_loss\n" + rows)
+        assert by_step(discover([tmp_path], metrics_file=log), "val_loss")[1] == 3.0
+
+
+def test_a_log_without_any_row_for_a_series_says_what_it_counts(tmp_path):
+    run(tmp_path, 10, 20)
+    (tmp_path / "log.csv").write_text("epoch,val_loss\n1,0.5\n2,0.25\n")
+    series = discover([tmp_path], metrics_file=tmp_path / "log.csv")
+    said = ("log.csv has no row for step_10.pt, step_20.pt: it counts epochs, 1 to 2,"
+            " and they steps, 10 to 20")  # fmt: skip
+    assert series.notes == (said,)
+    for metric in ("val_loss", None):
+        with pytest.raises(RequestError) as caught:
+            select(series, Selection(best=1, metric=metric))
+        assert caught.value.hint == f"{said}."
+    with pytest.raises(RequestError, match=r"in the names: val_loss=0\.25") as caught:
+        select(discover([tmp_path]), Selection(best=1, metric="val_loss"))
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -78,7 +78,7 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
     saved, part = template.read()
     # The pickle is the last of them: nobody may change it meanwhile.
     files = (*saved.files, METADATA)
-    sources = tuple(LocalFile.find(os.path.join(folder, name)) for name in files)
+    sources = tuple(LocalFile.find_part(os.path.join(folder, name), path) for name in files)
     _check_places(saved, sources)
     with Pool() as pool:
         specs = [_spec(folder, *names, saved.tensors[names[1]]) for names in part.names.items()]

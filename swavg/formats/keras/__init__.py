@@ -46,7 +46,18 @@ def _lay_out_archive(request: WriteRequest) -> Layout:
     return lay_out_keras(request)
 
 
-HDF5 = Format("hdf5", (".h5", ".hdf5"), _is_hdf5, _open_hdf5, _lay_out_hdf5, data=True)
+def _recipe_in_hdf5(path: str) -> str | None:
+    from swavg.formats.keras.recipe import recipe_at
+    from swavg.storage.sources import LocalFile
+
+    file = LocalFile.find(path)
+    return recipe_at(file, 0, file.size)
+
+
+HDF5 = Format(
+    "hdf5", (".h5", ".hdf5"), _is_hdf5, _open_hdf5, _lay_out_hdf5, recipe_in=_recipe_in_hdf5,
+    data=True,
+)  # fmt: skip
 ARCHIVE = Format(
     "keras", (".keras",), _is_archive, _open_archive, _lay_out_archive, recipe_in=recipe_in
 )

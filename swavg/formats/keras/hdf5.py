@@ -3,17 +3,18 @@ in one place are read without it."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape
 from swavg.formats.strides import regions
-from swavg.storage.sources import InFile, LocalFile, Window
+from swavg.storage.sources import InFile, LocalFile, Reader, Window
 
 if TYPE_CHECKING:
     import h5py
@@ -39,13 +40,78 @@ class Dataset:
         return 0 if self.dtype is None else self.dtype.nbytes(math.prod(self.shape))
 
 
+@dataclass(slots=True)
+class Changes:
+    """What h5py changes in a file that stays as it is: bytes by their offsets, and the new size."""
+
+    size: int
+    at: dict[int, int] = field(default_factory=dict)
+
+
+class _ChangedWindow(Window):
+    """A window that seems to have the ``changes``."""
+
+    def __init__(self, reader: Reader, start: int, size: int, changes: Changes) -> None:
+        super().__init__(reader, start, size)
+        self._changes = changes
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._changes.size)[whence]
+        return self._at
+
+    def readinto(self, out: memoryview) -> int:  # type: ignore[override]
+        start = self._at
+        count = max(0, min(len(out), self._changes.size - start))
+        self._read_into(start, memoryview(out)[:count])
+        for at, byte in self._changes.at.items():
+            if start <= at < start + count:
+                out[at - start] = byte
+        self._at += count
+        return count
+
+    def write(self, data: memoryview) -> int:  # type: ignore[override]
+        before = bytearray(len(data))
+        self._read_into(self._at, memoryview(before))
+        for at, (new, old) in enumerate(zip(bytes(data), before, strict=True), self._at):
+            # Data that HDF5 writes back as they were may be tensors.
+            if new != old:
+                self._changes.at[at] = new
+            else:
+                self._changes.at.pop(at, None)
+        self._at += len(data)
+        self._changes.size = max(self._changes.size, self._at)
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        self._changes.size = self._at if size is None else size
+        return self._changes.size
+
+    def _read_into(self, at: int, out: memoryview) -> None:
+        """The file's own bytes, and zeros behind its end."""
+        count = max(0, min(len(out), self._size - at))
+        self._reader.read_into(self._start + at, out[:count])
+        out[count:] = bytes(len(out) - count)
+
+
 _FAILS = (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
 """What h5py raises for damaged files."""
 
 
 @contextmanager
-def _opened(file: LocalFile, start: int, size: int) -> Iterator[h5py.File]:
-    """The HDF5 file in ``size`` bytes from ``start`` on. InputError, also for what fails in it."""
+def opened(
+    file: LocalFile, start: int, size: int, changes: Changes | None = None
+) -> Iterator[h5py.File]:
+    """The HDF5 file in ``size`` bytes from ``start`` on; with ``changes`` it can be changed, and
+    they have what was when it is closed. InputError, also for what fails in it."""
     try:
         import h5py
     except ImportError:
@@ -56,7 +122,10 @@ def _opened(file: LocalFile, start: int, size: int) -> Iterator[h5py.File]:
         ) from None
     reader = file.open()
     try:
-        with h5py.File(Window(reader, start, size), "r") as whole:
+        window = Window(reader, start, size)
+        if changes is not None:
+            window = _ChangedWindow(reader, start, size, changes)
+        with h5py.File(window, "r" if changes is None else "r+") as whole:
             yield whole
     except _FAILS as error:
         raise InputError(file.name, f"cannot be read as HDF5 ({error})") from None
@@ -68,7 +137,7 @@ def datasets_in(file: LocalFile, start: int, size: int) -> list[Dataset]:
     """The datasets of the HDF5 file in ``size`` bytes from ``start`` on, in the order of their
     names. InputError unless their bytes are all in it, each for one of them."""
     found: list[Dataset] = []
-    with _opened(file, start, size) as whole:
+    with opened(file, start, size) as whole:
         import h5py
 
         def visit(name: str | bytes, node: object) -> None:
@@ -156,7 +225,7 @@ class DatasetSource(InFile):
 class _DatasetReader:
     def __init__(self, source: DatasetSource) -> None:
         self._source, self._stack = source, ExitStack()
-        whole = self._stack.enter_context(_opened(source.file, source.start, source.length))
+        whole = self._stack.enter_context(opened(source.file, source.start, source.length))
         self._node = whole[source.dataset]
 
     def read_into(self, offset: int, out: memoryview) -> None:

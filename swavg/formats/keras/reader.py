@@ -10,6 +10,7 @@ from dataclasses import replace
 from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
+from swavg.formats.keras.recipe import recipe_at
 from swavg.formats.records import Record
 from swavg.formats.zip_directory import read_members
 from swavg.formats.zip_layout import Member
@@ -32,7 +33,8 @@ def open_hdf5(path: str, shared: Shared | None = None) -> Checkpoint:
         raise InputError(path, _SHARDED, hint=_HINT)
     file = LocalFile.find(path)
     datasets = datasets_in(file, 0, file.size)
-    return _checkpoint("hdf5", file, (0, file.size), datasets, Extras(), shared)
+    extras = Extras(recipe=recipe_at(file, 0, file.size))
+    return _checkpoint("hdf5", file, (0, file.size), datasets, extras, shared)
 
 
 def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:

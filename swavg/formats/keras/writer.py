@@ -8,6 +8,7 @@ from functools import partial
 from swavg.errors import OutputError, RequestError
 from swavg.formats.checkpoint import Checkpoint, Form
 from swavg.formats.keras.reader import WEIGHTS, open_archive, open_hdf5
+from swavg.formats.keras.recipe import Recorded, with_recipe
 from swavg.formats.layout import Layout, WriteRequest, opening
 from swavg.formats.template import CannotKeep, Replacement, Splice, like_file, replacements
 from swavg.formats.zip_layout import (
@@ -17,17 +18,25 @@ from swavg.formats.zip_layout import (
     lay_out_archive,
 )
 from swavg.formats.zip_recipe import comment_of
+from swavg.storage.sources import LocalFile
 
 Places = Sequence[tuple[str, Form, int, int]]
 """Name, form, source and offset of each tensor of a file."""
 
 
 def lay_out_hdf5(request: WriteRequest) -> Layout:
-    """The template's HDF5 file; it has no place for a recipe. RequestError if the template is no
+    """The template's HDF5 file, with the recipe of the output. RequestError if the template is no
     such file, or its structure cannot be kept."""
     replaced = _replaced(request, "hdf5")
     check = partial(_check_hdf5, planned=_places(request.template, 0))
-    return Layout((like_file(request, check, replaced),))
+    file = request.template.sources[0]
+    assert isinstance(file, LocalFile)
+    recorded = Recorded(file.size)
+    if request.recipe != (request.template.extras.recipe or ""):
+        recorded = with_recipe(file, request.recipe)
+    tail = recorded.kept, recorded.added
+    layout = like_file(request, check, replaced, recorded.edits, tail)
+    return Layout((layout,), notes=recorded.notes)
 
 
 def lay_out_keras(request: WriteRequest) -> Layout:

@@ -30,4 +30,4 @@ def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Ch
     return open_orbax(path, key, shared)
 
 
-FORMAT = Format("orbax", (), lambda head: False, _open, holds=_holds)
+FORMAT = Format("orbax", (), lambda head: False, _open, holds=_holds, by_step=True)

@@ -31,6 +31,7 @@ _HEADER = proto.field(1, 1) + proto.field(3, proto.field(1, 1))
 """One data file, little-endian, version 1."""
 _DATA = 1
 """The number of the data file: it is behind the index."""
+_SAVED_MODEL = "saved_model.pb"
 _LATEST_FIELDS = ("model_checkpoint_path", "all_model_checkpoint_paths")
 
 
@@ -135,13 +136,28 @@ def lay_out(request: WriteRequest) -> Layout:
     named = "".join(f'{latest}: "{NAME}"\n' for latest in _LATEST_FIELDS)
     files = {LATEST: named.encode(), RECIPE: request.recipe.encode()}
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     side: dict[str, str] = {}
     if not isinstance(template, Template):
         lost = losses(request)
         notes = (f"a TensorFlow checkpoint holds tensors only: {lost} left out",) if lost else ()
-    elif os.path.isfile(meta := f"{template.prefix}.meta"):
-        side = {f"{NAME}.meta": meta}
-    return Layout((index, data), files, side, notes)
+    else:
+        if os.path.isfile(meta := f"{template.prefix}.meta"):
+            side = {f"{NAME}.meta": meta}
+        warnings = tuple(_graph_left(template.prefix))
+    return Layout((index, data), files, side, notes, warnings)
+
+
+def _graph_left(prefix: str) -> Iterator[str]:
+    """A warning for the variables of a SavedModel, which are of little use without its graph."""
+    folder, name = os.path.split(os.path.abspath(prefix))
+    model = os.path.dirname(folder)
+    if os.path.basename(folder) == name and os.path.isfile(os.path.join(model, _SAVED_MODEL)):
+        yield (
+            f"{os.path.basename(model)} is a SavedModel: the output has its variables without its"
+            f" graph ({_SAVED_MODEL}). In a copy of it, let {NAME}.index and"
+            f" {data_file(NAME, 0, 1)} take the places of {name}.index and {data_file(name, 0, 1)}."
+        )
 
 
 def _key(name: str) -> bytes:

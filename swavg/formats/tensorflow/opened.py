@@ -81,7 +81,8 @@ def open_bundle(path: str, prefix: str, shared: Shared | None = None) -> Checkpo
     """Open the checkpoint at a prefix, which ``path`` stands for. InputError if it is damaged."""
     shared = Shared() if shared is None else shared
     index, bundle = read_bundle(prefix)
-    files = tuple(LocalFile.find(bundle.data_file(shard)) for shard in range(bundle.shards))
+    shards = map(bundle.data_file, range(bundle.shards))
+    files = tuple(LocalFile.find_part(shard, path) for shard in shards)
     try:
         _check_places(bundle, files)
         model = _model(bundle, files, shared)

@@ -114,6 +114,8 @@ def _no_weights(path: str, top: object) -> NoWeightsError:
     beside = [(name_of(name), value) for name, value in entries(top)]
     if is_optimizer(top) or any(is_optimizer(value) for _, value in beside):
         return OptimizerError(path, "holds the state of an optimizer, and no weights")
+    if path.endswith("_optim_states.pt"):
+        return OptimizerError(path, "is of DeepSpeed's optimizer", hint="Give its folder.")
     # Its state may be of any kind.
     if any("optim" in name.lower() and isinstance(value, CONTAINERS) for name, value in beside):
         return OptimizerError(path, "holds no tensors that could be a state dict")

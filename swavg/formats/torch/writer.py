@@ -87,10 +87,10 @@ def _like_template(request: WriteRequest) -> FileLayout:
     template = request.template.extras.template
     if request.template.renamed:
         raise CannotKeep("names of tensors change")
-    if template is None and request.template.extras.root_key is not None:
-        raise CannotKeep("shapes of tensors change")
     if not isinstance(template, TorchTemplate):
-        raise CannotKeep("the last input is no PyTorch file")
+        own = request.template.format == "torch"
+        # Of one of its own it is kept but where factors are put side by side.
+        raise CannotKeep("shapes of tensors change" if own else "the last input is no PyTorch file")
     replaced, stretches = replacements(request)
     texts = [each for each in replaced if each.offset >= FAR]
     replaced = [each for each in replaced if each.offset < FAR]

@@ -6,9 +6,11 @@ end; of stage 3 every rank has a piece of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from swavg.errors import InputError
 from swavg.formats.checkpoint import Shape, TensorSpec
 from swavg.formats.zero.rank_file import RankFile, count_in
 from swavg.formats.zero.rows import Cut, Flat, Row
@@ -54,6 +56,12 @@ def masters(partitions: Sequence[Partition], groups: Sequence[Shapes]) -> dict[s
         raise first.file.error("it has no masters")
     dtype = first.flats[0].dtype
     for each in partitions:
+        if each.stage == first.stage and each.ranks > len(partitions):
+            raise InputError(
+                os.path.dirname(each.file.path),
+                f"is incomplete: files of {len(partitions)} of {each.ranks} ranks are here",
+                hint="Copy those of all ranks into it, or give the others without it.",
+            )
         if each.stage != first.stage or each.ranks != len(partitions):
             raise each.file.error(
                 f"it is of stage {each.stage} and {each.ranks} ranks, and the folder of stage"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +79,7 @@ class RankFile:
 def open_rank_file(pool: Pool, path: str, number: int) -> tuple[RankFile, Mapping[str, object]]:
     """The file, and the dictionary in it; foreign classes there (the scaler of the loss, the
     stage's enumeration) are stand-ins. InputError."""
-    source = LocalFile.find(path)
+    source = LocalFile.find_part(path, os.path.dirname(path))
     read = partial(pool.read, source)
     file = RankFile(path, number, source, read_archive(read, path, source.size))
     return file, file.dict_of("its pickle", read_graph(read, file.archive).top)

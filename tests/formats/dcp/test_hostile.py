@@ -130,7 +130,7 @@ def test_data_that_is_cut_short_is_refused(tmp_path):
     (tmp_path / "a" / FILE).write_bytes(data[:-1])
     refused(tmp_path / "a", "truncated: 'w' ends at byte")
     (tmp_path / "a" / FILE).rename(tmp_path / "a/__1_0.distcp")
-    refused(tmp_path / "a", "no such file")
+    refused(tmp_path / "a", "is incomplete: __0_0.distcp is missing")
 
 
 def test_objects_that_lie_beyond_their_file_are_refused(tmp_path):

@@ -21,6 +21,7 @@ from swavg.dtypes import BY_NAME
 from swavg.errors import InputError, NoWeightsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.table import FORMATS
+from swavg.series import discover
 from swavg.storage.sources import Pool
 from swavg.testing import DTYPES, FormatTests
 
@@ -136,7 +137,12 @@ def test_the_output_is_safetensors_unless_another_is_named(tmp_path, monkeypatch
     assert open_checkpoint("o.npz").format == "npz"
     with pytest.raises(RequestError, match=r"does not write \.msgpack") as caught:
         swavg.average([path], output="o.msgpack")
-    assert "o.safetensors" in (caught.value.hint or "")
+    assert "unflatten_dict(safetensors.flax.load_file('o.safetensors'), sep='.')" in (
+        caught.value.hint or ""
+    )
+    with pytest.raises(RequestError) as caught:
+        swavg.average([path], output="o.npy")
+    assert caught.value.hint == "Give o.npz: it holds several arrays."
 
 
 def test_values_of_other_kinds_are_left_out(tmp_path):
@@ -205,3 +211,27 @@ def test_large_arrays_are_not_read_when_a_file_is_opened(tmp_path):
     tracemalloc.stop()
     assert len(checkpoint) == 3
     assert peak < 1 << 20
+
+
+def test_files_without_a_suffix_are_a_run_and_outputs_of_it_have_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for step in (100, 200, 300):
+        saved(tmp_path / f"run/checkpoint_{step}", {"params": {"w": np.full(2, step, np.float32)}})
+    assert [each.step for each in discover(["run"]).snapshots] == [100, 200, 300]
+    # A folder of that name is no place for it.
+    (tmp_path / "averaged").mkdir()
+    assert done("average", "run").stdout.split() == ["averaged.safetensors"]
+    assert open_checkpoint("averaged.safetensors").read("params.w").tolist() == [200.0, 200.0]
+    swept = done("sweep", "run", "-r", "uniform:last=2", "-d", "out").stdout.split()
+    assert swept == ["out/uniform-last-2.safetensors"]
+    assert open_checkpoint(swept[0]).read("params.w").tolist() == [250.0, 250.0]
+
+
+def test_arrays_of_numpy_are_averaged_with_those_of_flax(tmp_path):
+    tree = {"params": {"dense": {"w": np.ones(2, np.float32)}}}
+    saved(tmp_path / "1.msgpack", tree)
+    np.savez(tmp_path / "2.npz", **{"params/dense/w": np.full(2, 2, np.float32)})
+    out = tmp_path / "o.safetensors"
+    done("average", tmp_path / "1.msgpack", tmp_path / "2.npz", "--rename", "/=.", "-o", out)
+    assert open_checkpoint(out).read("params.dense.w").tolist() == [1.5, 1.5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 import time
@@ -348,3 +349,94 @@ def test_a_damaged_average_is_noticed(tmp_path):
     verify = plan.outputs[0].files[0].layout.verify
     with pytest.raises(OutputError):
         verify(str(FILES / "legacy-0.h5"))
+
+
+def recipe_of(path: Path) -> Any:
+    return json.loads(recipe_in(str(path)) or "{}")
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_how_an_average_was_made_is_an_attribute_that_the_next_one_replaces(libver, tmp_path):
+    arrays = {"layers/d/vars/0": np.arange(6.0), "layers/e/vars/0": np.ones((2, 3), np.float16)}
+    paths = [tmp_path / f"ä{number}.weights.h5" for number in range(2)]
+    for number, path in enumerate(paths):
+        with h5py.File(path, "w", libver=libver) as file:
+            file.attrs["keras_version"] = "3"
+            for name, array in arrays.items():
+                file[name] = array + array.dtype.type(number)
+    outs = [tmp_path / f"o{number}.h5" for number in range(3)]
+    swavg.average(paths, output=outs[0])
+    assert recipe_of(outs[0])["inputs"] == ["ä0.weights.h5", "ä1.weights.h5"]
+    assert open_checkpoint(outs[0]).extras.recipe == recipe_in(str(outs[0]))
+    swavg.average([paths[0], outs[0]], output=outs[1])
+    assert recipe_of(outs[1])["inputs"] == ["ä0.weights.h5", "o0.h5"]
+    # A longer one in its place.
+    swavg.average([*paths * 40, outs[1]], output=outs[2])
+    assert recipe_of(outs[2])["n"] == 81
+    for out, share in zip(outs, (0.5, 0.25, 40.25 / 81), strict=True):
+        with h5py.File(out) as file:
+            assert json.loads(file.attrs["swavg"]) == recipe_of(out)
+            assert file.attrs["keras_version"] == "3"
+        assert arrays_in(out)["layers/d/vars/0"].tolist() == (np.arange(6.0) + share).tolist()
+
+
+def test_a_recipe_that_is_too_long_is_left_out_and_the_former_one_too(tmp_path):
+    path = saved(tmp_path / "1.h5", w=np.ones(2))
+    swavg.average([path], output=tmp_path / "2.h5")
+    assert recipe_in(str(tmp_path / "2.h5")) is not None
+    report = swavg.average([tmp_path / "2.h5"] * 2, output=tmp_path / "3.h5",
+                           policy=Policy(include=("*",) * 13_000))  # fmt: skip
+    assert any("is not recorded: that takes 65," in note for note in report.notes)
+    assert recipe_in(str(tmp_path / "3.h5")) is None
+    with h5py.File(tmp_path / "3.h5") as file:
+        assert [*file.attrs] == []
+
+
+def test_a_recipe_goes_between_datasets_without_touching_them(tmp_path):
+    """With many groups HDF5 has headers between the data, and freed room for a shorter recipe."""
+    for number in range(2):
+        with h5py.File(tmp_path / f"{number}.h5", "w") as file:
+            for layer in range(300):
+                file[f"layers/{layer}/vars/0"] = np.full(3, layer + number, np.float32)
+            file.attrs["swavg"] = np.bytes_(b'{"' + b"x" * 3000)
+    swavg.average([tmp_path / f"{number}.h5" for number in range(2)], output=tmp_path / "o.h5")
+    made = arrays_in(tmp_path / "o.h5")
+    assert len(made) == 300
+    assert all(made[f"layers/{n}/vars/0"].tolist() == [n + 0.5] * 3 for n in range(300))
+    assert recipe_of(tmp_path / "o.h5")["inputs"] == ["0.h5", "1.h5"]
+
+
+def test_averages_are_no_members_of_their_series(tmp_path):
+    from command_line import done
+
+    names = [tmp_path / f"{name}.weights.h5" for name in ("m_1", "m_2", "m_3", "again", "more")]
+    for number, path in enumerate(names[:2]):
+        saved(path, w=np.array([number, 0.5 * number], np.float32))
+    done("average", tmp_path, "-o", names[2])
+    again = done("average", tmp_path, "-o", names[3])
+    assert "averaged 2 checkpoints" in again.stderr
+    assert "ignored m_3.weights.h5: swavg wrote it" in again.stderr
+    saved(names[4], w=np.full(2, 2.0, np.float32))
+    done("update", names[3], names[4], "-o", tmp_path / "three.h5")
+    assert arrays_in(tmp_path / "three.h5")["w"].tolist() == [1.0, np.float32(2.5 / 3)]
+    done("ema", *names[:2], "--decay", "0.5", "-o", tmp_path / "ema.h5")
+    done("ema", names[4], "--decay", "0.5", "--resume", tmp_path / "ema.h5",
+         "-o", tmp_path / "ema2.h5")  # fmt: skip
+    assert recipe_of(tmp_path / "ema2.h5")["n"] == 3
+    assert arrays_in(tmp_path / "ema2.h5")["w"].tolist() == [1.25, 1.125]
+
+
+def test_a_file_that_hdf5_does_not_change_is_averaged_without_its_recipe(tmp_path, monkeypatch):
+    path = saved(tmp_path / "1.h5", w=np.ones(2, np.float32))
+    plain = h5py.File
+
+    def never_for_writing(file, mode):
+        if mode != "r":
+            raise OSError("no write intent on file")
+        return plain(file, mode)
+
+    monkeypatch.setattr(h5py, "File", never_for_writing)
+    report = swavg.average([path, path], output=tmp_path / "o.h5")
+    assert any("how it was made is not recorded: cannot be read" in note for note in report.notes)
+    assert recipe_in(str(tmp_path / "o.h5")) is None
+    assert (tmp_path / "o.h5").read_bytes() == path.read_bytes()

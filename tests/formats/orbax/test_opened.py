@@ -14,7 +14,7 @@ from command_line import done, process, swavg
 from swavg.engine.average import average
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
-from swavg.series import discover
+from swavg.series import discover, in_given_order
 
 FILES = Path(__file__).parents[2] / "frameworks" / "orbax" / "files"
 EXPECTED = np.load(FILES / "expected.npz")
@@ -118,7 +118,12 @@ def test_a_run_is_a_series_of_its_steps(tmp_path):
     found = open_checkpoint(tmp_path / "ema.safetensors").read("params.up.bias")
     np.testing.assert_allclose(found, 0.25 * first + 0.75 * second, rtol=1e-6)
     listed = done("list", copied(tmp_path, "items")).stdout
-    assert "best 0.75 at number 2" in listed
+    assert "best 0.75 at step 2" in listed
+    # The folder of a step is called by its number alone.
+    assert series.unit == in_given_order([run / "10", run / "20"]).unit == "step"
+    done("ema", run, "--half-life", "5steps", "-o", tmp_path / "by-step.safetensors")
+    found = open_checkpoint(tmp_path / "by-step.safetensors").read("params.up.bias")
+    np.testing.assert_allclose(found, 0.25 * first + 0.75 * second, rtol=1e-6)
 
 
 def test_an_unfinished_step_is_refused(tmp_path):

@@ -139,7 +139,7 @@ def broken(tmp_path, change, *, stage=3, **options):
     [
         (3, "zero_stage", 4, "tells no stage from 1 to 3"),
         (3, "zero_stage", None, "tells no stage from 1 to 3"),
-        (3, "partition_count", 3, "it is of stage 3 and 3 ranks, and the folder of stage 3 and 2"),
+        (3, "partition_count", 3, "is incomplete: files of 2 of 3 ranks are here"),
         (3, "partition_count", [], "no number of ranks"),
         (3, "partition_count", True, "no number of ranks"),
         (3, "fp32_flat_groups", [torch.ones(5)], "has 5 elements, and the rank's pieces of"),
@@ -235,7 +235,7 @@ def test_files_of_ranks_that_are_missing_or_there_twice_are_refused(tmp_path):
     with pytest.raises(InputError, match="has files of ranks 0, 2, not one of each"):
         open_checkpoint(path)
     (path / name.format(2)).rename(path / name.format(1))
-    with pytest.raises(InputError, match="it is of stage 3 and 3 ranks"):
+    with pytest.raises(InputError, match="files of 2 of 3 ranks are here"):
         open_checkpoint(path)
 
 
