@@ -20,7 +20,7 @@ _BESIDE = re.compile(
     r"([./].*)?",
     re.DOTALL,
 )
-_EXTRA_STATE = "_extra_state"
+EXTRA_STATE = "_extra_state"
 """What Megatron's layers keep besides weights (scales of fp8, say)."""
 
 
@@ -67,7 +67,7 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
         # Below a name that was asked for, or is a model's, all tensors belong to it.
         if not inside or (not root and _is_beside(name, keys)):
             others.append(_group(keys, root))
-        elif name in saved.objects or _EXTRA_STATE in keys[-1]:
+        elif name in saved.objects or EXTRA_STATE in keys[-1]:
             objects.append(local)
         elif local in names:
             raise InputError(path, f"two tensors are called '{local[:80]}'")
