@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 import swavg
 from swavg.analysis import diff, inspect
-from swavg.errors import InputError, RequestError
+from swavg.errors import InputError, NoWeightsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.table import FORMATS
 from swavg.formats.tensorflow import prefix_at
@@ -33,6 +33,7 @@ VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 PREFIXES = sorted({key.split("/", 2)[0] + "/" + key.split("/", 2)[1] for key in EXPECTED.files})
 RUNS = sorted({prefix.split("/")[0] for prefix in PREFIXES})
 DATA = "ckpt.data-00000-of-00001"
+GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 def expected(prefix):
@@ -159,6 +160,58 @@ def test_names_alone_tell_slots_only_beside_their_variables(tmp_path):
     assert list(open_checkpoint(tmp_path / "b")) == ["beta1_power", "v/Adam", "w"]
 
 
+def node(*children, key=b"", slots=False):
+    """An object by its children (name and number), or a variable by its key."""
+    edges = (b"\x08" + bundles.number(at) + bundles.text(2, name) for name, at in children)
+    own = b"".join(bundles.text(1, edge) for edge in edges)
+    own += bundles.text(2, bundles.text(3, key)) if key else b""
+    return own + (bundles.text(3, b"") if slots else b"")
+
+
+def write_graph(folder, *nodes, arrays):
+    bundles.write(folder, arrays, {GRAPH.decode(): b"".join(bundles.text(1, own) for own in nodes)})
+
+
+ONE = np.ones(2, np.float32)
+
+
+def test_the_weights_that_an_optimizer_trains_are_the_models():
+    paths = [FILES / f"lists/ckpt-{number}" for number in (1, 2)]
+    checkpoint = open_checkpoint(paths[0])
+    assert "rng/_state_var" in checkpoint.extras.others
+    assert sum("_trainable_variables" in name for name in checkpoint) == 6
+    assert not any("/_variables/" in name or "_rate" in name for name in checkpoint)
+
+
+@pytest.mark.parametrize("child", [b"net", b"optimizer", b""], ids=["named", "optimizer", "root"])
+def test_an_optimizer_alone_is_no_model(tmp_path, child):
+    top = [node((child, 1))] if child else []
+    optimizer = node((b"iter", 1 + len(top)), slots=True)
+    write_graph(tmp_path / "run", *top, optimizer, node(key=b"it"), arrays={"it": ONE, "m": ONE})
+    with pytest.raises(NoWeightsError, match="without variables of a model"):
+        open_checkpoint(tmp_path / "run")
+
+
+def test_a_trainer_that_counts_is_no_optimizer(tmp_path):
+    trainer = node((b"iter", 2), (b"learning_rate", 3), (b"net", 4))
+    leaves = [node(key=b"it"), node(key=b"rate"), node((b"w", 5)), node(key=b"w")]
+    arrays = {"it": np.array(3), "rate": ONE, "w": ONE}
+    write_graph(tmp_path / "a", node((b"trainer", 1)), trainer, *leaves, arrays=arrays)
+    assert "w" in list(open_checkpoint(tmp_path / "a"))
+    both = node((b"iter", 2), (b"learning_rate", 3))
+    write_graph(tmp_path / "b", node((b"net", 4), (b"opt", 1)), both, *leaves, arrays=arrays)
+    assert list(open_checkpoint(tmp_path / "b")) == ["w"]
+
+
+def test_only_integers_are_a_generators_state(tmp_path):
+    key = f"filter/_state_var{VALUE}"
+    nodes = node((b"filter", 1)), node((b"_state_var", 2), (b"w", 3)), node(key=key.encode())
+    for array, names in (ONE, [key, "w"]), (np.arange(3), ["w"]):
+        arrays = {key: array, "w": ONE}
+        write_graph(tmp_path / "run", *nodes, node(key=b"w"), arrays=arrays)
+        assert list(open_checkpoint(tmp_path / "run")) == names
+
+
 # Places.
 
 
@@ -257,7 +310,6 @@ PARTS = {
     slice_key(b"w", ((0, 2),)): W,
     slice_key(b"w", ((2, 2),)): bundles.entry(1, (2,), 0, 8, bytes(8)),
 }
-GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 def graph(*nodes):

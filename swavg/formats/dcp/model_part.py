@@ -16,11 +16,13 @@ _LISTED = 8
 # What trainers keep beside the model, by the beginning of a full name.
 _BESIDE = re.compile(
     r"(chained_\d+\.)?"
-    r"(optim(s|i[sz]ers?)?(_\w+)?|lr_schedulers?(_\d+)?|data_?loaders?|train_state|rng(_\w+)?)"
+    r"((?P<optimizer>optim(s|i[sz]ers?)?((_states?(_dicts?)?|_\d+)*|_\w+[./](state|param_groups)))"
+    r"|lr_schedulers?(_\d+)?|data_?loaders?|train_state|rng(_\w+)?)"
     r"([./].*)?",
     re.DOTALL,
 )
-_EXTRA_STATE = "_extra_state"
+_FLOATS = ("float", "bfloat", "complex")
+EXTRA_STATE = "_extra_state"
 """What Megatron's layers keep besides weights (scales of fp8, say)."""
 
 
@@ -56,7 +58,9 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
     paths = {name: tuple(map(str, saved.path(name))) for name in (*saved.tensors, *saved.objects)}
     further: tuple[str, ...] = ()
     if key is None:
-        root, further = _root(path, {name: paths[name] for name in saved.tensors})
+        tensors = {name: paths[name] for name in saved.tensors}
+        beside = {name for name, keys in tensors.items() if _is_beside(saved, name, keys)}
+        root, further = _root(path, {n: keys for n, keys in tensors.items() if n not in beside})
     else:
         root = _keyed(path, paths, key)
     names: dict[str, str] = {}
@@ -65,9 +69,9 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
         inside = keys[: len(root)] == root and len(keys) > len(root)
         local = ".".join(keys[len(root) :])
         # Below a name that was asked for, or is a model's, all tensors belong to it.
-        if not inside or (not root and _is_beside(name, keys)):
+        if not inside or (not root and _is_beside(saved, name, keys)):
             others.append(_group(keys, root))
-        elif name in saved.objects or _EXTRA_STATE in keys[-1]:
+        elif name in saved.objects or EXTRA_STATE in keys[-1]:
             objects.append(local)
         elif local in names:
             raise InputError(path, f"two tensors are called '{local[:80]}'")
@@ -88,17 +92,28 @@ def _group(keys: tuple[str, ...], root: tuple[str, ...]) -> str:
     return ".".join((*keys[:depth], last))
 
 
-def _is_beside(name: str, keys: tuple[str, ...]) -> bool:
-    return _BESIDE.fullmatch(name) is not None or (len(keys) > 1 and is_never(keys[0], None))
+def _is_beside(saved: Saved, name: str, keys: tuple[str, ...]) -> bool:
+    """Whether a name is that of training state. Floats with dimensions are an optimizer's, or
+    weights of a module that is called so."""
+    if (matched := _BESIDE.fullmatch(name)) is not None and matched["optimizer"]:
+        return True
+    never = len(keys) > 1 and is_never(keys[0], None)
+    if (matched is None and not never) or (never and "optim" in keys[0].lower()):
+        return never
+    tensor = saved.tensors.get(name)
+    return tensor is None or not (tensor.shape and tensor.dtype.startswith(_FLOATS))
+
+
+def _is_named_beside(group: str) -> bool:
+    return _BESIDE.fullmatch(group) is not None or is_never(group, None)
 
 
 def _root(
-    path: str, paths: Mapping[str, tuple[str, ...]]
+    path: str, inside: Mapping[str, tuple[str, ...]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The keys that lead to the model, and the paths of what else could have been meant."""
     root: tuple[str, ...] = ()
     further: list[str] = []
-    inside = {name: keys for name, keys in paths.items() if not _is_beside(name, keys)}
     while len(root) < _DEPTH:
         depth = len(root)
         inside = {name: keys for name, keys in inside.items() if keys[:depth] == root}
@@ -108,10 +123,11 @@ def _root(
         groups = [group for group in groups if depth == 0 or not is_never(group, None)]
         usual = [name for name in (*PLAIN, *EMA) if name in groups]
         plain = [name for name in groups if name not in EMA] or groups
+        likely = [group for group in groups if not _is_named_beside(group)] or groups
         if usual and (depth == 0 or len(plain) == 1):
             chosen = usual[0]
-        elif depth == 0 and len(groups) == 1:
-            chosen = groups[0]
+        elif depth == 0 and len(likely) == 1:
+            chosen = likely[0]
         elif depth == 0 and groups:
             listed = some([f"'{name[:60]}'" for name in groups], _LISTED)
             raise InputError(

@@ -5,23 +5,25 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from swavg.errors import OutputError, RequestError, some
 from swavg.formats.dcp.chunk_zip import ChunkZip, digits
-from swavg.formats.dcp.model_part import ModelPart
+from swavg.formats.dcp.model_part import EXTRA_STATE, ModelPart
 from swavg.formats.dcp.opened import DcpTemplate
 from swavg.formats.dcp.pickled import pickled
 from swavg.formats.dcp.place import METADATA, RECIPE
 from swavg.formats.dcp.saved import Chunk, ChunkColumns, Chunks, Place, Saved, SavedTensor
 from swavg.formats.layout import FileLayout, Kept, Layout, Specs, WriteRequest, losses
 from swavg.storage.crc import RegionChecksum
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import LocalFile, Pool, Source
 
 MOST = 5_000_000_000
 """Bytes of a data file: what would make it larger begins a new one."""
 _LISTED = 6
+_LOOKED_INTO = 1 << 20
+"""Bytes at the end of an object."""
 _MASTERS = ".fp32_param."
 """In the names of Megatron-LM's."""
 
@@ -112,8 +114,29 @@ def lay_out(request: WriteRequest) -> Layout:
             f"the optimizer's float32 weights are those of {last}: training that resumes from the"
             " output goes on with them, not with the average"
         )
+    if kept is not None and saved is not None and part is not None:
+        warnings += (
+            f"'{name}' holds tensors, but is saved as one object (a tuple, say): it was not"
+            f" averaged, but left as in {last}"
+            for name in _unseen(saved, part, request.template.sources)
+        )
     side = template.side_files if template is not None and kept is not None else {}
     return Layout(tuple(files.layouts(inside)), small, side, tuple(notes), tuple(warnings))
+
+
+def _unseen(saved: Saved, part: ModelPart, sources: Sequence[Source]) -> Iterator[str]:
+    """The names of objects in the model that hold arrays."""
+    own = {name for name in part.objects if EXTRA_STATE not in name}
+    with Pool() as pool:
+        for name, place in saved.objects.items() if own else ():
+            local = ".".join(map(str, saved.path(name)[len(part.root) :]))
+            if local not in own:
+                continue
+            size = min(place.length, _LOOKED_INTO)
+            data = pool.read(sources[place.file], place.offset + place.length - size, size)
+            # Its zip lists a member for each tensor, at the end; other arrays are in its pickle.
+            if any(word in bytes(data) for word in (b"/data/0", b"numpy")):
+                yield local
 
 
 class _Names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError, NoWeightsError, quoted
@@ -20,11 +20,14 @@ from swavg.formats.checkpoint import (
     TensorSpec,
 )
 from swavg.formats.flax.scan import Array, Chunked, Leaf, Node, scan
+from swavg.formats.train_state import Path, training_leaves
 from swavg.storage.sources import reading
 
-_MODEL = ("params", "batch_stats", "ema_params")
-_NOT_MODEL = ("opt_state", "optimizer", "opt", "step")
+_AVERAGE = "ema_params"
+"""A copy of the parameters that is averaged too."""
 _MAX_NAME = 4096
+
+Named = tuple[Path, Leaf]
 
 
 def open_flax(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -34,10 +37,11 @@ def open_flax(path: str, key: str | None = None, shared: Shared | None = None) -
         tree = scan(read, path, file.size)
         if not isinstance(tree, dict):
             raise NoWeightsError(path, "holds no parameters")
-        chosen, left = _chosen(path, tree, key)
+        leaves, left = _chosen(path, tree, key)
         builder, others = TableBuilder(), []
         seen: set[str] = set()
-        for name, leaf in _leaves(path, chosen, ""):
+        for keys, leaf in leaves:
+            name = ".".join(keys)
             if name in seen or len(name) > _MAX_NAME:
                 raise InputError(path, f"two of its names are '{name[:80]}', or it is too long")
             seen.add(name)
@@ -61,29 +65,46 @@ def open_flax(path: str, key: str | None = None, shared: Shared | None = None) -
     return Checkpoint(path, "flax", (file,), table, notes=tuple(notes), extras=extras)
 
 
-def _chosen(path: str, tree: dict[str, Node], key: str | None) -> tuple[dict[str, Node], list[str]]:
-    """The part of the tree that is the model, and the names at the top that are not."""
+def _chosen(path: str, tree: dict[str, Node], key: str | None) -> tuple[list[Named], list[str]]:
+    """The leaves of the model, and the dotted paths of what is beside it."""
     if key:
         node: Node = tree
         for part in key.split("."):
             node = node.get(part) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise InputError(path, f"has no '{key}'", hint=f"It has {', '.join(list(tree)[:9])}.")
-        return node, []
-    if isinstance(tree.get("params"), dict):
-        chosen = {name: tree[name] for name in tree if name in _MODEL}
-    else:
-        chosen = {name: node for name, node in tree.items() if name not in _NOT_MODEL}
-    return chosen, [name for name in tree if name not in chosen]
+        return list(_leaves(node, ())), []
+    leaves = list(_leaves(tree, ()))
+
+    def holds_weights(numbers: Sequence[int]) -> bool:
+        found = (leaves[number][1] for number in numbers)
+        return any(_arrays(leaf) and _is_weight(leaf) for leaf in found)
+
+    beside = training_leaves([keys for keys, _ in leaves], holds_weights)
+    beside -= {number for number in beside if leaves[number][0][0] == _AVERAGE}
+    chosen = [named for number, named in enumerate(leaves) if number not in beside]
+    inside = {keys[:end] for keys, _ in chosen for end in range(1, len(keys) + 1)}
+    left = (
+        next(keys[:end] for end in range(1, len(keys) + 1) if keys[:end] not in inside)
+        for keys, _ in (leaves[number] for number in sorted(beside))
+    )
+    return chosen, [".".join(keys) for keys in dict.fromkeys(left)]
 
 
-def _leaves(path: str, node: Mapping[str, Node], prefix: str) -> Iterator[tuple[str, Leaf]]:
-    """Dotted name and value of all that lies in a map."""
+def _is_weight(leaf: Leaf) -> bool:
+    """Whether an array is of floats and has dimensions."""
+    dtype = BY_NAME.get(_arrays(leaf)[0].dtype)
+    shape = leaf.shape if isinstance(leaf, Array | Chunked) else ()
+    return bool(shape) and dtype is not None and dtype.kind in ("float", "complex")
+
+
+def _leaves(node: Mapping[str, Node], above: Path) -> Iterator[Named]:
+    """Path and value of all that lies in a map."""
     for key, inner in node.items():
         if isinstance(inner, dict):
-            yield from _leaves(path, inner, f"{prefix}{key}.")
+            yield from _leaves(inner, (*above, key))
         else:
-            yield f"{prefix}{key}", inner
+            yield (*above, key), inner
 
 
 def _arrays(leaf: Leaf) -> tuple[Array, ...]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
+from swavg.formats.keras.optimizers import above, optimizers_in
 from swavg.formats.keras.recipe import recipe_at
 from swavg.formats.records import Record
 from swavg.formats.zip_directory import read_members
@@ -19,8 +20,6 @@ from swavg.storage.sources import LocalFile, Pool, Source, reading
 
 WEIGHTS = "model.weights.h5"
 _WHOLE = "model_weights"
-_OPTIMIZER = re.compile(r"(.*_)?optimizer")
-"""A group of a model's own attribute: it may have several."""
 _STEP = re.compile(r"optimizer/vars/0|optimizer_weights/.*\b(iteration|iterations|iter)(:0)?")
 _SHARDED = "is one of several shards, which swavg does not read"
 _HINT = "Save the weights again without max_shard_size."
@@ -73,16 +72,12 @@ def _checkpoint(
     """What the ``datasets`` of the HDF5 file in a ``window`` (start and size) are."""
     groups = dict.fromkeys(each.name.split("/")[0] for each in datasets)
     whole = _WHOLE in groups
-    others = [
-        group
-        for group in groups
-        if (group != _WHOLE if whole else _OPTIMIZER.fullmatch(group) is not None)
-    ]
+    others = [group for group in groups if group != _WHOLE] if whole else optimizers_in(datasets)
+    beside = frozenset(others)
     sources: list[Source] = [file]
     builder, left, no_numbers = TableBuilder(), 0, []
     for each in datasets:
-        group, _, below = each.name.partition("/")
-        if group in others:
+        if not beside.isdisjoint((*above(each.name), each.name)):
             left += 1
         elif each.dtype is None:
             no_numbers.append(each.name)
@@ -92,7 +87,7 @@ def _checkpoint(
                 size = each.dtype.itemsize
                 source, offset = len(sources), 0
                 sources.append(DatasetSource(file, *window, each.name, each.shape, size))
-            name = below if whole else each.name
+            name = each.name.partition("/")[2] if whole else each.name
             builder.add(name, (each.dtype, each.shape, None), offset, source)
     table = builder.build(shared)
     if not len(table):

@@ -11,6 +11,7 @@ from swavg.errors import InputError, quoted, some
 from swavg.formats import strict_json
 from swavg.formats.orbax import METADATA, UNFINISHED
 from swavg.formats.safetensors_header import NAME_LIMIT
+from swavg.formats.train_state import PARAMS, Path, training_leaves
 from swavg.storage.sources import LocalFile, names_in, read_file
 
 _LIMIT = 64 << 20
@@ -18,16 +19,7 @@ _NODES = 1_000_000
 """Objects in the JSON of an item, of which each array has a few."""
 _EMPTY = ("None", "Dict", "List", "Tuple", "NamedTuple")
 """What stands for a node without arrays."""
-_COLLECTIONS = ("params", "batch_stats")
-"""The collections of a Flax model that are weights or averages of its inputs."""
-_STATE = re.compile(
-    r"opt|opt_?states?|optim.*|tx|(global_?)?steps?|epoch|iteration|rngs?|prng.*|rng_.*|metrics?"
-    r"|schedule.*|lr_.*|dataset.*|data_?iter.*|data_?loader.*|loss_scale|ema.*|.*_ema"
-)
-"""Names for what is beside a model that has no collections."""
 _WRAPPERS = ("model", "state", "train_state")
-
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +122,7 @@ def model_of(path: str, leaves: Sequence[Leaf], key: str | None) -> Model:
     if key is not None:
         return _below(path, arrays, key, texts)
     for depth in (0, 1):
-        roots = {leaf.path[:depth]: None for leaf in arrays if leaf.path[depth:][:1] == ("params",)}
+        roots = {leaf.path[:depth]: None for leaf in arrays if leaf.path[depth:][:1] == (PARAMS,)}
         if len(roots) > 1:
             names = [".".join(root) for root in roots]
             raise InputError(
@@ -140,9 +132,7 @@ def model_of(path: str, leaves: Sequence[Leaf], key: str | None) -> Model:
             )
         for root in roots:
             return _collections(root, arrays, texts)
-    states = [leaf for leaf in arrays if any(map(_STATE.fullmatch, leaf.path[:2]))]
-    beside = set(states)
-    chosen = [leaf for leaf in arrays if leaf not in beside]
+    chosen, states = _parted(arrays)
     if not chosen:
         raise InputError(path, "holds no arrays that could be a model")
     root = ()
@@ -161,7 +151,7 @@ def _below(path: str, arrays: Sequence[Leaf], key: str, texts: Sequence[Leaf]) -
     if not chosen:
         there = some(sorted({leaf.path[0] for leaf in arrays}), 8)
         raise InputError(path, f"has no '{key}'", hint=f"There are: {there}.")
-    if root and any(leaf.path[len(root)] == "params" for leaf in chosen):
+    if root and any(leaf.path[len(root)] == PARAMS for leaf in chosen):
         return _collections(root, arrays, texts)
     rest = [leaf for leaf in arrays if leaf.path[: len(root)] != root]
     return Model(root, chosen, [*rest, *texts])
@@ -169,9 +159,30 @@ def _below(path: str, arrays: Sequence[Leaf], key: str, texts: Sequence[Leaf]) -
 
 def _collections(root: Path, arrays: Sequence[Leaf], texts: Sequence[Leaf]) -> Model:
     depth = len(root)
-    taken = [(*root, name) for name in _COLLECTIONS]
-    chosen = [leaf for leaf in arrays if leaf.path[: depth + 1] in taken]
-    rest = [leaf for leaf in arrays if leaf.path[: depth + 1] not in taken]
-    beside = {leaf.path[: depth + 1] for leaf in rest if leaf.path[:depth] == root}
-    candidates = [".".join(each) for each in beside if re.search("params|ema", each[-1])]
+    inside = [leaf for leaf in arrays if leaf.path[:depth] == root]
+    chosen, beside = _parted(inside, depth)
+    groups = {leaf.path[: depth + 1] for leaf in beside}
+    candidates = [".".join(each) for each in groups if re.search("params|ema", each[-1])]
+    taken = set(chosen)
+    rest = [leaf for leaf in arrays if leaf not in taken]
     return Model(root, chosen, [*rest, *texts], sorted(candidates))
+
+
+def _parted(leaves: Sequence[Leaf], depth: int = 0) -> tuple[list[Leaf], list[Leaf]]:
+    """The model's leaves, and the training's; the first ``depth`` names lead to all."""
+
+    def holds_weights(numbers: Sequence[int]) -> bool:
+        from swavg.formats.orbax.arrays import facts_of
+
+        try:
+            facts = facts_of([leaves[number] for number in numbers])
+            return any(each.shape and each.dtype.kind in ("float", "complex") for each in facts)
+        except InputError:
+            # What is damaged, and may be no array, is reported where it is a weight.
+            return False
+
+    beside = training_leaves([leaf.path[depth:] for leaf in leaves], holds_weights)
+    return (
+        [leaf for number, leaf in enumerate(leaves) if number not in beside],
+        [leaf for number, leaf in enumerate(leaves) if number in beside],
+    )

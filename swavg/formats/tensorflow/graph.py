@@ -11,14 +11,22 @@ from swavg.formats.tensorflow.proto import Value, fields, messages
 GRAPH_KEY = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 GRAPH_LIMIT = 32 << 20
 """Bytes of an object graph at most."""
+Edges = list[tuple[Value, int]]
+"""Names and numbers of a node's children."""
 NODE_LIMIT = 500_000
 EDGE_LIMIT = 1_000_000
 
 _OPTIMIZERS = (b"optimizer", b"_optimizer")
+_TRAINED = b"_trainable_variables"
+"""The child of Keras' optimizers (of version 3) that holds the weights they train."""
+_ALL = b"_variables"
+"""A child of theirs that lists what their other children have, and moments."""
 _COUNTERS = (b"save_counter", b"step")
 """Children of the root that count, and are no weights."""
-_OF_OPTIMIZERS = ({b"_iterations", b"_variables"}, {b"iter", b"learning_rate"}, {b"iter", b"decay"})
-"""Children that Keras' optimizers have, of version 3 and before."""
+_OF_OPTIMIZERS: set[Value] = {b"_iterations", _ALL}
+"""Children that Keras' optimizers have."""
+_OF_OLD_OPTIMIZERS: tuple[set[Value], ...] = ({b"iter", b"learning_rate"}, {b"iter", b"decay"})
+"""Those before version 3, which have no children with children."""
 
 _SLOT = re.compile(
     rb"(.+)(?:/(?:Adam|AdamW|AdaMax|Adamax|Momentum|RMSProp|Adagrad|AdagradDA|Adadelta|Ftrl"
@@ -29,38 +37,65 @@ _COUNTER = re.compile(rb"(?:.+/)?(?:beta[12]_power(?:_\d+)?|global_step)")
 
 
 def model_keys(graph: bytes) -> frozenset[bytes]:
-    """The keys of the variables that can be reached from the root without passing an optimizer.
+    """The keys of the variables that can be reached from the root without passing an optimizer, and
+    of those that an optimizer trains.
 
     Keras 3 names a weight after the first path to it, which mostly leads through the optimizer:
-    keys tell nothing. ValueError if the graph is none.
+    keys tell nothing. Of layers in lists and dicts that is the only path. ValueError if the graph
+    is none.
     """
     nodes = list(islice(messages(graph, 1), NODE_LIMIT + 1))
     if len(nodes) > NODE_LIMIT:
         raise ValueError(f"its object graph has more than {NODE_LIMIT:,} nodes")
     found: set[bytes] = set()
-    pending, seen, edges = [0] if nodes else [], {0}, 0
+    # A node, and whether it is part of an optimizer.
+    pending, edges = [(0, False)] if nodes else [], 0
+    seen = set(pending)
     while pending:
-        number = pending.pop()
-        children, keys, optimizes = _node(nodes[number])
-        if number and optimizes:
-            continue
-        found.update(keys)
+        number, beside = pending.pop()
+        children, keys, has_slots = _node(nodes[number])
         edges += len(children)
         if edges > EDGE_LIMIT:
             raise ValueError(f"its object graph has more than {EDGE_LIMIT:,} edges")
-        for name, child in children:
-            if name in _OPTIMIZERS or (number == 0 and name in _COUNTERS) or child in seen:
-                continue
-            if child >= len(nodes):
-                raise ValueError("its object graph names a node that is not there")
-            seen.add(child)
-            pending.append(child)
+        if any(child >= len(nodes) for _, child in children):
+            raise ValueError("its object graph names a node that is not there")
+        old = number > 0 and not any(_has_children(nodes[child]) for _, child in children)
+        beside = beside or has_slots or _is_optimizer({name for name, _ in children}, old=old)
+        if not beside:
+            found.update(keys)
+        for reached in _reached(children, beside=beside, root=number == 0):
+            # Variables of an optimizer lead nowhere.
+            leads = not reached[1] or _has_children(nodes[reached[0]])
+            if leads and reached not in seen:
+                seen.add(reached)
+                pending.append(reached)
     return frozenset(found)
 
 
-def _node(data: bytes) -> tuple[list[tuple[Value, int]], list[bytes], bool]:
-    """A node's children by name, the keys of its variables, and whether it is an optimizer."""
-    children: list[tuple[Value, int]] = []
+def _reached(children: Edges, *, beside: bool, root: bool) -> Iterator[tuple[int, bool]]:
+    """The children that may lead to weights, each with whether it is part of an optimizer;
+    ``beside``: they are those of a part of one."""
+    for name, child in children:
+        if beside and name != _ALL:
+            yield child, name != _TRAINED
+        elif not beside and not (root and name in _COUNTERS):
+            yield child, name in _OPTIMIZERS
+
+
+def _has_children(data: bytes) -> bool:
+    """Whether a node has children: they come first."""
+    return data.startswith(b"\x0a")
+
+
+def _is_optimizer(names: set[Value], *, old: bool) -> bool:
+    """Whether a node with children of these ``names`` is an optimizer; ``old``: it may be one of
+    before version 3."""
+    return names >= _OF_OPTIMIZERS or (old and any(names >= own for own in _OF_OLD_OPTIMIZERS))
+
+
+def _node(data: bytes) -> tuple[Edges, list[bytes], bool]:
+    """A node's children, the keys of its variables, and whether it lists slots of variables."""
+    children: Edges = []
     keys: list[bytes] = []
     has_slots = False
     for number, value in fields(data):
@@ -73,8 +108,7 @@ def _node(data: bytes) -> tuple[list[tuple[Value, int]], list[bytes], bool]:
         elif number == 2 and isinstance(value, bytes):
             keys += messages(value, 3)
         has_slots |= number == 3
-    names = {name for name, _ in children}
-    return children, keys, has_slots or any(own <= names for own in _OF_OPTIMIZERS)
+    return children, keys, has_slots
 
 
 def weights_by_name(names: Collection[bytes]) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ _COUNTS = {
 }
 """Keys of what counts the steps of training, and the name of the count."""
 _INTEGERS = (NUMBERS["int32"], NUMBERS["int64"])
+_RANDOM = re.compile(rb"(?:.*/)?_state_var" + VALUE.encode())
+"""The state of a random generator, in integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,12 @@ def open_bundle(path: str, prefix: str, shared: Shared | None = None) -> Checkpo
     table = builder.build(shared)
     names = table.columns.names
     if not names:
-        raise NoWeightsError(path, "is a TensorFlow checkpoint without variables of a model")
+        raise NoWeightsError(
+            path,
+            "is a TensorFlow checkpoint without variables of a model",
+            hint="Layers in lists or dicts of a Keras model are saved there only with the optimizer"
+            " that has trained them; its save_weights() keeps all.",
+        )
     records = [Records(names, array("I"), array("q"), array("q"), array("I")) for _ in files]
     for number, entries in enumerate(places):
         for entry in entries:
@@ -158,7 +166,7 @@ def _check_places(bundle: Bundle, files: Sequence[LocalFile]) -> None:
 
 def _model(bundle: Bundle, files: Sequence[LocalFile], shared: Shared) -> frozenset[bytes]:
     """The keys of the model's variables: of all that are numbers, those that the object graph
-    or the names tell are no optimizer's."""
+    or the names tell are no optimizer's and no random generator's."""
     numbers = [
         key
         for key, entry in bundle.entries.items()
@@ -170,7 +178,11 @@ def _model(bundle: Bundle, files: Sequence[LocalFile], shared: Shared) -> frozen
     text = _string(graph, files[graph.shard])
     # Checkpoints of one run have the same graph.
     found = shared.once(frozenset, hashlib.sha256(text).digest(), lambda: model_keys(text))
-    return found.intersection(numbers) or frozenset(numbers)
+    return frozenset(
+        key
+        for key in found.intersection(numbers)
+        if not (bundle.entries[key].number in _INTEGERS and _RANDOM.fullmatch(key))
+    )
 
 
 def _string(entry: Entry, file: LocalFile) -> bytes:

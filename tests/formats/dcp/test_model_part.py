@@ -9,6 +9,7 @@ from swavg.formats.dcp.model_part import find_model
 from swavg.formats.dcp.saved import Place, Saved, SavedTensor
 
 ONE = SavedTensor("float32", (), ())
+WEIGHT = SavedTensor("bfloat16", (2,), ())
 
 
 def holding(*names, paths=None, objects=()):
@@ -51,6 +52,37 @@ def test_the_model_is_found(saved, key, root, names, others):
     part = find_model("run", saved, key)
     assert (part.root_key, list(part.names), part.others) == (root, names, others)
     assert all(full.endswith(local) for local, full in part.names.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "is_model"),
+    [
+        ("optimizer_head.weight", True),
+        ("optim_net.w", True),
+        ("rng_net.weight", True),
+        ("dataloader.embed", True),
+        ("optimizer.weight", False),
+        ("optimizer_1.w", False),
+        ("optimizer_states.0.w", False),
+        ("optimizer_g.state.w.exp_avg", False),
+        ("optimizer_g.param_groups.w.lr", False),
+        ("optimizer/shard_0", False),
+    ],
+)
+def test_floats_beside_the_weights_are_an_optimizers_or_weights(name, is_model):
+    saved = Saved(
+        (), {"w": WEIGHT, name: WEIGHT, "rng_state": SavedTensor("uint8", (9,), ())}, {}, {}
+    )
+    assert list(find_model("run", saved).names) == ["w", *[name] * is_model]
+
+
+def test_weights_in_a_group_that_is_called_like_state_are_told():
+    paths = {"model.w": ("model", "w"), "dataloader.w": ("dataloader", "w")}
+    part = find_model("run", Saved((), dict.fromkeys(paths, WEIGHT), {}, paths))
+    assert part.further == ("dataloader",)
+    paths["of_me.w"] = ("of_me", *paths.pop("model.w")[1:])
+    part = find_model("run", Saved((), dict.fromkeys(paths, WEIGHT), {}, paths))
+    assert (part.root_key, part.further) == ("of_me", ("dataloader",))
 
 
 def test_another_state_dict_is_told():

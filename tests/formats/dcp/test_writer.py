@@ -121,3 +121,15 @@ def test_float32_weights_of_an_optimizer_are_warned_of(tmp_path):
     dcp.save(saved, checkpoint_id=tmp_path / "1", no_dist=True)
     report = swavg.average([tmp_path / "1"] * 2, output=tmp_path / "out")
     assert any("the optimizer's float32 weights are those of 1" in w for w in report.warnings)
+
+
+def test_tensors_in_an_object_are_warned_of(tmp_path):
+    for seed in (1, 2):
+        one = torch.full((2,), float(seed))
+        model = {"w": one, "pair": (one, one), "deep": {"sizes": np.ones(3) * seed}, "n": seed}
+        model |= {"note": "numbers", "fp8._extra_state": {"scale": (one,)}, "listed": [one]}
+        dcp.save({"model": model}, checkpoint_id=tmp_path / str(seed), no_dist=True)
+    report = swavg.average([tmp_path / "1", tmp_path / "2"], output=tmp_path / "out")
+    warnings = [warning for warning in report.warnings if "saved as one object" in warning]
+    assert [warning.split("'")[1] for warning in warnings] == ["pair", "deep.sizes"]
+    assert all(warning.endswith("left as in 2") for warning in warnings)

@@ -119,6 +119,19 @@ def test_the_state_of_an_optimizer_is_left_out_and_told(tmp_path):
     assert any("'opt_state'" in note and "not averaged" in note for note in report.notes)
 
 
+def test_the_model_is_told_from_training_by_what_it_holds(tmp_path):
+    one = {"w": np.ones(2, np.float32)}
+    value = {"params": one, "lora": {"a": np.ones(3, np.float32)}, "ema_params": one, "target": one,
+             "counts": {"n": np.array(3)}, "opt_state": {"0": {"mu": one}}}  # fmt: skip
+    checkpoint = open_checkpoint(saved(tmp_path / "a", value))
+    assert list(checkpoint) == ["params.w", "lora.a", "ema_params.w"]
+    assert checkpoint.extras.others == ("target", "counts", "opt_state")
+    rl = {"actor": {"params": one, "opt_state": one, "step": 1}, "critic": {"params": one}}
+    checkpoint = open_checkpoint(saved(tmp_path / "b", rl))
+    assert list(checkpoint) == ["actor.params.w", "critic.params.w"]
+    assert checkpoint.extras.others == ("actor.opt_state", "actor.step")
+
+
 def test_a_key_chooses_the_tree(tmp_path):
     value = {name: {"w": np.full(2, at, np.float32)} for at, name in enumerate(("params", "ema"))}
     path = saved(tmp_path / "a.msgpack", value)

@@ -173,6 +173,23 @@ def test_optimizers_that_are_attributes_of_a_model_are_left_out(tmp_path):
     assert sorted(checkpoint.extras.others) == ["generator_optimizer", "optimizer"]
 
 
+def test_optimizers_of_any_name_are_the_last_ones(tmp_path):
+    for number in (1, 2):
+        one = np.full(2, number, np.float32)
+        moments = {"opts/adam/vars/0": np.array(number), "opts/adam/vars/1": one[0],
+                   "opts/adam/vars/2": one, "opts/adam/vars/3": one}  # fmt: skip
+        arrays = {"layers/dense/vars/0": one, **moments}
+        TestArchive().write(tmp_path / f"{number}.keras", arrays)
+        TestHdf5().write(tmp_path / f"{number}.weights.h5", arrays)
+    for suffix, owner in (".keras", TestArchive()), (".weights.h5", TestHdf5()):
+        paths = [tmp_path / f"{number}{suffix}" for number in (1, 2)]
+        report = swavg.average(paths, output=tmp_path / f"o{suffix}")
+        assert any("4 variables in 'opts/adam'" in note for note in report.notes)
+        made = owner.read(tmp_path / f"o{suffix}")
+        assert made.pop("layers/dense/vars/0").tolist() == [1.5, 1.5]
+        assert all((array == 2).all() for array in made.values())
+
+
 def test_optimizers_of_whole_models_are_left_out(tmp_path):
     arrays = {
         "model_weights/up/up/kernel:0": np.ones(3, np.float32),

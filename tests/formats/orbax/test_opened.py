@@ -150,3 +150,14 @@ def test_without_tensorstore_it_is_told_what_to_install(tmp_path):
     found = process("inspect", FILES / "plain" / "10", env=env)
     assert found.returncode == 2
     assert "pip install 'swavg[orbax]'" in found.stderr
+
+
+def test_another_collection_of_weights_is_the_models(tmp_path):
+    item = copied(tmp_path, "plain") / "10" / "default"
+    listed = (item / "_METADATA").read_text()
+    (item / "_METADATA").write_text(listed.replace("batch_stats", "spectral_stats"))
+    for place in item.glob("batch_stats*"):
+        place.rename(place.with_name(place.name.replace("batch_stats", "spectral_stats")))
+    arrays = {name.replace("batch_stats", "spectral_stats") for name in expected("plain/10")}
+    assert set(open_checkpoint(tmp_path / "plain/10")) == arrays
+    assert "spectral_stats" in str(arrays)

@@ -8,17 +8,16 @@ import sys
 
 import numpy as np
 import tensorflow as tf
-from write import keras_objects, plain_objects, saver_graph, three_devices
+from write import SUFFIX, keras_objects, lists_objects, plain_objects, saver_graph, three_devices
 
 
 def restored(prefix, reader):
     """Restore a checkpoint as its own program would; the arrays that a graph then holds."""
     shapes = reader.get_variable_to_shape_map()
     if "net/table" not in shapes:
-        objects = (
-            keras_objects() if "step/.ATTRIBUTES/VARIABLE_VALUE" in shapes else plain_objects()
-        )
-        objects.read(prefix).assert_existing_objects_matched()
+        own = {"step": keras_objects, "rng/_state_var": lists_objects}
+        made = (make for name, make in own.items() if f"{name}{SUFFIX}" in shapes)
+        next(made, plain_objects)().read(prefix).assert_existing_objects_matched()
         return {}
     v1 = tf.compat.v1
     # In other parts than it was trained in.

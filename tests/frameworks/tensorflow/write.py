@@ -111,6 +111,57 @@ def objects_run():
         keep(checkpoint.write(f"objects/model-{number}"), arrays)
 
 
+class Lists(keras.Model):
+    """Layers that TensorFlow reaches only through the optimizers that train them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = keras.layers.Dense(4)
+        self.blocks = [keras.layers.Dense(4), (keras.layers.Dense(4),)]
+        self.heads = {"a": keras.layers.Dense(1)}
+        self.d_opt = keras.optimizers.SGD(0.1, momentum=0.9)
+        self.g_opt = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1))
+
+    def call(self, x):
+        for layer in (self.stem, self.blocks[0], self.blocks[1][0], self.heads["a"]):
+            x = layer(x)
+        return x
+
+
+def lists_objects():
+    net = Lists()
+    net(np.ones((1, 3)))
+    net.d_opt.build(net.heads["a"].trainable_variables)
+    net.g_opt.build(net.trainable_variables[:6])
+    return tf.train.Checkpoint(net=net, rng=tf.random.Generator.from_seed(1))
+
+
+def lists_run():
+    for number in (1, 2):
+        keras.utils.set_random_seed(number)
+        checkpoint = lists_objects()
+        net, chance = checkpoint.net, np.random.default_rng(number)
+        for optimizer, variables in (
+            (net.d_opt, net.trainable_variables[6:]),
+            (net.g_opt, net.trainable_variables[:6]),
+        ):
+            optimizer.apply([tf.constant(chance.random(v.shape), tf.float32) for v in variables])
+        checkpoint.rng.normal((number,))
+        prefix = checkpoint.write(f"lists/ckpt-{number}")
+        keep(prefix, dict(zip(LIST_KEYS, (v.numpy() for v in net.weights), strict=True)))
+
+
+LIST_KEYS = tuple(
+    f"net/{place}{SUFFIX}"
+    for place in (
+        "stem/_kernel",
+        "stem/bias",
+        *(f"g_opt/_trainable_variables/{at}" for at in range(2, 6)),
+        *(f"d_opt/_trainable_variables/{at}" for at in range(2)),
+    )
+)
+
+
 def saver_graph(shape, partitioner):
     """TensorFlow 1: variables by name, of which one is partitioned if that is asked for."""
     v1 = tf.compat.v1
@@ -166,6 +217,7 @@ def main():
     three_devices()
     keras_run()
     objects_run()
+    lists_run()
     v1 = tf.compat.v1
     saver_run("saver", False, None, [7, 3])
     saver_run("sharded", True, v1.fixed_size_partitioner(3), [67, 2])

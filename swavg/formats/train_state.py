@@ -1,0 +1,69 @@
+"""Which leaves of a tree that JAX programs save are the model's, and which the training's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+Path = tuple[str, ...]
+
+PARAMS = "params"
+"""The collection of a Flax model that holds its parameters."""
+_STATISTICS = "batch_stats"
+_NEVER = re.compile(r"opt_?states?|optim(izers?)?(_?states?)?|cache|intermediates")
+"""Names of what is no model's, whatever it holds."""
+_LIKELY = re.compile(
+    r"opt|opt_?states?|optim.*|tx|(global_?)?steps?|epoch|iteration|rngs?|prng.*|rng_.*|metrics?"
+    r"|schedule.*|lr_.*|dataset.*|data_?iter.*|data_?loader.*|loss_scale|ema.*|.*_ema"
+)
+"""Names of what is the training's, or a module of the model: what it holds tells."""
+
+
+def training_leaves(
+    paths: Sequence[Path], holds_weights: Callable[[Sequence[int]], bool]
+) -> set[int]:
+    """The numbers of the leaves beside the model, which are
+
+    - those under the name of an optimizer's state;
+    - those whose name may be one of training, and all beside ``params`` and ``batch_stats``, where
+      they lie under names of the model's parameters (moments, copies), or are no weights.
+
+    ``holds_weights`` tells of the leaves of some numbers whether one is of floats with dimensions.
+    """
+    roots = {path[: path.index(PARAMS)] for path in paths if PARAMS in path[:2]}
+    groups: dict[Path, list[int]] = {}
+    model: set[Path] = set()
+    for number, path in enumerate(paths):
+        group = _group(path, roots)
+        if group:
+            groups.setdefault(group, []).append(number)
+        elif PARAMS in path[:2] or not roots:
+            model.add(path[path.index(PARAMS) + 1 :] if roots else path)
+    beside: set[int] = set()
+    for group, numbers in groups.items():
+        below = (paths[number][len(group) :] for number in numbers)
+        if (
+            _NEVER.fullmatch(group[-1])
+            or any(path[at:] in model for path in below for at in range(len(path)))
+            or not holds_weights(numbers)
+        ):
+            beside.update(numbers)
+    return beside
+
+
+def _group(path: Path, roots: set[Path]) -> Path:
+    """The beginning of a path that may be beside the model; empty for what is in it."""
+    for end in (1, 2):
+        if (
+            path[end - 1 : end]
+            and path[end - 1] in (PARAMS, _STATISTICS)
+            and path[: end - 1] in roots
+        ):
+            return ()
+        if path[end - 1 : end] and (
+            _LIKELY.fullmatch(path[end - 1]) or _NEVER.fullmatch(path[end - 1])
+        ):
+            return path[:end]
+    if not roots:
+        return ()
+    return path[:1] if () in roots or path[:1] not in roots else path[:2]
