@@ -17,7 +17,7 @@ from swavg.cli.options import Command, Option, SectionedCommand, filled
 from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import ignore_signals
 from swavg.cli.streams import require_stdout
-from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, Size
+from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, FormatName, Size
 from swavg.errors import OutputExistsError
 from swavg.planning.policy import Policy
 
@@ -78,8 +78,8 @@ _POLICY = {
         Option("max_shard_size", "--max-shard-size",
                "Write a folder of shards of at most this size, such as 5GB.", "SIZE", Size()),
         Option("format", "--format",
-               "Of the output: safetensors, torch, ... [default: by its suffix, or as the first"
-               " input]", "NAME"),
+               "Of the output. [default: by its suffix, or as the first input]",
+               "|".join(FormatName.names), FormatName()),
     ),
 }  # fmt: skip
 

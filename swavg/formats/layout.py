@@ -162,6 +162,7 @@ class Format:
     it), and little else. An output is of the format that its suffix names, else of the template's,
     or ``instead`` where that is not written; ``folder``: it is a folder. ``data``: such a file is
     as often one of data, and counts for that where it lies among weights of other formats.
+    ``ambiguous`` are suffixes that its own library's users give it, and that name another format.
     """
 
     name: str
@@ -175,3 +176,4 @@ class Format:
     folder: bool = False
     instead: str = "safetensors"
     data: bool = False
+    ambiguous: tuple[str, ...] = ()

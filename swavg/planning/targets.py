@@ -31,15 +31,24 @@ class Target:
         return FORMATS[self.format].folder or self.part is not None
 
 
-_NOT_WRITTEN = (
-    ".npy", ".onnx", ".gguf", ".nemo", ".tflite",
-)  # fmt: skip
-"""Suffixes of other kinds of files, which would be something else than they say."""
+_EXPORTED = "Give STEM.safetensors or .pt, load that into the model, and export it again."
+_NOT_WRITTEN = {
+    ".npy": "Give STEM.npz: one array holds no names.",
+    ".msgpack": "Give STEM.safetensors, which Flax reads so:\n"
+    "from flax.traverse_util import unflatten_dict; from safetensors.flax import load_file\n"
+    "params = unflatten_dict(load_file('STEM.safetensors'), sep='.')",
+    ".distcp": "Give the name of a folder, and format=dcp.",
+    ".pkl": "Give STEM.safetensors, .npz or .pt.",
+    ".onnx": _EXPORTED, ".gguf": _EXPORTED, ".nemo": _EXPORTED, ".tflite": _EXPORTED,
+}  # fmt: skip
+"""Suffixes of other kinds of files, which would be something else than they say, and what to do
+instead; a pickle is one that torch writes."""
 
 
 def default_path(first: Checkpoint, policy: Policy) -> str:
     """``averaged`` with the suffix of the first input, or of the format that is asked for; without
     one where that is a folder."""
+    _check_format(policy.format, shards=policy.max_shard_size is not None)
     own = policy.format or writable(first.format)
     if FORMATS[own].folder or policy.max_shard_size is not None:
         return "averaged"
@@ -80,12 +89,16 @@ def choose_target(
         raise RequestError(
             f"'{bare}' has the suffix of {named} files, and format={asked} is asked for."
         )
-    if suffix.lower() in _NOT_WRITTEN or (named and FORMATS[named].lay_out is None):
-        raise RequestError(
-            f"swavg does not write {suffix} files.",
-            hint=f"Give {os.path.splitext(bare)[0]}.safetensors or .pt, and convert that.",
-        )
     own = asked or writable(first.format)
+    hint = _NOT_WRITTEN.get(suffix.lower())
+    if hint is not None and (suffix.lower() != ".pkl" or own != "torch"):
+        hint = hint.replace("STEM", os.path.splitext(bare)[0])
+        raise RequestError(f"swavg does not write {suffix} files.", hint=hint)
+    if asked is None and suffix.lower() in FORMATS[first.format].ambiguous:
+        raise RequestError(
+            f"'{bare}' would be a {named} file, and the inputs are of {first.format}.",
+            hint=f"Give a name without a suffix for one of {first.format}, or format={named}.",
+        )
     if os.path.isdir(bare) and not FORMATS[own].folder and not shards:
         # As cp does: a file goes into an existing folder.
         inside = os.path.join(bare, default_path(first, policy))
