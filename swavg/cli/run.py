@@ -167,10 +167,12 @@ def execute_and_report(
     notes: Sequence[str] = (),
     *,
     folder: str | None = None,
+    chosen: bool = False,
 ) -> None:
     """Do what a method asks for with one read of the inputs, or print what would be done.
 
-    ``folder`` is made for the outputs, and appears with all of them.
+    ``folder`` is made for the outputs, and appears with all of them. ``chosen``: the inputs are
+    not just what was given.
     """
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
@@ -199,7 +201,7 @@ def execute_and_report(
     if not run.quiet:
         from swavg.console import report as console
 
-        console.summary(reports, verbose=run.verbose)
+        console.summary(reports, verbose=run.verbose, chosen=chosen)
     paths = [output.target.path for output in plan.outputs if output.target.path is not None]
     values = [report.to_json() for report in reports]
     print_published("report", values, [*dict.fromkeys(paths)], as_json=run.as_json)

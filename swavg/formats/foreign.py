@@ -6,6 +6,7 @@ A hint that ends in commands has them on lines of their own, for this very file.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class _Kind:
     problem: str
     """Reads after the file's name."""
     hint: str | None = None
-    """``FILE`` is the path, ``STEM`` the path without its last suffix."""
+    """``FILE`` is the path, ``STEM`` the path without its last suffix, ``FOLDER`` its folder."""
     head: bytes = b""
     """What the first bytes match; empty: they do not tell."""
     name: str = ""
@@ -93,8 +94,10 @@ _KINDS = (
           "Average before converting to it.", rb".{4}TFL3", r"\.tflite"),
     _Kind("is of a TensorFlow SavedModel, which swavg does not read", None, b"",
           r"(^|/)saved_model\.pb(txt)?"),
+    _Kind("names the latest checkpoint of TensorFlow in its folder",
+          "Give FOLDER or, of all in it, FOLDER/*.index", rb"model_checkpoint_path:"),
     _Kind("is of a TensorFlow checkpoint, but not its index",
-          "Give its prefix, its index, or its folder.", rb"model_checkpoint_path:",
+          "Give STEM.index or, of all beside it, FOLDER/*.index", b"",
           r"\.data-\d{5}-of-\d{5}|ckpt(-\d+)?\.meta"),
     _Kind("is of a TensorFlow checkpoint, but no whole index", "Was the copy cut short?", b"",
           r"ckpt(-\d+)?\.index"),
@@ -132,9 +135,12 @@ def explain_name(path: str) -> InputError | None:
 
 def with_paths(hint: str, path: str) -> str:
     """The ``hint`` with the path of the file it is about, and what is made of it beside it."""
+    places = {"FILE": path, "FOLDER": os.path.dirname(path) or "."}
     return re.sub(
-        r"\b(?:FILE|STEM(\S*))",
-        lambda found: shlex.quote(path) if found[1] is None else output_for(path, found[1]),
+        r"\b(FILE|FOLDER|STEM(\S*))",
+        lambda found: (
+            output_for(path, found[2]) if found[2] is not None else shlex.quote(places[found[1]])
+        ),
         hint,
     )
 

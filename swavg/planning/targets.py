@@ -84,7 +84,7 @@ def choose_target(
         return Target(None, asked or "safetensors")
     bare = path.rstrip("/") or path
     suffix = os.path.splitext(bare)[1]
-    named = _named(bare)
+    named = format_named(bare)
     if asked is not None and named not in (None, asked):
         raise RequestError(
             f"'{bare}' has the suffix of {named} files, and format={asked} is asked for."
@@ -128,11 +128,11 @@ def _check_format(asked: str | None, *, shards: bool) -> None:
 
 def names_file(path: str) -> bool:
     """Whether a path that is no folder has the suffix of a format of files."""
-    return _named(path.rstrip("/")) is not None and not os.path.isdir(path)
+    return format_named(path.rstrip("/")) is not None and not os.path.isdir(path)
 
 
-def _named(path: str) -> str | None:
-    """The format that the suffix of a path names."""
+def format_named(path: str) -> str | None:
+    """The format that the suffix of a path names; None if it names none."""
     suffix = os.path.splitext(path)[1].lower()
     return next((row.name for row in FORMATS.values() if suffix in row.suffixes), None)
 
