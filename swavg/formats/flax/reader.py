@@ -59,7 +59,7 @@ def open_flax(path: str, key: str | None = None, shared: Shared | None = None) -
     for what, names in (("not of the model", left), ("no arrays of numbers", others)):
         if names:
             shown = some([f"'{name}'" for name in names], 5)
-            notes.append(f"{shown}: {what}, and not averaged")
+            notes.append(f"{shown}: {what}")
     extras = Extras(scalars=scalars, root_key=key, others=tuple(left), non_tensors=tuple(others))
     return Checkpoint(path, "flax", (file,), table, notes=tuple(notes), extras=extras)
 

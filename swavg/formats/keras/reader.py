@@ -103,10 +103,10 @@ def _checkpoint(
     notes = []
     if others:
         named = " and ".join(f"'{group}'" for group in others)
-        notes.append(f"{left:,} variables in {named} are not the model's, and not averaged")
+        notes.append(f"{left:,} variables in {named} are not the model's")
     if no_numbers:
         shown = some([f"'{name}'" for name in no_numbers], 5)
-        notes.append(f"{shown}: no numbers, and not averaged")
+        notes.append(f"{shown}: no numbers")
     extras = replace(
         extras,
         scalars=_step(file, window[0], datasets),

@@ -151,7 +151,7 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
     notes = []
     if names:
         shown = some([f"'{name}'" for name in names], 5)
-        notes.append(f"{shown}: no numbers (text, objects, records), and not averaged")
+        notes.append(f"{shown}: no numbers (text, objects, records)")
     extras = Extras(
         scalars=contents.scalars,
         records=contents.records,
