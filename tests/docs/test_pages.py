@@ -14,6 +14,7 @@ WITH = {
     "batch-norm.md": "averaged avg train model data",
     "landscape.md": "a b c run train",
     "tensorflow.md": "training",
+    "large-runs.md": "checkpoint state-0 state-1",
 }
 
 
@@ -74,6 +75,7 @@ def test_every_command_runs(page, folder):
 
 # docs/training.md is run by test_training.py, a program for each loop.
 @pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if runs(page, "python") and page.name != "training.md"],
