@@ -68,7 +68,7 @@ def _figures(report: Report, outputs: int, *, chosen: bool) -> str:
 
 
 def _chosen(report: Report) -> str:
-    names = [printable(entry.name) for entry in report.inputs]
+    names = [printable(each.name.removesuffix(suffix_of(each.name))) for each in report.inputs]
     shown = names if len(names) <= _MOST_CHOSEN else [*names[:2], "...", names[-1]]
     return f" ({', '.join(shown)})"
 
@@ -76,7 +76,7 @@ def _chosen(report: Report) -> str:
 def _kind(report: Report) -> str:
     """What was written, where neither the output's name nor the inputs say it."""
     first, wrote = report.inputs[0], report.format
-    if report.parts or format_named(report.output) == wrote:
+    if report.parts or format_named(report.output) == wrote or _option(report, "max_shard_size"):
         return ""
     unwritten = writable(first.format) != first.format and wrote == "safetensors"
     alike = writable(first.format) == wrote and not unwritten

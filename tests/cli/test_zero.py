@@ -139,3 +139,21 @@ def test_what_has_masters_and_what_has_none_is_averaged_together(tmp_path):
     torch.save({"w": torch.full((5,), 6.0)}, tmp_path / "c.pt")
     done("average", "a", "b", "c.pt", "-o", "o.safetensors", cwd=tmp_path)
     np.testing.assert_array_equal(load(tmp_path / "o.safetensors")["w"].numpy(), np.full(5, 3.0))
+
+
+def test_the_model_file_alone_is_told_of_its_float32_weights(tmp_path):
+    def narrowed(name, content):
+        if name == "mp_rank_00_model_states.pt":
+            content["module"] = {key: value.bfloat16() for key, value in content["module"].items()}
+
+    run_of(tmp_path / "run", 10, 20, stage=2, change=narrowed)
+    files = [f"run/global_step{step}/mp_rank_00_model_states.pt" for step in (10, 20)]
+    said = " ".join(done("average", *files, "-o", "o.pt", cwd=tmp_path).stderr.split())
+    assert "give the folder, run/global_step20, to average these" in said
+    done("average", "run/global_step10", "run/global_step20", "-o", "f.pt", cwd=tmp_path)
+    for file in files:
+        folder = (tmp_path / file).parent
+        for rank in folder.glob("*optim_states.pt"):
+            rank.unlink()
+    alone = done("average", *files, "-o", "p.pt", cwd=tmp_path).stderr
+    assert "float32" not in alone

@@ -72,6 +72,7 @@ def test_the_format_is_said_where_no_name_says_it(tmp_path):
         (("a.pt", "b.ema"), "torch"),
         (("a.pt", "folder/"), "a Hugging Face folder"),
         (("folder", "folder-too"), None),
+        (("a.pt", "shards", "--max-shard-size", "5GB"), None),
         (("folder", "one", "--format", "safetensors"), "safetensors"),
         (("a.pt", "spread", "--format", "dcp"), "dcp"),
     ):
@@ -93,12 +94,12 @@ def test_a_format_that_is_only_read_is_said_to_be(tmp_path):
 
 
 def test_checkpoints_that_were_chosen_are_named(tmp_path):
-    names = [f"step-{step}.safetensors" for step in range(10, 70, 10)]
+    names = [f"step-{step}" for step in range(10, 70, 10)]
     for name in names:
-        save(tmp_path / "run" / name, {"x": torch.randn(3)})
+        save(tmp_path / "run" / f"{name}.safetensors", {"x": torch.randn(3)})
     some = figures("average", "run", "--last", "2", "-o", "two.safetensors", cwd=tmp_path)
     assert some.startswith(f"averaged 2 checkpoints ({names[4]}, {names[5]}): 1 tensor,")
     many = figures("ema", "run", "--decay", "0.5", "-o", "ema.safetensors", cwd=tmp_path)
     assert f" 6 checkpoints ({names[0]}, {names[1]}, ..., {names[5]}): " in many
-    given = figures("average", f"run/{names[0]}", f"run/{names[1]}", cwd=tmp_path)
+    given = figures("average", *(f"run/{name}.safetensors" for name in names[:2]), cwd=tmp_path)
     assert given.startswith("averaged 2 checkpoints: ")
