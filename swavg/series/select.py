@@ -12,7 +12,6 @@ from swavg.formats.metrics import HIGHER, LOWER
 from swavg.series.families import members, pattern_for
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, finite, labels
-from swavg.series.tables import NO_ROW
 from swavg.storage.filesystems import absolute
 from swavg.weights import Mode
 
@@ -180,7 +179,7 @@ def _best(series: Series, count: int, selection: Selection) -> tuple[list[Snapsh
         notes.append(f"best by {metric}, the only metric there is")
     series = with_inner_metrics(series, metric)
     if metric not in series.metric_names:
-        raise _unknown_metric(metric, series)
+        raise _unknown_metric(metric, series.metric_names)
     mode = selection.mode or guess_mode(metric)
     if mode is None:
         raise RequestError(
@@ -206,26 +205,16 @@ def _only_metric(series: Series) -> str:
     if not names:
         raise RequestError(
             "best= needs a metric, and none is known for these checkpoints",
-            hint=_where_from(series),
+            hint="Give a file of metrics with metrics_file=.",
         )
     if len(names) > 1:
         raise RequestError(f"best= needs metric=: there are {', '.join(names)}")
     return names[0]
 
 
-def _unknown_metric(metric: str, series: Series) -> RequestError:
-    names = series.metric_names
-    hint = f"There are: {', '.join(names)}." if names else _where_from(series)
+def _unknown_metric(metric: str, names: Sequence[str]) -> RequestError:
+    hint = f"There are: {', '.join(names)}." if names else "Give a file of metrics with"
+    hint += "" if names else " metrics_file=."
     if question := did_you_mean(metric, names):
         hint = f"{question} {hint}"
     return RequestError(f"No checkpoint has {with_article(metric)} to go by", hint=hint)
-
-
-def _where_from(series: Series) -> str:
-    """Why the file that was given says nothing of the checkpoints, or what else would."""
-    without = next((note for note in series.notes if NO_ROW in note), None)
-    return (
-        "Give a file of metrics with metrics_file=; names are read as in step_3-val_loss=0.25.pt."
-        if without is None
-        else f"{without}."
-    )

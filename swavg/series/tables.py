@@ -28,7 +28,6 @@ _COLUMNS: Mapping[Kind, tuple[str, ...]] = {
     "epoch": ("epoch",),
 }
 """Columns that say which checkpoint a row belongs to."""
-NO_ROW = "no row of it fits any of them"
 _KEY_COLUMNS = {name for names in _COLUMNS.values() for name in names}
 _MAX_LINES = 500_000
 _MAX_CELLS = 5_000_000
@@ -62,11 +61,7 @@ def from_file(
         if any(own is not None for own in metrics):
             notes.append(f"{label(path)} counts steps from 0: one was added to each")
     lacking = [s.path for s, own in zip(snapshots, metrics, strict=True) if own is None]
-    if lacking and len(lacking) == len(snapshots):
-        counts = "" if unit is None or unit == kind else f", the checkpoints {unit}s"
-        by = "goes by path" if kind == "path" else f"counts {kind}s{counts}"
-        notes.append(f"{label(path)} {by}: {NO_ROW}. A column 'path' with their names fits any")
-    elif lacking:
+    if lacking:
         notes.append(f"{label(path)} has no row for {labels(lacking)}")
     return [
         replace(snapshot, metrics={**snapshot.metrics, **(own or {})})

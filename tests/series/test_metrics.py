@@ -281,37 +281,6 @@ def test_step_10_does_not_get_the_metric_of_step_100(tmp_path):
     assert series.notes == ("m.csv has no row for step_10.pt",)
 
 
-@pytest.mark.parametrize(
-    ("text", "counts"),
-    [
-        ("epoch,val_loss\n1,0.5\n", "counts epochs, the checkpoints steps"),
-        ("step,val_loss\n1,0.5\n", "counts steps"),
-        ("path,val_loss\nother.pt,0.5\n", "goes by path"),
-    ],
-)
-def test_a_file_of_metrics_that_fits_no_checkpoint_says_what_it_counts(tmp_path, text, counts):
-    run(tmp_path, 10, 20)
-    (tmp_path / "m.csv").write_text(text)
-    series = discover([tmp_path], metrics_file=tmp_path / "m.csv")
-    note = f"m.csv {counts}: no row of it fits any of them. A column 'path' with their names fits"
-    assert [each.startswith(note) for each in series.notes] == [True]
-    for metric in (None, "val_loss"):
-        with pytest.raises(RequestError) as caught:
-            select(series, Selection(best=1, metric=metric))
-        assert caught.value.hint == f"{series.notes[0]}."
-    (tmp_path / "m.csv").write_text("path,val_loss\nstep_10.pt,0.5\n")
-    assert len(select(discover([tmp_path], metrics_file=tmp_path / "m.csv"), Selection(best=1)))
-
-
-def test_without_metrics_it_is_said_where_they_come_from(tmp_path):
-    run(tmp_path, 10, 20)
-    with pytest.raises(RequestError) as caught:
-        select(discover([tmp_path]), Selection(best=1))
-    assert "metrics_file=; names are read as in step_3-val_loss=0.25.pt" in caught.value.hint
-    (tmp_path / "step_10.pt").rename(tmp_path / "step_3-val_loss=0.25.pt")
-    assert len(select(discover([tmp_path]), Selection(best=1)))
-
-
 def test_a_log_that_counts_steps_from_0_is_understood_and_said(tmp_path):
     run(tmp_path, 100, 200)
     (tmp_path / "metrics.csv").write_text("step,val_loss\n99,0.5\n199,0.25\n")
