@@ -68,7 +68,10 @@ def _figures(report: Report, outputs: int, *, chosen: bool) -> str:
 
 
 def _chosen(report: Report) -> str:
-    names = [printable(each.name.removesuffix(suffix_of(each.name))) for each in report.inputs]
+    names = [
+        printable(name.removesuffix(suffix_of(name)) if format_named(name) else name)
+        for name in (each.name for each in report.inputs)
+    ]
     shown = names if len(names) <= _MOST_CHOSEN else [*names[:2], "...", names[-1]]
     return f" ({', '.join(shown)})"
 

@@ -91,10 +91,13 @@ def choose_target(
         )
     own = asked or writable(first.format)
     hint = _NOT_WRITTEN.get(suffix.lower())
+    if hint is None and named is not None and FORMATS[named].lay_out is None:
+        hint = "Give STEM.safetensors or .pt."
     if hint is not None and (suffix.lower() != ".pkl" or own != "torch"):
         hint = hint.replace("STEM", os.path.splitext(bare)[0])
         raise RequestError(f"swavg does not write {suffix} files.", hint=hint)
-    if asked is None and suffix.lower() in FORMATS[first.format].ambiguous:
+    ambiguous = suffix.lower() in FORMATS[first.format].ambiguous
+    if asked is None and ambiguous and not os.path.isdir(bare):
         raise RequestError(
             f"'{bare}' would be a {named} file, and the inputs are of {first.format}.",
             hint=f"Give a name without a suffix for one of {first.format}, or format={named}.",

@@ -151,12 +151,14 @@ def test_a_pickle_is_what_torch_writes(inputs):
     assert choose_target("o.pkl", inputs["torch"], Policy()) == Target("o.pkl", "torch")
 
 
-def test_a_suffix_that_two_libraries_use_is_not_taken_for_the_wrong_one(inputs):
+def test_a_suffix_that_two_libraries_use_is_not_taken_for_the_wrong_one(inputs, tmp_path):
     bundle = replace(inputs["torch"], format="tensorflow")
     with pytest.raises(RequestError, match="would be a torch file, and the inputs are of tensor"):
         choose_target("o.ckpt", bundle, Policy())
     assert choose_target("o.ckpt", bundle, Policy(format="torch")).format == "torch"
     assert choose_target("o.pt", bundle, Policy()).format == "torch"
+    (tmp_path / "o.ckpt").mkdir()
+    assert choose_target(str(tmp_path / "o.ckpt"), bundle, Policy()).format == "tensorflow"
 
 
 def test_the_help_shows_the_formats_that_are_written():
