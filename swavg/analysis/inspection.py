@@ -174,9 +174,11 @@ def total(entries: Iterable[Entry]) -> Total:
 
 
 def top_module(name: str) -> str:
-    """``encoder`` of ``module.encoder.0.weight``; empty for a name without a dot."""
-    first, dot, _ = canonical(name).partition(".")
-    return first if dot else ""
+    """``encoder`` of ``module.encoder.0.weight`` and of ``encoder/0/weight``; empty for a name of
+    one part."""
+    name = canonical(name)
+    first, mark, _ = name.partition("/" if "/" in name else ".")
+    return first if mark else ""
 
 
 def _grouped(entries: Sequence[Entry], by: Callable[[Entry], str]) -> dict[str, Total]:

@@ -85,4 +85,5 @@ def average(
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
     row = Row(numbers, tuple(range(n)), details=details)
     request = Request(series.paths, (row,), policy, shared=series.shared)
-    execute_and_report(request, [path], run, series.notes)
+    chosen = {*series.paths} != {*paths}
+    execute_and_report(request, [path], run, series.notes, chosen=chosen)

@@ -74,8 +74,9 @@ def ema(
     path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     from swavg import methods
 
+    paths = read_paths(checkpoints, null=null)
     series = selected(
-        read_paths(checkpoints, null=null),
+        paths,
         selection,
         in_order=True,
         choosing=True,
@@ -96,4 +97,5 @@ def ema(
         unit = f"{series.unit or 'step'}s" if smoothing.per_step else "checkpoints"
         notes.append(f"counted in {unit}: the decay is {smoothing.decay:.8g} per {unit[:-1]}")
     request = methods.ema(series, smoothing, policy=policy, resume=resume, again=again)
-    execute_and_report(request, [path], run, notes)
+    chosen = {*series.paths} != {*paths}
+    execute_and_report(request, [path], run, notes, chosen=chosen)

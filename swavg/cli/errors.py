@@ -30,6 +30,9 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
     """Say what went wrong; the exit code."""
     from swavg.console import messages
 
+    if isinstance(error, ReaderGoneError) and not verbose:
+        # `| head` has read enough; whoever else went away says so itself.
+        return error.exit_code
     params = command.params if command is not None else []
     message = _message(error, params)
     hint = None if error.hint is None else with_options(error.hint, params)

@@ -29,8 +29,8 @@ def inspect(
 ) -> None:
     """Show what a checkpoint holds.
 
-    CKPT is a safetensors or PyTorch file, or a folder as Hugging Face writes it. Only headers are
-    read, and nothing in the file is ever run; --stats streams the values in constant memory.
+    CKPT is a checkpoint of any kind that average takes. Only headers are read, and nothing in it is
+    ever run; --stats streams the values in constant memory.
 
     \b
     swavg inspect model.safetensors          a line per tensor, then the sums

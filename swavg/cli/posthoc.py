@@ -69,4 +69,5 @@ def posthoc(
         names = [f"posthoc-{width:g}" for width in sigma_rel]
         places = list(outputs_in(folder, names, series.paths[0], policy))
     request = methods.posthoc(series, sigma_rel, policy=policy, profiles=profiles, at_step=at_step)
-    execute_and_report(request, places, run, series.notes, folder=folder)
+    chosen = {*series.paths} != {*snapshots}
+    execute_and_report(request, places, run, series.notes, folder=folder, chosen=chosen)

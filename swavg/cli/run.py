@@ -17,7 +17,7 @@ from swavg.cli.options import Command, Option, SectionedCommand, filled
 from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import ignore_signals
 from swavg.cli.streams import require_stdout
-from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, Size
+from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, FormatName, Size
 from swavg.errors import OutputExistsError
 from swavg.planning.policy import Policy
 
@@ -78,8 +78,8 @@ _POLICY = {
         Option("max_shard_size", "--max-shard-size",
                "Write a folder of shards of at most this size, such as 5GB.", "SIZE", Size()),
         Option("format", "--format",
-               "Of the output: safetensors, torch, ... [default: by its suffix, or as the first"
-               " input]", "NAME"),
+               "Of the output. [default: by its suffix, or as the first input]",
+               "|".join(FormatName.names), FormatName()),
     ),
 }  # fmt: skip
 
@@ -167,10 +167,12 @@ def execute_and_report(
     notes: Sequence[str] = (),
     *,
     folder: str | None = None,
+    chosen: bool = False,
 ) -> None:
     """Do what a method asks for with one read of the inputs, or print what would be done.
 
-    ``folder`` is made for the outputs, and appears with all of them.
+    ``folder`` is made for the outputs, and appears with all of them. ``chosen``: the inputs are
+    not just what was given.
     """
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
@@ -199,7 +201,7 @@ def execute_and_report(
     if not run.quiet:
         from swavg.console import report as console
 
-        console.summary(reports, verbose=run.verbose)
+        console.summary(reports, verbose=run.verbose, chosen=chosen)
     paths = [output.target.path for output in plan.outputs if output.target.path is not None]
     values = [report.to_json() for report in reports]
     print_published("report", values, [*dict.fromkeys(paths)], as_json=run.as_json)

@@ -40,7 +40,7 @@ def sweep(
     The outputs are named after their recipes.
 
     \b
-    swavg sweep run/ -r uniform:last=3 -r uniform:last=5 -r ema:half-life=2000steps -d averages
+    swavg sweep run/ -r uniform:last=5 -r ema:half-life=2000steps -d averages
     """
     if folder is None:
         raise click.UsageError("Give a folder for the outputs: -d OUTDIR.")

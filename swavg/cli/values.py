@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import ClassVar
 
 import click
 
@@ -92,6 +93,21 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         if found is None or (found[3] and not found[2]):
             self.fail(f"'{value}' is no size; write 64MiB, 5GB or a number of bytes.", param, ctx)
         return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2]])
+
+
+class FormatName(click.ParamType):  # type: ignore[type-arg]
+    """The name of a format that is written, in any case, or what else it is called."""
+
+    name = "format"
+    names = ("safetensors", "torch", "npz", "hdf5", "keras", "dcp", "tensorflow", "folder")
+    """The help shows these; which of them there are, the library says."""
+    _aliases: ClassVar = {"tf": "tensorflow", "numpy": "npz", "pytorch": "torch", "h5": "hdf5"}
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        name = str(value).lower()
+        return self._aliases.get(name, name)
 
 
 def read_paths(arguments: Sequence[str], *, null: bool) -> list[str]:

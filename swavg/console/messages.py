@@ -29,9 +29,9 @@ def _tagged(tag: str, texts: Sequence[str]) -> None:
 def error(message: str, hint: str | None) -> None:
     """An error, with the way out on a line of its own, and so each command of it."""
     page = Page(sys.stderr)
-    # Not broken between words: a path that is copied from there stays whole.
-    page.line(("error", "bold red"), f" {printable(message)}")
+    page.line(("error", "bold red"), f" {printable(message)}", wrap=True)
     if hint:
+        # A command that is copied from there stays whole.
         for line in printable(hint).split("\n"):
             page.line(f"      {line}")
 

@@ -53,12 +53,14 @@ class Page:
         self.width = self.console.width if stream.isatty() else None
 
     def line(self, *spans: Span, style: str | None = None, wrap: bool = False) -> None:
-        """A line as it is; with ``wrap`` a terminal gets it broken between words."""
+        """A line as it is; with ``wrap`` a terminal gets it broken between words, and never in one:
+        a path that is copied from there stays whole."""
         soft = not wrap or self.width is None
         if soft and style is None and all(isinstance(span, str) for span in spans):
             self._stream.write("".join(map(str, spans)) + "\n")
         else:
-            self.console.print(Text.assemble(*spans, style=style or ""), soft_wrap=soft)
+            text = Text.assemble(*spans, style=style or "")
+            self.console.print(text, soft_wrap=soft, overflow="ignore", crop=False)
 
     def fact(self, label: str, value: str, *, indent: int = 12) -> None:
         """A label and its value, folded behind it."""

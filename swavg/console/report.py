@@ -12,8 +12,13 @@ from swavg.console.page import Cell, Column, Page, Row
 from swavg.console.text import MOST_ROWS, bar, counted, mix, number, one_line, printable, size, some
 from swavg.engine.report import STDOUT, InputSummary, Report
 from swavg.errors import RequestError
+from swavg.formats.table import FORMATS
 from swavg.planning.batch_norm import TORCH
+from swavg.planning.targets import format_named, suffix_of, writable
 from swavg.weights import effective_number, half_life_of
+
+_MOST_CHOSEN = 4
+"""Of inputs that were chosen so many are named."""
 
 
 def plan(report: Report) -> None:
@@ -24,9 +29,9 @@ def plan(report: Report) -> None:
         _not_averaged(page, report.treated, everything=True)
 
 
-def summary(reports: Sequence[Report], *, verbose: bool) -> None:
+def summary(reports: Sequence[Report], *, verbose: bool, chosen: bool = False) -> None:
     """What a run did, on stderr: notes, exceptions, one line per output with the figures, and
-    last what may make the result useless."""
+    last what may make the result useless. ``chosen``: of the inputs nobody gave the names."""
     page = Page(sys.stderr)
     notes([*dict.fromkeys(note for report in reports for note in report.notes)])
     for report in reports:
@@ -43,23 +48,47 @@ def summary(reports: Sequence[Report], *, verbose: bool) -> None:
             _inputs_and_facts(page, report)
     for report in reports:
         done = "converted" if _copies(report) else "averaged"
-        page.line((done, "green"), f" {_figures(report, len(reports))}", wrap=True)
+        figures = _figures(report, len(reports), chosen=chosen)
+        page.line((done, "green"), f" {figures}", wrap=True)
     told = (text for report in reports for text in _warnings(report, verbose))
     warnings([*dict.fromkeys(told)])
 
 
-def _figures(report: Report, outputs: int) -> str:
+def _figures(report: Report, outputs: int, *, chosen: bool) -> str:
     seconds = report.seconds or 0.0
     rate = f", {size(report.read / seconds)}/s read" if seconds > 0.01 and outputs < 2 else ""
-    name = f" {printable(report.output)}" if outputs > 1 else ""
+    name = f" {printable(report.output)}" if outputs > 1 else _chosen(report) if chosen else ""
     parts = f" {counted(len(report.parts), 'part')}," if report.parts else ""
     tensors = report.tensors["averaged"] + _copies(report) * report.tensors["copied"]
     return (
         f"{counted(len(report.inputs), 'checkpoint')}{name}:"
         f"{parts} {counted(tensors, 'tensor')}, {number(report.elements)}"
         f" element{'s' * (report.elements != 1)},"
-        f" {size(report.written)} in {seconds:.2f} s{rate}"
+        f" {size(report.written)}{_kind(report)} in {seconds:.2f} s{rate}"
     )
+
+
+def _chosen(report: Report) -> str:
+    names = [
+        printable(name.removesuffix(suffix_of(name)) if format_named(name) else name)
+        for name in (each.name for each in report.inputs)
+    ]
+    shown = names if len(names) <= _MOST_CHOSEN else [*names[:2], "...", names[-1]]
+    return f" ({', '.join(shown)})"
+
+
+def _kind(report: Report) -> str:
+    """What was written, where neither the output's name nor the inputs say it."""
+    first, wrote = report.inputs[0], report.format
+    if report.parts or format_named(report.output) == wrote or _option(report, "max_shard_size"):
+        return ""
+    unwritten = writable(first.format) != first.format and wrote == "safetensors"
+    alike = writable(first.format) == wrote and not unwritten
+    suffixes = suffix_of(first.path), suffix_of(report.output)
+    if alike and (FORMATS[wrote].folder or report.output == STDOUT or len({*suffixes}) == 1):
+        return ""
+    kind = "a Hugging Face folder" if wrote == "folder" else wrote
+    return f" as {kind}" + (f" ({first.format} is only read)" if unwritten else "")
 
 
 def _warnings(report: Report, verbose: bool) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from swavg.engine.recipe import recorded_in
 from swavg.errors import quoted, some
+from swavg.formats import zero
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import is_training_state
 from swavg.formats.hashes import is_stale
@@ -37,6 +38,7 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
             f" of {shown[row.members[-1]]}, if they are in the output at all: {listed}. Make"
             " tensors of them first: torch.from_numpy"
         )
+    yield from _masters_beside(checkpoints[row.members[-1]])
     if row.of_averages:
         return
     yield from _of_several([checkpoints[member].path for member in row.members])
@@ -47,6 +49,17 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
                 f"{shown[member]} is an average that swavg wrote, and counts as one checkpoint"
                 " beside the others"
             )
+
+
+def _masters_beside(checkpoint: Checkpoint) -> Iterator[str]:
+    """A warning of a model file of DeepSpeed in 16 bits, whose folder has float32 weights."""
+    folder, name = os.path.split(checkpoint.path)
+    narrow = next(iter(checkpoint.dtypes), "") in ("bfloat16", "float16")
+    if narrow and name == "mp_rank_00_model_states.pt" and zero.FORMAT.holds(folder or "."):
+        yield (
+            f"{name} has the weights in 16 bits, its folder those of the optimizer in float32:"
+            f" give the folder, {folder or '.'}, to average these"
+        )
 
 
 def _of_several(paths: Sequence[str]) -> Iterator[str]:

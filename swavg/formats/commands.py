@@ -1,8 +1,9 @@
 """Commands that make of a file one that swavg reads: a ``FILE`` in their text is its path, ``STEM``
-the path without its last suffix."""
+the path without its last suffix, ``FOLDER`` its folder."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 
@@ -32,9 +33,12 @@ UNZIP = "Unpack it, and give what is in it:\nunzip FILE -d STEM"
 
 def with_paths(text: str, path: str) -> str:
     """The ``text`` with the path of the file it is about, and what is made of it beside it."""
+    places = {"FILE": path, "FOLDER": os.path.dirname(path) or "."}
     return re.sub(
-        r"\b(?:FILE|STEM(\S*))",
-        lambda found: shlex.quote(path) if found[1] is None else output_for(path, found[1]),
+        r"\b(FILE|FOLDER|STEM(\S*))",
+        lambda found: (
+            output_for(path, found[2]) if found[2] is not None else shlex.quote(places[found[1]])
+        ),
         text,
     )
 

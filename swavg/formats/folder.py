@@ -21,7 +21,7 @@ from swavg.formats.configuration import (
 from swavg.formats.dcp.place import DATA, unfinished
 from swavg.formats.files import FILES, open_file, recognised
 from swavg.formats.hashes import is_stale, stale_notes
-from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.layout import Format, Layout, WriteRequest, losses
 from swavg.formats.part_names import WEIGHTS
 from swavg.formats.records import Record
 from swavg.storage.sources import LocalFile, Source, names_in, read_file
@@ -329,6 +329,8 @@ def lay_out(request: WriteRequest) -> Layout:
     else:
         layouts = tuple(row.plan_file(request, group, name) for name, group in shards.items())
         notes += stale_notes(request)
+        if not request.weights_only and (lost := losses(request)):
+            notes += (f"a folder of weights holds tensors only: {lost} left out",)
     if len(shards) > 1 or (extras.shards and f"{stem}{suffix}" not in shards):
         name = f"{stem}{suffix}.index.json"
         if extras.index and request.max_shard_size is None:

@@ -24,7 +24,7 @@ class _Kind:
     problem: str
     """Reads after the file's name."""
     hint: str | None = None
-    """``FILE`` is the path, ``STEM`` the path without its last suffix."""
+    """``FILE`` is the path, ``STEM`` the path without its last suffix, ``FOLDER`` its folder."""
     head: bytes = b""
     """What the first bytes match; empty: they do not tell."""
     name: str = ""
@@ -73,8 +73,10 @@ _KINDS = (
           "Average before converting to it.", rb".{4}TFL3", r"\.tflite"),
     _Kind("is of a TensorFlow SavedModel, which swavg does not read", None, b"",
           r"(^|/)saved_model\.pb(txt)?"),
+    _Kind("names the latest checkpoint of TensorFlow in its folder",
+          "Give FOLDER or, of all in it, FOLDER/*.index", rb"model_checkpoint_path:"),
     _Kind("is of a TensorFlow checkpoint, but not its index",
-          "Give its prefix, its index, or its folder.", rb"model_checkpoint_path:",
+          "Give STEM.index or, of all beside it, FOLDER/*.index", b"",
           r"\.data-\d{5}-of-\d{5}|ckpt(-\d+)?\.meta"),
     _Kind("is of a TensorFlow checkpoint, but no whole index", "Was the copy cut short?", b"",
           r"ckpt(-\d+)?\.index"),

@@ -188,6 +188,7 @@ class Format:
     or ``instead`` where that is not written; ``folder``: it is a folder. ``data``: such a file is
     as often one of data, and counts for that where it lies among weights of other formats.
     ``by_step``: a bare number is the name of a step.
+    ``ambiguous`` are suffixes that its own library's users give it, and that name another format.
     """
 
     name: str
@@ -202,3 +203,4 @@ class Format:
     instead: str = "safetensors"
     data: bool = False
     by_step: bool = False
+    ambiguous: tuple[str, ...] = ()

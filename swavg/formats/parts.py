@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -96,8 +97,10 @@ def open_whole(
     InputError."""
     path = os.fspath(path)
     composite = as_composite(path)
-    if composite is None or (not of_parts and _is_series(composite)):
+    if composite is None:
         return open_checkpoint(path, key=key, shared=shared)
+    if not of_parts:
+        check_one_checkpoint(composite)
     opened = open_parts(composite, key, shared)
     sources: list[Source] = []
     notes: list[str] = []
@@ -113,14 +116,20 @@ def open_whole(
     return Checkpoint(path, "composite", tuple(sources), table, {}, tuple(notes), extras)
 
 
-def _is_series(found: Composite) -> bool:
-    """Whether names differ by a number only: snapshots, unless the folder is known for parts, or
-    swavg wrote all of it at once."""
+def check_one_checkpoint(found: Composite) -> None:
+    """InputError if names of parts differ by a number only: snapshots, unless the folder is known
+    for parts, or swavg wrote all of it at once."""
     names = {without_numbers(name) for name in found.parts}
     if len(names) == len(found.parts) or find_composite(found.path) is not None:
-        return False
+        return
     made = {_made(found.place(name)) for name in found.parts}
-    return len(made) > 1 or None in made
+    if len(made) > 1 or None in made:
+        raise InputError(
+            found.path,
+            f"holds {len(found.parts)} checkpoints, where one is expected",
+            hint=f"Give one, such as {found.place(found.parts[-1])}; they are listed by:\n"
+            f"swavg list {shlex.quote(found.path)}",
+        )
 
 
 def _made(path: str) -> str | None:

@@ -18,6 +18,7 @@ _COUNTS = ("last", "from-step", "to-step", "every", "best")
 _SELECTING = (*_COUNTS, "metric", "mode")
 _SMOOTHING = ("decay", "half-life", "span", "warmup")
 _FLAGS = ("debias", "per-step", "at-most")
+_OF_EMA = (*_SELECTING, *_SMOOTHING, *_FLAGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class SweepSpec:
 def sweep_spec(text: str) -> SweepSpec:
     """Parse one average of a sweep. Raises RequestError, naming what can be said."""
     method, _, rest = text.partition(":")
+    if method not in ("uniform", "ema"):
+        raise RequestError(
+            f"Recipe '{text}': there is no method '{method}'.",
+            hint="Write uniform:last=5 or ema:half-life=2000steps.",
+        )
     options: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
@@ -62,15 +68,11 @@ def sweep_spec(text: str) -> SweepSpec:
         elif equals and (key in _SELECTING or (method == "ema" and key in _SMOOTHING)):
             options[key] = value.strip()
         else:
+            taken = (*_SELECTING, "at-most") if method == "uniform" else _OF_EMA
             raise RequestError(
                 f"Recipe '{text}': '{part}' is not understood.",
-                hint=f"A {method} recipe takes {', '.join((*_SELECTING, *_SMOOTHING, *_FLAGS))}.",
+                hint=f"A {method} recipe takes {', '.join(taken)}.",
             )
-    if method not in ("uniform", "ema"):
-        raise RequestError(
-            f"Recipe '{text}': there is no method '{method}'.",
-            hint="Write uniform:last=5 or ema:half-life=2000steps.",
-        )
     with _naming(text):
         counts = {key.replace("-", "_"): _whole(options, key) for key in _COUNTS}
         selection = Selection(

@@ -31,21 +31,23 @@ class Target:
         return FORMATS[self.format].folder or self.part is not None
 
 
-_NOT_WRITTEN = (
-    ".npy", ".onnx", ".gguf", ".nemo", ".tflite",
-)  # fmt: skip
-"""Suffixes of other kinds of files, which would be something else than they say."""
-_INSTEAD = {
-    ".npy": "Give {}.npz: it holds several arrays.",
-    ".msgpack": "Give {0}.safetensors, and make a tree of it: flax.traverse_util.unflatten_dict("
-    "safetensors.flax.load_file('{0}.safetensors'), sep='.').",
-}
-_OTHERWISE = "Give {}.safetensors or .pt, and convert that."
-"""What to give instead of a suffix that is not written."""
+_EXPORTED = "Give STEM.safetensors or .pt, load that into the model, and export it again."
+_NOT_WRITTEN = {
+    ".npy": "Give STEM.npz: one array holds no names.",
+    ".msgpack": "Give STEM.safetensors, which Flax reads so:\n"
+    "from flax.traverse_util import unflatten_dict; from safetensors.flax import load_file\n"
+    "params = unflatten_dict(load_file('STEM.safetensors'), sep='.')",
+    ".distcp": "Give the name of a folder, and format=dcp.",
+    ".pkl": "Give STEM.safetensors, .npz or .pt.",
+    ".onnx": _EXPORTED, ".gguf": _EXPORTED, ".nemo": _EXPORTED, ".tflite": _EXPORTED,
+}  # fmt: skip
+"""Suffixes of other kinds of files, which would be something else than they say, and what to do
+instead; a pickle is one that torch writes."""
 
 
 def default_path(first: Checkpoint, policy: Policy) -> str:
     """``averaged`` with the suffix that an output has if nobody gives it one."""
+    _check_format(policy.format, shards=policy.max_shard_size is not None)
     return f"averaged{default_suffix(first.path, first.format, policy)}"
 
 
@@ -88,17 +90,24 @@ def choose_target(
         return Target(None, asked or "safetensors")
     bare = path.rstrip("/") or path
     suffix = os.path.splitext(bare)[1]
-    named = _named(bare)
+    named = format_named(bare)
     if asked is not None and named not in (None, asked):
         raise RequestError(
             f"'{bare}' has the suffix of {named} files, and format={asked} is asked for."
         )
-    if suffix.lower() in _NOT_WRITTEN or (named and FORMATS[named].lay_out is None):
-        raise RequestError(
-            f"swavg does not write {suffix} files.",
-            hint=_INSTEAD.get(suffix.lower(), _OTHERWISE).format(os.path.splitext(bare)[0]),
-        )
     own = asked or writable(first.format)
+    hint = _NOT_WRITTEN.get(suffix.lower())
+    if hint is None and named is not None and FORMATS[named].lay_out is None:
+        hint = "Give STEM.safetensors or .pt."
+    if hint is not None and (suffix.lower() != ".pkl" or own != "torch"):
+        hint = hint.replace("STEM", os.path.splitext(bare)[0])
+        raise RequestError(f"swavg does not write {suffix} files.", hint=hint)
+    ambiguous = suffix.lower() in FORMATS[first.format].ambiguous
+    if asked is None and ambiguous and not os.path.isdir(bare):
+        raise RequestError(
+            f"'{bare}' would be a {named} file, and the inputs are of {first.format}.",
+            hint=f"Give a name without a suffix for one of {first.format}, or format={named}.",
+        )
     if os.path.isdir(bare) and not FORMATS[own].folder and not shards:
         # As cp does: a file goes into an existing folder.
         inside = os.path.join(bare, default_path(first, policy))
@@ -128,11 +137,11 @@ def _check_format(asked: str | None, *, shards: bool) -> None:
 
 def names_file(path: str) -> bool:
     """Whether a path that is no folder has the suffix of a format of files."""
-    return _named(path.rstrip("/")) is not None and not os.path.isdir(path)
+    return format_named(path.rstrip("/")) is not None and not os.path.isdir(path)
 
 
-def _named(path: str) -> str | None:
-    """The format that the suffix of a path names."""
+def format_named(path: str) -> str | None:
+    """The format that the suffix of a path names; None if it names none."""
     suffix = os.path.splitext(path)[1].lower()
     return next((row.name for row in FORMATS.values() if suffix in row.suffixes), None)
 

@@ -52,7 +52,8 @@ def __getattr__(name: str) -> Any:
         from swavg.errors import MissingDependencyError
 
         raise MissingDependencyError(
-            "swavg.training needs PyTorch.", hint="pip install torch"
+            "swavg.training needs PyTorch.",
+            hint="pip install torch; for models of Keras there is swavg.integrations.keras.",
         ) from None
     value = getattr(home, name)
     globals()[name] = value

@@ -304,3 +304,12 @@ def test_tensors_of_one_element_beside_the_weights_are_values_and_among_them_are
     assert inspect(tmp_path / "a.pt").pickled.scalars == {"step": 5}
     torch.save({"w": torch.ones(2), "scale": torch.tensor(5.0), "epoch": 3}, tmp_path / "b.pt")
     assert inspect(tmp_path / "b.pt").pickled.scalars == {"epoch": 3}
+
+
+def test_names_with_slashes_are_grouped_by_them(tmp_path):
+    names = ("model/layer.0/kernel", "model/layer.1/kernel", "step")
+    np.savez(tmp_path / "a.npz", **{name: np.ones(2, np.float32) for name in names})
+    assert {k: v.tensors for k, v in inspect(tmp_path / "a.npz").by_module.items()} == {
+        "model": 2,
+        "": 1,
+    }

@@ -373,7 +373,9 @@ def test_averages_of_a_sweep_are_no_parts(tmp_path):
     for decay in ("0.5", "0.9"):
         done("ema", *runs, "--decay", decay, "-o", tmp_path / "s" / f"ema_{decay}.pt")
     run = swavg("inspect", "s", cwd=tmp_path)
-    assert "is a folder without" in run.stderr
+    assert "s: holds 2 checkpoints, where one is expected" in run.stderr
+    assert run.stderr.endswith("\n      swavg list s\n")
+    done("list", "s", cwd=tmp_path)
 
 
 def test_a_key_is_for_torch_files(tmp_path):

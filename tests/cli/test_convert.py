@@ -17,6 +17,11 @@ def test_a_file_and_a_format(tmp_path):
     found = swavg("convert", path, tmp_path / "c.pt", "--format", "gguf")
     assert found.returncode == 2
     assert "--format gguf is not written." in found.stderr
+    found = swavg("average", path, path, "--format", "banana", cwd=tmp_path)
+    assert (found.returncode, "--format banana is not written." in found.stderr) == (2, True)
+    for name in ("numpy", "NPZ"):
+        done("convert", path, tmp_path / name, "--format", name)
+        assert open_checkpoint(tmp_path / name).format == "npz"
     assert "--lora" not in done("convert", "--help").stdout
 
 

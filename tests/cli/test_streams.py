@@ -147,5 +147,4 @@ def test_a_reader_that_has_gone_has_a_code_of_its_own(pair, args):
     )
     os.close(theirs)
     assert done.returncode == 141
-    assert "standard output: cannot be written: its reader went away" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == ""

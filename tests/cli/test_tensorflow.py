@@ -89,7 +89,7 @@ def test_what_is_wrong_with_a_path_is_told():
     shutil.copy("run/ckpt-1.index", "alone.index")
     for path, problem in (
         ("run/ckpt-4", "no such file"),
-        ("run/ckpt-1.data-00000-of-00001", "Give its prefix, its index, or its folder."),
+        ("run/ckpt-1.data-00000-of-00001", "Give run/ckpt-1.index or, of all beside it, run/*.ind"),
         ("alone", "alone: is incomplete: alone.data-00000-of-00001 is missing"),
     ):
         found = swavg("average", path, "run/ckpt-2", "-o", "out")
@@ -97,7 +97,7 @@ def test_what_is_wrong_with_a_path_is_told():
         assert problem in found.stderr
     found = swavg("inspect", "run/checkpoint")
     assert found.returncode == 4
-    assert "is of a TensorFlow checkpoint, but not its index" in found.stderr
+    assert "Give run or, of all in it, run/*.index" in found.stderr
 
 
 def test_a_wrong_checksum_is_exit_4_and_leaves_the_output_as_it_was():

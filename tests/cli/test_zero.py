@@ -154,3 +154,21 @@ def test_a_folder_without_the_files_of_all_ranks_is_called_incomplete(tmp_path):
     refused = swavg("average", path, "-o", tmp_path / "o")
     assert "is incomplete: files of 2 of 3 ranks are here" in refused.stderr
     assert "stages 1 and 2" not in refused.stderr
+
+
+def test_the_model_file_alone_is_told_of_its_float32_weights(tmp_path):
+    def narrowed(name, content):
+        if name == "mp_rank_00_model_states.pt":
+            content["module"] = {key: value.bfloat16() for key, value in content["module"].items()}
+
+    run_of(tmp_path / "run", 10, 20, stage=2, change=narrowed)
+    files = [f"run/global_step{step}/mp_rank_00_model_states.pt" for step in (10, 20)]
+    said = " ".join(done("average", *files, "-o", "o.pt", cwd=tmp_path).stderr.split())
+    assert "give the folder, run/global_step20, to average these" in said
+    done("average", "run/global_step10", "run/global_step20", "-o", "f.pt", cwd=tmp_path)
+    for file in files:
+        folder = (tmp_path / file).parent
+        for rank in folder.glob("*optim_states.pt"):
+            rank.unlink()
+    alone = done("average", *files, "-o", "p.pt", cwd=tmp_path).stderr
+    assert "float32" not in alone

@@ -22,3 +22,18 @@ def test_what_all_inputs_say_is_said_once(tmp_path):
         torch.save({"state_dict": inner, "state_dict_ema": inner}, tmp_path / f"{i}.pt")
     finished = done("average", "0.pt", "1.pt", "2.pt", "-o", "c.safetensors", cwd=tmp_path)
     assert finished.stderr.count("there is also 'state_dict_ema'") == 1
+
+
+def test_a_terminal_gets_an_error_broken_between_words_and_paths_whole(tmp_path):
+    (tmp_path / ("deep" * 20)).mkdir()
+    for name, shape in (("a", 2), ("b", 3)):
+        path = tmp_path / ("deep" * 20) / f"{name}.safetensors"
+        save(path, {f"layer.{i}.weight": torch.ones(shape) for i in range(5)})
+    paths = [path.parent / f"{name}.safetensors" for name in "ab"]
+    shown, _ = on_a_terminal(["average", *paths], columns=40)
+    message = shown[shown.index("error") :].replace("\r", "")
+    assert "Use --lenient" in message
+    words = {word for line in message.splitlines() for word in line.split()}
+    assert {"'layer.0.weight'", "tensors", "differ."} <= words
+    shown, _ = on_a_terminal(["inspect", paths[0].with_name("none.pt")], columns=40)
+    assert f"{paths[0].with_name('none.pt')}:" in shown

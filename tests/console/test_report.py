@@ -1,9 +1,11 @@
 """What a run shows at its end."""
 
+import shutil
+
 import pytest
 import torch
 from checkpoints import load, save
-from command_line import done
+from command_line import done, process
 from framework_files import FRAMEWORKS
 
 
@@ -69,3 +71,53 @@ def test_warnings_come_last_and_are_no_notes(tmp_path):
     finished = done("average", "a.safetensors", "b.safetensors", cwd=tmp_path)
     tags = [line.split()[0] for line in finished.stderr.splitlines()]
     assert tags == ["note", "averaged", "warning", "warning"]
+
+
+def figures(*args, cwd):
+    """The line that says what was done."""
+    lines = done(*args, cwd=cwd).stderr.splitlines()
+    return next(line for line in lines if line.startswith(("averaged", "converted")))
+
+
+def test_the_format_is_said_where_no_name_says_it(tmp_path):
+    save(tmp_path / "a.safetensors", {"x": torch.ones(2)})
+    torch.save({"x": torch.ones(2)}, tmp_path / "a.pt")
+    for args, said in (
+        (("a.safetensors", "b.safetensors"), None),
+        (("a.safetensors", "b.pt"), None),
+        (("a.pt", "plain"), "torch"),
+        (("plain", "plain-too"), None),
+        (("a.pt", "b.ema"), "torch"),
+        (("a.pt", "folder/"), "a Hugging Face folder"),
+        (("folder", "folder-too"), None),
+        (("a.pt", "shards", "--max-shard-size", "5GB"), None),
+        (("folder", "one", "--format", "safetensors"), "safetensors"),
+        (("a.pt", "spread", "--format", "dcp"), "dcp"),
+    ):
+        line = figures("convert", *args, cwd=tmp_path)
+        assert line.partition("B as ")[2].partition(" in 0.")[0] == (said or ""), line
+    assert " as" not in figures("average", "a.pt", "a.pt", "--force", cwd=tmp_path)
+    for name, said in (("a.pt", True), ("a.safetensors", False)):
+        streamed = process("convert", name, "-", cwd=tmp_path, text=False)
+        assert (b" as safetensors in" in streamed.stderr) == said
+
+
+def test_a_format_that_is_only_read_is_said_to_be(tmp_path):
+    path = next(FRAMEWORKS.rglob("*.msgpack"))
+    shutil.copy(path, tmp_path / "checkpoint_1")
+    assert " as safetensors (flax is only read) in " in figures(
+        "convert", "checkpoint_1", "out", cwd=tmp_path
+    )
+    assert " as" not in figures("convert", "checkpoint_1", "out.safetensors", cwd=tmp_path)
+
+
+def test_checkpoints_that_were_chosen_are_named(tmp_path):
+    names = [f"step-{step}" for step in range(10, 70, 10)]
+    for name in names:
+        save(tmp_path / "run" / f"{name}.safetensors", {"x": torch.randn(3)})
+    some = figures("average", "run", "--last", "2", "-o", "two.safetensors", cwd=tmp_path)
+    assert some.startswith(f"averaged 2 checkpoints ({names[4]}, {names[5]}): 1 tensor,")
+    many = figures("ema", "run", "--decay", "0.5", "-o", "ema.safetensors", cwd=tmp_path)
+    assert f" 6 checkpoints ({names[0]}, {names[1]}, ..., {names[5]}): " in many
+    given = figures("average", *(f"run/{name}.safetensors" for name in names[:2]), cwd=tmp_path)
+    assert given.startswith("averaged 2 checkpoints: ")

@@ -87,6 +87,12 @@ def checkpoints(tmp_path_factory):
     for name in ("train", "model", "data"):
         (folder / f"{name}.py").write_text(TRAIN)
     shutil.copytree(ROOT / "tests/frameworks/tensorflow/files/keras", folder / "training")
+    for step, name in zip((10, 20, 30), "abc", strict=True):
+        output, policy = folder / f"checkpoint/step-{step}", swavg.Policy(format="dcp")
+        swavg.average([folder / f"{name}.pt"], output=output, policy=policy)
+    for number in range(2):
+        file = f"state-{number}.msgpack"
+        shutil.copyfile(ROOT / "tests/frameworks/flax/files" / file, folder / file)
     return folder
 
 

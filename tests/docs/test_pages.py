@@ -14,6 +14,7 @@ WITH = {
     "batch-norm.md": "averaged avg train model data",
     "landscape.md": "a b c run train",
     "tensorflow.md": "training",
+    "large-runs.md": "checkpoint state-0 state-1",
 }
 
 
@@ -77,6 +78,7 @@ def test_every_command_runs(page, folder):
 
 
 @pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @with_blocks("python")
 def test_every_block_of_python_runs(page, folder, given):
     for block in runs(page, "python"):

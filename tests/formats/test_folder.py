@@ -379,6 +379,18 @@ def test_single_files_average_into_a_folder_of_shards(tmp_path: Path) -> None:
     assert len(os.listdir(tmp_path / "out")) == 3
 
 
+def test_a_folder_says_what_it_leaves_out_as_a_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"model": {"w": torch.ones(3)}, "optimizer": {}, "step": 7}, path)
+    for output, more in (("out/", {}), ("shards", {"max_shard_size": 8})):
+        policy = swavg.Policy(**more)
+        found = swavg.average([path, path], output=f"{tmp_path}/{output}", policy=policy)
+        told = [note for note in found.notes if "left out" in note]
+        assert told == [
+            "a folder of weights holds tensors only: 'optimizer', 'step' of a.pt left out"
+        ]
+
+
 def test_bin_shards_average_into_bin_shards_that_torch_reads(tmp_path: Path) -> None:
     names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
     for value, folder in enumerate(["one", "two"]):

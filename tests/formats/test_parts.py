@@ -8,6 +8,7 @@ from swavg.errors import InputError
 from swavg.formats import open_checkpoint
 from swavg.formats.composite import as_composite
 from swavg.formats.parts import open_parts, open_whole
+from swavg.methods import convert
 
 
 def opened(folder):
@@ -62,8 +63,10 @@ def test_where_one_checkpoint_is_expected_a_part_is_named(tmp_path):
 
 def test_a_run_is_no_whole(tmp_path):
     folder = write(tmp_path / "a", {"step-1.pt": w(0), "step-2.pt": w(0)})
-    with pytest.raises(InputError, match="is a folder without"):
-        open_whole(folder)
+    for look in (open_whole, convert):
+        with pytest.raises(InputError, match="holds 2 checkpoints, where one is exp") as caught:
+            look(folder)
+        assert f"Give one, such as {folder}/step-2.pt" in caught.value.hint
 
 
 def test_a_folder_without_weights_has_none(tmp_path):

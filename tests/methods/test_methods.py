@@ -256,6 +256,16 @@ def test_a_recipe_that_is_not_understood_says_which_part(text, said):
         methods.sweep_spec(text)
 
 
+def test_a_recipe_is_told_what_its_own_method_takes():
+    with pytest.raises(swavg.RequestError) as caught:
+        methods.sweep_spec("uniform:decay=0.5")
+    assert caught.value.hint == (
+        "A uniform recipe takes last, from-step, to-step, every, best, metric, mode, at-most."
+    )
+    with pytest.raises(swavg.RequestError, match="there is no method 'mean'"):
+        methods.sweep_spec("mean:half=1")
+
+
 def test_a_recipe_that_finds_too_few_names_itself(tmp_path):
     run_of(tmp_path / "run", [1, 2])
     series, specs = discover([tmp_path / "run"]), [methods.sweep_spec("uniform:last=5")]

@@ -1,6 +1,7 @@
 """Where an output goes and of which format it is: by its suffix, else as the first input."""
 
 import os
+from dataclasses import replace
 
 import make
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import torch
 from checkpoints import save
 
+from swavg.cli.values import FormatName
 from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
+from swavg.formats.table import FORMATS
 from swavg.planning.policy import Policy
 from swavg.planning.targets import Target, choose_target, default_path, suffix_of
 
@@ -119,7 +122,44 @@ def test_a_format_that_is_asked_for(inputs, tmp_path):
     assert default_path(inputs["folder"], policy) == "averaged.safetensors"
     with pytest.raises(RequestError, match=r"the suffix of torch files, and format=safetensors"):
         choose_target("o.pt", inputs["torch"], policy)
-    with pytest.raises(RequestError, match="format=gguf is not written"):
-        choose_target("o", inputs["torch"], Policy(format="gguf"))
     with pytest.raises(RequestError, match="leave format=folder out"):
         choose_target(None, inputs["torch"], Policy(format="folder"))
+    for path in ("o", None):
+        with pytest.raises(RequestError, match="format=gguf is not written"):
+            choose_target(path, inputs["torch"], Policy(format="gguf"))
+    with pytest.raises(RequestError, match="format=gguf is not written"):
+        default_path(inputs["torch"], Policy(format="gguf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "hint"),
+    [
+        ("o.distcp", "torch", "format=dcp"),
+        ("o.npy", "safetensors", "o.npz"),
+        ("o.msgpack", "safetensors", "unflatten_dict(load_file('o.safetensors'), sep='.')"),
+        ("o.pkl", "safetensors", "o.safetensors, .npz or .pt"),
+        ("o.onnx", "torch", "o.safetensors or .pt"),
+    ],
+)
+def test_the_suffix_of_a_file_that_would_be_something_else_is_refused(inputs, name, first, hint):
+    with pytest.raises(RequestError, match=f"does not write {os.path.splitext(name)[1]}") as caught:
+        choose_target(name, inputs[first], Policy())
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_pickle_is_what_torch_writes(inputs):
+    assert choose_target("o.pkl", inputs["torch"], Policy()) == Target("o.pkl", "torch")
+
+
+def test_a_suffix_that_two_libraries_use_is_not_taken_for_the_wrong_one(inputs, tmp_path):
+    bundle = replace(inputs["torch"], format="tensorflow")
+    with pytest.raises(RequestError, match="would be a torch file, and the inputs are of tensor"):
+        choose_target("o.ckpt", bundle, Policy())
+    assert choose_target("o.ckpt", bundle, Policy(format="torch")).format == "torch"
+    assert choose_target("o.pt", bundle, Policy()).format == "torch"
+    (tmp_path / "o.ckpt").mkdir()
+    assert choose_target(str(tmp_path / "o.ckpt"), bundle, Policy()).format == "tensorflow"
+
+
+def test_the_help_shows_the_formats_that_are_written():
+    assert {*FormatName.names} == {n for n, row in FORMATS.items() if row.lay_out is not None}

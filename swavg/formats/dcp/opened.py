@@ -10,7 +10,7 @@ from functools import partial
 from itertools import pairwise
 
 from swavg.dtypes import DType
-from swavg.errors import InputError, some
+from swavg.errors import InputError
 from swavg.formats.checkpoint import (
     Checkpoint,
     Extras,
@@ -95,7 +95,9 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
         left_out=left_out,
         template=template,
     )
-    notes = (*part.notes, _taken(part)) if part.others else part.notes
+    # What lies beside it is said of each output.
+    taken = (f"the model is under '{part.root_key}'",) if part.others and part.root else ()
+    notes = (*part.notes, *taken)
     return Checkpoint(path, "dcp", sources, table, notes=notes, extras=extras)
 
 
@@ -106,11 +108,6 @@ def recipe_in(path: str) -> str | None:
     if not os.path.isfile(recipe):
         return None
     return read_file(recipe, _RECIPE_LIMIT).decode(errors="replace")
-
-
-def _taken(part: ModelPart) -> str:
-    where = f"under '{part.root_key}'" if part.root else "at the top level"
-    return f"the model is {where}; beside it there is {some(part.others, _LISTED)}"
 
 
 def _check_places(saved: Saved, sources: Sequence[Source]) -> None:

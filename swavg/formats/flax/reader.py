@@ -60,7 +60,7 @@ def open_flax(path: str, key: str | None = None, shared: Shared | None = None) -
     notes = []
     for what, names in (("not of the model", left), ("no arrays of numbers", others)):
         if names:
-            notes.append(f"{quoted(names, 5)}: {what}, and not averaged")
+            notes.append(f"{quoted(names, 5)}: {what}")
     extras = Extras(scalars=scalars, root_key=key, others=tuple(left), non_tensors=tuple(others))
     return Checkpoint(path, "flax", (file,), table, notes=tuple(notes), extras=extras)
 

@@ -95,9 +95,9 @@ def _checkpoint(
     notes = []
     if others:
         named = " and ".join(f"'{group}'" for group in others)
-        notes.append(f"{left:,} variables in {named} are not the model's, and not averaged")
+        notes.append(f"{left:,} variables in {named} are not the model's")
     if no_numbers:
-        notes.append(f"{quoted(no_numbers, 5)}: no numbers, and not averaged")
+        notes.append(f"{quoted(no_numbers, 5)}: no numbers")
     extras = replace(
         extras,
         scalars=_step(file, window[0], datasets),

@@ -158,7 +158,7 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
         raise NoWeightsError(path, "holds no arrays of numbers")
     notes = []
     if names:
-        notes.append(f"{quoted(names, 5)}: no numbers (text, objects, records), and not averaged")
+        notes.append(f"{quoted(names, 5)}: no numbers (text, objects, records)")
     extras = Extras(
         scalars=contents.scalars,
         records=contents.records,

@@ -107,5 +107,5 @@ def recipe_in(path: str) -> str | None:
 
 FORMAT = Format(
     "tensorflow", (), lambda head: False, _open, _lay_out, recipe_in=recipe_in,
-    holds=lambda path: prefix_at(path) is not None, folder=True,
+    holds=lambda path: prefix_at(path) is not None, folder=True, ambiguous=(".ckpt",),
 )  # fmt: skip

@@ -125,7 +125,7 @@ def _notes(path: str, prefix: str, count: int, others: Sequence[str]) -> Iterato
         latest = os.path.basename(prefix)
         yield f"of {len(several)} checkpoints in the folder {latest} is taken, the latest"
     if others:
-        yield f"taken are the {count} variables of the model, not {quoted(others, 3)}"
+        yield f"taken are the model's: {count} of {count + len(others)} variables"
     averages = [name for name in others if name.endswith(AVERAGES)]
     if averages:
         yield f"averages that were taken in training stay as they are: {quoted(averages, 3)}"
