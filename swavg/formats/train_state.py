@@ -53,17 +53,11 @@ def training_leaves(
 
 def _group(path: Path, roots: set[Path]) -> Path:
     """The beginning of a path that may be beside the model; empty for what is in it."""
-    for end in (1, 2):
-        if (
-            path[end - 1 : end]
-            and path[end - 1] in (PARAMS, _STATISTICS)
-            and path[: end - 1] in roots
-        ):
+    for end, name in enumerate(path[:2]):
+        if name in (PARAMS, _STATISTICS) and path[:end] in roots:
             return ()
-        if path[end - 1 : end] and (
-            _LIKELY.fullmatch(path[end - 1]) or _NEVER.fullmatch(path[end - 1])
-        ):
-            return path[:end]
+        if _LIKELY.fullmatch(name) or _NEVER.fullmatch(name):
+            return path[: end + 1]
     if not roots:
         return ()
     return path[:1] if () in roots or path[:1] not in roots else path[:2]

@@ -87,7 +87,7 @@ def _like_template(request: WriteRequest) -> FileLayout:
     template = request.template.extras.template
     if request.template.renamed:
         raise CannotKeep("names of tensors change")
-    if template is None and request.template.extras.root_key is not None:
+    if template is None and request.template.format == "torch":
         raise CannotKeep("shapes of tensors change")
     if not isinstance(template, TorchTemplate):
         raise CannotKeep("the last input is no PyTorch file")
