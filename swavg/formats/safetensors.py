@@ -183,7 +183,8 @@ def plan_specs(
         if dtype.safetensors is None:
             raise RequestError(
                 f"safetensors has no dtype for {dtype}, which '{specs.names[number]}' is.",
-                hint="Write a .pt file instead.",
+                hint="Write a .pt file instead, or leave it out with exclude= and"
+                " drop_excluded=True.",
             )
         if specs.names[number] == "__metadata__":
             raise RequestError("safetensors cannot hold a tensor named '__metadata__'.")
