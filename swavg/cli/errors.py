@@ -35,7 +35,7 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
         return error.exit_code
     params = command.params if command is not None else []
     message = _message(error, params)
-    hint = None if error.hint is None else with_options(error.hint, params)
+    hint = None if error.hint is None else with_options(_possible(error.hint, params), params)
     if isinstance(error, InputError) and error.absent:
         hint = " ".join(filter(None, (hint, _nearest_path(error.path)))) or None
     differences = error.differences if isinstance(error, MismatchError) else ()
@@ -120,6 +120,14 @@ def with_options(text: str, params: Sequence[click.Parameter]) -> str:
         return _longest(named[0].opts) + (f" {value}" if value is not None else "")
 
     return _ARGUMENT.sub(option, text)
+
+
+def _possible(hint: str, params: Sequence[click.Parameter]) -> str:
+    """A hint without its last alternative, if that takes arguments that a command lacks."""
+    first, _, last = hint.rpartition(", or ")
+    arguments = {found[1] for found in _ARGUMENT.finditer(last)}
+    lacking = first and params and not arguments <= {each.name for each in params}
+    return f"{first}." if lacking and ". " not in last else hint
 
 
 def _longest(names: Sequence[str]) -> str:

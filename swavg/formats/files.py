@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from swavg.errors import InputError, NoWeightsError
 from swavg.formats import flax, keras, npz, safetensors, torch
 from swavg.formats.checkpoint import Checkpoint, Shared
@@ -18,7 +20,8 @@ FILES: dict[str, Format] = {
 }  # fmt: skip
 
 _HEAD = 512
-_PART = ".distcp"
+_PARTS = (".distcp", f"{os.sep}.metadata")
+"""What the paths of files of a distributed checkpoint end with."""
 
 
 def recognised(path: str) -> Format | None:
@@ -26,7 +29,7 @@ def recognised(path: str) -> Format | None:
     read."""
     head = read_file(path, _HEAD)
     # A part of a distributed checkpoint looks like a torch file.
-    if path.endswith(_PART):
+    if f"{os.sep}{path}".endswith(_PARTS):
         return None
     return next((row for row in FILES.values() if row.recognises(head)), None)
 
@@ -44,7 +47,7 @@ def unknown(path: str) -> InputError:
     head = read_file(path, _HEAD)
     if not head:
         return InputError(path, "is empty (0 bytes)")
-    if path.endswith(_PART):
+    if f"{os.sep}{path}".endswith(_PARTS):
         return InputError(path, "is a part of a distributed checkpoint", hint="Give its folder.")
     from swavg.formats.foreign import explain, first_line
 

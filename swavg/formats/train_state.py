@@ -18,6 +18,9 @@ _LIKELY = re.compile(
 )
 """Names of what is the training's, or a module of the model: what it holds tells."""
 
+_MOMENTS = (("mu",), ("nu",), ("trace",), ("inner_state",), ("inner_states",))
+"""Names in the states of optax, behind the number in a chain."""
+
 
 def training_leaves(
     paths: Sequence[Path], holds_weights: Callable[[Sequence[int]], bool]
@@ -41,29 +44,30 @@ def training_leaves(
             model.add(path[path.index(PARAMS) + 1 :] if roots else path)
     beside: set[int] = set()
     for group, numbers in groups.items():
-        below = (paths[number][len(group) :] for number in numbers)
+        below = [paths[number][len(group) :] for number in numbers]
         if (
             _NEVER.fullmatch(group[-1])
-            or any(path[at:] in model for path in below for at in range(len(path)))
+            or any(_is_state(path, model) for path in below)
             or not holds_weights(numbers)
         ):
             beside.update(numbers)
     return beside
 
 
+def _is_state(path: Path, model: set[Path]) -> bool:
+    """Whether a path is that of a moment or a copy: it ends with one of the model's, or begins as
+    those in a chain of optax."""
+    chained = path[:1] != () and path[0].isdecimal() and path[1:2] in _MOMENTS
+    return chained or any(path[at:] in model for at in range(len(path)))
+
+
 def _group(path: Path, roots: set[Path]) -> Path:
     """The beginning of a path that may be beside the model; empty for what is in it."""
-    for end in (1, 2):
-        if (
-            path[end - 1 : end]
-            and path[end - 1] in (PARAMS, _STATISTICS)
-            and path[: end - 1] in roots
-        ):
+    for end, name in enumerate(path[:2]):
+        if name in (PARAMS, _STATISTICS) and path[:end] in roots:
             return ()
-        if path[end - 1 : end] and (
-            _LIKELY.fullmatch(path[end - 1]) or _NEVER.fullmatch(path[end - 1])
-        ):
-            return path[:end]
+        if _LIKELY.fullmatch(name) or _NEVER.fullmatch(name):
+            return path[: end + 1]
     if not roots:
         return ()
     return path[:1] if () in roots or path[:1] not in roots else path[:2]

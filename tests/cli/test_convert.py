@@ -1,5 +1,6 @@
 """``swavg convert``."""
 
+import numpy as np
 from checkpoints import save, state
 from command_line import done, swavg
 from composites import w, write
@@ -32,3 +33,12 @@ def test_parts_keep_their_formats(tmp_path):
     found = swavg("convert", folder, tmp_path / "c", "--format", "safetensors")
     assert found.returncode == 2
     assert "Parts keep their formats" in found.stderr
+
+
+def test_a_hint_names_only_options_that_there_are(tmp_path):
+    np.savez(tmp_path / "a.npz", c=np.ones(2, complex), w=np.ones(2))
+    made = swavg("convert", "a.npz", "a.safetensors", cwd=tmp_path)
+    assert made.returncode == 2
+    assert made.stderr.endswith("Write a .pt file instead.\n")
+    averaged = swavg("average", "a.npz", "-o", "a.safetensors", cwd=tmp_path)
+    assert averaged.stderr.endswith("leave it out with --exclude and --drop-excluded.\n")

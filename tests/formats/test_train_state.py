@@ -31,6 +31,9 @@ def model(names):
         ("up.w ema.up.w", "up.w"),
         ("up.w tx.inner.0.nu.up.w", "up.w"),
         ("up.w metrics.loss.total rngs.default.key dropout.rngs.key step", "up.w"),
+        ("up.w opt.0.mu opt.0.nu opt.1.count", "up.w"),
+        ("params.w tx.0.trace.odd lora.mu.w", "params.w"),
+        ("params.w lora.mu.a", "params.w lora.mu.a"),
         # Some names are no model's in any case.
         ("up.w opt_state.0.odd optimizer.odd optim_state.odd cache.odd", "up.w"),
         ("opt_state.odd", ""),

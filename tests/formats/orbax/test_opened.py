@@ -161,3 +161,8 @@ def test_another_collection_of_weights_is_the_models(tmp_path):
     arrays = {name.replace("batch_stats", "spectral_stats") for name in expected("plain/10")}
     assert set(open_checkpoint(tmp_path / "plain/10")) == arrays
     assert "spectral_stats" in str(arrays)
+
+
+def test_a_torch_file_of_it_is_told_to_be_bare(tmp_path):
+    report = average([FILES / "ocdbt/10"] * 2, output=tmp_path / "out.pt")
+    assert any("a bare state dict (the last input is no PyTorch file)" in n for n in report.notes)
