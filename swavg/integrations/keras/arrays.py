@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,41 +22,26 @@ def array_of(variable: Any) -> Array:
     return np.array(ops.convert_to_numpy(variable))
 
 
-def pack(averages: Iterable[tuple[Any, Any, bool]]) -> dict[str, Array]:
-    """The arrays of variables, their averages, and whether they are averaged or copied:
-    ``averages/3/dense/kernel`` is that of the fourth variable."""
-    return {
-        f"{'averages' if moved else 'copies'}/{i}/{name_of(variable)}": array_of(average)
-        for i, (variable, average, moved) in enumerate(averages)
-    }
-
-
 def matched(state: Mapping[str, Any], variables: Sequence[Any]) -> list[tuple[bool, Array]]:
-    """For each variable whether it was averaged, and its array, from what :func:`pack` returned.
+    """For each variable whether it was averaged, and its array, from the entries of a state:
+    ``averages/3/dense/kernel`` is the average of the fourth variable, ``copies/4/...`` a copy.
+
     By place, since layers are called otherwise in another process; MismatchError unless shapes and
     last names (``kernel``) agree."""
-    packed: dict[int, tuple[str, str, Array]] = {}
-    for key in state:
-        if "/" in key:
-            kind, place, name = key.split("/", 2)
-            packed[int(place)] = kind, name, np.asarray(state[key])
+    keys = sorted((key for key in state if "/" in key), key=lambda key: int(key.split("/")[1]))
+    packed = [(key.split("/", 2), np.asarray(state[key])) for key in keys]
     problems = []
     if len(packed) != len(variables):
         problems.append(f"it has {len(packed)} variables, the model {len(variables)}")
-    for i, variable in enumerate(variables):
-        _, name, array = packed.get(i, ("", name_of(variable), np.empty(variable.shape)))
-        if (_last(name), array.shape) != (_last(name_of(variable)), tuple(variable.shape)):
+    for ((*_, name), array), variable in zip(packed, variables, strict=False):
+        own, shape = name_of(variable), tuple(variable.shape)
+        if (name.rpartition("/")[2], array.shape) != (own.rpartition("/")[2], shape):
             problems.append(
-                f"where it has '{name}' {list(array.shape)}, the model has"
-                f" '{name_of(variable)}' {list(variable.shape)}"
+                f"where it has '{name}' {list(array.shape)}, the model has '{own}' {list(shape)}"
             )
     if problems:
         raise MismatchError(
             f"The state is not of this model: {'; '.join(problems[:3])}.",
             hint="Build the model as it was when the state was saved.",
         )
-    return [(packed[i][0] == "averages", packed[i][2]) for i in range(len(variables))]
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]
+    return [(kind == "averages", array) for (kind, *_), array in packed]

@@ -169,7 +169,7 @@ def test_jumping_steps_count_crossings(way):
         variable.assign(PATH[t])
         act(t)
     assert ema.num_updates == 2
-    assert ema.step == 9
+    assert ema.steps == 9
     close(ema.averaged()[0], ema_of([PATH[0], PATH[7], PATH[9]], [0.5, 0.5]))
     with pytest.raises((RequestError, tf.errors.InvalidArgumentError), match="must increase"):
         act(9)
@@ -596,7 +596,7 @@ def test_training_in_between_is_told_and_another_optimizer_is_not():
     fit(model, [ema], epochs=1)
     model.compile(keras.optimizers.SGD(0.05), "mse")
     fit(model, [ema], epochs=1)
-    assert (ema.ema.num_updates, ema.ema.step) == (8, 8)
+    assert (ema.ema.num_updates, ema.ema.steps) == (8, 8)
     fit(model, [], epochs=1)
     with pytest.warns(UserWarning, match="average is of step 4, and the model at step 8"):
         fit(model, [ema], epochs=1)
