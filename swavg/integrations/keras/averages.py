@@ -12,8 +12,16 @@ from weakref import WeakSet
 import numpy as np
 
 from swavg.errors import RequestError
-from swavg.integrations.keras.arrays import array_of, matched, name_of
-from swavg.integrations.keras.framework import in_graph, keras, ops, required, tf, when, whole
+from swavg.integrations.keras.framework import compiled, in_graph, keras, ops, required, when, whole
+from swavg.integrations.keras.values import (
+    array_of,
+    differs,
+    dtype_of,
+    is_number,
+    matched,
+    name_of,
+    wide,
+)
 from swavg.weights.checks import check_count
 
 _showing: WeakSet[Averages] = WeakSet()
@@ -64,7 +72,7 @@ class Averages:
         self._variables = self._find()
         self._averages = []
         for variable in self._variables:
-            dtype = _wide(variable)
+            dtype = wide(variable)
             # A copy: a tf.Variable would become the average itself.
             value = ops.cast(ops.copy(variable), dtype)
             if (average := known.get(id(variable))) is None:
@@ -75,14 +83,14 @@ class Averages:
                 average.assign(value)
             self._averages.append(average)
         self._moved = [False] * len(self._variables)
-        self._moves = _compiled(self._move)
+        self._moves = compiled(self._move)
         self._follow()
 
     def _given(self) -> Iterable[Any]:
         return self._of.weights if isinstance(self._of, keras.Layer) else self._of
 
     def _find(self) -> list[Any]:
-        averaged = (v for v in self._given() if _dtype(v).startswith(_AVERAGED))
+        averaged = (v for v in self._given() if is_number(v))
         variables = list({id(v): v for v in averaged}.values())
         if not variables:
             raise RequestError(
@@ -174,7 +182,7 @@ class Averages:
             self._shown.assign(1)
             _showing.add(self)
             for variable, average in zip(self._variables, self._averages, strict=True):
-                variable.assign(ops.cast(ops.copy(average), _dtype(variable)))
+                variable.assign(ops.cast(ops.copy(average), dtype_of(variable)))
 
     def restore(self) -> None:
         """Give the variables their own values back. What was written to statistics meanwhile stays
@@ -190,7 +198,7 @@ class Averages:
         for variable, average, moved, own in zip(*columns, strict=True):
             if not moved:
                 average.assign(ops.cast(ops.copy(variable), average.dtype))
-            elif _differs(variable, ops.cast(average, _dtype(variable))):
+            elif differs(variable, ops.cast(average, dtype_of(variable))):
                 written.append(name_of(variable))
             variable.assign(own)
         self._own = None
@@ -221,7 +229,7 @@ class Averages:
         """For what is done while the model has its own values: RequestError if it has averages."""
         message = f"Cannot {act}: the model has averaged weights now. Restore its own first."
         # A graph may also run while they are applied.
-        return required((whole(self._shown) == 0) & (not _shown_in(self._variables)), message)
+        return required((whole(self._shown) == 0) & (not shown_in(self._variables)), message)
 
     # ---- Values and state.
 
@@ -280,37 +288,7 @@ class Averages:
                 )
 
 
-def shows_average(model: Any) -> bool:
-    """Whether the model has averaged values now."""
-    return _shown_in(model.weights)
-
-
-def _shown_in(variables: Iterable[Any]) -> bool:
+def shown_in(variables: Iterable[Any]) -> bool:
+    """Whether any of these has an averaged value now."""
     ids = set(map(id, variables))
     return any(not ids.isdisjoint(map(id, each._variables)) for each in _showing)
-
-
-_AVERAGED = ("float", "bfloat", "complex")
-
-
-def _compiled(move: Any) -> Any:
-    if tf is None:
-        return move
-    compiled = tf.function(move, autograph=False)
-    # A tensor, or else each number would be another graph.
-    return lambda factor, moved: compiled(tf.convert_to_tensor(factor, tf.float64), moved)
-
-
-def _dtype(variable: Any) -> str:
-    return str(keras.backend.standardize_dtype(variable.dtype))
-
-
-def _wide(variable: Any) -> str:
-    dtype = _dtype(variable)
-    return dtype if dtype in ("float32", "float64") or dtype.startswith("complex") else "float32"
-
-
-def _differs(variable: Any, value: Any) -> bool:
-    """Whether any element is another; NaN is none."""
-    unequal = ops.not_equal(variable, value)
-    return bool(ops.any(ops.logical_and(unequal, ops.equal(variable, variable))))

@@ -59,3 +59,12 @@ def required(condition: Any, message: str) -> AbstractContextManager[Any]:
     if not condition:
         raise RequestError(message)
     return nullcontext()
+
+
+def compiled(move: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """``move(factor, moved)`` as one call, where variables are not moved one by one."""
+    if tf is None:
+        return move
+    function = tf.function(move, autograph=False)
+    # A tensor, or else each number would be another graph.
+    return lambda factor, moved: function(tf.convert_to_tensor(factor, tf.float64), moved)

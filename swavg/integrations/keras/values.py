@@ -1,4 +1,4 @@
-"""Averages as arrays under names, for a file."""
+"""Values of variables: their dtypes, and as arrays under names, for a file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,27 @@ Array = np.ndarray[Any, Any]
 
 def name_of(variable: Any) -> str:
     return str(variable.path if isinstance(variable, keras.Variable) else variable.name)
+
+
+def dtype_of(variable: Any) -> str:
+    return str(keras.backend.standardize_dtype(variable.dtype))
+
+
+def is_number(variable: Any) -> bool:
+    """Whether it can be averaged: no integer, and no seed."""
+    return dtype_of(variable).startswith(("float", "bfloat", "complex"))
+
+
+def wide(variable: Any) -> str:
+    """The dtype of an average of the variable."""
+    dtype = dtype_of(variable)
+    return dtype if dtype in ("float32", "float64") or dtype.startswith("complex") else "float32"
+
+
+def differs(variable: Any, value: Any) -> bool:
+    """Whether any element is another; NaN is none."""
+    unequal = ops.not_equal(variable, value)
+    return bool(ops.any(ops.logical_and(unequal, ops.equal(variable, variable))))
 
 
 def array_of(variable: Any) -> Array:
