@@ -47,10 +47,10 @@ class BaseSnapshotCallback(Recording):
     """Saves snapshots that the command line reads, as :class:`swavg.training.Snapshots` does.
 
     Every ``every`` optimizer steps, or without it after each evaluation, the weights are saved
-    into ``folder``; ``keep``, ``best``, ``metric``, ``mode`` and ``name`` are as there. What was
-    measured is recorded only with the snapshot of its very step. With ``ema``, the callback that
-    keeps it, the averages are saved instead of the training weights, without those that are frozen
-    (the base of a LoRA model).
+    into ``folder``; ``options`` (``keep``, ``best``, ``metric``, ``mode``, ``name``) are as there.
+    What was measured is recorded only with the snapshot of its very step. With ``ema``, the
+    callback that keeps it, the averages are saved instead of the training weights, without those
+    that are frozen (the base of a LoRA model).
 
     A metric belongs to the weights that were evaluated: if an EMACallback evaluates the averages,
     snapshots of the training weights are saved without metrics.
@@ -61,18 +61,12 @@ class BaseSnapshotCallback(Recording):
         folder: str | os.PathLike[str],
         *,
         every: int | None = None,
-        keep: int | None = None,
-        best: int | None = None,
-        metric: str | None = None,
-        mode: str | None = None,
-        name: str = "step-{step}",
         ema: BaseEMACallback | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(every)
-        self.snapshots = Snapshots(
-            folder, keep=keep, best=best, metric=metric, mode=mode, name=name
-        )
-        self._best = best
+        self.snapshots = Snapshots(folder, **options)
+        self._best = options.get("best")
         self._ema = ema
 
     def _save(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:

@@ -166,12 +166,6 @@ class SWA(Around):
             self._averages.move(partial(running_mean, n=self.n), chunked=True)
         self.n += 1
 
-    def reset(self) -> None:
-        """Forget the average: the next update starts a new one. Steps and rates go on."""
-        self._forbid_swapped("start again")
-        self._averages = None
-        self.n = 0
-
     # ---- The average.
 
     @property

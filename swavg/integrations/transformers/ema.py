@@ -44,15 +44,8 @@ class EMACallback(BaseEMACallback, AveragingCallback):
 
     file = "ema.safetensors"
 
-    def __init__(
-        self,
-        decay: float = 0.999,
-        *,
-        evaluate: bool = True,
-        start_anew: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(decay, evaluate=evaluate, **options)
+    def __init__(self, decay: float = 0.999, *, start_anew: bool = False, **options: Any) -> None:
+        super().__init__(decay, **options)
         self._start_anew = start_anew
         self._callbacks: list[Any] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -25,16 +25,8 @@ class SWACallback(BaseSWACallback, AveragingCallback):
 
     file = "swa.safetensors"
 
-    def __init__(
-        self,
-        start: int | float,
-        every: int | None = None,
-        lr: float | Sequence[float] | None = None,
-        *,
-        start_anew: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(start, every, lr, **options)
+    def __init__(self, *settings: Any, start_anew: bool = False, **options: Any) -> None:
+        super().__init__(*settings, **options)
         self._start_anew = start_anew
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
