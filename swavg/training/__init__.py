@@ -28,7 +28,8 @@ except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     raise MissingDependencyError(
-        "swavg.training needs PyTorch.", hint="pip install torch"
+        "swavg.training needs PyTorch.",
+        hint="pip install torch; for models of Keras there is swavg.integrations.keras.",
     ) from None
 
 __all__ = [

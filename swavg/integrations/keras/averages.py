@@ -61,7 +61,7 @@ class Averages:
 
     def register(self) -> None:
         """Start again from the variables as they are, with no update made."""
-        with self._own_shown("start again"):
+        with self._own_weights_for("start again"):
             self._start()
             self._updates.assign(0)
             self._steps.assign(0)
@@ -125,7 +125,7 @@ class Averages:
     def advance(self, step: Any = None) -> None:
         """Note that ``step`` steps were done in all (None: one more), and make an update if, after
         the ``start``, a multiple of ``every`` is reached or passed over."""
-        with self._own_shown("update"):
+        with self._own_weights_for("update"):
             before = whole(self._steps)
             now = before + 1 if step is None else whole(step)
             # Those of another loop may count from 0.
@@ -175,7 +175,7 @@ class Averages:
         they have them already, or those of another average."""
         if in_graph():
             raise RequestError("Apply and restore averages outside of a tf.function.")
-        with self._own_shown("apply an average"):
+        with self._own_weights_for("apply an average"):
             self._follow()
             # Kept before anything changes: an interrupt may come between any two lines.
             self._own = [ops.copy(variable) for variable in self._variables]
@@ -225,7 +225,7 @@ class Averages:
         """The averaged values are the model's from now on: other averages follow them."""
         _showing.discard(self)
 
-    def _own_shown(self, act: str) -> AbstractContextManager[Any]:
+    def _own_weights_for(self, act: str) -> AbstractContextManager[Any]:
         """For what is done while the model has its own values: RequestError if it has averages."""
         message = f"Cannot {act}: the model has averaged weights now. Restore its own first."
         # A graph may also run while they are applied.
@@ -273,7 +273,7 @@ class Averages:
                 f"This is no state dict of {kind} that this swavg reads.",
                 hint=f"Load what {kind}.state_dict() returned.",
             )
-        with self._own_shown("load a state"):
+        with self._own_weights_for("load a state"):
             self._follow()
             for i, (averaged, array) in enumerate(matched(state, self._variables)):
                 self._averages[i].assign(array)

@@ -43,7 +43,7 @@ class SWA(Averages):
 
     def update(self) -> None:
         """Average the present values in, whatever the step."""
-        with self._own_shown("update"):
+        with self._own_weights_for("update"):
             self._update()
 
     def _factor(self, t: Any) -> Any:
