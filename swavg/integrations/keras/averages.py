@@ -228,8 +228,10 @@ class Averages:
     def _own_weights_for(self, act: str) -> AbstractContextManager[Any]:
         """For what is done while the model has its own values: RequestError if it has averages."""
         message = f"Cannot {act}: the model has averaged weights now. Restore its own first."
-        # A graph may also run while they are applied.
-        return required((whole(self._shown) == 0) & (not shown_in(self._variables)), message)
+        if shown_in(self._variables):
+            raise RequestError(message)
+        # The graph that is traced now may run while they are applied.
+        return required(whole(self._shown) == 0, message)
 
     # ---- Values and state.
 

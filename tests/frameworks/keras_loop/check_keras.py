@@ -316,6 +316,13 @@ def test_a_compiled_update_is_refused_while_the_average_is_applied():
         step(2)
     step(2)
     assert ema.num_updates == 2
+    late = EMA([variable], 0.5)
+    step = in_graph(lambda t: late.update())
+    # It is traced here, where AutoGraph may turn an error into one of its own.
+    with ema.applied(), pytest.raises(Exception, match="averaged weights"):
+        step(3)
+    step(3)
+    assert late.num_updates == 1
 
 
 def test_training_within_the_block_is_noticed_and_recomputed_statistics_stay():
