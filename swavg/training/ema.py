@@ -12,6 +12,7 @@ from torch import nn
 
 from swavg.errors import RequestError
 from swavg.training.averages import Averages
+from swavg.training.foreign import averages_in
 from swavg.training.moving import lerp
 from swavg.training.rules import Options
 from swavg.weights import warmup_decay
@@ -96,8 +97,6 @@ class EMA(Averages):
         of torch's ``AveragedModel``, timm's ``ModelEmaV3``, torch_ema's
         ``ExponentialMovingAverage`` or ema-pytorch's ``EMA``, or of a model. ``options`` are those
         of :class:`EMA`. Raises RequestError and MismatchError if they are of another model."""
-        from swavg.training.foreign import averages_in
-
         averages, count = averages_in(state, model)
         ema = cls(model, decay, **options)
         ema.adopt(averages)

@@ -15,11 +15,13 @@ from typing import Any, Literal, Unpack
 
 from torch import Tensor, nn
 
+from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, RequestError
 from swavg.training.averages import Averages
 from swavg.training.ema import check_state
 from swavg.training.moving import lerp
 from swavg.training.rules import Options
+from swavg.training.snapshot import save_snapshot
 from swavg.training.wrapped import rank
 from swavg.weights import beta, gamma_from_sigma_rel
 
@@ -100,26 +102,18 @@ class PowerEMA:
         """
         if self.num_updates == 0:
             raise RequestError("No update was made yet: there is no average to save.")
-        from swavg.training.snapshot import save_snapshot
-
         at = self.num_updates if step is None else step
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for index, (width, gamma) in enumerate(zip(self.sigma_rel, self.gammas, strict=True)):
             profile = {"sigma_rel": width, "gamma": gamma}
-            recipe = {
-                "method": "power ema",
-                "n": self.num_updates,
-                "step": at,
-                "profile": profile,
-            }
+            n = self.num_updates
+            recipe = {"method": "power ema", "n": n, "step": at, "profile": profile}
             path = Path(folder) / f"sigma-{width}-step-{at}.safetensors"
             # What an interrupted run wrote of this step makes way; what is not ours does not.
             again = force or (rank() == 0 and _is_of(path, recipe))
-            written = save_snapshot(
-                path, self._averages[index].views(), step=at, recipe=recipe, force=again
-            )
-            paths.append(Path(written))
+            views = self._averages[index].views()
+            paths.append(save_snapshot(path, views, step=at, recipe=recipe, force=again))
         return paths
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,8 +149,6 @@ class PowerEMA:
 
 def _is_of(path: Path, recipe: Mapping[str, Any]) -> bool:
     """Whether a snapshot of the same profile, updates and step is at ``path``."""
-    from swavg.engine.recipe import recipe_of
-
     try:
         found = recipe_of(path)
     except InputError:
