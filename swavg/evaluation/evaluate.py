@@ -164,7 +164,8 @@ def parameter_names(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     """The model's floating-point parameters by the names that they have without wrappers, a tied
     one under all of them."""
     groups: dict[int, list[str]] = {}
-    for name, tensor in own_tensors(model, buffers=False).items():
-        if tensor.is_floating_point() or tensor.is_complex():
+    for name, tensor in own_tensors(model).items():
+        numbers = tensor.is_floating_point() or tensor.is_complex()
+        if numbers and isinstance(tensor, nn.Parameter):
             groups.setdefault(id(tensor), []).append(name)
     return tuple(map(tuple, groups.values()))

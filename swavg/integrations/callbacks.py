@@ -3,7 +3,6 @@ translate their framework's hooks."""
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,9 @@ from swavg.training import EMA, SWA, Snapshots
 
 
 class BaseEMACallback(Averaging[EMA]):
-    """Keeps an EMA, updated once for each report of further optimizer steps."""
+    """Keeps an EMA of the weights, updated after each optimizer step, whatever the accumulation.
+    ``options`` are those of :class:`swavg.training.EMA`: ``warmup``, ``every``, ``device``,
+    ``buffers``, ..."""
 
     def __init__(self, decay: float = 0.999, *, evaluate: bool = True, **options: Any) -> None:
         super().__init__()
@@ -43,25 +44,29 @@ class BaseEMACallback(Averaging[EMA]):
 
 
 class BaseSnapshotCallback(Recording):
-    """Saves snapshots of the model, or of the average that ``ema`` keeps."""
+    """Saves snapshots that the command line reads, as :class:`swavg.training.Snapshots` does.
+
+    Every ``every`` optimizer steps, or without it after each evaluation, the weights are saved
+    into ``folder``; ``options`` (``keep``, ``best``, ``metric``, ``mode``, ``name``) are as there.
+    What was measured is recorded only with the snapshot of its very step. With ``ema``, the
+    callback that keeps it, the averages are saved instead of the training weights, without those
+    that are frozen (the base of a LoRA model).
+
+    A metric belongs to the weights that were evaluated: if an EMACallback evaluates the averages,
+    snapshots of the training weights are saved without metrics.
+    """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         *,
         every: int | None = None,
-        keep: int | None = None,
-        best: int | None = None,
-        metric: str | None = None,
-        mode: str | None = None,
-        name: str = "step-{step}",
         ema: BaseEMACallback | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(every)
-        self.snapshots = Snapshots(
-            folder, keep=keep, best=best, metric=metric, mode=mode, name=name
-        )
-        self._best = best
+        self.snapshots = Snapshots(folder, **options)
+        self._best = options.get("best")
         self._ema = ema
 
     def _save(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
@@ -110,7 +115,6 @@ def check_arguments(kind: type[EMA] | type[SWA], options: Mapping[str, Any]) -> 
     """Raise RequestError now for what ``kind`` would refuse when training starts."""
     # On a model without a tensor it costs nothing.
     try:
-        inspect.signature(kind).bind(nn.Module(), **options)
+        kind(nn.Module(), **options)
     except TypeError as error:
-        raise RequestError(f"{kind.__name__}: {error}.") from None
-    kind(nn.Module(), **options)
+        raise RequestError(f"{error}.") from None

@@ -21,12 +21,18 @@ from swavg.training.schedule import Anneal
 
 
 class BaseSWACallback(Averaging[SWA]):
-    """Keeps a running mean, which the model gets when training ends.
+    """Averages the weights from optimizer step ``start`` on, every ``every`` optimizer steps.
 
-    ``start`` is a number of optimizer steps, or as a fraction the share of the run that comes
-    before; ``every`` counts optimizer steps, None means at the end of each epoch. ``lr``,
-    ``lr_low``, ``anneal_steps`` and ``anneal`` are those of :class:`swavg.training.SWA`, and so are
-    the ``options``. Raises RequestError for what could not be.
+    ``start`` may be the share of the run that comes before, as 0.75; without ``every`` the weights
+    are averaged at the end of each epoch. With ``lr`` the learning rate goes to it within
+    ``anneal_steps`` steps from ``start`` on, or with ``lr_low`` in cycles, whatever a scheduler
+    says (:class:`swavg.training.SWA`, of which ``device``, ``buffers`` and ``frozen`` are the
+    ``options``). Accumulated batches are one step.
+
+    Training and evaluations during it see the training weights. When training ends the model has
+    the average (unless ``swap`` is False), and ``swa.swap()`` gives its own weights back.
+    Batch-norm statistics belong to other weights then: ``callback.swa.update_bn(loader,
+    forward=lambda model, batch: model.net(batch[0]))`` recomputes them.
     """
 
     def __init__(

@@ -7,58 +7,38 @@
     ...     evaluate(model)
     >>> save_snapshot("step-1000.safetensors", model, step=1000, metrics={"val_loss": 0.12})
 
-Needs PyTorch (``pip install torch``). Names are imported when they are first used.
+Needs PyTorch (``pip install torch``).
 """
 
-from __future__ import annotations
+from importlib import import_module
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+from swavg.errors import MissingDependencyError
 
-if TYPE_CHECKING:
-    from swavg.training.apply import apply_swa as apply_swa
-    from swavg.training.batchnorm import update_bn as update_bn
-    from swavg.training.ema import EMA as EMA
-    from swavg.training.power import PowerEMA as PowerEMA
-    from swavg.training.schedule import SWASchedule as SWASchedule
-    from swavg.training.snapshot import save_snapshot as save_snapshot
-    from swavg.training.snapshots import Snapshots as Snapshots
-    from swavg.training.swa import SWA as SWA
+try:
+    from swavg.training.apply import apply_swa
+    from swavg.training.batchnorm import update_bn
+    from swavg.training.ema import EMA
+    from swavg.training.power import PowerEMA
+    from swavg.training.schedule import SWASchedule
+    from swavg.training.snapshot import save_snapshot
+    from swavg.training.snapshots import Snapshots
+    from swavg.training.swa import SWA
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependencyError(
+        "swavg.training needs PyTorch.",
+        hint="pip install torch; for models of Keras there is swavg.integrations.keras.",
+    ) from None
 
-_HOMES = {
-    "EMA": "swavg.training.ema",
-    "PowerEMA": "swavg.training.power",
-    "SWA": "swavg.training.swa",
-    "SWASchedule": "swavg.training.schedule",
-    "apply_swa": "swavg.training.apply",
-    "recalibrate": "swavg.evaluation.recalibrate",
-    "save_snapshot": "swavg.training.snapshot",
-    "Snapshots": "swavg.training.snapshots",
-    "update_bn": "swavg.training.batchnorm",
-}
-
-__all__ = sorted(_HOMES)
+__all__ = [
+    "EMA", "SWA", "PowerEMA", "SWASchedule", "Snapshots", "apply_swa", "save_snapshot", "update_bn",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'swavg.training' has no attribute '{name}'")
-    from importlib import import_module
-
-    try:
-        home = import_module(_HOMES[name])
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        from swavg.errors import MissingDependencyError
-
-        raise MissingDependencyError(
-            "swavg.training needs PyTorch.",
-            hint="pip install torch; for models of Keras there is swavg.integrations.keras.",
-        ) from None
-    value = getattr(home, name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    if name == "recalibrate":
+        # Of a room above this one, which is built upon it.
+        return import_module("swavg.evaluation.recalibrate").recalibrate
+    raise AttributeError(f"module 'swavg.training' has no attribute '{name}'")

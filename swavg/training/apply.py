@@ -18,7 +18,6 @@ def apply_swa(
     strict: bool = True,
     *,
     sum_to: schedules.Sum = "one",
-    buffers: bool = True,
     key: str | None = None,
     strip_prefix: str | Sequence[str] = (),
     allow_nonfinite: bool = False,
@@ -32,8 +31,8 @@ def apply_swa(
     ``normalize`` or ``raw``. Parameters and floating-point buffers (running statistics) become
     the sum, rounded once to their own dtype: the bits that
     ``swavg.average`` and ``load_state_dict`` give where the files have the model's dtypes.
-    Integer buffers take the last checkpoint's values. With ``buffers`` False only parameters are
-    written. What else the checkpoints hold is not looked at.
+    Integer buffers take the last checkpoint's values. What else the checkpoints hold is
+    not looked at.
 
     Strict: every tensor of the model must be in every checkpoint, in its shape; MismatchError
     names those that are not. Not strict: they keep the model's own value, and their names are
@@ -54,7 +53,6 @@ def apply_swa(
         model,
         checkpoints,
         strict=strict,
-        buffers=buffers,
         key=key,
         strip_prefix=strip_prefix,
         allow_nonfinite=allow_nonfinite,

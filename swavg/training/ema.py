@@ -6,16 +6,16 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from operator import index
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import nn
 
 from swavg.errors import RequestError
 from swavg.training.averages import Averages
+from swavg.training.foreign import averages_in
 from swavg.training.moving import lerp
-from swavg.training.rules import Buffers, Frozen
-from swavg.weights import WARMUPS, warmup_decay
+from swavg.training.rules import Options
+from swavg.weights import warmup_decay
 from swavg.weights.checks import check_count, check_decay
 
 
@@ -65,10 +65,7 @@ class EMA(Averages):
         warmup: str | None = None,
         warmup_options: Mapping[str, float] | None = None,
         every: int = 1,
-        device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
-        frozen: Frozen = "keep",
-        in_place: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         if not callable(decay):
             _check_decay(decay)
@@ -79,15 +76,6 @@ class EMA(Averages):
         self._options = dict(warmup_options or {})
         if warmup is None and self._options:
             raise RequestError("warmup_options without a warmup.")
-        unknown = set(self._options) - {"gamma", "power", "minimum", "tau"}
-        if unknown:
-            raise RequestError(
-                f"warmup_options: '{min(unknown)}' is none; there are gamma, power, minimum, tau."
-            )
-        if warmup is not None and warmup not in WARMUPS:
-            raise RequestError(
-                f"There is no warm-up called {warmup!r}.", hint=f"There are: {', '.join(WARMUPS)}."
-            )
         self.num_updates = 0
         """How many updates were made."""
         self.step: int | None = None
@@ -95,7 +83,7 @@ class EMA(Averages):
         self._calls = 0
         # Of a mistaken option one learns now, not after the first step.
         self.next_decay()
-        super().__init__(model, device=device, buffers=buffers, frozen=frozen, in_place=in_place)
+        super().__init__(model, **options)
 
     @classmethod
     def from_averages(
@@ -109,8 +97,6 @@ class EMA(Averages):
         of torch's ``AveragedModel``, timm's ``ModelEmaV3``, torch_ema's
         ``ExponentialMovingAverage`` or ema-pytorch's ``EMA``, or of a model. ``options`` are those
         of :class:`EMA`. Raises RequestError and MismatchError if they are of another model."""
-        from swavg.training.foreign import averages_in
-
         averages, count = averages_in(state, model)
         ema = cls(model, decay, **options)
         ema.adopt(averages)

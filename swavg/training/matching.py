@@ -82,7 +82,7 @@ def _check(name: str, tensor: Tensor) -> None:
     if is_expanded(tensor):
         raise RequestError(
             f"'{name}' is expanded: several of its elements share one place in memory.",
-            hint="Give it memory of its own, with contiguous(), or leave out buffers.",
+            hint="Give it memory of its own, with contiguous().",
         )
 
 

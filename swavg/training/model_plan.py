@@ -63,7 +63,6 @@ class ModelPlan:
         checkpoints: Sequence[Path | Checkpoint],
         *,
         strict: bool = True,
-        buffers: bool = True,
         key: str | None = None,
         strip_prefix: str | Sequence[str] = (),
         allow_nonfinite: bool = False,
@@ -78,7 +77,7 @@ class ModelPlan:
             each if isinstance(each, Checkpoint) else open_checkpoint(each, key=key, shared=shared)
             for each in checkpoints
         ]
-        tensors = own_tensors(model, buffers=buffers)
+        tensors = own_tensors(model)
         names, opened = renamed_with_model(
             tuple(tensors),
             opened,
@@ -90,7 +89,6 @@ class ModelPlan:
         self._shown = short_names([each.path for each in self._checkpoints])
         self._tables, self._table_of = distinct_tables(self._checkpoints)
         self._model = model
-        self._buffers = buffers
         self._policy = Policy(allow_nonfinite=allow_nonfinite)
         self._matches, self.kept = match_model(
             tensors, self._tables, self._table_of, self._shown, strict=strict, known_as=known_as
@@ -115,7 +113,7 @@ class ModelPlan:
         :func:`swavg.training.apply.apply_swa`, MismatchError for a model that was changed.
         """
         # Asked for anew: a model that was moved has other buffers, FSDP2 puts its shards back.
-        tensors = own_tensors(self._model, buffers=self._buffers)
+        tensors = own_tensors(self._model)
         prepared = self._prepare(tensors)
         plan = _with_weights(prepared.plan, tuple(weights))
         memory = [memory_of(tensors[name])[1] for name in prepared.names]

@@ -151,16 +151,15 @@ def _places(model: nn.Module) -> Iterator[Place]:
                 yield Place(f"{prefix}{key}", module._buffers, key, _kind(module, key))
 
 
-def own_tensors(model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
-    """The parameters of a model and, with ``buffers``, its persistent buffers: themselves, not
-    copies, in the order of the state dict, a tied one under each of its names.
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and persistent buffers of a model: themselves, not copies, in the order of the
+    state dict, a tied one under each of its names.
 
     Raises RequestError for a model whose parameters are hidden in flat ones (FSDP1).
     """
     # What FSDP2 has gathered for a forward pass would be thrown away after it.
     settle(model)
-    found = ((place.name, place.tensor()) for place in _places(model)
-             if buffers or not place.is_buffer)  # fmt: skip
+    found = ((place.name, place.tensor()) for place in _places(model))
     return {name: tensor for name, tensor in found if tensor is not None}
 
 

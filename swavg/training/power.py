@@ -11,16 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-import torch
 from torch import Tensor, nn
 
+from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, RequestError
 from swavg.training.averages import Averages
 from swavg.training.ema import check_state
 from swavg.training.moving import lerp
-from swavg.training.rules import Buffers, Frozen
+from swavg.training.rules import Options
+from swavg.training.snapshot import save_snapshot
 from swavg.training.wrapped import rank
 from swavg.weights import beta, gamma_from_sigma_rel
 
@@ -37,19 +38,15 @@ class PowerEMA:
 
     and afterwards ``swavg posthoc snapshots --sigma-rel 0.12``. Update t (from 1) is
     ``a <- beta a + (1 - beta) w`` with ``beta = (1 - 1/t)^(gamma+1)``: the first is a copy, the
-    model before training counts nothing. Averages are float32 or wider. ``device``, ``buffers`` and
-    ``frozen`` are as in :class:`~swavg.training.EMA`.
+    model before training counts nothing. Averages are float32 or wider. ``options`` are as
+    in :class:`~swavg.training.EMA`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         sigma_rel: float | Sequence[float] = (0.05, 0.10),
-        *,
-        device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
-        frozen: Frozen = "keep",
-        in_place: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         widths = sigma_rel if isinstance(sigma_rel, Sequence) else (sigma_rel,)
         self.sigma_rel = tuple(float(width) for width in widths)
@@ -61,10 +58,7 @@ class PowerEMA:
         """The exponents of the profiles."""
         self.num_updates = 0
         """How many updates were made: the t of the last."""
-        self._averages = [
-            Averages(model, device=device, buffers=buffers, frozen=frozen, in_place=in_place)
-            for _ in self.gammas
-        ]
+        self._averages = [Averages(model, **options) for _ in self.gammas]
 
     def update(self) -> None:
         """Average the model's present weights in. Errors as in :meth:`EMA.update`."""
@@ -108,26 +102,18 @@ class PowerEMA:
         """
         if self.num_updates == 0:
             raise RequestError("No update was made yet: there is no average to save.")
-        from swavg.training.snapshot import save_snapshot
-
         at = self.num_updates if step is None else step
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for index, (width, gamma) in enumerate(zip(self.sigma_rel, self.gammas, strict=True)):
             profile = {"sigma_rel": width, "gamma": gamma}
-            recipe = {
-                "method": "power ema",
-                "n": self.num_updates,
-                "step": at,
-                "profile": profile,
-            }
+            n = self.num_updates
+            recipe = {"method": "power ema", "n": n, "step": at, "profile": profile}
             path = Path(folder) / f"sigma-{width}-step-{at}.safetensors"
             # What an interrupted run wrote of this step makes way; what is not ours does not.
             again = force or (rank() == 0 and _is_of(path, recipe))
-            written = save_snapshot(
-                path, self._averages[index].views(), step=at, recipe=recipe, force=again
-            )
-            paths.append(Path(written))
+            views = self._averages[index].views()
+            paths.append(save_snapshot(path, views, step=at, recipe=recipe, force=again))
         return paths
 
     def state_dict(self) -> dict[str, Any]:
@@ -163,8 +149,6 @@ class PowerEMA:
 
 def _is_of(path: Path, recipe: Mapping[str, Any]) -> bool:
     """Whether a snapshot of the same profile, updates and step is at ``path``."""
-    from swavg.engine.recipe import recipe_of
-
     try:
         found = recipe_of(path)
     except InputError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ from swavg.training.wrapped import is_expanded, local
 
 Buffers = Literal["copy", "average"]
 Frozen = Literal["keep", "average"]
+
+
+class Options(TypedDict, total=False):
+    """Those of every average, as :class:`~swavg.training.EMA` explains them."""
+
+    device: torch.device | str | None
+    buffers: Buffers
+    frozen: Frozen
+    in_place: bool
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 from swavg import __version__
 from swavg.engine.recipe import as_text
 from swavg.errors import RequestError
+from swavg.weights.checks import check_count
 
 _OURS = ("step", "epoch", "metrics", "format", "swavg")
 
@@ -33,7 +33,8 @@ def header_strings(
     found = {"format": "pt", **more}
     for name, count in (("step", step), ("epoch", epoch)):
         if count is not None:
-            found[name] = str(checked_count(name, count))
+            check_count(name, count, 0)
+            found[name] = str(int(count))
     numbers = {}
     for given in ({} if metrics is None else _mapping("metrics", metrics)).items():
         numbers[checked_text("A metric's name", given[0])] = _number(*given)
@@ -53,17 +54,6 @@ def _mapping(name: str, value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         raise RequestError(f"{name} is {type(value).__name__}; it must be a mapping.")
     return value
-
-
-def checked_count(name: str, value: Any) -> int:
-    """``value`` as an int; RequestError unless it is a whole number of at least 0."""
-    try:
-        found = operator.index(value)
-    except (TypeError, RuntimeError):
-        found = -1
-    if found < 0 or isinstance(value, bool):
-        raise RequestError(f"{name} is {value!r}; it must be a whole number of at least 0.")
-    return found
 
 
 def _number(name: str, value: Any) -> float | str:

@@ -20,7 +20,6 @@ from swavg.series import guess_mode
 from swavg.series.inside import read_inside
 from swavg.storage.temporary import TEMPORARY
 from swavg.training.snapshot import save_snapshot
-from swavg.training.snapshot_metadata import checked_count
 from swavg.training.wrapped import rank
 from swavg.weights.checks import check_count
 
@@ -96,10 +95,6 @@ class Snapshots:
         """The best snapshots, best first."""
         return tuple(each.path for each in self._ranked()[: self._best])
 
-    def due(self, step: int) -> bool:
-        """Whether :meth:`save` saves at ``step``."""
-        return step % self.every == 0
-
     def save(
         self,
         model: nn.Module | Mapping[str, Tensor],
@@ -113,8 +108,9 @@ class Snapshots:
         path may be gone already if the snapshot is none to keep. Raises as that does; then
         nothing was deleted.
         """
-        step = checked_count("step", step)
-        if not self.due(step):
+        check_count("step", step, 0)
+        step = int(step)
+        if step % self.every != 0:
             return None
         path = self.folder / f"{self._name.format(step=step)}{_SUFFIX}"
         metadata = dict(more.pop("metadata", None) or {})

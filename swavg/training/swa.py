@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from swavg.training.batchnorm import update_bn
 from swavg.training.ema import check_state, warn_of_settings
 from swavg.training.moving import running_mean
 from swavg.training.places import check_model
-from swavg.training.rules import Buffers, Frozen
+from swavg.training.rules import Options
 from swavg.training.schedule import Anneal, SWASchedule
 from swavg.weights.checks import check_count
 
@@ -53,9 +53,9 @@ class SWA(Around):
     ``lr_low``, each ending where its weights are averaged
     (:class:`~swavg.training.SWASchedule`). Without ``lr`` it is left alone.
 
-    Averages are float32 for half precision and take memory from the first on. ``device``,
-    ``buffers`` and ``frozen`` are as in :class:`~swavg.training.EMA`. An optimizer alone knows
-    neither names nor buffers: with ``model``, :meth:`averaged` and :meth:`update_bn` know them.
+    Averages are float32 for half precision and take memory from the first on. ``options`` are as in
+    :class:`~swavg.training.EMA`. An optimizer alone knows neither names nor buffers: with
+    ``model``, :meth:`averaged` and :meth:`update_bn` know them.
 
     Around an optimizer it is one itself, to learning-rate schedulers and GradScaler too: parameter
     groups, state and hooks are the inner one's.
@@ -73,10 +73,7 @@ class SWA(Around):
         anneal: Anneal = "cos",
         model: nn.Module | None = None,
         optimizer: Optimizer | None = None,
-        device: torch.device | str | None = None,
-        buffers: Buffers = "copy",
-        frozen: Frozen = "keep",
-        in_place: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         self._around = isinstance(optimizer_or_model, Optimizer)
         self._model: nn.Module
@@ -96,9 +93,7 @@ class SWA(Around):
         super().__init__(optimizer)
         self._start = start
         self._every = every
-        self._options: dict[str, Any] = {
-            "device": device, "buffers": buffers, "frozen": frozen, "in_place": in_place,
-        }  # fmt: skip
+        self._options = options
         # What it would refuse at the first average it refuses now.
         Averages(nn.Module(), **self._options)
         self.n = 0
@@ -170,12 +165,6 @@ class SWA(Around):
             self._averaged_model()
             self._averages.move(partial(running_mean, n=self.n), chunked=True)
         self.n += 1
-
-    def reset(self) -> None:
-        """Forget the average: the next update starts a new one. Steps and rates go on."""
-        self._forbid_swapped("start again")
-        self._averages = None
-        self.n = 0
 
     # ---- The average.
 

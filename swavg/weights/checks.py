@@ -12,8 +12,8 @@ from swavg.errors import RequestError
 def check_count(what: str, count: float, least: int = 1) -> None:
     """``count`` is whole and at least ``least``."""
     try:
-        whole = not isinstance(count, (bool, str)) and count % 1 == 0
-    except TypeError:
+        whole = bool(not isinstance(count, (bool, str)) and count % 1 == 0)
+    except (TypeError, ValueError, RuntimeError):
         whole = False
     if not whole:
         raise RequestError(f"{what} is {count!r}; it must be a whole number.")

@@ -235,16 +235,6 @@ def test_of_another_model_nothing_is_taken_even_if_not_strict(tmp_path):
         apply_swa(nn.Linear(2, 2), [path], strict=False)
 
 
-def test_buffers_can_be_left_as_they_are(tmp_path):
-    paths = saved(tmp_path)
-    expected = averaged(paths)
-    model = Net(9)
-    assert apply_swa(model, paths, buffers=False) == ()
-    for name, tensor in model.state_dict().items():
-        own = name in dict(model.named_buffers())
-        assert torch.equal(tensor, Net(9).state_dict()[name] if own else expected[name])
-
-
 def test_weights_follow_the_rules_of_the_command_line(tmp_path):
     paths = saved(tmp_path)
     model = Net(9)

@@ -333,7 +333,7 @@ def test_statistics_recomputed_while_applied_stay_with_the_average():
         ({"decay": 1.5}, r"decay 1\.5 is not in"),
         ({"every": 0}, "every is 0"),
         ({"warmup": "slow"}, "no warm-up called 'slow'"),
-        ({"warmup": "yolo", "warmup_options": {"tua": 3}}, "'tua' is none"),
+        ({"warmup": "yolo", "warmup_options": {"tua": 3}}, "has no 'tua'; it has tau"),
         ({"warmup": "yolo", "warmup_options": {"tau": -3}}, "tau is -3"),
         ({"warmup_options": {"tau": 3}}, "without a warmup"),
         ({"buffers": "ignore"}, "buffers is 'ignore'"),

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakSet
 
 import numpy as np
 
 from swavg.errors import RequestError
-from swavg.integrations.keras.arrays import array_of, matched, name_of, pack
-from swavg.integrations.keras.framework import counter, in_graph, keras, ops, require, whole
+from swavg.integrations.keras.framework import compiled, in_graph, keras, ops, required, when, whole
+from swavg.integrations.keras.values import (
+    array_of,
+    differs,
+    dtype_of,
+    is_number,
+    matched,
+    name_of,
+    wide,
+)
+from swavg.weights.checks import check_count
 
 _showing: WeakSet[Averages] = WeakSet()
 """The averages that are in some model now."""
@@ -25,17 +35,23 @@ class Averages:
     Trainable variables are averaged, in float32 where they are narrower. Other floating-point ones
     (batch-norm statistics, frozen weights) are copied at each update, those that become trainable
     later are averaged from there on, and those that are frozen later still are. Integers and the
-    seeds of random layers are left alone.
+    seeds of random layers are left alone. What counts is in variables: so it does in a graph.
     """
 
     _divides = False
     """Whether a difference is divided by the factor of a move, instead of multiplied."""
 
-    def __init__(self, of: Any, counters: Iterable[str], settings: Mapping[str, Any]) -> None:
+    def __init__(self, of: Any, start: int, every: int, settings: Mapping[str, Any]) -> None:
+        check_count("start", start, 0)
+        check_count("every", every)
         self._of = of if isinstance(of, keras.Layer) else list(of)
+        self._first = start
+        self.every = every
         self._settings = {name: value for name, value in settings.items() if value is not None}
-        self._counters = {name: counter(name) for name in counters}
-        self._shown = counter("shown")
+        self._updates, self._steps, self._shown = (
+            keras.Variable(0, dtype="int", trainable=False, autocast=False, name=name)
+            for name in ("updates", "steps", "shown")
+        )
         self._own: list[Any] | None = None
         self._variables: list[Any] = []
         self._averages: list[Any] = []
@@ -45,35 +61,36 @@ class Averages:
 
     def register(self) -> None:
         """Start again from the variables as they are, with no update made."""
-        self._forbid_shown("start again")
-        self._start()
-        for each in self._counters.values():
-            each.assign(0)
+        with self._own_weights_for("start again"):
+            self._start()
+            self._updates.assign(0)
+            self._steps.assign(0)
 
     def _start(self) -> None:
+        # The same average again, which a graph or a checkpoint may know.
         known = {id(v): a for v, a in zip(self._variables, self._averages, strict=True)}
         self._variables = self._find()
         self._averages = []
         for variable in self._variables:
-            average = known.get(id(variable))
-            if average is None:
-                # A copy: a tf.Variable would become the average itself.
-                value = ops.cast(ops.copy(variable), _wide(variable))
+            dtype = wide(variable)
+            # A copy: a tf.Variable would become the average itself.
+            value = ops.cast(ops.copy(variable), dtype)
+            if (average := known.get(id(variable))) is None:
                 average = keras.Variable(
-                    value, dtype=_wide(variable), trainable=False, autocast=False, name="average"
+                    value, dtype=dtype, trainable=False, autocast=False, name="average"
                 )
             else:
-                average.assign(ops.cast(ops.copy(variable), average.dtype))
+                average.assign(value)
             self._averages.append(average)
         self._moved = [False] * len(self._variables)
-        self._moves = _compiled(self._move)
+        self._moves = compiled(self._move)
         self._follow()
 
     def _given(self) -> Iterable[Any]:
         return self._of.weights if isinstance(self._of, keras.Layer) else self._of
 
     def _find(self) -> list[Any]:
-        averaged = (v for v in self._given() if _dtype(v).startswith(_AVERAGED))
+        averaged = (v for v in self._given() if is_number(v))
         variables = list({id(v): v for v in averaged}.values())
         if not variables:
             raise RequestError(
@@ -89,36 +106,62 @@ class Averages:
                 "The model has other variables than when its average was begun.",
                 hint="Call register() to begin again with them.",
             )
-        moved = [
+        self._moved = [
             before or (v.trainable and not getattr(v, "overwrite_with_gradient", False))
             for before, v in zip(self._moved, self._variables, strict=True)
         ]
-        if moved != self._moved:
-            self._moved = moved
-            self._moves = _compiled(self._move)
 
-    def _advance(self, factor: Any) -> None:
-        """Move the averages by ``factor`` (a number, or a tensor in a graph); 1 is a copy."""
+    # ---- Updates.
+
+    @property
+    def steps(self) -> int:
+        """How many steps were done."""
+        return int(whole(self._steps))
+
+    def skip_to(self, step: int) -> None:
+        """Count from ``step``, without an update."""
+        self._steps.assign(step)
+
+    def advance(self, step: Any = None) -> None:
+        """Note that ``step`` steps were done in all (None: one more), and make an update if, after
+        the ``start``, a multiple of ``every`` is reached or passed over."""
+        with self._own_weights_for("update"):
+            before = whole(self._steps)
+            now = before + 1 if step is None else whole(step)
+            # Those of another loop may count from 0.
+            with required((now > before) | ((now == 0) & (before == 0)), "steps must increase."):
+                passed = (now - self._first) // self.every
+                known = (before - self._first) // self.every
+                when((passed > 0) & (passed > known), self._update, lambda: None)
+                self._steps.assign(now)
+
+    def _update(self) -> None:
         self._follow()
-        copies = factor == 1 if isinstance(factor, (int, float)) else None
-        self._moves(factor, copies)
+        t = whole(self._updates) + 1
+        factor = self._factor(ops.cast(t, "float64") if in_graph() else t)
+        self._moves(factor, tuple(self._moved))
+        self._updates.assign(t)
 
-    def _move(self, factor: Any, copies: bool | None) -> None:
-        for variable, average, moved in self._triples():
-            value = ops.cast(variable, average.dtype)
-            if moved and not copies:
-                by = ops.divide if self._divides else ops.multiply
-                step = by(ops.subtract(value, average), ops.cast(factor, average.dtype))
-                target = ops.add(average, step)
-                # Where it is known, no choice is computed: that takes as long as all the rest.
-                if copies is None:
-                    target = ops.where(ops.equal(factor, 1), value, target)
-                value = target
-            # A copy: JAX donates what a model has to its next step.
-            average.assign(ops.copy(value))
+    @abstractmethod
+    def _factor(self, t: Any) -> Any:
+        """That of update ``t`` (1, 2, ...), from an int a number; 1 copies. In a graph ``t`` is a
+        float64 tensor, and the factor may be one."""
 
-    def _triples(self) -> Iterator[tuple[Any, Any, bool]]:
-        return zip(self._variables, self._averages, self._moved, strict=True)
+    def _move(self, factor: Any, moved: tuple[bool, ...]) -> None:
+        by = ops.divide if self._divides else ops.multiply
+
+        def assign(*, copy: bool) -> None:
+            for variable, average, moves in zip(
+                self._variables, self._averages, moved, strict=True
+            ):
+                value = ops.cast(variable, average.dtype)
+                if moves and not copy:
+                    difference = ops.subtract(value, average)
+                    value = ops.add(average, by(difference, ops.cast(factor, average.dtype)))
+                # A copy: JAX donates what a model has to its next step.
+                average.assign(ops.copy(value))
+
+        when(factor == 1, lambda: assign(copy=True), lambda: assign(copy=False))
 
     # ---- Showing.
 
@@ -132,14 +175,14 @@ class Averages:
         they have them already, or those of another average."""
         if in_graph():
             raise RequestError("Apply and restore averages outside of a tf.function.")
-        self._forbid_shown("apply an average")
-        self._follow()
-        # Kept before anything changes: an interrupt may come between any two lines.
-        self._own = [ops.copy(variable) for variable in self._variables]
-        self._shown.assign(1)
-        _showing.add(self)
-        for variable, average, _ in self._triples():
-            variable.assign(ops.cast(ops.copy(average), _dtype(variable)))
+        with self._own_weights_for("apply an average"):
+            self._follow()
+            # Kept before anything changes: an interrupt may come between any two lines.
+            self._own = [ops.copy(variable) for variable in self._variables]
+            self._shown.assign(1)
+            _showing.add(self)
+            for variable, average in zip(self._variables, self._averages, strict=True):
+                variable.assign(ops.cast(ops.copy(average), dtype_of(variable)))
 
     def restore(self) -> None:
         """Give the variables their own values back. What was written to statistics meanwhile stays
@@ -151,10 +194,11 @@ class Averages:
                 hint="Apply the average first, or use the with statement.",
             )
         written = []
-        for (variable, average, moved), own in zip(self._triples(), self._own, strict=True):
+        columns = self._variables, self._averages, self._moved, self._own
+        for variable, average, moved, own in zip(*columns, strict=True):
             if not moved:
                 average.assign(ops.cast(ops.copy(variable), average.dtype))
-            elif _differs(variable, ops.cast(average, _dtype(variable))):
+            elif differs(variable, ops.cast(average, dtype_of(variable))):
                 written.append(name_of(variable))
             variable.assign(own)
         self._own = None
@@ -181,15 +225,13 @@ class Averages:
         """The averaged values are the model's from now on: other averages follow them."""
         _showing.discard(self)
 
-    def _forbid_shown(self, act: str, value: Any = None) -> Any:
-        """``value``, unless averages are shown: then RequestError."""
+    def _own_weights_for(self, act: str) -> AbstractContextManager[Any]:
+        """For what is done while the model has its own values: RequestError if it has averages."""
         message = f"Cannot {act}: the model has averaged weights now. Restore its own first."
-        if in_graph():
-            # The graph may run while they are applied.
-            value = require(ops.equal(self._shown, 0), message, value)
-        elif _shown_in(self._variables) or self.is_applied:
+        if shown_in(self._variables):
             raise RequestError(message)
-        return value
+        # The graph that is traced now may run while they are applied.
+        return required(whole(self._shown) == 0, message)
 
     # ---- Values and state.
 
@@ -197,7 +239,7 @@ class Averages:
     def variables(self) -> list[Any]:
         """The averages and counters themselves, to be saved with the rest of a
         ``tf.train.Checkpoint(model=model, averages=ema.variables)``."""
-        return [*self._averages, *self._counters.values()]
+        return [*self._averages, self._updates, self._steps]
 
     def averaged(self) -> list[np.ndarray[Any, Any]]:
         """The averaged values as arrays, for ``set_weights`` of the model: one for each of its
@@ -208,72 +250,47 @@ class Averages:
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit: arrays, numbers and words, for ``np.savez(path,
         **state)``. It may be taken while the average is applied."""
-        arrays = pack(self._triples())
-        counts = {name: whole(each) for name, each in self._counters.items()}
+        arrays = {
+            f"{'averages' if moved else 'copies'}/{i}/{name_of(variable)}": array_of(average)
+            for i, (variable, average, moved) in enumerate(
+                zip(self._variables, self._averages, self._moved, strict=True)
+            )
+        }
+        counts = {"updates": int(whole(self._updates)), "steps": self.steps}
         return {"version": 1, "kind": type(self).__name__, **counts, **self._settings, **arrays}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict`, or what ``np.load`` reads of it. Warns of other
         settings, and goes on with these. Raises MismatchError, with nothing changed, for other
         variables."""
-        self._forbid_shown("load a state")
         plain = {name: np.asarray(state[name]).item() for name in state if "/" not in name}
         kind = type(self).__name__
-        if (plain.get("kind"), plain.get("version")) != (kind, 1) or self._counters.keys() - plain:
+        try:
+            fits = (plain.pop("kind"), plain.pop("version")) == (kind, 1)
+            updates, steps = plain.pop("updates"), plain.pop("steps")
+        except KeyError:
+            fits = False
+        if not fits:
             raise RequestError(
                 f"This is no state dict of {kind} that this swavg reads.",
                 hint=f"Load what {kind}.state_dict() returned.",
             )
-        self._follow()
-        for i, (was_averaged, array) in enumerate(matched(state, self._variables)):
-            self._averages[i].assign(array)
-            self._moved[i] = self._moved[i] or was_averaged
-        self._moves = _compiled(self._move)
-        for name, each in self._counters.items():
-            each.assign(plain.pop(name))
-        given = {name: plain[name] for name in plain.keys() - {"kind", "version"}}
-        for name in sorted(given.keys() | self._settings):
-            if given.get(name) != self._settings.get(name):
+        with self._own_weights_for("load a state"):
+            self._follow()
+            for i, (averaged, array) in enumerate(matched(state, self._variables)):
+                self._averages[i].assign(array)
+                self._moved[i] = self._moved[i] or averaged
+            self._updates.assign(updates)
+            self._steps.assign(steps)
+        for name in sorted(plain.keys() | self._settings):
+            if (before := plain.get(name)) != (now := self._settings.get(name)):
                 warnings.warn(
-                    f"The state was made with {name} {given.get(name)}; it goes on with"
-                    f" {self._settings.get(name)}.",
+                    f"The state was made with {name} {before}; it goes on with {now}.",
                     stacklevel=2,
                 )
 
 
-def shows_average(model: Any) -> bool:
-    """Whether the model has averaged values now."""
-    return _shown_in(model.weights)
-
-
-def _shown_in(variables: Iterable[Any]) -> bool:
+def shown_in(variables: Iterable[Any]) -> bool:
+    """Whether any of these has an averaged value now."""
     ids = set(map(id, variables))
     return any(not ids.isdisjoint(map(id, each._variables)) for each in _showing)
-
-
-_AVERAGED = ("float", "bfloat", "complex")
-
-
-def _compiled(move: Any) -> Any:
-    if keras.backend.backend() != "tensorflow":
-        return move
-    import tensorflow as tf
-
-    compiled = tf.function(move, autograph=False)
-    # A tensor, or else each number would be another graph.
-    return lambda factor, copies: compiled(tf.cast(factor, tf.float64), copies)
-
-
-def _dtype(variable: Any) -> str:
-    return str(keras.backend.standardize_dtype(variable.dtype))
-
-
-def _wide(variable: Any) -> str:
-    dtype = _dtype(variable)
-    return dtype if dtype in ("float32", "float64") or dtype.startswith("complex") else "float32"
-
-
-def _differs(variable: Any, value: Any) -> bool:
-    """Whether any element is another; NaN is none."""
-    unequal = ops.not_equal(variable, value)
-    return bool(ops.any(ops.logical_and(unequal, ops.equal(variable, variable))))

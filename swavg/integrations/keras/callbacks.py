@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from abc import abstractmethod
 from typing import Any, TypeVar
 
 from swavg.integrations.averaging import Averaging
@@ -26,13 +25,15 @@ class _Averaging(Averaging[Kind], keras.callbacks.Callback):
         self._ahead = 0
         """By how much the average counts more than the model, whose optimizer may be another."""
 
-    @abstractmethod
-    def _at(self) -> int | None:
-        """What the average counts, if it counted anything yet."""
-
     def _count(self, epoch: int) -> int:
         """What the model counts: optimizer steps, or epochs before this one."""
         return int(whole(self.model.optimizer.iterations))
+
+    def _reached(self, count: int) -> None:
+        """The model counts ``count`` now. While gradients accumulate, no step is done."""
+        average, step = self._needed(), count + self._ahead
+        if step > average.steps:
+            average.advance(step)
 
     def _hide(self) -> None:
         # Also if an evaluation was interrupted, or the run before ended with the average.
@@ -45,22 +46,24 @@ class _Averaging(Averaging[Kind], keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # Not when training begins: then other callbacks restore the model yet.
-        if self._begun:
-            return
-        self._begun = True
+        if not self._begun:
+            self._begun = True
+            self._begin(epoch)
+
+    def _begin(self, epoch: int) -> None:
         known = self._state is None and self._has_average(self.model)
-        ahead = self._ahead if known else 0
         average = self._ready(self.model, resumed=epoch > 0 and not known)
-        there, here = self._at(), self._count(epoch)
-        if there is None:
+        here, there = self._count(epoch), average.steps
+        before = there - self._ahead if known else there
+        if there == 0:
             average.skip_to(here)
-        elif here not in (0, there - ahead):
+        elif here not in (0, before):
             warnings.warn(
-                f"The average is of {self._unit} {there - ahead}, and the model at {self._unit}"
-                f" {here}: it goes on as if nothing lay between.",
+                f"The average is of {self._unit} {before}, and the model at {self._unit} {here}:"
+                " it goes on as if nothing lay between.",
                 stacklevel=2,
             )
-        self._ahead = 0 if there is None else there - here
+        self._ahead = there - here if there else 0
 
 
 class EMACallback(_Averaging[EMA]):
@@ -86,14 +89,10 @@ class EMACallback(_Averaging[EMA]):
     def _made(self, model: Any) -> EMA:
         return EMA(model, **self._options)
 
-    def _at(self) -> int | None:
-        return self.ema.step
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        begins = not self._begun
-        super().on_epoch_begin(epoch, logs)
+    def _begin(self, epoch: int) -> None:
+        super()._begin(epoch)
         at_once, every = self.model.steps_per_execution, self.ema.every
-        if begins and every % at_once != 0:
+        if every % at_once != 0:
             warnings.warn(
                 f"steps_per_execution is {at_once}, and every {every}: one update is made"
                 f" for {at_once} steps or more.",
@@ -101,10 +100,7 @@ class EMACallback(_Averaging[EMA]):
             )
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        # While gradients accumulate, no step is done.
-        ema, step = self.ema, self._count(0) + self._ahead
-        if ema.step is None or step > ema.step:
-            ema.update(step)
+        self._reached(self._count(0))
 
     def on_test_begin(self, logs: Any = None) -> None:
         self._hide()
@@ -144,24 +140,16 @@ class SWACallback(_Averaging[SWA]):
     def _made(self, model: Any) -> SWA:
         return SWA(model, self._first, self._every or 1)
 
-    def _at(self) -> int | None:
-        return self.swa.steps or None
-
     def _count(self, epoch: int) -> int:
         return epoch if self._every is None else super()._count(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._every is not None:
-            self._step(self._count(0))
+            self._reached(self._count(0))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if self._every is None:
-            self._step(epoch + 1)
-
-    def _step(self, count: int) -> None:
-        # While gradients accumulate, no step is done.
-        if (step := count + self._ahead) > self.swa.steps:
-            self.swa.step(step)
+            self._reached(epoch + 1)
 
     def on_train_end(self, logs: Any = None) -> None:
         if self._average is None or self._average.n == 0:

@@ -7,17 +7,8 @@ from typing import Any
 
 from swavg.errors import RequestError
 from swavg.integrations.keras.averages import Averages
-from swavg.integrations.keras.framework import (
-    crossed,
-    in_graph,
-    must_increase,
-    ops,
-    require,
-    when,
-    whole,
-)
+from swavg.integrations.keras.framework import in_graph, ops, required, whole
 from swavg.weights import warmup_decay
-from swavg.weights.checks import check_count, check_decay
 
 
 class EMA(Averages):
@@ -46,60 +37,23 @@ class EMA(Averages):
         warmup_options: Mapping[str, float] | None = None,
         every: int = 1,
     ) -> None:
-        check_count("every", every)
         self._options = dict(warmup_options or {})
         if warmup is None and self._options:
             raise RequestError("warmup_options without a warmup.")
         self.decay = decay
-        self.every = every
         self._warmup = warmup
         # Of a mistaken option one learns now, not after the first step.
-        self._decay_of(1)
+        self._factor(1)
         settings = {
             "decay": None if callable(decay) else decay, "warmup": warmup, "every": every,
             **{f"warmup_{name}": value for name, value in self._options.items()},
         }  # fmt: skip
-        super().__init__(of, ("num_updates", "calls", "next_step"), settings)
+        super().__init__(of, 0, every, settings)
 
     @property
     def num_updates(self) -> int:
         """How many updates were made."""
-        return int(whole(self._counters["num_updates"]))
-
-    @property
-    def step(self) -> int | None:
-        """The step that the last call of :meth:`update` was given."""
-        # The counter is one more, so that 0 is none.
-        after = int(whole(self._counters["next_step"]))
-        return None if after == 0 else after - 1
-
-    def skip_to(self, step: int) -> None:
-        """Count from ``step``, without an update."""
-        self._counters["next_step"].assign(step + 1)
-
-    def next_decay(self) -> Any:
-        """The decay that the next update uses; in a graph a tensor unless it is constant."""
-        t = whole(self._counters["num_updates"]) + 1
-        return self._decay_of(ops.cast(t, "float64") if in_graph() else t)
-
-    def _decay_of(self, t: Any) -> Any:
-        decay = self.decay(t) if callable(self.decay) else self.decay
-        constant = isinstance(decay, (int, float))
-        if not constant:
-            decay = ops.cast(decay, "float64") if in_graph() else float(decay)
-        if constant or not in_graph():
-            # 1 is where some schedules end: the average stays.
-            if decay != 1:
-                check_decay(decay)
-        else:
-            inside = ops.logical_and(decay >= 0, decay <= 1)
-            decay = require(inside, "The decay is not in [0, 1].", decay)
-        if self._warmup is None:
-            return decay
-        if in_graph():
-            return _WARMUPS[self._warmup](t, decay, **self._options)
-        first = self._warmup == "inverse-gamma"
-        return warmup_decay(self._warmup, t - first, decay, **self._options)
+        return int(whole(self._updates))
 
     def update(self, step: Any = None) -> None:
         """Average the present values in, at each ``every``-th call.
@@ -108,20 +62,19 @@ class EMA(Averages):
         multiple of ``every`` is reached or passed over, and a step that does not increase is an
         error. Raises RequestError while an average is applied.
         """
-        calls = self._forbid_shown("update", whole(self._counters["calls"]))
-        before, now = whole(self._counters["next_step"]) - 1, None if step is None else whole(step)
-        if now is None:
-            when(crossed(calls, calls + 1, self.every), self._update)
-        else:
-            now = self._forbid_shown("update", must_increase(before, now))
-            when(crossed(before, now, self.every), self._update)
-            self._counters["next_step"].assign(now + 1)
-        self._counters["calls"].assign(calls + 1)
+        self.advance(step)
 
-    def _update(self) -> None:
-        self._advance(1 - self.next_decay())
-        updates = self._counters["num_updates"]
-        updates.assign(updates + 1)
+    def _factor(self, t: Any) -> Any:
+        decay = self.decay(t) if callable(self.decay) else self.decay
+        if not isinstance(decay, (int, float)):
+            decay = ops.cast(decay, "float64") if in_graph() else float(decay)
+        with required((decay >= 0) & (decay <= 1), "The decay is not in [0, 1]."):
+            if self._warmup is None:
+                return 1 - decay
+            if in_graph():
+                return 1 - _WARMUPS[self._warmup](t, decay, **self._options)
+            first = self._warmup == "inverse-gamma"
+            return 1 - warmup_decay(self._warmup, t - first, decay, **self._options)
 
 
 def _tensorflow(t: Any, decay: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from operator import index
 from typing import Any
 
@@ -19,19 +21,13 @@ except ImportError as error:
         hint="pip install keras tensorflow",
     ) from None
 
+tf: Any = import_module("tensorflow") if keras.backend.backend() == "tensorflow" else None
+"""TensorFlow where it is Keras's backend; else None, and nothing is traced here."""
+
 
 def in_graph() -> bool:
     """Whether TensorFlow is tracing a ``tf.function``."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return not tf.executing_eagerly()
-
-
-def counter(name: str, value: int = 0) -> Any:
-    """A variable that counts."""
-    return keras.Variable(value, dtype="int", trainable=False, autocast=False, name=name)
+    return tf is not None and not tf.executing_eagerly()
 
 
 def whole(value: Any) -> Any:
@@ -47,37 +43,28 @@ def whole(value: Any) -> Any:
         ) from None
 
 
-def crossed(before: Any, now: Any, every: int, start: int = 0) -> Any:
-    """Whether a multiple of ``every``, counted from ``start``, is reached or passed over."""
-    most: Callable[[Any, int], Any] = ops.maximum if in_graph() else max
-    return most(now - start, 0) // every > most(before - start, 0) // every
-
-
-def when(condition: Any, act: Callable[[], None]) -> None:
-    """Call ``act`` if ``condition`` holds."""
+def when(condition: Any, act: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """Call ``act`` if ``condition`` (a bool, or in a graph a tensor) holds, else ``otherwise``."""
     if isinstance(condition, bool):
-        if condition:
-            act()
+        (act if condition else otherwise)()
     else:
-        ops.cond(condition, act, lambda: None)
+        ops.cond(condition, act, otherwise)
 
 
-def require(condition: Any, message: str, value: Any) -> Any:
-    """``value`` if ``condition`` holds; else RequestError, or TensorFlow's InvalidArgumentError for
-    all that uses the value when the graph runs."""
-    if not in_graph():
-        if not condition:
-            raise RequestError(message)
-        return value
-    import tensorflow as tf
-
-    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
-        return tf.identity(value)
+def required(condition: Any, message: str) -> AbstractContextManager[Any]:
+    """For a block that ``condition`` must hold for: else RequestError, or TensorFlow's
+    InvalidArgumentError instead of what is computed in the block, when the graph runs."""
+    if in_graph():
+        return tf.control_dependencies([tf.debugging.Assert(condition, [message])])  # type: ignore[no-any-return]
+    if not condition:
+        raise RequestError(message)
+    return nullcontext()
 
 
-def must_increase(before: Any, now: Any) -> Any:
-    """``now``, unless it is not after ``before``: then an error, as :func:`require` raises it."""
-    message = "steps must increase."
-    if not in_graph():
-        message = f"Step {now} comes after step {before}: {message}"
-    return require(now > before, message, now)
+def compiled(move: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """``move(factor, moved)`` as one call, where variables are not moved one by one."""
+    if tf is None:
+        return move
+    function = tf.function(move, autograph=False)
+    # A tensor, or else each number would be another graph.
+    return lambda factor, moved: function(tf.convert_to_tensor(factor, tf.float64), moved)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from swavg.integrations.keras.averages import shows_average
+from swavg.integrations.keras.averages import shown_in
 from swavg.integrations.keras.callbacks import EMACallback
 from swavg.integrations.keras.framework import keras, whole
 from swavg.integrations.recording import Recording
@@ -61,7 +61,7 @@ class SnapshotCallback(Recording, keras.callbacks.Callback):
         self._done(self._steps())
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._saw_average = shows_average(self.model)
+        self._saw_average = shown_in(self.model.weights)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._measures = self._saw_average == (self._ema is not None)

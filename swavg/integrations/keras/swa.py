@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from swavg.errors import RequestError
 from swavg.integrations.keras.averages import Averages
-from swavg.integrations.keras.framework import crossed, must_increase, when, whole
-from swavg.weights.checks import check_count
+from swavg.integrations.keras.framework import whole
 
 
 class SWA(Averages):
@@ -31,41 +28,26 @@ class SWA(Averages):
     _divides = True
 
     def __init__(self, of: Any, start: int | None = None, every: int = 1) -> None:
-        if start is not None:
-            check_count("start", start, 0)
-        check_count("every", every)
-        self._start_step = start
-        self._every = every
-        super().__init__(of, ("n", "steps"), {"start": start, "every": every})
+        settings = {"start": start, "every": every}
+        super().__init__(of, _NEVER if start is None else start, every, settings)
 
     @property
     def n(self) -> int:
         """Of how many values the average is the mean."""
-        return int(whole(self._counters["n"]))
-
-    @property
-    def steps(self) -> int:
-        """How many steps were done."""
-        return int(whole(self._counters["steps"]))
-
-    def skip_to(self, step: int) -> None:
-        """Count from ``step``, without averaging."""
-        self._counters["steps"].assign(step)
+        return int(whole(self._updates))
 
     def step(self, step: Any = None) -> None:
         """Note that an optimizer step was done, and average if it is time. ``step`` is the number
         of all steps done, if they were several. Raises RequestError while swapped."""
-        before = self._forbid_shown("do a step", whole(self._counters["steps"]))
-        now = before + 1 if step is None else must_increase(before, whole(step))
-        self._counters["steps"].assign(now)
-        if self._start_step is not None:
-            when(crossed(before, now, self._every, self._start_step), self.update)
+        self.advance(step)
 
     def update(self) -> None:
         """Average the present values in, whatever the step."""
-        n = self._counters["n"]
-        self._advance(self._forbid_shown("update", whole(n)) + 1)
-        n.assign(n + 1)
+        with self._own_weights_for("update"):
+            self._update()
+
+    def _factor(self, t: Any) -> Any:
+        return t
 
     def apply_shadow(self) -> None:
         """As :meth:`EMA.apply_shadow`. Raises RequestError if nothing was averaged yet."""
@@ -84,12 +66,12 @@ class SWA(Averages):
         else:
             self.apply_shadow()
 
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """:meth:`applied`."""
-        with self.applied():
-            yield
+    swapped = Averages.applied
 
     def _require_average(self) -> None:
         if self.n == 0:
             raise RequestError(f"Nothing was averaged yet, after {self.steps} steps.")
+
+
+_NEVER = 1 << 62
+"""A step that no training comes to."""

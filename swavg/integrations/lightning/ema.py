@@ -13,11 +13,10 @@ if TYPE_CHECKING:
 
 
 class EMACallback(BaseEMACallback, AveragingCallback):
-    """Keeps an EMA of the weights: updated after each optimizer step, whatever the accumulation.
+    """Keeps an EMA of the weights (:class:`BaseEMACallback`).
 
     With ``evaluate`` validation, test and prediction see the averaged weights (not the sanity
-    check); training goes on with its own. ``options`` are those of
-    :class:`swavg.training.EMA`: ``warmup``, ``every``, ``device``, ``buffers``, ...
+    check); training goes on with its own.
 
     A Lightning checkpoint, also one that is written during validation or of weights alone
     (``save_weights_only``), holds the training weights as its ``state_dict`` and the average in the
@@ -30,14 +29,7 @@ class EMACallback(BaseEMACallback, AveragingCallback):
         evaluated_of(trainer.callbacks)  # type: ignore[attr-defined]
         super().on_train_start(trainer, pl_module)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         # While gradients accumulate, no step is done.
         self._done(trainer.global_step)
 
@@ -60,7 +52,5 @@ class EMACallback(BaseEMACallback, AveragingCallback):
 
     on_test_end = on_predict_end = on_validation_end
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._give_up()

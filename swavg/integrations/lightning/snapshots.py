@@ -13,17 +13,7 @@ if TYPE_CHECKING:
 
 
 class SnapshotCallback(BaseSnapshotCallback, Callback):
-    """Saves snapshots that the command line reads, as :class:`swavg.training.Snapshots` does.
-
-    Every ``every`` optimizer steps, or without it after each validation, the weights are saved
-    into ``folder``; ``keep``, ``best``, ``metric``, ``mode`` and ``name`` are as there. What
-    was logged is recorded with a snapshot only where validation took place at its very step. With
-    ``ema``, the callback that keeps it, the averages are saved instead of the training weights,
-    without those that are frozen (the base of a LoRA model).
-
-    A metric belongs to the weights that were evaluated: if an EMACallback evaluates the averages,
-    snapshots of the training weights are saved without metrics.
-    """
+    __doc__ = BaseSnapshotCallback.__doc__
 
     @property
     def state_key(self) -> str:
@@ -43,28 +33,17 @@ class SnapshotCallback(BaseSnapshotCallback, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer.global_step)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self.flush(pl_module)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._done(trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._measured(trainer.global_step, trainer.callback_metrics)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # A run that goes on from this checkpoint does not come by here again.
         if trainer.training:
             self._done(trainer.global_step)

@@ -13,21 +13,11 @@ if TYPE_CHECKING:
 
 
 class SWACallback(BaseSWACallback, AveragingCallback):
-    """Averages the weights from optimizer step ``start`` on, every ``every`` optimizer steps.
+    """Averages the weights from optimizer step ``start`` on (:class:`BaseSWACallback`).
 
-    ``start`` may be the share of the run that comes before, as 0.75; without ``every`` the weights
-    are averaged at the end of each epoch. With ``lr`` the learning rate goes to it within
-    ``anneal_steps`` steps from ``start`` on, or with ``lr_low`` in cycles, whatever a scheduler
-    says (:class:`swavg.training.SWA`, of which ``device``, ``buffers`` and ``frozen`` are the
-    ``options``). Accumulated batches are one step; with several optimizers the steps of all count,
-    as in Lightning's ``global_step``.
-
-    Training and validation see the training weights. When ``fit`` ends the model has the average
-    (unless ``swap`` is False): ``test()`` and ``save_checkpoint()`` see it, and ``swa.swap()``
-    gives the training weights back. What is loaded into the model, as by ``test(ckpt_path=...)``,
-    replaces it there, and ``swa`` keeps it. Batch-norm statistics belong to other weights then:
-    ``callback.swa.update_bn(loader, forward=lambda model, batch: model.net(batch[0]))``
-    recomputes them.
+    With several optimizers the steps of all count, as in Lightning's ``global_step``. After ``fit``
+    ``test()`` and ``save_checkpoint()`` see the average. What is loaded into the model then, as by
+    ``test(ckpt_path=...)``, replaces it there, and ``swa`` keeps it.
 
     A Lightning checkpoint that is written during training, also one of weights alone, holds the
     training weights, and the average in the state of this callback, with which
@@ -53,19 +43,10 @@ class SWACallback(BaseSWACallback, AveragingCallback):
         super().on_train_start(trainer, pl_module)
         self._schedule_rates(trainer.optimizers)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._before_step()
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         # The epoch's end, now: so that a checkpoint of this step has it.
         self._done(trainer.global_step, epoch_ends=trainer.is_last_batch)
 

@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
 
 class EMACallback(BaseEMACallback, AveragingCallback):
-    """Keeps an EMA of the weights: updated after each optimizer step, whatever the accumulation.
+    """Keeps an EMA of the weights (:class:`BaseEMACallback`).
 
     :meth:`attach` it to the trainer: then ``evaluate`` and ``predict``, also those during
     training, see the averaged weights, and training goes on with its own. With ``evaluate`` False
-    it may as well be given as one of the ``callbacks``. ``options`` are those of
-    :class:`swavg.training.EMA`: ``warmup``, ``every``, ``device``, ``buffers``, ...
+    it may as well be given as one of the ``callbacks``.
 
     With each of the Trainer's checkpoints the averages are saved as ``ema.safetensors`` beside the
     training weights; ``train(resume_from_checkpoint=...)`` goes on from it bit for bit. If there
@@ -45,15 +44,8 @@ class EMACallback(BaseEMACallback, AveragingCallback):
 
     file = "ema.safetensors"
 
-    def __init__(
-        self,
-        decay: float = 0.999,
-        *,
-        evaluate: bool = True,
-        start_anew: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(decay, evaluate=evaluate, **options)
+    def __init__(self, decay: float = 0.999, *, start_anew: bool = False, **options: Any) -> None:
+        super().__init__(decay, **options)
         self._start_anew = start_anew
         self._callbacks: list[Any] = []
 

@@ -12,17 +12,7 @@ _NO_METRIC = ("_runtime", "_per_second", "_compilation_time")
 
 
 class SnapshotCallback(BaseSnapshotCallback, TrainerCallback):
-    """Saves snapshots that the command line reads, as :class:`swavg.training.Snapshots` does.
-
-    Every ``every`` optimizer steps, or without it after each evaluation, the weights are saved
-    into ``folder``; ``keep``, ``best``, ``metric``, ``mode`` and ``name`` are as there. What an
-    evaluation found is recorded with the snapshot of its very step. With ``ema``, the callback
-    that keeps it, the averages are saved instead of the training weights, without those that are
-    frozen (the base of a LoRA model).
-
-    A metric belongs to the weights that were evaluated: if an EMACallback evaluates the averages,
-    snapshots of the training weights are saved without metrics.
-    """
+    __doc__ = BaseSnapshotCallback.__doc__
 
     _training = False
 

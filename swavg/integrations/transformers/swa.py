@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,19 +12,10 @@ from swavg.integrations.transformers.framework import AveragingCallback
 
 
 class SWACallback(BaseSWACallback, AveragingCallback):
-    """Averages the weights from optimizer step ``start`` on, every ``every`` optimizer steps.
+    """Averages the weights from optimizer step ``start`` on (:class:`BaseSWACallback`).
 
-    ``start`` may be the share of the run that comes before, as 0.75; without ``every`` the weights
-    are averaged at the end of each epoch. With ``lr`` the learning rate goes to it within
-    ``anneal_steps`` steps from ``start`` on, or with ``lr_low`` in cycles, whatever the Trainer's
-    scheduler says (:class:`swavg.training.SWA`, of which ``device``, ``buffers`` and ``frozen``
-    are the ``options``). Accumulated batches are one step.
-
-    Training and evaluations during it see the training weights. When training ends the model has
-    the average (unless ``swap`` is False): ``save_model()`` and ``evaluate()`` see it, and
-    ``swa.swap()`` gives its own weights back (with ``load_best_model_at_end``, the best ones).
-    Batch-norm statistics belong to other weights then: ``callback.swa.update_bn(loader)``
-    recomputes them.
+    After training ``save_model()`` and ``evaluate()`` see the average; what ``swa.swap()`` gives
+    back are with ``load_best_model_at_end`` the best weights.
 
     With each of the Trainer's checkpoints the average is saved as ``swa.safetensors`` beside the
     training weights, which ``swavg update`` continues, and so does
@@ -34,16 +25,8 @@ class SWACallback(BaseSWACallback, AveragingCallback):
 
     file = "swa.safetensors"
 
-    def __init__(
-        self,
-        start: int | float,
-        every: int | None = None,
-        lr: float | Sequence[float] | None = None,
-        *,
-        start_anew: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(start, every, lr, **options)
+    def __init__(self, *settings: Any, start_anew: bool = False, **options: Any) -> None:
+        super().__init__(*settings, **options)
         self._start_anew = start_anew
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
