@@ -103,18 +103,28 @@ class EMA(Averages):
         model: nn.Module,
         state: Mapping[str, Any],
         decay: float | Callable[[int], float] = 0.999,
+        *,
+        num_updates: int | None = None,
         **options: Any,
     ) -> EMA:
         """An EMA of ``model`` that goes on from averages of another library: the ``state_dict()``
         of torch's ``AveragedModel``, timm's ``ModelEmaV3``, torch_ema's
         ``ExponentialMovingAverage`` or ema-pytorch's ``EMA``, or of a model. ``options`` are those
-        of :class:`EMA`. Raises RequestError and MismatchError if they are of another model."""
-        from swavg.training.foreign import averages_in
+        of :class:`EMA`; ``num_updates`` is how many updates made the averages, where the state does
+        not say. Warns if it says another decay. Raises RequestError and MismatchError if they are
+        of another model, and RequestError if the decay depends on a number that is not known.
+        """
+        from swavg.training.foreign import averages_in, count_in
 
-        averages, count = averages_in(state, model)
+        averages = averages_in(state, model)
         ema = cls(model, decay, **options)
+        if num_updates is None:
+            num_updates = count_in(state, needed=ema._warmup is not None or callable(decay))
+        check_count("num_updates", num_updates, 0)
         ema.adopt(averages)
-        ema.num_updates = ema._calls = count
+        if isinstance(state.get("decay"), float):
+            warn_of_settings(state, {"decay": ema._settings()["decay"]})
+        ema.num_updates = ema._calls = num_updates
         return ema
 
     def next_decay(self) -> float:
