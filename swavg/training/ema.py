@@ -71,7 +71,7 @@ class EMA(Averages):
         in_place: bool = False,
     ) -> None:
         if not callable(decay):
-            _check_decay(decay)
+            check_decay(decay, one=True)
         check_count("every", every)
         self.decay = decay
         self.every = every
@@ -132,7 +132,7 @@ class EMA(Averages):
         t = self.num_updates + 1
         if callable(self.decay):
             decay = self.decay(t)
-            _check_decay(decay)
+            check_decay(decay, one=True)
         else:
             decay = self.decay
         if self._warmup is None:
@@ -208,12 +208,6 @@ class EMA(Averages):
         return f"EMA(decay={decay}{schedule}, num_updates={self.num_updates})"
 
 
-def _check_decay(decay: float) -> None:
-    # 1 is where some schedules end: the average stays.
-    if decay != 1:
-        check_decay(decay)
-
-
 def _whole(step: object) -> int:
     try:
         return index(step)  # type: ignore[arg-type]
@@ -228,9 +222,15 @@ def check_state(state: Mapping[str, Any], kind: str, needed: set[str]) -> None:
     """Raise RequestError unless ``state`` has the entries of a state dict of ``kind``."""
     lacking = sorted({"averages", "own", *needed} - set(state))
     if lacking:
+        inside = (name for name, value in state.items() if isinstance(value, Mapping))
+        hints = [f"It may be state[{n!r}]." for n in inside if needed <= set(state[n])]
+        if "param_groups" in state:
+            hints.append("An optimizer's state is loaded into it before it is wrapped.")
+        elif not hints and kind == "EMA":
+            hints.append("Of other libraries: EMA.from_averages(model, state).")
         raise RequestError(
             f"This is no state dict of {kind}: it has no '{lacking[0]}'.",
-            hint=f"Load what {kind}.state_dict() returned.",
+            hint=" ".join([f"Load what {kind}.state_dict() returned.", *hints]),
         )
     if state.get("version") != 1:
         raise RequestError(

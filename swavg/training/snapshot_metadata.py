@@ -11,6 +11,7 @@ from typing import Any
 from swavg import __version__
 from swavg.engine.recipe import as_text
 from swavg.errors import RequestError
+from swavg.weights.checks import short
 
 _OURS = ("step", "epoch", "metrics", "format", "swavg")
 
@@ -62,7 +63,7 @@ def checked_count(name: str, value: Any) -> int:
     except (TypeError, RuntimeError):
         found = -1
     if found < 0 or isinstance(value, bool):
-        raise RequestError(f"{name} is {value!r}; it must be a whole number of at least 0.")
+        raise RequestError(f"{name} is {short(value)}; it must be a whole number of at least 0.")
     return found
 
 

@@ -90,6 +90,11 @@ class SWA(Around):
                 raise RequestError("Two models were given.")
             self._model = check_model(optimizer_or_model)
         _check_together(optimizer, self._model)
+        if isinstance(start, (Optimizer, nn.Module)):
+            raise RequestError(
+                f"start is {type(start).__name__}; it must be a whole number.",
+                hint="Pass optimizer=... or model=... by name.",
+            )
         if start is not None:
             check_count("start", start, 0)
         check_count("every", every)
@@ -318,7 +323,9 @@ class SWA(Around):
         around = "" if self.optimizer is None else f"{type(self.optimizer).__name__}, "
         return f"SWA({around}start={self._start}, every={self._every}, n={self.n})"
 
-    # ---- The names of torchcontrib.
+    # ---- The names of EMA, and of torchcontrib.
+
+    applied = swapped
 
     update_swa = update
     swap_swa_sgd = swap

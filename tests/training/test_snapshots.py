@@ -309,6 +309,11 @@ def test_counts_are_whole_numbers(tmp_path, options):
         Snapshots(tmp_path, metric="val_loss", **options)
 
 
+def test_a_model_in_the_place_of_the_step_is_named_and_not_printed(tmp_path):
+    with pytest.raises(RequestError, match="step is Linear; it must be a whole number"):
+        Snapshots(tmp_path).save(3, torch.nn.Linear(2, 2))
+
+
 @pytest.mark.parametrize("name", ["s-{step:,}", "{step:x}", "{step:>8}", "{step:+d}", "{step:e}"])
 def test_names_that_cannot_be_read_back_are_refused(tmp_path, name):
     with pytest.raises(RequestError, match="is no name of snapshots"):
