@@ -6,6 +6,7 @@ Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Genera
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -267,8 +268,15 @@ class SWA(Around):
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit: average, position, and the inner optimizer's
-        state. It holds the averages themselves, not copies."""
+        state. It holds the averages themselves, not copies. Warns while swapped: the model's own
+        state dict is then no place to go on from."""
         self._averaged_model()
+        if self.is_swapped:
+            warnings.warn(
+                "The model has the average now: a run that goes on from its state dict of now would"
+                " take that for the weights of training. Call swap() first, then save both.",
+                stacklevel=2,
+            )
         none: dict[str, Any] = {"averages": {}, "own": []}
         return {
             "version": 1,

@@ -277,6 +277,8 @@ def test_misuse_is_told():
     ):  # fmt: skip
         with pytest.raises(RequestError, match="has the averaged weights now"):
             act()
+    with pytest.warns(match=r"The model has the average now: .* Call swap\(\) first"):
+        swa.state_dict()
     swa.swap()
     swa.reset()
     assert swa.n == 0
