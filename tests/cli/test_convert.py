@@ -17,7 +17,9 @@ def test_a_file_and_a_format(tmp_path):
     found = swavg("convert", path, tmp_path / "c.pt", "--format", "gguf")
     assert found.returncode == 2
     assert "--format gguf is not written." in found.stderr
-    assert "--lora" not in done("convert", "--help").stdout
+    shown = done("convert", "--help").stdout
+    assert "--lora" not in shown
+    assert "--no-geometry" not in shown
 
 
 def test_parts_keep_their_formats(tmp_path):
