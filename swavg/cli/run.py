@@ -141,7 +141,9 @@ def averaging_command(
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             return command(policy=policy, **values)
 
-        with_run = filled("run", Run, {"Running": _RUN})(called)
+        # What keeps to some fields does not average: there is nothing to measure.
+        running = _RUN if policy_fields is None else _RUN[1:]
+        with_run = filled("run", Run, {"Running": running})(called)
         return click.command(cls=kind)(filled("policy", Policy, sections)(with_run))
 
     return decorate

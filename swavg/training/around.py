@@ -28,7 +28,13 @@ class Around(Optimizer):
         inner = self.__dict__.get("optimizer")
         if inner is None or name.startswith("__"):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        return getattr(inner, name)
+        try:
+            return getattr(inner, name)
+        except AttributeError:
+            raise AttributeError(
+                f"Neither {type(self).__name__} nor its {type(inner).__name__} has an attribute"
+                f" '{name}'"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         raise RequestError(

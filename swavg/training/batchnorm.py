@@ -46,7 +46,11 @@ def update_bn(
     Returns the plain names of the buffers that were recomputed. Raises RequestError if there is no
     batch.
     """
-    check_module(model, "It is update_bn(model, batches).")
+    check_module(
+        model,
+        "It is update_bn(model, batches); of an average swa.update_bn(batches), or update_bn of the"
+        " model within ema.applied().",
+    )
     run = forward_first if forward is None else forward
     inner = unwrap(model)
     layers: dict[_NormBase, _Layer] = {}

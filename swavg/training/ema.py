@@ -12,7 +12,7 @@ from torch import nn
 
 from swavg.errors import RequestError
 from swavg.training.averages import Averages
-from swavg.training.foreign import averages_in
+from swavg.training.foreign import averages_in, count_in
 from swavg.training.moving import lerp
 from swavg.training.rules import Options
 from swavg.weights import warmup_decay
@@ -68,7 +68,7 @@ class EMA(Averages):
         **options: Unpack[Options],
     ) -> None:
         if not callable(decay):
-            _check_decay(decay)
+            check_decay(decay, one=True)
         check_count("every", every)
         self.decay = decay
         self.every = every
@@ -91,16 +91,26 @@ class EMA(Averages):
         model: nn.Module,
         state: Mapping[str, Any],
         decay: float | Callable[[int], float] = 0.999,
+        *,
+        num_updates: int | None = None,
         **options: Any,
     ) -> EMA:
         """An EMA of ``model`` that goes on from averages of another library: the ``state_dict()``
         of torch's ``AveragedModel``, timm's ``ModelEmaV3``, torch_ema's
         ``ExponentialMovingAverage`` or ema-pytorch's ``EMA``, or of a model. ``options`` are those
-        of :class:`EMA`. Raises RequestError and MismatchError if they are of another model."""
-        averages, count = averages_in(state, model)
+        of :class:`EMA`; ``num_updates`` is how many updates made the averages, where the state does
+        not say. Warns if it says another decay. Raises RequestError and MismatchError if they are
+        of another model, and RequestError if the decay depends on a number that is not known.
+        """
+        averages = averages_in(state, model)
         ema = cls(model, decay, **options)
+        if num_updates is None:
+            num_updates = count_in(state, needed=ema._warmup is not None or callable(decay))
+        check_count("num_updates", num_updates, 0)
         ema.adopt(averages)
-        ema.num_updates = ema._calls = count
+        if isinstance(state.get("decay"), float):
+            warn_of_settings(state, {"decay": ema._settings()["decay"]})
+        ema.num_updates = ema._calls = num_updates
         return ema
 
     def next_decay(self) -> float:
@@ -108,7 +118,7 @@ class EMA(Averages):
         t = self.num_updates + 1
         if callable(self.decay):
             decay = self.decay(t)
-            _check_decay(decay)
+            check_decay(decay, one=True)
         else:
             decay = self.decay
         if self._warmup is None:
@@ -184,12 +194,6 @@ class EMA(Averages):
         return f"EMA(decay={decay}{schedule}, num_updates={self.num_updates})"
 
 
-def _check_decay(decay: float) -> None:
-    # 1 is where some schedules end: the average stays.
-    if decay != 1:
-        check_decay(decay)
-
-
 def _whole(step: object) -> int:
     try:
         return index(step)  # type: ignore[arg-type]
@@ -204,9 +208,15 @@ def check_state(state: Mapping[str, Any], kind: str, needed: set[str]) -> None:
     """Raise RequestError unless ``state`` has the entries of a state dict of ``kind``."""
     lacking = sorted({"averages", "own", *needed} - set(state))
     if lacking:
+        inside = (name for name, value in state.items() if isinstance(value, Mapping))
+        hints = [f"It may be state[{n!r}]." for n in inside if needed <= set(state[n])]
+        if "param_groups" in state:
+            hints.append("An optimizer's state is loaded into it before it is wrapped.")
+        elif not hints and kind == "EMA":
+            hints.append("Of other libraries: EMA.from_averages(model, state).")
         raise RequestError(
             f"This is no state dict of {kind}: it has no '{lacking[0]}'.",
-            hint=f"Load what {kind}.state_dict() returned.",
+            hint=" ".join([f"Load what {kind}.state_dict() returned.", *hints]),
         )
     if state.get("version") != 1:
         raise RequestError(

@@ -11,21 +11,39 @@ from swavg.errors import RequestError
 from swavg.training.wrapped import plain_names, unwrap
 
 _PREFIXES = ("module.", "ema_model.", "_orig_mod.")
-_COUNTS = ("n_averaged", "num_updates", "step")
+_COUNTS = ("n_averaged", "num_updates", "optimization_step", "step")
 
 
-def averages_in(state: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, Tensor], int]:
-    """The averages of a state dict by the plain names of ``model``, and how many updates they have
-    seen (0 if it does not say).
+def count_in(state: Mapping[str, Any], *, needed: bool) -> int:
+    """How many updates the averages of a state dict have seen. If it does not say it is 0, or
+    RequestError where a decay ``needed`` it: at the start of a schedule they would be forgotten."""
+    for name in _COUNTS:
+        if name in state:
+            return int(state[name])
+    if needed:
+        raise RequestError(
+            "These averages do not say how many updates made them, and the decay depends on it: a"
+            " warm-up would start again, and forget them.",
+            hint="Give num_updates=..., or a decay that is a number, without warmup.",
+        )
+    return 0
+
+
+def averages_in(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """The averages of a state dict by the plain names of ``model``.
 
     ``state`` is that of torch's ``AveragedModel``, timm's ``ModelEmaV3`` (``module.``),
     ema-pytorch's ``EMA`` (``ema_model.``) or torch_ema's ``ExponentialMovingAverage``
     (``shadow_params``, in the order of the parameters), or a plain one. Raises RequestError if it
     holds none.
     """
-    count = next((int(state[name]) for name in _COUNTS if name in state), 0)
+    if not isinstance(state, Mapping):
+        raise RequestError(
+            f"Averages are taken from a state dict, not from {type(state).__name__}.",
+            hint="Give its state_dict().",
+        )
     if "shadow_params" in state:
-        return _in_order(list(state["shadow_params"]), model), count
+        return _in_order(list(state["shadow_params"]), model)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     for prefix in _PREFIXES:
         inner = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
@@ -34,11 +52,13 @@ def averages_in(state: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, T
     found = {names[name]: value for name, value in tensors.items() if name in names}
     if not found:
         shown = ", ".join(map(repr, [*state][:3]))
+        inside = [name for name, value in state.items() if isinstance(value, Mapping)]
+        within = next((f" It may be state[{name!r}]." for name in inside if "ema" in str(name)), "")
         raise RequestError(
             f"This state holds no averages of the model: its names are {shown}.",
-            hint="Give what state_dict() of the average returned.",
+            hint=f"Give what state_dict() of the average returned.{within}",
         )
-    return found, count
+    return found
 
 
 def _in_order(values: list[Tensor], model: nn.Module) -> dict[str, Tensor]:

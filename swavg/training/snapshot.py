@@ -55,6 +55,8 @@ def save_snapshot(
     Raises OutputError if ``path`` exists and ``force`` is not set, or cannot be written, and
     RequestError for what no safetensors file holds.
     """
+    if isinstance(path, (nn.Module, Mapping)):
+        raise RequestError("The path comes first.", hint="It is save_snapshot(path, model).")
     target = Path(path)
     tensors = _tensors(model)
     strings = header_strings(step, epoch, metrics, recipe, metadata)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ class Snapshots:
     Without ``keep`` and ``best`` all stay; with ``best`` alone, only the best. The best are those
     with the lowest or highest ``metric``, by its name or as ``mode`` (``min`` or ``max``) says; of
     equals the earlier. A snapshot without the metric, or where it is NaN or infinite, is never
-    among them. ``name`` has the step in it: ``step-{step}`` or ``run-{step:08d}``.
+    among them; while there is no best one, the newest stays. ``name`` has the step in it:
+    ``step-{step}`` or ``run-{step:08d}``.
 
     A snapshot is deleted only when the newer one is safely on the disk. Only files of this name
     pattern that ``Snapshots`` itself wrote are ever deleted or replaced: those of an earlier
@@ -72,6 +74,7 @@ class Snapshots:
         self._best = 0 if best is None else best
         self._metric = metric
         self._sign = -1 if (mode or guess_mode(metric or "")) == "max" else 1
+        self._warned = False
         self._name = name
         self._pattern = _pattern(name)
         try:
@@ -141,8 +144,23 @@ class Snapshots:
         value = None if metrics is None or self._metric is None else metrics.get(self._metric)
         kept = _Kept(step, path, None if value is None else float(value))
         self._kept = [each for each in self._kept if each.path != path] + [kept]
+        before = len(self._kept)
         self._prune()
+        if self._best and len(self._kept) < before:
+            self._warn_of_no_metric(step, metrics or {})
         return path
+
+    def _warn_of_no_metric(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Warn, once, that none of the snapshots has what the best are chosen by."""
+        if self._warned or any(each.value is not None for each in self._kept):
+            return
+        self._warned = True
+        warnings.warn(
+            f"No '{self._metric}' among the metrics at step {step} (there are:"
+            f" {', '.join(metrics) or 'none'}): such a snapshot is never a best one, and is deleted"
+            " unless it is one of the last that keep= says.",
+            stacklevel=3,
+        )
 
     def _clear(self, paths: Iterable[Path]) -> None:
         """Remove what killed processes were writing: snapshots nobody has written to for long."""
@@ -157,9 +175,9 @@ class Snapshots:
     def _prune(self) -> None:
         if self._keep is None:
             return
-        first = len(self._kept) - self._keep
-        staying = {each.path for each in self._kept[max(first, 0) :]}
-        staying |= {each.path for each in self._ranked()[: self._best]}
+        best = self._ranked()[: self._best]
+        first = len(self._kept) - (self._keep if best else max(self._keep, 1))
+        staying = {each.path for each in [*self._kept[max(first, 0) :], *best]}
         for each in self._kept:
             # Looked at again: someone may have put something else in its place.
             if each.path not in staying and rank() == 0 and self._own(each.path) is not None:

@@ -6,6 +6,7 @@ Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Genera
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -87,6 +88,11 @@ class SWA(Around):
                 raise RequestError("Two models were given.")
             self._model = check_model(optimizer_or_model)
         _check_together(optimizer, self._model)
+        if isinstance(start, (Optimizer, nn.Module)):
+            raise RequestError(
+                f"start is {type(start).__name__}; it must be a whole number.",
+                hint="Pass optimizer=... or model=... by name.",
+            )
         if start is not None:
             check_count("start", start, 0)
         check_count("every", every)
@@ -251,8 +257,15 @@ class SWA(Around):
 
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit: average, position, and the inner optimizer's
-        state. It holds the averages themselves, not copies."""
+        state. It holds the averages themselves, not copies. Warns while swapped: the model's own
+        state dict is then no place to go on from."""
         self._averaged_model()
+        if self.is_swapped:
+            warnings.warn(
+                "The model has the average now: a run that goes on from its state dict of now would"
+                " take that for the weights of training. Call swap() first, then save both.",
+                stacklevel=2,
+            )
         none: dict[str, Any] = {"averages": {}, "own": []}
         return {
             "version": 1,
@@ -307,7 +320,9 @@ class SWA(Around):
         around = "" if self.optimizer is None else f"{type(self.optimizer).__name__}, "
         return f"SWA({around}start={self._start}, every={self._every}, n={self.n})"
 
-    # ---- The names of torchcontrib.
+    # ---- The names of EMA, and of torchcontrib.
+
+    applied = swapped
 
     update_swa = update
     swap_swa_sgd = swap

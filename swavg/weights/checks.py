@@ -9,6 +9,12 @@ from itertools import pairwise
 from swavg.errors import RequestError
 
 
+def short(value: object) -> str:
+    """``value`` as Python shows it, or the name of its class where that is long, as a model's."""
+    text = repr(value)
+    return text if len(text) <= 40 and "\n" not in text else type(value).__name__
+
+
 def check_count(what: str, count: float, least: int = 1) -> None:
     """``count`` is whole and at least ``least``."""
     try:
@@ -16,20 +22,21 @@ def check_count(what: str, count: float, least: int = 1) -> None:
     except (TypeError, ValueError, RuntimeError):
         whole = False
     if not whole:
-        raise RequestError(f"{what} is {count!r}; it must be a whole number.")
+        raise RequestError(f"{what} is {short(count)}; it must be a whole number.")
     if count < least:
         raise RequestError(f"{what} is {count}; it must be at least {least}.")
 
 
-def check_decay(decay: float) -> None:
-    """0 <= ``decay`` < 1: at 1 a new checkpoint would never count."""
+def check_decay(decay: float, *, one: bool = False) -> None:
+    """0 <= ``decay`` < 1: at 1 a new checkpoint would never count. With ``one``, where some
+    schedules end, that will do."""
     try:
-        inside = 0 <= decay < 1
+        inside = 0 <= decay < 1 or (one and decay == 1)
     except TypeError:
         inside = False
     if not inside:
         raise RequestError(
-            f"The decay {decay!r} is not in [0, 1).",
+            f"The decay {short(decay)} is not in [0, 1{']' if one else ')'}.",
             hint="0 keeps only the newest checkpoint; 0.999 remembers about 1000.",
         )
 

@@ -23,7 +23,9 @@ def test_a_file_and_a_format(tmp_path):
     for name in ("numpy", "NPZ"):
         done("convert", path, tmp_path / name, "--format", name)
         assert open_checkpoint(tmp_path / name).format == "npz"
-    assert "--lora" not in done("convert", "--help").stdout
+    shown = done("convert", "--help").stdout
+    assert "--lora" not in shown
+    assert "--no-geometry" not in shown
 
 
 def test_parts_keep_their_formats(tmp_path):

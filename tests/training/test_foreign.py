@@ -61,6 +61,39 @@ def test_tied_compiled_and_frozen_models():
     assert torch.equal(ema.averaged()["0.bias"], model[0].bias)
 
 
+@pytest.mark.parametrize(
+    "options", [{"warmup": "tensorflow"}, {"warmup": "yolo"}, {"decay": lambda t: 1 - 1 / t}]
+)
+def test_a_schedule_goes_on_where_the_averages_were_and_never_forgets_them(options):
+    model = network()
+    average = moved(model)
+    for kind in ("timm", "a model"):
+        with pytest.raises(RequestError, match="how many updates made them") as caught:
+            EMA.from_averages(model, STATES[kind](average), **options)
+        assert "num_updates=..." in caught.value.hint
+    ema = EMA.from_averages(model, STATES["timm"](average), num_updates=5000, **options)
+    known = {"shadow_params": list(average.module.parameters()), "optimization_step": 5000}
+    assert ema.num_updates == EMA.from_averages(model, known, **options).num_updates == 5000
+    assert ema.next_decay() > 0.9
+    with pytest.raises(RequestError, match="num_updates is -1"):
+        EMA.from_averages(model, known, num_updates=-1)
+
+
+def test_another_decay_is_told():
+    state = STATES["torch_ema"](moved(network()))
+    with pytest.warns(match=r"made with decay 0\.5; it goes on with 0\.999"):
+        EMA.from_averages(network(), state)
+
+
+def test_what_is_no_state_dict_of_averages_is_told_where_they_are():
+    average = moved(network())
+    with pytest.raises(RequestError, match=r"not from AveragedModel\. Give its state_dict\(\)"):
+        EMA.from_averages(network(), average)
+    checkpoint = {"state_dict": {}, "state_dict_ema": average.state_dict(), "epoch": 3}
+    with pytest.raises(RequestError, match=r"It may be state\['state_dict_ema'\]\."):
+        EMA.from_averages(network(), checkpoint)
+
+
 def test_averages_of_another_model_are_refused():
     with pytest.raises(RequestError, match="holds no averages of the model: its names are 'x'"):
         EMA.from_averages(network(), {"x": torch.ones(1)})

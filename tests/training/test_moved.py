@@ -10,7 +10,7 @@ from torch import nn
 from training_models import assert_same, batches, network, sgd, snapshot, train, wander
 
 from swavg.errors import RequestError
-from swavg.training import EMA, SWA, PowerEMA, SWASchedule
+from swavg.training import EMA, SWA, PowerEMA, SWASchedule, save_snapshot, update_bn
 
 
 def followed(model):
@@ -236,6 +236,15 @@ def test_a_module_that_saves_copies_shows_its_average_all_the_same():
         (lambda m: SWA(m, start=1, buffers="nonsense"), "buffers"),
         (lambda m: EMA(m, "x"), "The decay 'x'"),
         (lambda m: EMA(m, None), "The decay None"),
+        (lambda m: EMA(m, 99), r"The decay 99 is not in \[0, 1\]"),
+        (lambda m: EMA(m, sgd(m)), "The decay SGD is not in"),
+        (lambda m: SWA(m, sgd(m)), r"start is SGD; .* Pass optimizer=\.\.\."),
+        (lambda m: SWA(sgd(m), m), r"start is Sequential; .* or model=\.\.\."),
+        (lambda m: save_snapshot(m, "a.safetensors"), r"It is save_snapshot\(path, model\)"),
+        (lambda m: update_bn(SWA(m), []), r"A SWA is no model.* swa\.update_bn\(batches\)"),
+        (lambda m: SWA(sgd(m)).load_state_dict(sgd(m).state_dict()), "before it is wrapped"),
+        (lambda m: EMA(m).load_state_dict({"ema": EMA(m).state_dict()}), r"state\['ema'\]"),
+        (lambda m: EMA(m).load_state_dict(m.state_dict()), r"EMA\.from_averages\(model, state\)"),
     ],
 )
 def test_arguments_of_a_wrong_kind_are_refused_at_once(made, said):
@@ -319,7 +328,7 @@ def test_an_swa_without_anything_or_of_a_stranger_is_refused():
 
 
 def test_torchs_order_of_arguments_is_told():
-    from swavg.training import apply_swa, update_bn
+    from swavg.training import apply_swa
 
     with pytest.raises(RequestError, match="is no model") as caught:
         update_bn(batches(1), network())

@@ -67,6 +67,7 @@ def test_higher_is_better_by_the_metrics_name_or_by_mode(tmp_path):
         assert steps(folder) == [1]
 
 
+@pytest.mark.filterwarnings("ignore:No 'val_loss'")
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(
@@ -92,9 +93,23 @@ def test_a_run_in_two_processes_keeps_what_one_keeps(
         finite = [(s, v) for s, v in so_far if v is not None and math.isfinite(v)]
         ranked = sorted(finite, key=lambda pair: pair[1])[:best]
         # What fell out once cannot come back; a best of all is a best of every part.
-        expected = {s for s, _ in so_far[-keep:]} if keep else set()
+        last = keep if ranked else max(keep, 1)
+        expected = {s for s, _ in so_far[-last:]} if last else set()
         expected |= {s for s, _ in ranked}
         assert set(steps(folder)) == expected
+
+
+def test_where_none_has_the_metric_the_newest_stays_and_a_warning_says_so_once(tmp_path):
+    snapshots = Snapshots(tmp_path, best=2, metric="val_loss")
+    snapshots.save(weights(1), 1, {"eval_loss": 0.5})
+    with pytest.warns(match=r"No 'val_loss' .* at step 2 \(there are: eval_loss\): .* keep="):
+        snapshots.save(weights(2), 2, {"eval_loss": 0.4})
+    # Once, and never when there is one by which to choose.
+    snapshots.save(weights(3), 3)
+    assert steps(tmp_path) == [3]
+    fill(snapshots, [0.3], start=4)
+    snapshots.save(weights(5), 5)
+    assert steps(tmp_path) == [4]
 
 
 def test_files_of_others_are_never_deleted_or_replaced(tmp_path):
@@ -292,6 +307,11 @@ def test_a_file_in_the_way_is_told_with_a_way_out(tmp_path):
 def test_counts_are_whole_numbers(tmp_path, options):
     with pytest.raises(RequestError, match="must be"):
         Snapshots(tmp_path, metric="val_loss", **options)
+
+
+def test_a_model_in_the_place_of_the_step_is_named_and_not_printed(tmp_path):
+    with pytest.raises(RequestError, match="step is Linear; it must be a whole number"):
+        Snapshots(tmp_path).save(3, torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("name", ["s-{step:,}", "{step:x}", "{step:>8}", "{step:+d}", "{step:e}"])

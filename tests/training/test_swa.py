@@ -221,6 +221,8 @@ def test_it_is_its_optimizer_in_all_else():
     assert "SGD" in repr(swa)
     with pytest.raises(AttributeError, match="'SWA' object has no attribute 'nonsense'"):
         _ = SWA(model, 0).nonsense
+    with pytest.raises(AttributeError, match="Neither SWA nor its SGD has an attribute 'nonsense'"):
+        _ = swa.nonsense
 
 
 def test_a_group_that_is_added_is_averaged_from_then_on():
@@ -253,9 +255,10 @@ def test_swapping_twice_is_as_before(dtype):
     swa.swap()
     assert not swa.is_swapped
     assert_same(snapshot(model), own)
-    with swa.swapped():
-        assert_same(snapshot(model), average)
-    assert_same(snapshot(model), own)
+    for block in (swa.swapped, swa.applied):
+        with block():
+            assert_same(snapshot(model), average)
+        assert_same(snapshot(model), own)
     with pytest.raises(ZeroDivisionError), swa.swapped():
         raise ZeroDivisionError
     assert_same(snapshot(model), own)
@@ -274,6 +277,8 @@ def test_misuse_is_told():
     ):  # fmt: skip
         with pytest.raises(RequestError, match="has the averaged weights now"):
             act()
+    with pytest.warns(match=r"The model has the average now: .* Call swap\(\) first"):
+        swa.state_dict()
     swa.swap()
     nameless = SWA(inner, 0)
     nameless.update()
