@@ -786,6 +786,7 @@ def test_wrong_options_of_the_mean_are_refused_before_training(tmp_path):
     for arguments, said in (
         ({"start": -1}, "start"),
         ({"start": 1.5}, "start"),
+        ({"start": 1.0}, "the whole run"),
         ({"start": 0, "every": 0}, "every"),
         ({"start": 0, "lr": -1.0}, "lr is"),
         ({"start": 0, "lr_low": 0.1, "every": 2}, "need lr"),
@@ -808,6 +809,16 @@ def test_wrong_options_of_the_mean_are_refused_before_training(tmp_path):
         trainer(tmp_path, [SWACallback(0, 1, lr=0.1)]).fit(Two())
     with pytest.raises(RequestError, match="a run whose length is not known"):
         trainer(tmp_path, [SWACallback(0.5, 1)], max_epochs=-1).fit(Digits())
+
+
+def test_a_start_within_the_first_epoch_is_told_to_be_in_steps(tmp_path):
+    callback, model = SWACallback(2), Digits()
+    told = warned(trainer(tmp_path, [callback]).fit, model)
+    assert "start=2 are optimizer steps, within the first epoch of 6" in told
+    assert callback.swa.n == 2
+    # Within a later epoch: nobody counts epochs so.
+    told = warned(trainer(tmp_path, [SWACallback(8)], max_epochs=3).fit, Digits())
+    assert "optimizer steps" not in told
 
 
 @pytest.mark.parametrize("every", [4, None])

@@ -209,7 +209,9 @@ def test_a_run_that_is_resumed_equals_one_without_interruption(named, tmp_path):
 
 def test_a_checkpoint_without_an_average_is_an_error_unless_a_new_one_is_wanted(tmp_path):
     trainer(tmp_path, save_strategy="steps", save_steps=5, max_steps=5).train()
-    with pytest.raises(InputError, match=r"ema\.safetensors: no such file"):
+    with pytest.raises(
+        InputError, match=r"ema\.safetensors: no such file.*EMACallback\(\.\.\., start_anew=True\)"
+    ):
         trainer(tmp_path, ema=EMACallback(0.9)).train(resume_from_checkpoint=True)
     ema = EMACallback(0.9, start_anew=True)
     trainer(tmp_path, ema=ema).train(resume_from_checkpoint=True)
@@ -406,6 +408,7 @@ class Rates(TrainerCallback):
         self.found.append(optimizer.param_groups[0]["lr"])
 
 
+@pytest.mark.filterwarnings("ignore:start=. are optimizer steps")
 @pytest.mark.parametrize(
     ("start", "every", "steps"),
     [(4, 3, [7, 10]), (0.5, 2, [8, 10, 12]), (3, None, [6, 12]), (6, None, [12])],
@@ -442,6 +445,7 @@ def test_from_the_start_on_the_rate_is_that_of_the_averaging(tmp_path):
     assert rates.found == pytest.approx([*own, (first + 0.004) / 2, *[0.004] * 7])
 
 
+@pytest.mark.filterwarnings("ignore:start=. are optimizer steps")
 @pytest.mark.parametrize("every", [2, None])
 @pytest.mark.parametrize("step", [3, 6, 8])
 def test_a_mean_that_is_resumed_equals_one_without_interruption(step, every, tmp_path):
@@ -569,6 +573,29 @@ def test_save_model_says_what_it_wrote_also_during_an_evaluation(tmp_path):
         ).items():
             assert torch.equal(tensor, tensors[key]), (name, key)
     same(weights(run.model), noting.trained[12])
+
+
+def test_in_a_block_of_ones_own_save_model_writes_the_averages_and_says_nothing(tmp_path):
+    ema = EMACallback(0.9)
+    run = trainer(tmp_path, ema=ema)
+    run.train()
+    with ema.ema.applied():
+        run.save_model(str(tmp_path / "averages"))
+    found = safetensors.torch.load_file(tmp_path / "averages/model.safetensors")
+    average = ema.ema.averaged()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, average[name]), name
+    with pytest.warns(UserWarning, match=r"with callback\.ema\.applied\(\): trainer\.save_model"):
+        run.save_model(str(tmp_path / "trained"))
+
+
+def test_a_start_within_the_first_epoch_is_told_to_be_in_steps(tmp_path):
+    swa = SWACallback(2)
+    with pytest.warns(
+        UserWarning, match="start=2 are optimizer steps, within the first epoch of 6"
+    ):
+        trainer(tmp_path, [swa]).train()
+    assert swa.swa.n == 2
 
 
 def test_frozen_weights_are_saved_with_no_average(tmp_path):

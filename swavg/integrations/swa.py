@@ -50,6 +50,11 @@ class BaseSWACallback(Averaging[SWA]):
         super().__init__()
         if lr_low is not None and every is None:
             raise RequestError("lr_low needs every: the length of a cycle in optimizer steps.")
+        if isinstance(start, float) and start == 1:
+            raise RequestError(
+                "start is 1.0, the whole run as a share: nothing would be averaged.",
+                hint="start=1 is after one optimizer step; a share is below 1.",
+            )
         share = isinstance(start, float) and 0 < start < 1
         rates: dict[str, Any] = {
             "lr": lr, "lr_low": lr_low, "anneal_steps": anneal_steps, "anneal": anneal,
@@ -76,7 +81,7 @@ class BaseSWACallback(Averaging[SWA]):
         self._averaged = 0
         self._schedule: SWASchedule | None = None
         self._schedule_state: Mapping[str, Any] | None = None
-        self._guarded = False
+        self._guarded = self._first_epoch = False
         return SWA(model, **self._options)
 
     def _first_step(self) -> int:
@@ -94,6 +99,7 @@ class BaseSWACallback(Averaging[SWA]):
 
     def _schedule_rates(self, optimizers: Sequence[Optimizer]) -> None:
         """Training starts, or goes on, with the ``optimizers``."""
+        self._first_epoch = self.step == 0
         if self._rates is None:
             return
         if len(optimizers) != 1:
@@ -123,6 +129,9 @@ class BaseSWACallback(Averaging[SWA]):
         before, self.step = self.step, step
         if self._every is None:
             due = epoch_ends and step > max(self._first, self._averaged)
+            if epoch_ends and self._first_epoch and step > 0:
+                self._first_epoch = False
+                self._check_unit(step)
         else:
             # Two optimizers may do two steps at once: the multiple itself may be passed over.
             done, known = (max(0, each - self._first) // self._every for each in (step, before))
@@ -130,6 +139,17 @@ class BaseSWACallback(Averaging[SWA]):
         if due:
             self._average.update()
             self._averaged = step
+
+    def _check_unit(self, epoch: int) -> None:
+        """Warn of a ``start`` within the first epoch, of ``epoch`` steps: it may have been meant
+        in epochs."""
+        if isinstance(self._start, int) and 1 < self._start < epoch:
+            warnings.warn(
+                f"start={self._start} are optimizer steps, within the first epoch of {epoch}: the"
+                f" end of every epoch is averaged. start={self._start * epoch} is after epoch"
+                f" {self._start}, 0.75 after three quarters of the run, and 0 all of it.",
+                stacklevel=4,
+            )
 
     def _end(self, model: nn.Module) -> None:
         """Training of ``model`` ended: it gets the average, if there is one."""

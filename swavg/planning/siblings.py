@@ -76,7 +76,10 @@ def join_siblings(
         return WithSiblings(checkpoints)
     last = shown[templates[0]] if len(templates) == 1 else "the last input"
     if policy.key:
-        return WithSiblings(checkpoints, (_note(checkpoints[templates[-1]], [], last),))
+        template = checkpoints[templates[-1]]
+        return WithSiblings(
+            checkpoints, (_note(template, [], last),), _left_for_lightning(template, last)
+        )
     strict = policy.strict and not policy.mixed_dtypes
     joined: list[str] = []
     warnings = []
@@ -216,6 +219,17 @@ def _with(
     notes = tuple(note for note in checkpoint.notes if note not in extras.also)
     extras = replace(extras, joined=tuple(joined))
     return replace(checkpoint, tensors=table, notes=notes, extras=extras)
+
+
+def _left_for_lightning(template: Checkpoint, last: str) -> tuple[str, ...]:
+    """A warning where averages of a callback are asked for: Lightning loads what stays beside."""
+    root = template.extras.root_key or ""
+    if not root.startswith("callbacks.") or "state_dict" not in template.extras.others:
+        return ()
+    return (
+        f"'state_dict', which Lightning loads into the model, has the training weights of {last}:"
+        " for the averages alone --weights-only, or an OUT of another format (.safetensors)",
+    )
 
 
 def _note(template: Checkpoint, joined: Sequence[str], last: str) -> str:

@@ -96,6 +96,19 @@ def test_a_key_takes_one_alone(tmp_path):
     assert (found["model"]["w"][0], found["ema"]["w"][0]) == (1, 10.5)
 
 
+def test_that_lightning_loads_the_training_weights_beside_a_callbacks_averages_is_told(tmp_path):
+    state = {"state_dict": {"w": w(1)}, "callbacks": {"EMA": {"averages": {"w": w(2)}}}}
+    write(tmp_path, state)
+    key = ("--key", "callbacks.EMA.averages")
+    run = done("convert", "a.pt", "o.pt", *key, cwd=tmp_path)
+    assert "warning 'state_dict', which Lightning loads" in run.stderr
+    assert loaded(tmp_path / "o.pt")["state_dict"]["w"][0] == 1
+    for output, more in (("bare.pt", ["--weights-only"]), ("o.safetensors", [])):
+        run = done("convert", "a.pt", output, *key, *more, cwd=tmp_path)
+        assert "Lightning" not in run.stderr
+    assert loaded(tmp_path / "bare.pt")["w"][0] == 2
+
+
 def test_other_outputs_have_the_main_one_and_say_so(tmp_path):
     files = write(tmp_path, *({"model": {"w": w(i)}, "ema": {"w": w(10 + i)}} for i in range(2)))
     for output, more in (("o.safetensors", ()), ("bare.pt", ("--weights-only",))):

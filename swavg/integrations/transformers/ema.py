@@ -39,7 +39,7 @@ class EMACallback(BaseEMACallback, AveragingCallback):
     that does not resume starts a new EMA.
 
     ``save_model`` writes the training weights, and says so; called during an evaluation, the
-    averages that the model has then.
+    averages that the model has then, and so in a block ``with callback.ema.applied()``.
     """
 
     file = "ema.safetensors"
@@ -91,14 +91,16 @@ class EMACallback(BaseEMACallback, AveragingCallback):
                     return save(output_dir, _internal_call, **kwargs)
             result = save(output_dir, _internal_call, **kwargs)
             if self._shown:
-                told = "the averages, which the model has during an evaluation"
+                told = "the averages, which the model has during an evaluation."
             else:
                 told = (
-                    "the training weights; the averages are callback.ema.averaged(), and lie as"
-                    f" {self.file} in each checkpoint"
+                    "the training weights. For the averages, which also lie as"
+                    f" {self.file} in each checkpoint: with callback.ema.applied():"
+                    " trainer.save_model(...)"
                 )
-            if self._average is not None:
-                warnings.warn(f"save_model() wrote {told}.", stacklevel=2)
+            average = self._average
+            if average is not None and (self._shown or not average.is_applied):
+                warnings.warn(f"save_model() wrote {told}", stacklevel=2)
             return result
 
         return save_and_tell

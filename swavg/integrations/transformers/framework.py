@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from swavg.errors import MissingDependencyError, RequestError
+from swavg.errors import InputError, MissingDependencyError, RequestError
 from swavg.integrations.averaging import Averaging
 from swavg.integrations.transformers.files import load_state, save_state
 
@@ -70,8 +70,16 @@ class AveragingCallback(Averaging[Any], TrainerCallback):
         if step:
             named = self._resumed_from or _folder(getattr(args, "resume_from_checkpoint", None))
             path = os.path.join(named or _checkpoint(args, step), self.file)
-            if os.path.exists(path) or not self._start_anew:
+            if os.path.exists(path):
                 self.load_state_dict(load_state(path))
+            elif not self._start_anew:
+                kind = type(self).__name__
+                raise InputError(
+                    path,
+                    "no such file",
+                    hint="The checkpoint was written without this callback."
+                    f" {kind}(..., start_anew=True) starts from its weights.",
+                )
         return self._ready(model)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
