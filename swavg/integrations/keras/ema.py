@@ -10,6 +10,7 @@ from swavg.integrations.keras.averages import Averages
 from swavg.integrations.keras.framework import (
     crossed,
     in_graph,
+    keras,
     must_increase,
     ops,
     require,
@@ -46,6 +47,8 @@ class EMA(Averages):
         warmup_options: Mapping[str, float] | None = None,
         every: int = 1,
     ) -> None:
+        if isinstance(decay, keras.Layer):
+            raise RequestError("The decay is a model.", hint="Write EMA(model, decay=0.999).")
         check_count("every", every)
         self._options = dict(warmup_options or {})
         if warmup is None and self._options:
