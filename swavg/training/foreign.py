@@ -18,7 +18,8 @@ def count_in(state: Mapping[str, Any], *, needed: bool) -> int:
     """How many updates the averages of a state dict have seen. If it does not say it is 0, or
     RequestError where a decay ``needed`` it: at the start of a schedule they would be forgotten."""
     for name in _COUNTS:
-        if name in state:
+        # torch_ema has None where its decay does not depend on it.
+        if state.get(name) is not None:
             return int(state[name])
     if needed:
         raise RequestError(

@@ -75,6 +75,8 @@ def test_a_schedule_goes_on_where_the_averages_were_and_never_forgets_them(optio
     known = {"shadow_params": list(average.module.parameters()), "optimization_step": 5000}
     assert ema.num_updates == EMA.from_averages(model, known, **options).num_updates == 5000
     assert ema.next_decay() > 0.9
+    with pytest.raises(RequestError, match="how many updates made them"):
+        EMA.from_averages(model, {**known, "optimization_step": None}, **options)
     with pytest.raises(RequestError, match="num_updates is -1"):
         EMA.from_averages(model, known, num_updates=-1)
 
