@@ -15,7 +15,7 @@ from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
-from swavg.engine.remarks import facts_kept, warnings_of, weights_lost
+from swavg.engine.remarks import averages_left, facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.engine.whole_report import reports
@@ -138,6 +138,7 @@ def prepare(
         *grouped.notes(rows),
         *tied,
         *facts_kept(rows, planned, opened, names),
+        *(note for row in rows for note in averages_left(grouped.left_out(row))),
         *dict.fromkeys(made.notes),
         *notes,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from swavg.engine.recipe import recorded_in
 from swavg.errors import quoted, some
-from swavg.formats import zero
+from swavg.formats import recipe_in, zero
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import is_training_state
 from swavg.formats.hashes import is_stale
@@ -17,6 +17,7 @@ from swavg.formats.part_names import WEIGHTS
 from swavg.planning.plan import Output
 from swavg.planning.row import Row
 from swavg.series.families import kinds, runs
+from swavg.series.inside import is_of_inputs
 from swavg.series.names import counts_of
 from swavg.storage.filesystems import absolute
 
@@ -91,7 +92,11 @@ _OTHER_FORM = re.compile(
 def weights_lost(left_out: Sequence[str]) -> list[str]:
     """A warning of weights that lie beside those that are averaged, at the paths ``left_out``, and
     are in no output: of a head, say, or of another part of the model."""
-    lost = [os.path.basename(path) for path in left_out if _holds_weights(path)]
+    lost = [
+        os.path.basename(path)
+        for path in left_out
+        if _holds_weights(path) and not _taken_in_training(path)
+    ]
     if not lost:
         return []
     listed = some(lost, _LISTED)
@@ -99,6 +104,20 @@ def weights_lost(left_out: Sequence[str]) -> list[str]:
         f"neither averaged nor in the output, though there may be weights in them: {listed}."
         " Average them by themselves if they belong to the model"
     ]
+
+
+def averages_left(left_out: Sequence[str]) -> list[str]:
+    """A note of what swavg's callbacks have written beside a Trainer's checkpoint."""
+    return [
+        f"beside the weights are averages that swavg took in training: {path}"
+        for path in left_out
+        if _holds_weights(path) and _taken_in_training(path)
+    ]
+
+
+def _taken_in_training(path: str) -> bool:
+    recipe = recipe_in(path)
+    return recipe is not None and not is_of_inputs(recipe)
 
 
 def _holds_weights(path: str) -> bool:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from command_line import done, swavg
 from composites import (
@@ -581,6 +582,16 @@ def test_weights_that_no_output_has_are_a_warning(tmp_path):
     run = done("average", "m0", "m1", "-o", "o", cwd=tmp_path)
     told = " ".join(run.stderr.split())
     assert "though there may be weights in them: colbert_linear.pt. Average" in told
+
+
+def test_an_average_that_training_kept_beside_the_weights_is_a_note(tmp_path):
+    made = {"swavg": '{"method": "training ema", "n": 3}'}
+    for i in range(2):
+        write(tmp_path / f"m{i}", {"model.safetensors": w(i), "config.json": {}})
+        safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / f"m{i}/ema.safetensors", made)
+    run = done("average", "m0", "m1", "-o", "o", cwd=tmp_path)
+    assert "may be weights" not in run.stderr
+    assert "averages that swavg took in training: m1/ema.safetensors" in run.stderr
 
 
 def test_files_without_a_suffix_that_begin_as_other_formats_stay_side_files(tmp_path):
