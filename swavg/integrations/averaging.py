@@ -35,7 +35,10 @@ class Averaging(Generic[Average]):
 
     def _needed(self) -> Average:
         if self._average is None:
-            raise RequestError("There is no average before training begins.")
+            raise RequestError(
+                "There is no average before training begins.",
+                hint="It begins with the first run that has this callback among its own.",
+            )
         return self._average
 
     def _has_average(self, model: Any) -> bool:
@@ -69,6 +72,11 @@ class Averaging(Generic[Average]):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state_dict` in the next run, or evaluation."""
+        if not isinstance(state_dict, Mapping):
+            raise RequestError(
+                f"The state is a {type(state_dict).__name__}, and no mapping.",
+                hint="Give what state_dict() returned, or np.load and torch.load of its file.",
+            )
         # The model may not be on its device yet, or not be sharded.
         self._state = state_dict if len(state_dict) > 0 else None
 

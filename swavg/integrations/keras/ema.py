@@ -7,7 +7,7 @@ from typing import Any
 
 from swavg.errors import RequestError
 from swavg.integrations.keras.averages import Averages
-from swavg.integrations.keras.framework import in_graph, ops, required, whole
+from swavg.integrations.keras.framework import in_graph, keras, ops, required, whole
 from swavg.weights import warmup_decay
 
 
@@ -37,6 +37,8 @@ class EMA(Averages):
         warmup_options: Mapping[str, float] | None = None,
         every: int = 1,
     ) -> None:
+        if isinstance(decay, keras.Layer):
+            raise RequestError("The decay is a model.", hint="Write EMA(model, decay=0.999).")
         self._options = dict(warmup_options or {})
         if warmup is None and self._options:
             raise RequestError("warmup_options without a warmup.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from swavg.errors import RequestError
 from swavg.integrations.keras.averages import shown_in
 from swavg.integrations.keras.callbacks import EMACallback
 from swavg.integrations.keras.framework import keras, whole
@@ -48,6 +49,12 @@ class SnapshotCallback(Recording, keras.callbacks.Callback):
         return int(whole(self.model.optimizer.iterations))
 
     def on_train_begin(self, logs: Any = None) -> None:
+        # All callbacks of one fit have the very same parameters.
+        if self._ema is not None and self._ema.params is not self.params:
+            raise RequestError(
+                "The EMACallback of a SnapshotCallback is not one of the callbacks of this fit.",
+                hint="Give both: fit(..., callbacks=[ema, snapshots]).",
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -21,8 +21,9 @@ class EMACallback(BaseEMACallback, AveragingCallback):
     A Lightning checkpoint, also one that is written during validation or of weights alone
     (``save_weights_only``), holds the training weights as its ``state_dict`` and the average in the
     state of this callback, with which ``fit(ckpt_path=...)`` goes on bit for bit, and which
-    ``test(ckpt_path="best")`` evaluates. ``ema.averaged()`` are the weights to keep. Another
-    ``fit`` of the same model goes on with its average.
+    ``test(ckpt_path="best")`` evaluates. ``callback.ema.averaged()`` are the weights to keep.
+    Another ``fit`` of the same model goes on with its average. Of two in one trainer each needs a
+    class of its own (``class Slow(EMACallback): pass``), under whose name its state is kept.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -362,6 +362,8 @@ def test_a_model_that_is_not_built_or_changed_is_refused():
         lambda v: EMA(v, 0.9, warmup="yolo", warmup_options={"gamma": 1.0}),
         lambda v: EMA(v, 0.9, warmup_options={"gamma": 1.0}),
         lambda v: EMA(v, 0.9, every=0),
+        lambda v: EMA(0.9, model_of()),
+        lambda v: EMACallback(0.9).load_state_dict("ema.npz"),
         lambda v: EMA(v, 0.9).update("1"),
         lambda v: SWA(v, -1),
         lambda v: SWA(v, 3).swap(),
@@ -687,6 +689,18 @@ def test_snapshots_are_named_by_step_and_what_their_weights_were_measured_at(tmp
     for found, expected in zip(other.get_weights(), ema.ema.averaged(), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert other.evaluate(X, Y, verbose=0) == pytest.approx(history["val_loss"][-1], rel=1e-6)
+
+
+def test_snapshots_of_an_average_that_the_fit_does_not_keep_are_refused(tmp_path):
+    model, ema = model_of(), EMACallback(0.9)
+    snapshots = SnapshotCallback(tmp_path, ema=ema)
+    with pytest.raises(RequestError, match="not one of the callbacks of this fit"):
+        fit(model, [snapshots])
+    fit(model, [snapshots, ema], epochs=1)
+    assert len(list(tmp_path.iterdir())) == 1
+    # Its average is that of the fit before.
+    with pytest.raises(RequestError, match="not one of the callbacks of this fit"):
+        fit(model, [snapshots])
 
 
 def test_what_an_earlier_run_left_of_a_step_is_never_touched(tmp_path):
