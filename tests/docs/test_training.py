@@ -84,11 +84,17 @@ def test_lightning_runs_and_its_snapshots_are_read(ran):
     averages = load_file(folder / "ema.safetensors")
     assert averages.keys() == saved.keys()
     assert all(torch.equal(averages[name], saved[name]) for name in saved)
+    in_block = torch.load(folder / "ema.ckpt")["state_dict"]
+    assert all(torch.equal(in_block[name], saved[name]) for name in saved)
     best = swavg(folder, "average", "lightning-run", "--best", "2", "--metric", "val_loss", "-q")
     assert best == "averaged.safetensors\n"
 
 
 def test_transformers_runs_and_its_snapshots_are_read(ran):
     folder = ran["Transformers"]
-    assert (folder / "trainer-run" / "checkpoint-8" / "ema.safetensors").is_file()
+    averages = load_file(folder / "trainer-run" / "checkpoint-8" / "ema.safetensors")
+    for written in ("final-ema", "out"):
+        found = load_file(folder / written / "model.safetensors")
+        assert all(torch.equal(found[name], averages[name]) for name in averages)
+    assert len(load_file(folder / "mean" / "model.safetensors")) == len(averages)
     assert swavg(folder, "average", "trainer-snapshots", "-q") == "averaged.safetensors\n"
