@@ -14,7 +14,7 @@ from swavg.planning.match import spelling
 from swavg.planning.prefixes import behind_prefix
 from swavg.training.wrapped import check_values, is_expanded
 
-_NAMED = 20
+_NAMED = 4
 
 
 class Match(NamedTuple):
@@ -137,15 +137,27 @@ def _mismatch(differences: Sequence[Difference], count: int) -> MismatchError:
     listed = [_said(difference) for difference in differences[:_NAMED]]
     if len(differences) > _NAMED:
         listed.append(f"and {len(differences) - _NAMED} more")
+    if any(_of_peft(each) for each in differences):
+        hint = (
+            "PEFT's adapters, which have other names, are averaged by swavg.average(paths,"
+            " output='adapter'), for PeftModel.from_pretrained(base, 'adapter')."
+        )
+    elif len(differences) < count:
+        hint = "With strict=False they keep the model's own values."
+    else:
+        hint = "Are they of this model? For a .pt file, key= chooses the state dict."
     return MismatchError(
         f"{len(differences)} of the model's {count} tensors cannot be made of the checkpoints: "
         + "; ".join(listed)
         + ".",
         differences=differences,
-        hint="With strict=False they keep the model's own values."
-        if len(differences) < count
-        else "Are they of this model? For a .pt file, key= chooses the state dict.",
+        hint=hint,
     )
+
+
+def _of_peft(difference: Difference) -> bool:
+    name = difference.name
+    return difference.what == "missing" and name.startswith("base_model.") and ".lora_" in name
 
 
 def _said(difference: Difference) -> str:

@@ -189,6 +189,19 @@ def test_complex_and_8_bit_floats_and_empty_parameters(tmp_path):
         assert torch.equal(tensor.view(torch.uint8), expected[name].view(torch.uint8)), name
 
 
+def test_adapters_for_a_model_of_peft_are_an_error_of_few_words(tmp_path):
+    def adapter():
+        return nn.ModuleDict({"default": nn.Linear(2, 2, bias=False)})
+
+    layers = [nn.ModuleDict({"base": nn.Linear(2, 2), "lora_A": adapter()}) for _ in range(9)]
+    model = nn.ModuleDict({"base_model": nn.ModuleList(layers)})
+    file = {f"base_model.{i}.lora_A.weight": torch.ones(2, 2) for i in range(9)}
+    path = save_snapshot(tmp_path / "adapter_model.safetensors", file)
+    with pytest.raises(MismatchError, match=r"and 23 more.*PeftModel\.from_pretrained") as caught:
+        apply_swa(model, [path])
+    assert len(str(caught.value)) < 600
+
+
 def test_missing_and_misshapen_are_all_named_before_anything_is_touched(tmp_path):
     paths = saved(tmp_path)
     state = Net(2).state_dict()
