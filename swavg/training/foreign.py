@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,11 +46,10 @@ def averages_in(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]
     if "shadow_params" in state:
         return _in_order(list(state["shadow_params"]), model)
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for prefix in _PREFIXES:
-        inner = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-        tensors = inner or tensors
     names = plain_names(model)
-    found = {names[name]: value for name, value in tensors.items() if name in names}
+    # A child may be called `module`: the names that fit best, and of two as good the longer ones.
+    fitting = max(_with_fewer_prefixes(tensors), key=lambda each: len(names.keys() & each.keys()))
+    found = {names[name]: value for name, value in fitting.items() if name in names}
     if not found:
         shown = ", ".join(map(repr, [*state][:3]))
         inside = [name for name, value in state.items() if isinstance(value, Mapping)]
@@ -60,6 +59,15 @@ def averages_in(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]
             hint=f"Give what state_dict() of the average returned.{within}",
         )
     return found
+
+
+def _with_fewer_prefixes(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """``tensors`` as they are named, and those under a prefix without it, again and again."""
+    yield tensors
+    for prefix in _PREFIXES:
+        inner = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+        if inner:
+            yield from _with_fewer_prefixes(inner)
 
 
 def _in_order(values: list[Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -107,7 +107,23 @@ class Showing:
     @torch.no_grad()
     def end(self) -> None:
         """Give the tensors their own values back, also where the model was moved or given others
-        meanwhile. After an interrupt it may be called again."""
+        meanwhile. After an interrupt it may be called again. What began later in the same tensors
+        stays shown, and its end gives these own values back."""
+        ended = []
+        for each in reversed(self._later()):
+            averages = [(shown.place, shown.average) for shown in each._shown]
+            ended.append((each, averages, each.written()))
+            each._end()
+        self._end()
+        for each, averages, written in reversed(ended):
+            each.begin(
+                (place, tensor, average)
+                for place, average in averages
+                if (tensor := place.tensor()) is not None
+            )
+            each._written = written or None
+
+    def _end(self) -> None:
         _forget_caches()
         settle(self._model)
         # The last first: so tensors that share memory end as they were.
@@ -137,6 +153,18 @@ class Showing:
                 tensor.data = own.to(tensor.device, tensor.dtype, copy=copied)
         if place.is_buffer and (now is None or now.shape != own.shape):
             place.owner[place.key] = own
+
+    def _later(self) -> list[Showing]:
+        """Those that began after this one, in a tensor of it or of another such one; in order."""
+        showing = [each for reference in _now if (each := reference()) is not None]
+        tensors = {id(shown.tensor) for shown in self._shown}
+        found = []
+        for each in showing[showing.index(self) + 1 :] if self in showing else ():
+            its = {id(shown.tensor) for shown in each._shown}
+            if not tensors.isdisjoint(its):
+                found.append(each)
+                tensors |= its
+        return found
 
     def others(self, tensors: Iterable[Tensor | None], *, later: bool) -> bool:
         """Whether others show averages in some of the ``tensors`` now; ``later``: only those that

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training_models import Tied, assert_same, network, wander
 
@@ -94,6 +95,37 @@ def test_what_is_no_state_dict_of_averages_is_told_where_they_are():
     checkpoint = {"state_dict": {}, "state_dict_ema": average.state_dict(), "epoch": 3}
     with pytest.raises(RequestError, match=r"It may be state\['state_dict_ema'\]\."):
         EMA.from_averages(network(), checkpoint)
+
+
+class Inner(nn.Module):
+    """A model whose child's names are its own under a prefix."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(2, 2).requires_grad_(False)
+        self.weight = nn.Parameter(torch.ones(2, 2))
+        self.bias = nn.Parameter(torch.ones(2))
+
+
+@pytest.mark.parametrize("wrapped", ["", "module.", "module.module.", "module._orig_mod.module."])
+@pytest.mark.parametrize("build", [network, Inner])
+def test_names_are_found_in_any_wrappers(build, wrapped):
+    model = build()
+    averages = {name: value + 1 for name, value in model.state_dict().items()}
+    state = {f"{wrapped}{name}": value for name, value in averages.items()}
+    ema = EMA.from_averages(model, {**state, "n_averaged": torch.tensor(2)})
+    assert ema.num_updates == 2
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(ema.averaged()[name], averages[name]), name
+
+
+def test_a_state_of_torch_ema_need_not_count():
+    shadow = [torch.full_like(p, 5) for p in network().parameters()]
+    state = {"decay": 0.9, "num_updates": None, "shadow_params": shadow}
+    ema = EMA.from_averages(network(), state, 0.9)
+    assert ema.num_updates == 0
+    assert torch.equal(ema.averaged()["4.bias"], torch.full((3,), 5.0))
 
 
 def test_averages_of_another_model_are_refused():

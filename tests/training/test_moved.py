@@ -275,6 +275,64 @@ def test_averages_are_restored_last_in_first_out():
     assert_same(two.averaged(), second)
 
 
+def block_of(ema):
+    """A block that has begun, and that ``close()`` ends by an exception."""
+
+    def shown():
+        with ema.applied():
+            yield
+
+    block = shown()
+    next(block)
+    return block
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_place", [(False, False), (True, False), (False, True), (True, True)])
+def test_an_exception_may_end_the_earlier_of_several(in_place, dtype):
+    model = network().to(dtype)
+    one = EMA(model, decay=0.5, in_place=in_place[0])
+    two = EMA(model, decay=0.9, in_place=in_place[1])
+    part = EMA(model[0], decay=0.8)
+    wander(model, 3, lambda: (one.update(), two.update(), part.update()))
+    own, first, second, third = snapshot(model), one.averaged(), two.averaged(), part.averaged()
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
+    block = block_of(one)
+    two.apply_shadow()
+    part.apply_shadow()
+    model[1].running_mean.fill_(7)
+    block.close()
+    assert two.is_applied
+    assert part.is_applied
+    assert not one.is_applied
+    part.restore()
+    assert_same(snapshot(model), two.averaged("model"))
+    two.restore()
+    assert_same(snapshot(model), own)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == addresses
+    second["1.running_mean"].fill_(7)
+    for ema, expected in ((one, first), (two, second), (part, third)):
+        assert_same(ema.averaged(), expected)
+
+
+def test_a_step_is_told_also_when_the_earlier_of_two_has_ended():
+    model = network()
+    own = snapshot(model)
+    one, two = EMA(model, decay=0.5), EMA(model, decay=0.9)
+    for before in (True, False):
+        block = block_of(one)
+        two.apply_shadow()
+        with torch.no_grad():
+            if before:
+                model[4].bias.add_(1)
+            block.close()
+            if not before:
+                model[4].bias.add_(1)
+        with pytest.raises(RequestError, match="changed while the model had"):
+            two.restore()
+        assert_same(snapshot(model), own)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_nothing_is_updated_with_anothers_values(wrapped):
     model = network()
