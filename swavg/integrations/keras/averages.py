@@ -16,6 +16,8 @@ from swavg.integrations.keras.framework import counter, in_graph, keras, ops, re
 
 _showing: WeakSet[Averages] = WeakSet()
 """The averages that are in some model now."""
+_living: WeakSet[Averages] = WeakSet()
+"""All that there are."""
 
 
 class Averages:
@@ -68,6 +70,9 @@ class Averages:
         self._moved = [False] * len(self._variables)
         self._moves = _compiled(self._move)
         self._follow()
+        _living.add(self)
+        if _shown_in(self._variables):
+            self._shown.assign(1)
 
     def _given(self) -> Iterable[Any]:
         return self._of.weights if isinstance(self._of, keras.Layer) else self._of
@@ -136,8 +141,8 @@ class Averages:
         self._follow()
         # Kept before anything changes: an interrupt may come between any two lines.
         self._own = [ops.copy(variable) for variable in self._variables]
-        self._shown.assign(1)
         _showing.add(self)
+        _tell_graphs()
         for variable, average, _ in self._triples():
             variable.assign(ops.cast(ops.copy(average), _dtype(variable)))
 
@@ -158,8 +163,8 @@ class Averages:
                 written.append(name_of(variable))
             variable.assign(own)
         self._own = None
-        self._shown.assign(0)
         _showing.discard(self)
+        _tell_graphs()
         if written:
             raise RequestError(
                 f"'{written[0]}' changed while the model had the averaged weights: it has its own"
@@ -180,6 +185,7 @@ class Averages:
     def hand_over(self) -> None:
         """The averaged values are the model's from now on: other averages follow them."""
         _showing.discard(self)
+        _tell_graphs()
 
     def _forbid_shown(self, act: str, value: Any = None) -> Any:
         """``value``, unless averages are shown: then RequestError."""
@@ -249,6 +255,12 @@ def shows_average(model: Any) -> bool:
 def _shown_in(variables: Iterable[Any]) -> bool:
     ids = set(map(id, variables))
     return any(not ids.isdisjoint(map(id, each._variables)) for each in _showing)
+
+
+def _tell_graphs() -> None:
+    """Let each graph know whether the variables that its average follows are averaged now."""
+    for each in _living:
+        each._shown.assign(int(each.is_applied or _shown_in(each._variables)))
 
 
 _AVERAGED = ("float", "bfloat", "complex")

@@ -64,8 +64,10 @@ class SWA(Averages):
     def update(self) -> None:
         """Average the present values in, whatever the step."""
         n = self._counters["n"]
-        self._advance(self._forbid_shown("update", whole(n)) + 1)
-        n.assign(n + 1)
+        # In a graph, what is refused is not counted either: the count goes through the check.
+        count = self._forbid_shown("update", whole(n)) + 1
+        self._advance(count)
+        n.assign(count)
 
     def apply_shadow(self) -> None:
         """As :meth:`EMA.apply_shadow`. Raises RequestError if nothing was averaged yet."""
