@@ -911,6 +911,38 @@ def test_what_is_saved_when_training_ends_are_the_training_weights(tmp_path):
     assert resumed.swa.n == 7
 
 
+class SavesFirst(pl.Callback):
+    """Saves when training starts, before callbacks that come after it know of that."""
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.save_checkpoint(f"{trainer.default_root_dir}/first.ckpt")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EMACallback(0.9),
+        lambda: EMACallback(0.9, evaluate=False),
+        lambda: SWACallback(0, 2, swap=False),
+    ],
+)
+def test_an_average_that_was_loaded_is_in_what_is_saved_before_it_is_used(make, tmp_path):
+    saving = saving_every(6, tmp_path)
+    trainer(tmp_path, [make(), saving], enable_checkpointing=True).fit(Digits())
+    run, model = trainer(tmp_path, [SavesFirst(), make()]), Digits()
+    run.fit(model, ckpt_path=tmp_path / "step=6.ckpt")
+    run = trainer(tmp_path, [make()])
+    run.validate(model, ckpt_path=tmp_path / "step=6.ckpt", verbose=False)
+    run.save_checkpoint(tmp_path / "validated.ckpt", weights_only=True)
+    loaded = torch.load(tmp_path / "step=6.ckpt")
+    for name in ("first.ckpt", "validated.ckpt"):
+        saved = torch.load(tmp_path / name)
+        same(saved["state_dict"], loaded["state_dict"])
+        ((key, state),) = saved["callbacks"].items()
+        same(state.pop("averages"), loaded["callbacks"][key]["averages"])
+        assert state.items() <= loaded["callbacks"][key].items()
+
+
 def test_a_checkpoint_that_is_tested_leaves_the_mean_as_it_is(tmp_path):
     callback, model = SWACallback(4, 2), Digits()
     run = trainer(tmp_path, [callback, saving_every(3, tmp_path)], enable_checkpointing=True)

@@ -67,7 +67,10 @@ class Averaging(Generic[Average]):
         average.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the average; empty before training."""
+        """The state of the average, also one that was loaded and waits for the model; empty before
+        training."""
+        if self._state is not None:
+            return dict(self._state)
         return {} if self._average is None else dict(self._average.state_dict())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:

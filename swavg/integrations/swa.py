@@ -183,8 +183,10 @@ class BaseSWACallback(Averaging[SWA]):
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit; empty before training, and while the model has
         the average: that is the result, and not to be continued."""
-        if self._average is None or self._average.is_swapped:
+        if self._average is not None and self._average.is_swapped:
             return {}
+        if self._average is None or self._state is not None:
+            return super().state_dict()
         return {
             **self._average.state_dict(),
             "first": self._first,

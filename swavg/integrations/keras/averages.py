@@ -26,6 +26,8 @@ from swavg.weights.checks import check_count
 
 _showing: WeakSet[Averages] = WeakSet()
 """The averages that are in some model now."""
+_living: WeakSet[Averages] = WeakSet()
+"""All that there are."""
 
 
 class Averages:
@@ -85,6 +87,9 @@ class Averages:
         self._moved = [False] * len(self._variables)
         self._moves = compiled(self._move)
         self._follow()
+        _living.add(self)
+        if shown_in(self._variables):
+            self._shown.assign(1)
 
     def _given(self) -> Iterable[Any]:
         return self._of.weights if isinstance(self._of, keras.Layer) else self._of
@@ -179,8 +184,8 @@ class Averages:
             self._follow()
             # Kept before anything changes: an interrupt may come between any two lines.
             self._own = [ops.copy(variable) for variable in self._variables]
-            self._shown.assign(1)
             _showing.add(self)
+            _tell_graphs()
             for variable, average in zip(self._variables, self._averages, strict=True):
                 variable.assign(ops.cast(ops.copy(average), dtype_of(variable)))
 
@@ -202,8 +207,8 @@ class Averages:
                 written.append(name_of(variable))
             variable.assign(own)
         self._own = None
-        self._shown.assign(0)
         _showing.discard(self)
+        _tell_graphs()
         if written:
             raise RequestError(
                 f"'{written[0]}' changed while the model had the averaged weights: it has its own"
@@ -224,13 +229,14 @@ class Averages:
     def hand_over(self) -> None:
         """The averaged values are the model's from now on: other averages follow them."""
         _showing.discard(self)
+        _tell_graphs()
 
     def _own_weights_for(self, act: str) -> AbstractContextManager[Any]:
         """For what is done while the model has its own values: RequestError if it has averages."""
         message = f"Cannot {act}: the model has averaged weights now. Restore its own first."
-        if shown_in(self._variables):
+        if not in_graph() and shown_in(self._variables):
             raise RequestError(message)
-        # The graph that is traced now may run while they are applied.
+        # The graph that is traced now may run while they are applied, and when they are no more.
         return required(whole(self._shown) == 0, message)
 
     # ---- Values and state.
@@ -294,3 +300,9 @@ def shown_in(variables: Iterable[Any]) -> bool:
     """Whether any of these has an averaged value now."""
     ids = set(map(id, variables))
     return any(not ids.isdisjoint(map(id, each._variables)) for each in _showing)
+
+
+def _tell_graphs() -> None:
+    """Let each graph know whether the variables that its average follows are averaged now."""
+    for each in _living:
+        each._shown.assign(int(each.is_applied or shown_in(each._variables)))

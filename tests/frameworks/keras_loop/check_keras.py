@@ -325,6 +325,30 @@ def test_a_compiled_update_is_refused_while_the_average_is_applied():
     assert late.num_updates == 1
 
 
+def test_a_compiled_update_is_refused_while_another_average_is_applied():
+    variable, apart = tf.Variable(PATH[0]), tf.Variable(PATH[0])
+    shown = EMA([variable], 0.5)
+    others = [EMA([variable], 0.5), SWA([variable])]
+    elsewhere = EMA([apart], 0.5)
+    steps = [tf.function(each.update) for each in (*others, elsewhere)]
+    with shown.applied():
+        others.append(EMA([variable], 0.5))
+        steps.append(tf.function(others[-1].update))
+        for step in steps[:2] + steps[3:]:
+            with pytest.raises(tf.errors.InvalidArgumentError, match="averaged weights"):
+                step()
+        steps[2]()  # of another variable
+    for step in steps:
+        step()
+    assert [others[0].num_updates, others[1].n, others[2].num_updates] == [1, 1, 1]
+    assert elsewhere.num_updates == 2
+    shown.apply_shadow()
+    shown.hand_over()
+    steps[0]()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="averaged weights"):
+        tf.function(shown.update)()
+
+
 def test_training_within_the_block_is_noticed_and_recomputed_statistics_stay():
     model = model_of()
     ema = EMA(model, 0.5)
