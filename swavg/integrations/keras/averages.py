@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -223,8 +223,12 @@ class Averages:
         self.apply_shadow()
         try:
             yield
-        finally:
-            self.restore()
+        except BaseException:
+            # It is the one to be seen; the weights are back in any case.
+            with suppress(RequestError):
+                self.restore()
+            raise
+        self.restore()
 
     def hand_over(self) -> None:
         """The averaged values are the model's from now on: other averages follow them."""

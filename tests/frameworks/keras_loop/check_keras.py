@@ -365,6 +365,21 @@ def test_training_within_the_block_is_noticed_and_recomputed_statistics_stay():
     np.testing.assert_array_equal(model.layers[1].moving_mean, own[4])
 
 
+def test_an_error_in_the_block_is_the_one_that_is_seen():
+    variable = tf.Variable(PATH[0])
+    ema = EMA([variable], 0.5)
+
+    def evaluate():
+        with ema.applied():
+            variable.assign(PATH[1])
+            raise KeyError("own")
+
+    with pytest.raises(KeyError, match="own"):
+        evaluate()
+    np.testing.assert_array_equal(variable.numpy(), PATH[0])
+    assert not ema.is_applied
+
+
 def test_a_model_that_is_not_built_or_changed_is_refused():
     with pytest.raises(RequestError, match="Build the model first"):
         EMA(keras.Sequential([layers.Dense(1)]))
