@@ -350,6 +350,17 @@ def test_warmup_options_are_used():
     assert ema.next_decay() == weights.warmup_decay("yolo", 1, 0.9, tau=10.0)
 
 
+@pytest.mark.parametrize("warmup", weights.WARMUPS)
+def test_a_decay_that_ends_at_one_goes_on_with_its_warmup(warmup):
+    ema = EMA(nn.Linear(2, 2), lambda t: min(1, t / 2), warmup=warmup)
+    for t in range(1, 5):
+        decay = ema.next_decay()
+        assert decay == weights.warmup_decay(warmup, t - (warmup == "inverse-gamma"), min(1, t / 2))
+        assert 0 <= decay < 1
+        ema.update()
+    assert EMA(nn.Linear(2, 2), 1, warmup=warmup).next_decay() < 1
+
+
 # ---- Tied, frozen, added.
 
 
