@@ -70,8 +70,6 @@ class EMA(Averages):
         frozen: Frozen = "keep",
         in_place: bool = False,
     ) -> None:
-        if not callable(decay):
-            _check_decay(decay)
         check_count("every", every)
         self.decay = decay
         self.every = every
@@ -120,11 +118,8 @@ class EMA(Averages):
     def next_decay(self) -> float:
         """The decay that the next update uses."""
         t = self.num_updates + 1
-        if callable(self.decay):
-            decay = self.decay(t)
-            _check_decay(decay)
-        else:
-            decay = self.decay
+        decay = self.decay(t) if callable(self.decay) else self.decay
+        _check_decay(decay)
         if self._warmup is None:
             return decay
         return warmup_decay(
@@ -185,11 +180,12 @@ class EMA(Averages):
         self.step = state["step"]
 
     def _settings(self) -> dict[str, Any]:
+        # Not NumPy's numbers, which torch.load() takes for objects.
         return {
-            "decay": None if callable(self.decay) else self.decay,
+            "decay": None if callable(self.decay) else float(self.decay),
             "warmup": self._warmup,
-            "warmup_options": dict(self._options),
-            "every": self.every,
+            "warmup_options": {name: float(value) for name, value in self._options.items()},
+            "every": int(self.every),
         }
 
     def __repr__(self) -> str:

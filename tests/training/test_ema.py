@@ -5,6 +5,7 @@ import io
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import load, run_request
@@ -761,6 +762,21 @@ def test_a_decay_may_be_a_function_or_one():
     assert_same(ema.averaged(), by_hand.averaged())
     with pytest.raises(RequestError, match=r"decay 2 is not in"):
         EMA(model, lambda t: 2)
+    expected = ema.averaged()
+    ema.decay = 90
+    with pytest.raises(RequestError, match=r"decay 90 is not in"):
+        ema.update()
+    assert_same(ema.averaged(), expected)
+
+
+def test_a_state_of_numpy_numbers_is_one_of_plain_ones():
+    options = {"warmup": "yolo", "warmup_options": {"tau": np.float64(9)}, "every": np.int64(2)}
+    ema = EMA(nn.Linear(2, 2), np.float64(0.9), **options)
+    ema.update()
+    other = EMA(nn.Linear(2, 2), 0.9, **options)
+    other.load_state_dict(through_a_file(ema.state_dict()))
+    assert other.next_decay() == ema.next_decay()
+    assert_same(other.averaged(), ema.averaged())
 
 
 def test_a_state_of_another_decay_goes_on_with_this_one():
