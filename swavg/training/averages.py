@@ -263,14 +263,16 @@ class Averages:
         model is. Raises MismatchError, with nothing changed, if names or shapes are others."""
         self.check_averages(state)
         given: Mapping[str, Tensor] = state["averages"]
-        averages: dict[str, Tensor] = {}
+        self._groups = None
+        # One after the other: both averages need not fit into memory.
         for place in self._places.all:
             value, whole = place.tensor(), given.get(place.name)
             if value is not None and whole is not None and self._rules.keep(place):
                 part = part_of(whole, value)
                 dtype = self._rules.dtype(place, part)
-                averages[place.name] = self._rules.copy(part, local(value), dtype)
-        self._averages, self._groups = averages, None
+                self._averages[place.name] = self._rules.copy(part, local(value), dtype)
+            else:
+                self._averages.pop(place.name, None)
 
     def check_averages(self, state: Mapping[str, Any]) -> None:
         """Raise what :meth:`load_averages` would."""
