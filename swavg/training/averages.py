@@ -261,18 +261,24 @@ class Averages:
     def load_averages(self, state: Mapping[str, Any]) -> None:
         """Take those of :meth:`averages_state`, bit for bit, wherever and in whichever dtype the
         model is. Raises MismatchError, with nothing changed, if names or shapes are others."""
-        self.forbid_applied("load a state")
-        self._follow()
+        self.check_averages(state)
         given: Mapping[str, Tensor] = state["averages"]
-        self._refuse(given, state["own"])
-        averages: dict[str, Tensor] = {}
+        self._groups = None
+        # One after the other: both averages need not fit into memory.
         for place in self._places.all:
             value, whole = place.tensor(), given.get(place.name)
             if value is not None and whole is not None and self._rules.keep(place):
                 part = part_of(whole, value)
                 dtype = self._rules.dtype(place, part)
-                averages[place.name] = self._rules.copy(part, local(value), dtype)
-        self._averages, self._groups = averages, None
+                self._averages[place.name] = self._rules.copy(part, local(value), dtype)
+            else:
+                self._averages.pop(place.name, None)
+
+    def check_averages(self, state: Mapping[str, Any]) -> None:
+        """Raise what :meth:`load_averages` would."""
+        self.forbid_applied("load a state")
+        self._follow()
+        self._refuse(state["averages"], state["own"])
 
     def adopt(self, given: Mapping[str, Tensor]) -> None:
         """Take averages that others kept. Raises MismatchError unless they have all parameters

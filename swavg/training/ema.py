@@ -67,8 +67,6 @@ class EMA(Averages):
         every: int = 1,
         **options: Unpack[Options],
     ) -> None:
-        if not callable(decay):
-            check_decay(decay, one=True)
         check_count("every", every)
         self.decay = decay
         self.every = every
@@ -116,11 +114,8 @@ class EMA(Averages):
     def next_decay(self) -> float:
         """The decay that the next update uses."""
         t = self.num_updates + 1
-        if callable(self.decay):
-            decay = self.decay(t)
-            check_decay(decay, one=True)
-        else:
-            decay = self.decay
+        decay = self.decay(t) if callable(self.decay) else self.decay
+        check_decay(decay, one=True)
         if self._warmup is None:
             return decay
         return warmup_decay(
@@ -181,11 +176,12 @@ class EMA(Averages):
         self.step = state["step"]
 
     def _settings(self) -> dict[str, Any]:
+        # Not NumPy's numbers, which torch.load() takes for objects.
         return {
-            "decay": None if callable(self.decay) else self.decay,
+            "decay": None if callable(self.decay) else float(self.decay),
             "warmup": self._warmup,
-            "warmup_options": dict(self._options),
-            "every": self.every,
+            "warmup_options": {name: float(value) for name, value in self._options.items()},
+            "every": int(self.every),
         }
 
     def __repr__(self) -> str:

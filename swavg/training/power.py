@@ -135,12 +135,14 @@ class PowerEMA:
             raise RequestError(
                 f"The state has the widths {tuple(state['sigma_rel'])}, not {self.sigma_rel}."
             )
-        for average in self._averages:
-            average.forbid_applied("load a state")
-        for average, averages, own in zip(
-            self._averages, state["averages"], state["own"], strict=True
-        ):
-            average.load_averages({"averages": averages, "own": own})
+        states = [
+            {"averages": averages, "own": own}
+            for averages, own in zip(state["averages"], state["own"], strict=True)
+        ]
+        for average, each in zip(self._averages, states, strict=True):
+            average.check_averages(each)
+        for average, each in zip(self._averages, states, strict=True):
+            average.load_averages(each)
         self.num_updates = int(state["num_updates"])
 
     def __repr__(self) -> str:

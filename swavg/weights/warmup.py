@@ -60,8 +60,8 @@ WARMUPS: Mapping[str, Callable[..., float]] = {
 def warmup_decay(name: str, t: int, decay: float, **options: float) -> float:
     """The decay of update ``t`` on the way up to ``decay``, by the schedule ``name`` of WARMUPS.
 
-    Raises RequestError for another name, an option that it does not have, t < 0, and values out of
-    range.
+    ``decay`` may be 1, to which a schedule only comes near. Raises RequestError for another name,
+    an option that it does not have, t < 0, and values out of range.
     """
     if name not in WARMUPS:
         raise RequestError(
@@ -73,7 +73,7 @@ def warmup_decay(name: str, t: int, decay: float, **options: float) -> float:
             f"The warm-up {name!r} has no {min(unknown)!r}; it has {', '.join(known) or 'none'}."
         )
     check_count("The number of the update", t, 0)
-    check_decay(decay)
+    check_decay(decay, one=True)
     return WARMUPS[name](t, decay, **options)
 
 

@@ -5,6 +5,7 @@ import io
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import load, run_request
@@ -348,6 +349,17 @@ def test_options_are_checked_at_once(options, said):
 def test_warmup_options_are_used():
     ema = EMA(nn.Linear(2, 2), 0.9, warmup="yolo", warmup_options={"tau": 10.0})
     assert ema.next_decay() == weights.warmup_decay("yolo", 1, 0.9, tau=10.0)
+
+
+@pytest.mark.parametrize("warmup", weights.WARMUPS)
+def test_a_decay_that_ends_at_one_goes_on_with_its_warmup(warmup):
+    ema = EMA(nn.Linear(2, 2), lambda t: min(1, t / 2), warmup=warmup)
+    for t in range(1, 5):
+        decay = ema.next_decay()
+        assert decay == weights.warmup_decay(warmup, t - (warmup == "inverse-gamma"), min(1, t / 2))
+        assert 0 <= decay < 1
+        ema.update()
+    assert EMA(nn.Linear(2, 2), 1, warmup=warmup).next_decay() < 1
 
 
 # ---- Tied, frozen, added.
@@ -750,6 +762,21 @@ def test_a_decay_may_be_a_function_or_one():
     assert_same(ema.averaged(), by_hand.averaged())
     with pytest.raises(RequestError, match=r"decay 2 is not in"):
         EMA(model, lambda t: 2)
+    expected = ema.averaged()
+    ema.decay = 90
+    with pytest.raises(RequestError, match=r"decay 90 is not in"):
+        ema.update()
+    assert_same(ema.averaged(), expected)
+
+
+def test_a_state_of_numpy_numbers_is_one_of_plain_ones():
+    options = {"warmup": "yolo", "warmup_options": {"tau": np.float64(9)}, "every": np.int64(2)}
+    ema = EMA(nn.Linear(2, 2), np.float64(0.9), **options)
+    ema.update()
+    other = EMA(nn.Linear(2, 2), 0.9, **options)
+    other.load_state_dict(through_a_file(ema.state_dict()))
+    assert other.next_decay() == ema.next_decay()
+    assert_same(other.averaged(), ema.averaged())
 
 
 def test_a_state_of_another_decay_goes_on_with_this_one():

@@ -11,6 +11,7 @@ from training_models import assert_same, batches, network, sgd, snapshot, train,
 
 from swavg.errors import RequestError
 from swavg.training import EMA, SWA, PowerEMA, SWASchedule, save_snapshot, update_bn
+from swavg.training.rules import Rules
 
 
 def followed(model):
@@ -254,6 +255,22 @@ def test_arguments_of_a_wrong_kind_are_refused_at_once(made, said):
 
 def test_one_width_needs_no_tuple():
     assert PowerEMA(network(), sigma_rel=0.1).sigma_rel == (0.1,)
+
+
+def test_a_state_replaces_one_average_after_the_other(monkeypatch):
+    ema, other = EMA(network()), EMA(network(3))
+    before = [weakref.ref(average) for average in ema.averages_state()["averages"].values()]
+    ema.update()
+    alive, copied = [], Rules.copy
+
+    def counted(*arguments):
+        alive.append(sum(average() is not None for average in before))
+        return copied(*arguments)
+
+    monkeypatch.setattr(Rules, "copy", counted)
+    ema.load_state_dict(other.state_dict())
+    assert alive == [*range(len(before), 0, -1)]
+    assert_same(ema.averaged(), other.averaged())
 
 
 # ---- Two averages of one model.

@@ -152,6 +152,19 @@ def test_misuse_is_told():
         PowerEMA(nn.Linear(2, 2)).load_state_dict(power.state_dict())
 
 
+def test_a_state_that_does_not_fit_changes_no_profile():
+    model = network()
+    power = PowerEMA(model)
+    wander(model, 3, power.update)
+    before = power.averaged(0)
+    state = PowerEMA(network(4)).state_dict()
+    state["averages"][1] = {**state["averages"][1], "4.bias": torch.zeros(9)}
+    with pytest.raises(MismatchError, match=r"'4\.bias' is \[9\] in it and \[3\]"):
+        power.load_state_dict(state)
+    assert_same(power.averaged(0), before)
+    assert power.num_updates == 3
+
+
 def test_a_resumed_run_saves_its_steps_again_and_nothing_else(tmp_path):
     model = network()
     power = PowerEMA(model)

@@ -152,7 +152,6 @@ def test_a_decay_outside_zero_to_one_is_refused(decay):
         lambda: weights.ema_with_decays((), debias=True, first=decay),
         lambda: weights.half_life(decay),
         lambda: weights.resume_with_decays((decay,)),
-        lambda: weights.warmup_decay("yolo", 1, decay),
     ):
         with pytest.raises(RequestError, match=r"decay .* is not in \[0, 1\)"):
             call()

@@ -103,6 +103,15 @@ def test_warmup_decays_have_their_published_values():
     )
 
 
+def test_a_warmup_to_one_comes_near_it():
+    assert weights.warmup_decay("tensorflow", 5, 1) == 6 / 15
+    assert weights.warmup_decay("yolo", 2000, 1.0) == 1 - 1 / math.e
+    assert weights.warmup_decay("inverse-gamma", 7, 1) == 0.75
+    for decay in (-0.1, 1.5, math.nan):
+        with pytest.raises(RequestError, match=r"decay .* is not in \[0, 1\]"):
+            weights.warmup_decay("yolo", 1, decay)
+
+
 def test_a_warmup_by_another_name_or_with_values_out_of_range_is_refused():
     with pytest.raises(RequestError, match=r"no warm-up called 'linear'.*inverse-gamma"):
         weights.warmup_decay("linear", 1, 0.9)
