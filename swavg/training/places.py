@@ -29,13 +29,14 @@ class Place:
     """A place in a module that holds a parameter or buffer, under the first of its names.
 
     ``statistics`` are those of batch norm; ``own`` the vectors of spectral norm, which no average
-    of others would replace.
+    of others would replace. What ``renorms`` is written to by the module's own forward pass.
     """
 
     name: str
     owner: dict[str, Any]
     key: str
     kind: Kind
+    renorms: bool = False
 
     @property
     def is_buffer(self) -> bool:
@@ -144,8 +145,10 @@ class Places:
 def _places(model: nn.Module) -> Iterator[Place]:
     """All of them, a tied one under each of its names, in the order of the state dict."""
     for _, prefix, module in modules(model):
+        embeds = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        renorms = embeds and module.max_norm is not None
         for key in module._parameters:
-            yield Place(f"{prefix}{key}", module._parameters, key, "parameter")
+            yield Place(f"{prefix}{key}", module._parameters, key, "parameter", renorms)
         for key in module._buffers:
             if key not in module._non_persistent_buffers_set:
                 yield Place(f"{prefix}{key}", module._buffers, key, _kind(module, key))

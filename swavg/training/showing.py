@@ -37,18 +37,21 @@ class _Shown:
 
     @property
     def written(self) -> bool:
-        """Whether it is a parameter that was written to, or replaced, since."""
+        """Whether it is a parameter that was replaced since, or written to but by its module."""
         if self.place.is_buffer:
             return False
-        return self.place.tensor() is not self.tensor or _version(self.tensor) != self.version
+        if self.place.tensor() is not self.tensor:
+            return True
+        return not self.place.renorms and _version(self.tensor) != self.version
 
 
 class Showing:
     """The tensors of ``model`` that show averages now: true if there are any.
 
     A tensor takes its average's memory where dtype, device and strides agree, so that nothing is
-    copied and no graph of before is disturbed; else that of a rounded copy. DTensors, and all with
-    ``in_place``, are written instead: their addresses stay.
+    copied and no graph of before is disturbed; else that of a rounded copy. An embedding with
+    ``max_norm``, which writes to its weight, has a copy too. DTensors, and all with ``in_place``,
+    are written instead: their addresses stay.
     """
 
     def __init__(self, model: nn.Module, *, in_place: bool) -> None:
@@ -84,7 +87,7 @@ class Showing:
             local(tensor).copy_(average)
         else:
             alike = (average.device, average.dtype) == (tensor.device, tensor.dtype)
-            alike = alike and average.stride() == tensor.stride()
+            alike = alike and average.stride() == tensor.stride() and not place.renorms
             tensor.data = average if alike else torch.empty_like(tensor).copy_(average)
 
     def _mark(self, version: int) -> None:

@@ -273,6 +273,27 @@ def test_a_state_replaces_one_average_after_the_other(monkeypatch):
     assert_same(ema.averaged(), other.averaged())
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_that_renormalizes_leaves_its_average_as_it_is(kind, in_place):
+    model = nn.Sequential(kind(4, 3, max_norm=1.0), nn.Linear(3, 2))
+    ema = EMA(model, decay=0.5, in_place=in_place)
+    wander(model, 3, ema.update)
+    own, expected = snapshot(model), ema.averaged()
+    plain = copy.deepcopy(model)
+    plain.load_state_dict(expected)
+    tokens = torch.tensor([[0, 1, 3]])
+    with ema.applied(), torch.no_grad():
+        assert torch.equal(model(tokens), plain(tokens))
+        assert not torch.equal(model[0].weight, expected["0.weight"])
+    assert_same(snapshot(model), own)
+    assert_same(ema.averaged(), expected)
+    stranger = nn.Parameter(torch.zeros(4, 3))
+    with pytest.raises(RequestError, match=r"'0\.weight' changed while"), ema.applied():
+        model[0].weight = stranger
+    assert_same(ema.averaged(), expected)
+
+
 # ---- Two averages of one model.
 
 
