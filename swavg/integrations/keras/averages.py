@@ -105,20 +105,21 @@ class Averages:
     def _advance(self, factor: Any) -> None:
         """Move the averages by ``factor`` (a number, or a tensor in a graph); 1 is a copy."""
         self._follow()
-        copies = factor == 1 if isinstance(factor, (int, float)) else None
-        self._moves(factor, copies)
+        moves = self._moves
+        if isinstance(factor, (int, float)):
+            moves(factor, factor == 1)
+        else:
+            # One choice for all variables: one for each takes as long as all the rest.
+            copies = ops.equal(factor, 1)
+            ops.cond(copies, lambda: moves(factor, True), lambda: moves(factor, False))
 
-    def _move(self, factor: Any, copies: bool | None) -> None:
+    def _move(self, factor: Any, copies: bool) -> None:
         for variable, average, moved in self._triples():
             value = ops.cast(variable, average.dtype)
             if moved and not copies:
                 by = ops.divide if self._divides else ops.multiply
                 step = by(ops.subtract(value, average), ops.cast(factor, average.dtype))
-                target = ops.add(average, step)
-                # Where it is known, no choice is computed: that takes as long as all the rest.
-                if copies is None:
-                    target = ops.where(ops.equal(factor, 1), value, target)
-                value = target
+                value = ops.add(average, step)
             # A copy: JAX donates what a model has to its next step.
             average.assign(ops.copy(value))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from swavg.errors import RequestError
 from swavg.integrations.keras.averages import Averages
@@ -11,6 +11,7 @@ from swavg.integrations.keras.framework import (
     crossed,
     in_graph,
     must_increase,
+    number,
     ops,
     require,
     when,
@@ -50,7 +51,9 @@ class EMA(Averages):
         self._options = dict(warmup_options or {})
         if warmup is None and self._options:
             raise RequestError("warmup_options without a warmup.")
-        self.decay = decay
+        self._decay = decay
+        self._decay_in_graphs = number("decay", decay if _is_plain(decay) else 0.0)
+        self._traced = False
         self.every = every
         self._warmup = warmup
         # Of a mistaken option one learns now, not after the first step.
@@ -60,6 +63,25 @@ class EMA(Averages):
             **{f"warmup_{name}": value for name, value in self._options.items()},
         }  # fmt: skip
         super().__init__(of, ("num_updates", "calls", "next_step"), settings)
+
+    @property
+    def decay(self) -> Any:
+        """The number or function. It may be set between updates; once it is compiled into a
+        ``tf.function``, only from one number to another: else that is a RequestError."""
+        return self._decay
+
+    @decay.setter
+    def decay(self, decay: float | Callable[[Any], Any]) -> None:
+        if self._traced and not (_is_plain(decay) and _is_plain(self._decay)):
+            raise RequestError(
+                "The decay is compiled into a tf.function: only a number can be set for a number.",
+                hint="Start with a function that returns a tf.Variable, and set that.",
+            )
+        if _is_plain(decay):
+            if decay != 1:
+                check_decay(decay)
+            self._decay_in_graphs.assign(decay)
+        self._decay = decay
 
     @property
     def num_updates(self) -> int:
@@ -83,8 +105,8 @@ class EMA(Averages):
         return self._decay_of(ops.cast(t, "float64") if in_graph() else t)
 
     def _decay_of(self, t: Any) -> Any:
-        decay = self.decay(t) if callable(self.decay) else self.decay
-        constant = isinstance(decay, (int, float))
+        decay = self._decay(t) if callable(self._decay) else self._decay
+        constant = _is_plain(decay)
         if not constant:
             decay = ops.cast(decay, "float64") if in_graph() else float(decay)
         if constant or not in_graph():
@@ -94,6 +116,10 @@ class EMA(Averages):
         else:
             inside = ops.logical_and(decay >= 0, decay <= 1)
             decay = require(inside, "The decay is not in [0, 1].", decay)
+        if in_graph():
+            self._traced = True
+            if _is_plain(self._decay):
+                decay = ops.convert_to_tensor(self._decay_in_graphs)
         if self._warmup is None:
             return decay
         if in_graph():
@@ -122,6 +148,10 @@ class EMA(Averages):
         self._advance(1 - self.next_decay())
         updates = self._counters["num_updates"]
         updates.assign(updates + 1)
+
+
+def _is_plain(decay: Any) -> TypeGuard[float]:
+    return isinstance(decay, (int, float))
 
 
 def _tensorflow(t: Any, decay: Any) -> Any:

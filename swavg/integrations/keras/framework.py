@@ -34,6 +34,12 @@ def counter(name: str, value: int = 0) -> Any:
     return keras.Variable(value, dtype="int", trainable=False, autocast=False, name=name)
 
 
+def number(name: str, value: float) -> Any:
+    """A variable from which a graph reads a number."""
+    exact = "float64" if keras.backend.backend() == "tensorflow" else "float32"
+    return keras.Variable(value, dtype=exact, trainable=False, autocast=False, name=name)
+
+
 def whole(value: Any) -> Any:
     """``value`` (also a variable) as an int, or in a graph as a tensor. Raises RequestError."""
     if in_graph():
