@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from swavg.errors import RequestError
 from swavg.integrations.keras.averages import Averages
+<<<<<<< HEAD
 from swavg.integrations.keras.framework import in_graph, keras, ops, required, whole
+=======
+from swavg.integrations.keras.framework import (
+    crossed,
+    in_graph,
+    must_increase,
+    number,
+    ops,
+    require,
+    when,
+    whole,
+)
+>>>>>>> fix13b
 from swavg.weights import warmup_decay
 
 
@@ -42,7 +55,14 @@ class EMA(Averages):
         self._options = dict(warmup_options or {})
         if warmup is None and self._options:
             raise RequestError("warmup_options without a warmup.")
+<<<<<<< HEAD
         self.decay = decay
+=======
+        self._decay = decay
+        self._decay_in_graphs = number("decay", decay if _is_plain(decay) else 0.0)
+        self._traced = False
+        self.every = every
+>>>>>>> fix13b
         self._warmup = warmup
         # Of a mistaken option one learns now, not after the first step.
         self._factor(1)
@@ -53,9 +73,71 @@ class EMA(Averages):
         super().__init__(of, 0, every, settings)
 
     @property
+    def decay(self) -> Any:
+        """The number or function. It may be set between updates; once it is compiled into a
+        ``tf.function``, only from one number to another: else that is a RequestError."""
+        return self._decay
+
+    @decay.setter
+    def decay(self, decay: float | Callable[[Any], Any]) -> None:
+        if self._traced and not (_is_plain(decay) and _is_plain(self._decay)):
+            raise RequestError(
+                "The decay is compiled into a tf.function: only a number can be set for a number.",
+                hint="Start with a function that returns a tf.Variable, and set that.",
+            )
+        if _is_plain(decay):
+            if decay != 1:
+                check_decay(decay)
+            self._decay_in_graphs.assign(decay)
+        self._decay = decay
+
+    @property
     def num_updates(self) -> int:
         """How many updates were made."""
+<<<<<<< HEAD
         return int(whole(self._updates))
+=======
+        return int(whole(self._counters["num_updates"]))
+
+    @property
+    def step(self) -> int | None:
+        """The step that the last call of :meth:`update` was given."""
+        # The counter is one more, so that 0 is none.
+        after = int(whole(self._counters["next_step"]))
+        return None if after == 0 else after - 1
+
+    def skip_to(self, step: int) -> None:
+        """Count from ``step``, without an update."""
+        self._counters["next_step"].assign(step + 1)
+
+    def next_decay(self) -> Any:
+        """The decay that the next update uses; in a graph a tensor unless it is constant."""
+        t = whole(self._counters["num_updates"]) + 1
+        return self._decay_of(ops.cast(t, "float64") if in_graph() else t)
+
+    def _decay_of(self, t: Any) -> Any:
+        decay = self._decay(t) if callable(self._decay) else self._decay
+        constant = _is_plain(decay)
+        if not constant:
+            decay = ops.cast(decay, "float64") if in_graph() else float(decay)
+        if constant or not in_graph():
+            # 1 is where some schedules end: the average stays.
+            if decay != 1:
+                check_decay(decay)
+        else:
+            inside = ops.logical_and(decay >= 0, decay <= 1)
+            decay = require(inside, "The decay is not in [0, 1].", decay)
+        if in_graph():
+            self._traced = True
+            if _is_plain(self._decay):
+                decay = ops.convert_to_tensor(self._decay_in_graphs)
+        if self._warmup is None:
+            return decay
+        if in_graph():
+            return _WARMUPS[self._warmup](t, decay, **self._options)
+        first = self._warmup == "inverse-gamma"
+        return warmup_decay(self._warmup, t - first, decay, **self._options)
+>>>>>>> fix13b
 
     def update(self, step: Any = None) -> None:
         """Average the present values in, at each ``every``-th call.
@@ -77,6 +159,10 @@ class EMA(Averages):
                 return 1 - _WARMUPS[self._warmup](t, decay, **self._options)
             first = self._warmup == "inverse-gamma"
             return 1 - warmup_decay(self._warmup, t - first, decay, **self._options)
+
+
+def _is_plain(decay: Any) -> TypeGuard[float]:
+    return isinstance(decay, (int, float))
 
 
 def _tensorflow(t: Any, decay: Any) -> Any:

@@ -30,6 +30,12 @@ def in_graph() -> bool:
     return tf is not None and not tf.executing_eagerly()
 
 
+def number(name: str, value: float) -> Any:
+    """A variable from which a graph reads a number."""
+    exact = "float64" if keras.backend.backend() == "tensorflow" else "float32"
+    return keras.Variable(value, dtype=exact, trainable=False, autocast=False, name=name)
+
+
 def whole(value: Any) -> Any:
     """``value`` (also a variable) as an int, or in a graph as a tensor. Raises RequestError."""
     if in_graph():

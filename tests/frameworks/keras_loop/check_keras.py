@@ -161,6 +161,44 @@ def test_a_decay_may_be_a_function_of_t(way):
 
 
 @EACH_WAY
+@pytest.mark.parametrize("warmup", [None, "yolo"])
+def test_a_decay_that_is_set_is_that_of_the_next_update(way, warmup):
+    variable = tf.Variable(PATH[0])
+    ema = EMA([variable], 0.5, warmup=warmup)
+    decays = [(0.5, 0.9, 1.0, 0.0, 0.9)[t % 5] for t in range(STEPS)]
+    act = way(lambda t: ema.update())
+
+    def after(t):
+        if warmup is None:
+            ema.decay = decays[t - 1]
+        else:
+            ema.decay = 0.9 if t > 4 else 0.5
+            decays[t - 1] = warmup_decay(warmup, t, ema.decay)
+        act(t)
+
+    walk(variable, after)
+    close(ema.averaged()[0], ema_of(PATH, decays))
+    with pytest.raises(RequestError, match="decay"):
+        ema.decay = 90
+    assert ema.decay < 1
+
+
+def test_a_function_that_is_compiled_cannot_be_replaced_but_may_return_a_variable():
+    variable, decay = tf.Variable(PATH[0]), tf.Variable(0.5)
+    ema = EMA([variable], lambda t: decay)
+    ema.decay = lambda t: decay + 0.0
+    act = in_graph(lambda t: ema.update())
+    variable.assign(PATH[1])
+    act(1)
+    with pytest.raises(RequestError, match=r"compiled into a tf\.function"):
+        ema.decay = 0.9
+    decay.assign(0.75)
+    variable.assign(PATH[2])
+    act(2)
+    close(ema.averaged()[0], ema_of(PATH[:3], [0.5, 0.75]))
+
+
+@EACH_WAY
 def test_jumping_steps_count_crossings(way):
     variable = keras.Variable(PATH[0])
     ema = EMA([variable], 0.5, every=3)
