@@ -142,7 +142,6 @@ class Averages:
 
     def _update(self) -> None:
         self._follow()
-<<<<<<< HEAD
         t = whole(self._updates) + 1
         factor = self._factor(ops.cast(t, "float64") if in_graph() else t)
         self._moves(factor, tuple(self._moved))
@@ -152,25 +151,6 @@ class Averages:
     def _factor(self, t: Any) -> Any:
         """That of update ``t`` (1, 2, ...), from an int a number; 1 copies. In a graph ``t`` is a
         float64 tensor, and the factor may be one."""
-=======
-        moves = self._moves
-        if isinstance(factor, (int, float)):
-            moves(factor, factor == 1)
-        else:
-            # One choice for all variables: one for each takes as long as all the rest.
-            copies = ops.equal(factor, 1)
-            ops.cond(copies, lambda: moves(factor, True), lambda: moves(factor, False))
-
-    def _move(self, factor: Any, copies: bool) -> None:
-        for variable, average, moved in self._triples():
-            value = ops.cast(variable, average.dtype)
-            if moved and not copies:
-                by = ops.divide if self._divides else ops.multiply
-                step = by(ops.subtract(value, average), ops.cast(factor, average.dtype))
-                value = ops.add(average, step)
-            # A copy: JAX donates what a model has to its next step.
-            average.assign(ops.copy(value))
->>>>>>> fix13b
 
     def _move(self, factor: Any, moved: tuple[bool, ...]) -> None:
         by = ops.divide if self._divides else ops.multiply

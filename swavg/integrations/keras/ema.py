@@ -7,21 +7,9 @@ from typing import Any, TypeGuard
 
 from swavg.errors import RequestError
 from swavg.integrations.keras.averages import Averages
-<<<<<<< HEAD
-from swavg.integrations.keras.framework import in_graph, keras, ops, required, whole
-=======
-from swavg.integrations.keras.framework import (
-    crossed,
-    in_graph,
-    must_increase,
-    number,
-    ops,
-    require,
-    when,
-    whole,
-)
->>>>>>> fix13b
+from swavg.integrations.keras.framework import in_graph, keras, number, ops, required, whole
 from swavg.weights import warmup_decay
+from swavg.weights.checks import check_decay
 
 
 class EMA(Averages):
@@ -55,14 +43,9 @@ class EMA(Averages):
         self._options = dict(warmup_options or {})
         if warmup is None and self._options:
             raise RequestError("warmup_options without a warmup.")
-<<<<<<< HEAD
-        self.decay = decay
-=======
         self._decay = decay
         self._decay_in_graphs = number("decay", decay if _is_plain(decay) else 0.0)
         self._traced = False
-        self.every = every
->>>>>>> fix13b
         self._warmup = warmup
         # Of a mistaken option one learns now, not after the first step.
         self._factor(1)
@@ -86,58 +69,14 @@ class EMA(Averages):
                 hint="Start with a function that returns a tf.Variable, and set that.",
             )
         if _is_plain(decay):
-            if decay != 1:
-                check_decay(decay)
+            check_decay(decay, one=True)
             self._decay_in_graphs.assign(decay)
         self._decay = decay
 
     @property
     def num_updates(self) -> int:
         """How many updates were made."""
-<<<<<<< HEAD
         return int(whole(self._updates))
-=======
-        return int(whole(self._counters["num_updates"]))
-
-    @property
-    def step(self) -> int | None:
-        """The step that the last call of :meth:`update` was given."""
-        # The counter is one more, so that 0 is none.
-        after = int(whole(self._counters["next_step"]))
-        return None if after == 0 else after - 1
-
-    def skip_to(self, step: int) -> None:
-        """Count from ``step``, without an update."""
-        self._counters["next_step"].assign(step + 1)
-
-    def next_decay(self) -> Any:
-        """The decay that the next update uses; in a graph a tensor unless it is constant."""
-        t = whole(self._counters["num_updates"]) + 1
-        return self._decay_of(ops.cast(t, "float64") if in_graph() else t)
-
-    def _decay_of(self, t: Any) -> Any:
-        decay = self._decay(t) if callable(self._decay) else self._decay
-        constant = _is_plain(decay)
-        if not constant:
-            decay = ops.cast(decay, "float64") if in_graph() else float(decay)
-        if constant or not in_graph():
-            # 1 is where some schedules end: the average stays.
-            if decay != 1:
-                check_decay(decay)
-        else:
-            inside = ops.logical_and(decay >= 0, decay <= 1)
-            decay = require(inside, "The decay is not in [0, 1].", decay)
-        if in_graph():
-            self._traced = True
-            if _is_plain(self._decay):
-                decay = ops.convert_to_tensor(self._decay_in_graphs)
-        if self._warmup is None:
-            return decay
-        if in_graph():
-            return _WARMUPS[self._warmup](t, decay, **self._options)
-        first = self._warmup == "inverse-gamma"
-        return warmup_decay(self._warmup, t - first, decay, **self._options)
->>>>>>> fix13b
 
     def update(self, step: Any = None) -> None:
         """Average the present values in, at each ``every``-th call.
@@ -149,9 +88,13 @@ class EMA(Averages):
         self.advance(step)
 
     def _factor(self, t: Any) -> Any:
-        decay = self.decay(t) if callable(self.decay) else self.decay
-        if not isinstance(decay, (int, float)):
-            decay = ops.cast(decay, "float64") if in_graph() else float(decay)
+        decay = self._decay(t) if callable(self._decay) else self._decay
+        if in_graph():
+            self._traced = True
+            read = self._decay_in_graphs if _is_plain(self._decay) else decay
+            decay = ops.cast(read, "float64")
+        elif not _is_plain(decay):
+            decay = float(decay)
         with required((decay >= 0) & (decay <= 1), "The decay is not in [0, 1]."):
             if self._warmup is None:
                 return 1 - decay
