@@ -39,7 +39,7 @@ class EMA(Averages):
     - Averages of float16 and bfloat16 weights are float32: with a decay of 0.999 a bfloat16
       average would never move. They are rounded where they are applied.
     - ``decay``: a number, or a function of t, the number of the update (1, 2, ...); it may be set
-      between updates. 1 leaves the average as it is.
+      between updates. 1 leaves the average as it is; with ``warmup`` the schedule alone counts.
     - ``buffers``: with ``"copy"`` batch-norm statistics are the model's at each update, and other
       buffers stay the model's own; ``"average"`` averages all but integers and the vectors of
       spectral norm. What is equal stays (a mask of -inf). Buffers outside the state dict are not
