@@ -153,7 +153,7 @@ def test_the_output_is_safetensors_unless_another_is_named(tmp_path, monkeypatch
     assert "unflatten_dict(load_file('o.safetensors'), sep='.')" in (caught.value.hint or "")
     with pytest.raises(RequestError) as caught:
         swavg.average([path], output="o.npy")
-    assert caught.value.hint == "Give o.npz: it holds several arrays."
+    assert caught.value.hint == "Give o.npz: one array holds no names."
 
 
 def test_values_of_other_kinds_are_left_out(tmp_path):
