@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from swavg.dtypes import DType
 from swavg.engine.kernels.floats import widen
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.gather import unpack_codes
+from swavg.formats.tensors import Tensor
 from swavg.storage.sources import Pool
 
 Array = npt.NDArray[np.float64]

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from swavg.analysis.figures import Distance, jsonable
 from swavg.engine.recipe import short_names
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.parts import open_whole
+from swavg.formats.tensors import Shared
 from swavg.planning.match import WRAPPERS, Spelling, spelling
 from swavg.planning.prefixes import behind_prefix
 from swavg.planning.rename import renamed, rules

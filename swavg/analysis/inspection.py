@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from swavg.analysis.figures import Statistics, jsonable
 from swavg.engine.recipe import recorded_in
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.parts import open_whole
+from swavg.formats.tensors import Tensor
 from swavg.planning.globs import check_globs
 from swavg.planning.match import canonical, spelling
 

@@ -11,7 +11,8 @@ import numpy as np
 from swavg.analysis.chunks import Bytes, OnProgress, check, in_order, ranges, read_chunk, wide
 from swavg.analysis.figures import Statistics
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Tensor
 from swavg.storage.sources import Pool
 
 

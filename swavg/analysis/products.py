@@ -23,7 +23,8 @@ from swavg.analysis.chunks import (
 )
 from swavg.analysis.figures import Distance
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Tensor
 from swavg.storage.sources import Pool
 
 

@@ -21,7 +21,8 @@ from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.engine.whole_report import reports
 from swavg.errors import OptimizerError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Shared
 from swavg.gc_pause import paused_gc
 from swavg.planning.composite import Parts, Singles, find_parts
 from swavg.planning.confirm import check_copied, check_plain

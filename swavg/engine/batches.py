@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from swavg.dtypes import DType
 from swavg.engine.resources import INTEGERS
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Tensor
 from swavg.planning.plan import Operation, Plan, Span, Task
 from swavg.storage.sources import Pool, Source
 

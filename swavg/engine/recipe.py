@@ -10,8 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 from swavg import __version__
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.parts import open_whole
+from swavg.formats.tensors import Shared
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.storage.filesystems import absolute

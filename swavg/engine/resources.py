@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from swavg.errors import RequestError
-from swavg.formats.checkpoint import GATHERING
+from swavg.formats.tensors import GATHERING
 from swavg.planning.plan import Plan
 
 DEFAULT_MEMORY = 32 << 20

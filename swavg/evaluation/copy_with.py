@@ -12,8 +12,9 @@ from swavg.dtypes import DType
 from swavg.engine.kernels.floats import narrow
 from swavg.engine.recipe import as_text, short_names
 from swavg.errors import NumericsError
-from swavg.formats.checkpoint import Checkpoint, TableBuilder
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Specs, distinct
+from swavg.formats.tensors import TableBuilder
 from swavg.planning.decide import Decisions, Operation
 from swavg.planning.lay_out import lay_out
 from swavg.planning.match import distinct_tables

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from swavg.errors import InputError, some
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Shared
 
 __all__ = ["format_name", "open_checkpoint", "recipe_in"]
 

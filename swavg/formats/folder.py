@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from swavg.errors import InputError
 from swavg.formats import strict_json
-from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.configuration import (
     is_configuration,
     is_training_state,
@@ -24,6 +24,7 @@ from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest, losses
 from swavg.formats.part_names import WEIGHTS
 from swavg.formats.records import Record
+from swavg.formats.tensors import Shared, TableBuilder
 from swavg.storage.sources import LocalFile, Source, names_in, read_file
 from swavg.storage.temporary import TEMPORARY
 

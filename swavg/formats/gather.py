@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import GATHERING, Box, Checkpoint, Shape, Tensor
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.strides import is_row_major, regions, row_major_strides
+from swavg.formats.tensors import GATHERING, Box, Shape, Tensor
 from swavg.storage.sources import Pool, Source
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import ClassVar, Protocol, TypeVar
 
 from swavg.dtypes import DType
 from swavg.errors import InputError, OutputError, quoted
-from swavg.formats.checkpoint import Checkpoint, Shape, Shared
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Shape, Shared
 from swavg.storage.crc import Checksum, RegionChecksum
 
 T = TypeVar("T")

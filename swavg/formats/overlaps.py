@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from swavg.formats.checkpoint import Columns, Form
 from swavg.formats.strides import row_major_strides, storage_order
+from swavg.formats.tensors import Columns, Form
 
 _MOST_LOOSE = 16 << 20
 """Bytes, at most, that are made beforehand, as views overlap there or leave gaps, and those of the

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 from swavg.errors import InputError, NoWeightsError, OptimizerError
 from swavg.formats import open_checkpoint, recipe_in
-from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.composite import Composite, as_composite, find_composite
 from swavg.formats.folder import add_tensor
 from swavg.formats.part_names import part_mark, without_numbers
 from swavg.formats.table import FORMATS
+from swavg.formats.tensors import Shared, TableBuilder
 from swavg.storage.sources import Source
 
 

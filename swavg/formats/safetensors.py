@@ -11,15 +11,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from swavg.errors import InputError, OutputError, RequestError
-from swavg.formats.checkpoint import (
-    Checkpoint,
-    Columns,
-    Extras,
-    Form,
-    Shared,
-    TableBuilder,
-    TensorTable,
-)
+from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import FileLayout, Format, Layout, Specs, WriteRequest, losses
 from swavg.formats.metrics import metrics_among
@@ -33,6 +25,7 @@ from swavg.formats.safetensors_header import (
     split_metadata,
 )
 from swavg.formats.strict_json import short
+from swavg.formats.tensors import Columns, Form, Shared, TableBuilder, TensorTable
 
 _HEADER_ALIGNMENT = 8
 

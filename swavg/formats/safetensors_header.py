@@ -12,8 +12,8 @@ from functools import partial
 
 from swavg.dtypes import BY_SAFETENSORS
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Form
 from swavg.formats.strict_json import is_text, short, unique
+from swavg.formats.tensors import Form
 from swavg.storage.sources import LocalFile, reading
 
 HEADER_LIMIT = 100_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from swavg.formats.checkpoint import Shape
+from swavg.formats.tensors import Shape
 
 
 def row_major_strides(shape: Shape) -> Shape:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TypeVar
 
-from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Kept, WriteRequest
 from swavg.formats.overlaps import (
     Place,
@@ -20,6 +19,7 @@ from swavg.formats.overlaps import (
     stretches_of,
 )
 from swavg.formats.strides import storage_order
+from swavg.formats.tensors import Shape
 
 
 class CannotKeep(Exception):

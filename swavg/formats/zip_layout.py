@@ -15,8 +15,8 @@ from heapq import merge
 from operator import itemgetter
 
 from swavg.errors import OutputError
-from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import FileLayout, Kept, Specs, opening
+from swavg.formats.tensors import Shape
 from swavg.formats.zip_directory import (
     CENTRAL,
     END,

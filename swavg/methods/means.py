@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from swavg import weights
-from swavg.formats.checkpoint import Shared
+from swavg.formats.tensors import Shared
 from swavg.methods.additions import check_dropped, check_new
 from swavg.methods.recorded import Earlier, counted
 from swavg.planning.policy import Policy

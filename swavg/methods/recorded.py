@@ -10,8 +10,9 @@ from typing import TypeGuard
 
 from swavg.engine.recipe import recorded_in
 from swavg.errors import InputError, RequestError
-from swavg.formats.checkpoint import Extras, Shared
+from swavg.formats.checkpoint import Extras
 from swavg.formats.parts import open_whole
+from swavg.formats.tensors import Shared
 from swavg.methods.smooth import Smoothing
 from swavg.planning.row import Path
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from swavg import weights
 from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, RequestError
-from swavg.formats.checkpoint import Shared
+from swavg.formats.tensors import Shared
 from swavg.methods.recorded import is_number
 from swavg.methods.smooth import known
 from swavg.planning.policy import Policy

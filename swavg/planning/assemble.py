@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from swavg.dtypes import BY_NAME
-from swavg.formats.checkpoint import Checkpoint, Shape, TensorTable
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Kept, Layout
+from swavg.formats.tensors import Shape, TensorTable
 from swavg.planning import decide
 from swavg.planning.batch_norm import running_statistics
 from swavg.planning.decide import Decisions

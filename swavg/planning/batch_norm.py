@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from swavg.formats.checkpoint import Shape
+from swavg.formats.tensors import Shape
 
 TORCH = (".running_var", ".running_mean")
 """What the names end with that PyTorch gives, for which ``swavg bn`` recomputes them."""

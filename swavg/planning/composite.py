@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from swavg.errors import InputError, LoneTensorError, MismatchError, RequestError, some
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.composite import as_composite
 from swavg.formats.part_names import matched
 from swavg.formats.parts import OpenedComposite, open_parts
 from swavg.formats.table import FORMATS
+from swavg.formats.tensors import Shared
 from swavg.planning.decide import Decisions
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row

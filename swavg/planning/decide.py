@@ -9,8 +9,9 @@ from typing import Literal
 
 from swavg.dtypes import BY_NAME, Accumulator, DType
 from swavg.errors import Difference, MismatchError, RequestError
-from swavg.formats.checkpoint import Checkpoint, Form, Shape, TensorTable
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Specs
+from swavg.formats.tensors import Form, Shape, TensorTable
 from swavg.planning.globs import selection
 from swavg.planning.lora import FactorSum
 from swavg.planning.match import SideBySide

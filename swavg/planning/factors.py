@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from swavg.errors import MismatchError
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Tensor
 from swavg.planning.adapters import Settings, check_readable, settings_of
 from swavg.planning.findings import MERGE
 from swavg.planning.not_plain import LORA, NOT_LORA, partner

@@ -15,14 +15,8 @@ from typing import NamedTuple
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import MismatchError
-from swavg.formats.checkpoint import (
-    Box,
-    Checkpoint,
-    Shape,
-    TableBuilder,
-    Tensor,
-    TensorSpec,
-)
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Box, Shape, TableBuilder, Tensor, TensorSpec
 from swavg.planning.adapters import CONFIG, HEADER, Settings, as_header
 from swavg.planning.factors import Adapter, Pair, adapter_of
 from swavg.planning.match import spelling

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from swavg.formats.checkpoint import Checkpoint, Form, TensorTable
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Form, TensorTable
 from swavg.planning.prefixes import Prefixes, behind_prefix
 from swavg.planning.ties import declared_ties, found_ties
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import Checkpoint, Columns, Shape
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Columns, Shape
 from swavg.planning.findings import EXACT, OF_FACTORS, SAID, Finding, Kind, finding_of
 from swavg.planning.match import canonical
 from swavg.planning.parts_of_one import parts_of_one

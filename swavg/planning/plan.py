@@ -15,9 +15,10 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from swavg.dtypes import Accumulator, DType
-from swavg.formats.checkpoint import Box, Checkpoint, Shape, Tensor, TensorSpec, TensorTable
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout
 from swavg.formats.strides import is_row_major, regions, row_major_strides
+from swavg.formats.tensors import Box, Shape, Tensor, TensorSpec, TensorTable
 from swavg.planning.composite import Parts
 from swavg.planning.decide import NotAveraged
 from swavg.planning.policy import Policy

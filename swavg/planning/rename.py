@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from swavg.errors import RequestError, did_you_mean
-from swavg.formats.checkpoint import Checkpoint, Columns, TensorTable
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Columns, TensorTable
 from swavg.planning.match import canonical
 from swavg.planning.prefixes import leading
 

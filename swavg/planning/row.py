@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from swavg.errors import RequestError
-from swavg.formats.checkpoint import Shared
+from swavg.formats.tensors import Shared
 from swavg.planning.policy import Policy
 
 Path = str | os.PathLike[str]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Tensor
 from swavg.storage.sources import Pool
 
 STEP = 1 << 20

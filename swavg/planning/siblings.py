@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from swavg.errors import quoted
-from swavg.formats.checkpoint import Checkpoint, TableBuilder, TensorTable
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import TableBuilder, TensorTable
 from swavg.planning.match import numbered
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import small_json
+from swavg.formats.tensors import Tensor
 from swavg.planning.same import same_elements
 from swavg.storage.sources import Pool
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Shared
 from swavg.formats.places import format_at
+from swavg.formats.tensors import Shared
 from swavg.series.families import is_end, read_names
 from swavg.series.inside import Facts, read_inside
 from swavg.series.model import Unit, label, labels

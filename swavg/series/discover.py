@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from swavg.formats.checkpoint import Shared
 from swavg.formats.places import format_at
+from swavg.formats.tensors import Shared
 from swavg.series.candidates import (
     Candidate,
     add_steps,

@@ -16,9 +16,9 @@ from itertools import chain
 
 from swavg.errors import InputError
 from swavg.formats import recipe_in
-from swavg.formats.checkpoint import Shared
 from swavg.formats.metrics import number
 from swavg.formats.parts import open_whole
+from swavg.formats.tensors import Shared
 from swavg.series.model import Unit
 from swavg.storage.sources import read_file
 

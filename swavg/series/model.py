@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from swavg.formats.checkpoint import Shared
+from swavg.formats.tensors import Shared
 from swavg.storage.filesystems import absolute
 
 Unit = Literal["step", "epoch", "number", "batch"]

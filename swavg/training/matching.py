@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import Difference, MismatchError, RequestError
-from swavg.formats.checkpoint import Form, TensorTable
+from swavg.formats.tensors import Form, TensorTable
 from swavg.planning.match import spelling
 from swavg.planning.prefixes import behind_prefix
 from swavg.training.wrapped import check_values, is_expanded

@@ -17,8 +17,9 @@ from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, sizes
 from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Specs, distinct
+from swavg.formats.tensors import Shared
 from swavg.planning.confirm import check_plain
 from swavg.planning.match import canonical, distinct_tables
 from swavg.planning.not_plain import SET_APART, set_apart

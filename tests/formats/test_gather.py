@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import swavg
 from swavg import Resources
 from swavg.dtypes import BY_NAME
-from swavg.formats.checkpoint import Box, Tensor, TensorSpec
 from swavg.formats.gather import gather, unpack_codes
 from swavg.formats.strides import regions, row_major_strides
+from swavg.formats.tensors import Box, Tensor, TensorSpec
 from swavg.storage.sources import Memory, Pool
 
 RELAXED = settings(

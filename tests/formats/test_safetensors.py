@@ -22,9 +22,10 @@ from hypothesis.extra import numpy as hnp
 from swavg.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from swavg.errors import OutputError, RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Specs
 from swavg.formats.safetensors import plan_specs
+from swavg.formats.tensors import Shared
 from swavg.storage.sources import Pool
 
 relaxed = settings(

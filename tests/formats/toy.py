@@ -7,8 +7,9 @@ from math import prod
 
 from swavg.dtypes import BY_NAME
 from swavg.errors import InputError, OutputError
-from swavg.formats.checkpoint import Checkpoint, Extras, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.layout import FileLayout, Format, Layout
+from swavg.formats.tensors import TableBuilder
 from swavg.storage.sources import LocalFile, read_file
 
 MAGIC = b"TOY1"

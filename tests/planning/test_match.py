@@ -5,7 +5,7 @@ import torch
 from checkpoints import save
 
 from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Shared
+from swavg.formats.tensors import Shared
 from swavg.planning.match import SideBySide, canonical
 
 X, Y = torch.arange(4.0), torch.arange(4.0) + 1

@@ -10,7 +10,8 @@ from checkpoints import save
 from swavg.dtypes import BY_NAME
 from swavg.errors import MismatchError
 from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Checkpoint, Extras, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras
+from swavg.formats.tensors import TableBuilder
 from swavg.planning.confirm import check_plain, confirmed
 from swavg.planning.not_plain import not_plain
 

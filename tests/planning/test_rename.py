@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from swavg.errors import RequestError
 from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Shared
+from swavg.formats.tensors import Shared
 from swavg.planning.rename import Rule, renamed, renamed_with_model, rules
 
 BERT = ["embeddings.weight", "encoder.layer.0.weight", "pooler.weight"]

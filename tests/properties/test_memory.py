@@ -70,11 +70,26 @@ def stopped(pid):
     try:
         for each in pids:
             send(each, signal.SIGSTOP)
+            wait_for_stop(each)
             pids += children(each)
         yield pids
     finally:
         for each in pids:
             send(each, signal.SIGCONT)
+
+
+def wait_for_stop(pid):
+    """Until a process stands still: a signal takes its time, and one that ends gives its memory
+    back before it is gone."""
+    for _ in range(10_000):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+        except OSError:
+            return
+        if state in "TZX":
+            return
+        time.sleep(0.0001)
+    raise AssertionError(f"process {pid} does not stop")
 
 
 def send(pid, number):

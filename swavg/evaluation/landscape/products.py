@@ -10,7 +10,8 @@ import numpy as np
 from swavg.analysis.chunks import Array, check, in_order, ranges, read_chunk, summed, wide
 from swavg.engine.recipe import short_names
 from swavg.errors import Difference, MismatchError, NumericsError
-from swavg.formats.checkpoint import Checkpoint, Tensor
+from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.tensors import Tensor
 from swavg.planning.match import spelling
 from swavg.planning.prefixes import behind_prefix
 from swavg.storage.sources import Pool

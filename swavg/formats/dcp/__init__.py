@@ -6,9 +6,10 @@ Reader and writer are imported when such a folder is there.
 
 from __future__ import annotations
 
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.dcp.place import find_place
 from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.tensors import Shared
 
 
 def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import itertools
 import math
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from swavg.formats.checkpoint import Box, Shape, Tensor, TensorSpec
+from swavg.formats.tensors import Box, Shape, Tensor, TensorSpec
 
 _MAX_CORNERS = 4_000_000
 
@@ -24,33 +24,13 @@ class BoxColumns:
     offsets: array[int]
     strides: Mapping[int, Shape]
 
-
-class InBoxes(Mapping[int, Tensor]):
-    """Tensors by number, each in several boxes of ``columns``: its spec, the first of them, and
-    where they end. They are made when they are asked for: hundreds of ranks have more than there is
-    room for."""
-
-    def __init__(
-        self, columns: BoxColumns, tensors: Mapping[int, tuple[TensorSpec, int, int]]
-    ) -> None:
-        self._columns = columns
-        self._tensors = tensors
-
-    def __getitem__(self, number: int) -> Tensor:
-        spec, first, stop = self._tensors[number]
-        own, of = slice(first, stop), self._columns
-        columns = of.sources[own], of.offsets[own], of.starts[own], of.shapes[own]
-        strides = map(of.strides.get, range(first, stop))
+    def tensor(self, of: tuple[TensorSpec, int, int]) -> Tensor:
+        """The tensor of this spec, from its first box to where they end."""
+        spec, first, stop = of
+        own = slice(first, stop)
+        columns = self.sources[own], self.offsets[own], self.starts[own], self.shapes[own]
+        strides = map(self.strides.get, range(first, stop))
         return Tensor(spec, tuple(map(Box, *columns, strides)), spec.shape)
-
-    def __contains__(self, number: object) -> bool:
-        return number in self._tensors
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def fault(shape: Shape, boxes: Sequence[tuple[Shape, Shape]]) -> str | None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import Shape
+from swavg.formats.tensors import Shape
 from swavg.formats.torch.plain import pickled_tensor
 from swavg.formats.zip_layout import ALIGNMENT, Member, arranged, ending
 

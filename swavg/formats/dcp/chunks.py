@@ -14,8 +14,8 @@ from typing import NamedTuple
 from swavg.dtypes import DType
 from swavg.errors import InputError
 from swavg.formats.blocks import Read, read_places
-from swavg.formats.checkpoint import Shape
 from swavg.formats.dcp.saved import ChunkColumns, Place
+from swavg.formats.tensors import Shape
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.objects import Refused, View
 from swavg.formats.torch.views import placed

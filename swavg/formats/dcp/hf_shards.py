@@ -9,20 +9,12 @@ from collections.abc import Mapping, Sequence
 
 from swavg.errors import InputError
 from swavg.formats import strict_json
-from swavg.formats.checkpoint import (
-    Box,
-    Checkpoint,
-    Extras,
-    Shape,
-    Shared,
-    TableBuilder,
-    Tensor,
-    TensorSpec,
-)
+from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.dcp.boxes import fault
 from swavg.formats.layout import Format
 from swavg.formats.safetensors import open_safetensors
-from swavg.storage.sources import Source
+from swavg.formats.tensors import Box, Shape, Shared, TableBuilder, Tensor, TensorSpec
+from swavg.storage.sources import Source, names_in
 
 _NAME = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
 _INNER = "sharded"
@@ -48,7 +40,7 @@ def _folder(path: str) -> str | None:
     if _shards_in(path):
         return path
     inner = os.path.join(path, _INNER)
-    if _shards_in(inner) and not any(name.endswith(".safetensors") for name in os.listdir(path)):
+    if _shards_in(inner) and not any(name.endswith(".safetensors") for name in names_in(path)):
         return inner
     return None
 

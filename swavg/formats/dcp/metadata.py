@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeGuard
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Shape
 from swavg.formats.dcp.place import METADATA
 from swavg.formats.dcp.runs import ChunkRun, EntryRun, Runs
 from swavg.formats.dcp.saved import ChunkColumns, Chunks, Place, Saved, SavedTensor
-from swavg.formats.torch.objects import Global, Opaque
+from swavg.formats.tensors import Shape
+from swavg.formats.torch.objects import Global, Opaque, is_count
 from swavg.formats.torch.unpickler import Graph, unpickle
 from swavg.storage.sources import LocalFile, Pool
 
@@ -29,7 +28,6 @@ _MAX_CHUNKS = 1_400_000
 """As many as there is memory for."""
 _MAX_DIMENSIONS = 32
 _MAX_NAME = 4096
-_LIMIT = 1 << 62
 _NO_START = (-1,)
 """Of an object: no tensor has a chunk that begins there."""
 _HEAD, _FRAME = 11, b"\x95"
@@ -188,7 +186,7 @@ class _Reader:
         fields = self.state(info, "_StorageInfo")
         file = self.file(fields.get("relative_path"))
         offset, length = fields.get("offset"), fields.get("length")
-        if not _is_count(offset) or not _is_count(length):
+        if not is_count(offset) or not is_count(length):
             raise self.wrong("a chunk without offset and length")
         transforms = fields.get("transform_descriptors") or ()
         if not isinstance(transforms, (list, tuple)) or not all(
@@ -236,7 +234,7 @@ class _Reader:
         if (
             type(value) is not tuple
             or len(value) > _MAX_DIMENSIONS
-            or not all(map(_is_count, value))
+            or not all(map(is_count, value))
         ):
             raise self.wrong("an impossible shape or offset")
         return value
@@ -254,12 +252,8 @@ def is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
 
 
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value < _LIMIT
-
-
 def _are_keys(keys: Sequence[object]) -> bool:
-    return bool(keys) and all(isinstance(key, str) or _is_count(key) for key in keys)
+    return bool(keys) and all(isinstance(key, str) or is_count(key) for key in keys)
 
 
 def _is_strided(layout: object) -> bool:

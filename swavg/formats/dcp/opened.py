@@ -11,18 +11,9 @@ from itertools import pairwise
 
 from swavg.dtypes import DType
 from swavg.errors import InputError
-from swavg.formats.checkpoint import (
-    Checkpoint,
-    Extras,
-    Scalar,
-    Shape,
-    Shared,
-    TableBuilder,
-    TensorSpec,
-    TensorTable,
-)
+from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
 from swavg.formats.dcp import boxes
-from swavg.formats.dcp.boxes import BoxColumns, InBoxes
+from swavg.formats.dcp.boxes import BoxColumns
 from swavg.formats.dcp.chunks import find_chunks
 from swavg.formats.dcp.metadata import read_metadata
 from swavg.formats.dcp.model_part import ModelPart, find_model
@@ -36,6 +27,7 @@ from swavg.formats.dcp.place import (
     unfinished,
 )
 from swavg.formats.dcp.saved import Chunk, ChunkColumns, Saved, SavedTensor
+from swavg.formats.tensors import Made, Shape, Shared, TableBuilder, TensorSpec, TensorTable
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
 from swavg.storage.sources import LocalFile, Pool, Source, read_file
@@ -157,7 +149,7 @@ def _table(
     if not several:
         return builder.build(shared)
     table = builder.build()
-    others = InBoxes(columns, several)
+    others = Made(several, columns.tensor)
     return TensorTable(replace(table.columns, others=others), table.base)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import struct
 
-from swavg.formats.checkpoint import Shape
 from swavg.formats.dcp.saved import Place, Saved, SavedTensor
+from swavg.formats.tensors import Shape
 
 _CLASSES = "torch.distributed.checkpoint.metadata"
 _FILES = "torch.distributed.checkpoint.filesystem"

@@ -15,10 +15,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from swavg.formats.checkpoint import Shape
+from swavg.formats.tensors import Shape
 from swavg.formats.torch.machine import Machine
 from swavg.formats.torch.memo import SparseMemo
-from swavg.formats.torch.objects import Global, Opaque
+from swavg.formats.torch.objects import Global, Opaque, is_count
 
 _REF = rb"h.|j...."
 _INT = rb"(?:K.|M..|J....|\x8a(?:\x04.{4}|\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8}))"
@@ -47,7 +47,6 @@ _NEW_TEXT, _EMPTY = 0x8C, b")"
 _SIGNED, _LONG = ord("J"), 0x8A
 
 _MOST_LEARNED = 8
-_LIMIT = 1 << 62
 
 # Memory of a run, of each of its records (more than it takes: this bounds the time as well), and of
 # a text or shape that was not there before.
@@ -148,7 +147,7 @@ class Runs:
         new_shapes = {raw: tuple(map(_number, _ints(raw))) for raw in unknown}
         if any(raw[1] != len(text) for raw, text in new_texts.items()):
             return False
-        if any(not 0 <= size < _LIMIT for shape in new_shapes.values() for size in shape):
+        if not all(is_count(size) for shape in new_shapes.values() for size in shape):
             return False
         machine.spend(_RUN + _RECORD * count + _VALUE * (len(new_texts) + len(new_shapes)))
         self._texts |= new_texts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 from swavg.dtypes import BY_NAME, DType
-from swavg.formats.checkpoint import Shape
+from swavg.formats.tensors import Shape
 
 
 class Place(NamedTuple):

@@ -5,8 +5,9 @@ The reader is imported when such a file is there.
 
 from __future__ import annotations
 
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format
+from swavg.formats.tensors import Shared
 
 
 def _is_flax(head: bytes) -> bool:

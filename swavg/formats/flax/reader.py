@@ -9,17 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.blocks import Read
-from swavg.formats.checkpoint import (
-    Box,
-    Checkpoint,
-    Extras,
-    Scalar,
-    Shared,
-    TableBuilder,
-    Tensor,
-    TensorSpec,
-)
+from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
 from swavg.formats.flax.scan import Array, Chunked, Leaf, Node, scan
+from swavg.formats.tensors import Box, Shared, TableBuilder, Tensor, TensorSpec
 from swavg.formats.train_state import Path, training_leaves
 from swavg.storage.sources import reading
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from swavg.errors import InputError
 from swavg.formats.blocks import Read
-from swavg.formats.checkpoint import Shape
+from swavg.formats.tensors import Shape
 
 _BLOCK = 1 << 12
 _MAX_TEXT = 1 << 16

@@ -6,8 +6,9 @@ configuration is looked at: it may hold code.
 
 from __future__ import annotations
 
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.tensors import Shared
 from swavg.formats.zip_recipe import recipe_in
 
 _MEMBERS = (b"metadata.json", b"config.json", b"model.weights.h5")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Shape
 from swavg.formats.strides import regions
+from swavg.formats.tensors import Shape
 from swavg.storage.sources import InFile, LocalFile, Reader, Window
 
 if TYPE_CHECKING:

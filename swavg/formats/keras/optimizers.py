@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from swavg.formats.checkpoint import Shape
 from swavg.formats.keras.hdf5 import Dataset
+from swavg.formats.tensors import Shape
 
 _OPTIMIZER = re.compile(r"(.*_)?optimizer")
 """A group of a model's own attribute: it may have several."""

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from swavg.errors import InputError, NoWeightsError, quoted
-from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.keras.hdf5 import Dataset, DatasetSource, datasets_in
 from swavg.formats.keras.optimizers import above, optimizers_in
 from swavg.formats.keras.recipe import recipe_at
 from swavg.formats.records import Record
+from swavg.formats.tensors import Shared, TableBuilder
 from swavg.formats.zip_directory import read_members
 from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from swavg.errors import OutputError, RequestError
-from swavg.formats.checkpoint import Checkpoint, Form
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.keras.reader import WEIGHTS, open_archive, open_hdf5
 from swavg.formats.keras.recipe import Recorded, with_recipe
 from swavg.formats.layout import Layout, WriteRequest, opening
 from swavg.formats.template import CannotKeep, Replacement, Splice, like_file, replacements
+from swavg.formats.tensors import Form
 from swavg.formats.zip_layout import (
     Member,
     arranged,

@@ -5,8 +5,9 @@ Reader and writer are imported when such a file is there.
 
 from __future__ import annotations
 
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.tensors import Shared
 from swavg.formats.zip_recipe import recipe_in
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Shape
 from swavg.formats.commands import FROM_VOID, with_paths
 from swavg.formats.strides import is_row_major, row_major_strides
+from swavg.formats.tensors import Shape
 
 MAGIC = b"\x93NUMPY"
 LIMIT = 10_000

@@ -11,9 +11,10 @@ from functools import partial
 
 from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.blocks import Read, read_places
-from swavg.formats.checkpoint import Checkpoint, Extras, Scalar, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
 from swavg.formats.npz.header import CODES, Header, header_size, parse
 from swavg.formats.records import Record
+from swavg.formats.tensors import Shared, TableBuilder
 from swavg.formats.zip_directory import Entry, read_members
 from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe

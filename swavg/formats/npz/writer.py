@@ -8,10 +8,10 @@ from functools import partial
 
 from swavg.dtypes import DType
 from swavg.errors import OutputError, RequestError
-from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import Kept, Layout, WriteRequest, losses
 from swavg.formats.npz.header import CODES, written
 from swavg.formats.npz.reader import SUFFIX
+from swavg.formats.tensors import Shape
 from swavg.formats.zip_directory import MAX16
 from swavg.formats.zip_layout import (
     Member,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format
+from swavg.formats.tensors import Shared
 
 METADATA = "_METADATA"
 """The file of an item that lists its arrays."""

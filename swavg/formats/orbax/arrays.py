@@ -14,10 +14,10 @@ import numpy as np
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError, MissingDependencyError
-from swavg.formats.checkpoint import Shape
 from swavg.formats.orbax.rows import Grid, Range, Rows
 from swavg.formats.orbax.tree import Item, Leaf
 from swavg.formats.strides import regions
+from swavg.formats.tensors import Shape
 from swavg.storage.sources import LocalFile
 
 try:

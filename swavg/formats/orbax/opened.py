@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 
 from swavg.errors import quoted
-from swavg.formats.checkpoint import Checkpoint, Extras, Scalar, Shared, TableBuilder
+from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
 from swavg.formats.configuration import small_json
 from swavg.formats.metrics import number
 from swavg.formats.orbax.tree import Leaf, Model, leaves_in, model_of
+from swavg.formats.tensors import Shared, TableBuilder
 from swavg.storage.sources import Pool, Source
 
 _COUNTS = ("step", "global_step", "epoch", "iteration", "num_updates")

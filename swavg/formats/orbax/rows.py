@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import IO
 
-from swavg.formats.checkpoint import Shape
+from swavg.formats.tensors import Shape
 
 _ROWS = 2
 """Rows that are kept of an item: whoever reads across the end of one goes back to it."""

@@ -9,9 +9,10 @@ import os
 import re
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.folder import is_checkpoint_folder
 from swavg.formats.layout import Format, Layout, WriteRequest
+from swavg.formats.tensors import Shared
 from swavg.storage.sources import read_file
 
 INDEX = ".index"

@@ -8,9 +8,9 @@ from functools import lru_cache
 
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Shape
 from swavg.formats.tensorflow import sstable
 from swavg.formats.tensorflow.proto import Value, field, fields, fixed32, messages
+from swavg.formats.tensors import Shape
 from swavg.storage.sources import LocalFile, Pool
 
 DIMENSION_LIMIT = 64

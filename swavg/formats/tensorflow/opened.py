@@ -11,22 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swavg.errors import InputError, NoWeightsError, quoted
-from swavg.formats.checkpoint import (
-    Box,
-    Checkpoint,
-    Extras,
-    Scalar,
-    Shared,
-    TableBuilder,
-    Tensor,
-    TensorSpec,
-)
+from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
 from swavg.formats.records import Record
 from swavg.formats.tensorflow import prefixes_in, recipe_in
 from swavg.formats.tensorflow.bundle import NUMBERS, STRING, Bundle, Entry, read_bundle
 from swavg.formats.tensorflow.graph import GRAPH_KEY, GRAPH_LIMIT, model_keys, weights_by_name
 from swavg.formats.tensorflow.proto import varint
 from swavg.formats.tensorflow.slices import NUL, slices_of
+from swavg.formats.tensors import Box, Shared, TableBuilder, Tensor, TensorSpec
 from swavg.storage.crc import crc_function
 from swavg.storage.sources import LocalFile, Pool
 

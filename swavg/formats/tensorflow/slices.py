@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from operator import itemgetter
 
-from swavg.formats.checkpoint import Shape
 from swavg.formats.tensorflow.bundle import Entry, Slice
+from swavg.formats.tensors import Shape
 
 NUL = b"\0"
 """What the keys of slices begin with, and no others."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Format, Layout, WriteRequest
+from swavg.formats.tensors import Shared
 
 _LEGACY_MAGIC = b"\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from swavg.formats.checkpoint import Form, Shape
 from swavg.formats.layout import FileLayout, WriteRequest
 from swavg.formats.overlaps import Stretch, hull
 from swavg.formats.strides import row_major_strides
 from swavg.formats.template import CannotKeep, Edit, Replacement
+from swavg.formats.tensors import Form, Shape
 from swavg.formats.torch.arrays import FAR
 from swavg.storage.sources import Pool
 

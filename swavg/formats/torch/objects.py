@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from swavg.dtypes import DType
 
@@ -18,8 +19,15 @@ _MAX_PART = 5000
 _OWN_HASH = 1 << 20
 # From the opcode of a text to the end of the call that makes bytes of it, without the text.
 _AROUND_TEXT = 64
+# No file is as large.
+_LIMIT = 1 << 62
 
 Builder = Callable[..., object]
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value may be an offset, or a size of a tensor."""
+    return type(value) is int and 0 <= value < _LIMIT
 
 
 @dataclass(eq=False, slots=True)

@@ -9,13 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from swavg.errors import InputError
 from swavg.formats.blocks import Read
-from swavg.formats.checkpoint import (
-    Checkpoint,
-    Extras,
-    Shared,
-    TableBuilder,
-    TensorTable,
-)
+from swavg.formats.checkpoint import Checkpoint, Extras
+from swavg.formats.tensors import Shared, TableBuilder, TensorTable
 from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_pickle
 from swavg.formats.torch.arrays import FileWithTexts, place_texts
 from swavg.formats.torch.extras import Element, Value, plain_values

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from swavg.dtypes import DType
 from swavg.errors import RequestError
-from swavg.formats.checkpoint import Shape
 from swavg.formats.layout import Specs
 from swavg.formats.strides import row_major_strides
+from swavg.formats.tensors import Shape
 from swavg.formats.zip_layout import (
     ALIGNMENT,
     ArchiveLayout,

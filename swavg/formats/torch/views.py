@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from swavg.dtypes import DType
 from swavg.errors import InputError
-from swavg.formats.torch.objects import Refused, Storage, View
+from swavg.formats.torch.objects import Refused, Storage, View, is_count
 
 # A view that repeats its elements may claim no more bytes than its storage has, or these.
 _EXPANDED = 16 << 20
 _MAX_DIMENSIONS = 32
-_LIMIT = 1 << 62
 
 
 class Placed(NamedTuple):
@@ -38,10 +37,6 @@ def placed(
         yield _placed(path, name, view, locate(view.storage))
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < _LIMIT
-
-
 def _placed(path: str, name: str, view: View, start: int) -> Placed:
     shape, strides, offset, dtype = view.size, view.stride, view.offset, view.dtype
     if not (
@@ -49,7 +44,7 @@ def _placed(path: str, name: str, view: View, start: int) -> Placed:
         and type(strides) is tuple
         and len(shape) == len(strides) <= _MAX_DIMENSIONS
         and type(offset) is int
-        and all(map(_is_count, (offset, *shape, *strides)))
+        and all(map(is_count, (offset, *shape, *strides)))
     ):
         raise InputError(path, f"'{name}' has an impossible shape, stride or offset")
     numel = 1

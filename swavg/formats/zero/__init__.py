@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint, Shared
+from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.folder import is_checkpoint_folder
 from swavg.formats.layout import Format
+from swavg.formats.tensors import Shared
 from swavg.storage.sources import names_in, read_file
 
 _OPTIMIZER = re.compile(r"(?:[a-z0-9]+_)?zero_pp_rank_(\d{1,6})_mp_rank_00_optim_states\.pt")

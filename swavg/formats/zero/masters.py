@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Shape, TensorSpec
+from swavg.formats.tensors import Shape, TensorSpec
 from swavg.formats.zero.rank_file import RankFile, count_in
 from swavg.formats.zero.rows import Cut, Flat, Row
 

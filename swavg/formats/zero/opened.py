@@ -6,16 +6,18 @@ import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
+from operator import attrgetter
 
 from swavg.errors import InputError, quoted, some
-from swavg.formats.checkpoint import Checkpoint, Extras, Shared, TableBuilder, TensorTable
+from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.configuration import is_configuration
 from swavg.formats.folder import add_tensor
+from swavg.formats.tensors import Made, Shared, TableBuilder, TensorTable
 from swavg.formats.torch.opened import open_archive
 from swavg.formats.zero import RankFiles, find
 from swavg.formats.zero.masters import frozen, masters, read_partition
 from swavg.formats.zero.rank_file import SIXTEEN_BITS, RankFile, open_rank_file
-from swavg.formats.zero.rows import Cut, Cuts
+from swavg.formats.zero.rows import Cut
 from swavg.storage.sources import Pool, names_in
 
 _MODEL_STATES = "mp_rank_00_model_states.pt"
@@ -154,7 +156,9 @@ def _table(weights: Checkpoint, ranks: _Ranks) -> tuple[TensorTable, list[str]]:
             continue
         count += 1
     table = builder.build()
-    return TensorTable(replace(table.columns, others=Cuts(apart)), table.base), taken
+    return TensorTable(
+        replace(table.columns, others=Made(apart, attrgetter("tensor"))), table.base
+    ), taken
 
 
 def _extras(path: str, folder: str, weights: Checkpoint, ranks: _Ranks) -> Extras:

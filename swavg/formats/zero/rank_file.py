@@ -10,14 +10,13 @@ from functools import partial
 from typing import TypeGuard
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Shape
+from swavg.formats.tensors import Shape
 from swavg.formats.torch.archive import Archive, read_archive, read_graph
-from swavg.formats.torch.objects import Opaque, Refused, View, mapping, name_of
+from swavg.formats.torch.objects import Opaque, Refused, View, is_count, mapping, name_of
 from swavg.formats.torch.views import placed
 from swavg.formats.zero.rows import Flat
 from swavg.storage.sources import LocalFile, Pool
 
-_LIMIT = 1 << 62
 _MAX_DIMENSIONS = 32
 _SHOWN = 200
 
@@ -89,19 +88,15 @@ def count_in(value: object) -> int | None:
     """A count, also as the member of an enumeration, or the largest of a list."""
     if isinstance(value, Opaque) and isinstance(value.args, tuple) and len(value.args) == 1:
         (value,) = value.args
-    if isinstance(value, list) and value and all(map(_is_count, value)):
+    if isinstance(value, list) and value and all(map(is_count, value)):
         value = max(value)
-    return value if isinstance(value, int) and _is_count(value) else None
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < _LIMIT
+    return value if isinstance(value, int) and is_count(value) else None
 
 
 def _is_shape(value: object) -> TypeGuard[Shape]:
     return (
         isinstance(value, tuple)
         and len(value) <= _MAX_DIMENSIONS
-        and all(map(_is_count, value))
-        and _is_count(math.prod(value))
+        and all(map(is_count, value))
+        and is_count(math.prod(value))
     )

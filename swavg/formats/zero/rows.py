@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
 from swavg.dtypes import DType
-from swavg.formats.checkpoint import Box, Tensor, TensorSpec
+from swavg.formats.tensors import Box, Tensor, TensorSpec
 
 
 class Flat(NamedTuple):
@@ -67,23 +67,3 @@ class Cut:
     @property
     def tensor(self) -> Tensor:
         return Tensor(self.spec, tuple(self.boxes()), (self.spec.numel,))
-
-
-class Cuts(Mapping[int, Tensor]):
-    """Tensors of several boxes, by number. They are made when they are asked for: a large model on
-    many ranks has more boxes than there is room for."""
-
-    def __init__(self, cuts: Mapping[int, Cut]) -> None:
-        self._cuts = cuts
-
-    def __getitem__(self, number: int) -> Tensor:
-        return self._cuts[number].tensor
-
-    def __contains__(self, number: object) -> bool:
-        return number in self._cuts
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._cuts)
-
-    def __len__(self) -> int:
-        return len(self._cuts)

@@ -18,7 +18,7 @@ from swavg import Policy, Resources, Row
 from swavg.engine.average import execute, prepare
 from swavg.errors import InputError, MismatchError, NumericsError
 from swavg.formats import open_checkpoint
-from swavg.formats.checkpoint import Shared
+from swavg.formats.tensors import Shared
 
 FILES = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 PROTOCOLS = pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -1,8 +1,10 @@
 """Where the elements of a cut tensor lie."""
 
+from operator import attrgetter
+
 from swavg.dtypes import BY_NAME
-from swavg.formats.checkpoint import Box, TensorSpec
-from swavg.formats.zero.rows import Cut, Cuts, Flat, Row
+from swavg.formats.tensors import Box, Made, TensorSpec
+from swavg.formats.zero.rows import Cut, Flat, Row
 
 F32 = BY_NAME["float32"]
 
@@ -42,8 +44,8 @@ def test_of_each_row_a_tensor_has_a_piece_the_last_ones_fewer():
 
 def test_tensors_are_made_when_they_are_asked_for():
     cut = Cut(TensorSpec("w", F32, ()), (row((0, 40, 1)),), 0, 1)
-    cuts = Cuts({7: cut})
-    assert (7 in cuts, 0 in cuts, list(cuts), len(cuts), bool(Cuts({}))) == (
+    cuts = Made({7: cut}, attrgetter("tensor"))
+    assert (7 in cuts, 0 in cuts, list(cuts), len(cuts), bool(Made({}, attrgetter("tensor")))) == (
         True, False, [7], 1, False,
     )  # fmt: skip
     assert cuts[7].boxes == (Box(0, 40, (0,), (1,)),)
