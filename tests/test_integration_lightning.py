@@ -758,12 +758,13 @@ def test_a_mean_of_another_start_goes_on_from_its_own(tmp_path):
     saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1)
     run = trainer(tmp_path, [SWACallback(4, 2, swap=False), saving], enable_checkpointing=True)
     run.fit(Digits())
-    other = SWACallback(6, 2, swap=False)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        trainer(tmp_path, [other]).fit(Digits(), ckpt_path=tmp_path / "step=8.ckpt")
-    assert any("begun after step 4, and start says 6" in str(each.message) for each in told)
-    assert other.swa.n == 4
+    other = SWACallback(6, 1, lr=0.01, swap=False)
+    run = trainer(tmp_path, [other])
+    told = warned(lambda: run.fit(Digits(), ckpt_path=tmp_path / "step=8.ckpt"))
+    assert "begun after step 4, and start says 6" in told
+    assert "made with every 2; it goes on with 1" in told
+    assert "made with lr None; it goes on with 0.01" in told
+    assert other.swa.n == 6
 
 
 def test_a_run_that_ends_before_the_start_says_so_and_keeps_its_weights(tmp_path):

@@ -17,6 +17,7 @@ from swavg.integrations.averaging import Averaging
 from swavg.integrations.callbacks import check_arguments
 from swavg.training import SWA, SWASchedule
 from swavg.training.batchnorm import has_statistics
+from swavg.training.ema import warn_of_settings
 from swavg.training.schedule import Anneal
 
 
@@ -65,6 +66,7 @@ class BaseSWACallback(Averaging[SWA]):
         self._every = every
         self._swap = swap
         self._options = options
+        self._settings = {"every": every, **rates, "lr": _plain(lr), "lr_low": _plain(lr_low)}
         self._rates = None if lr is None else {**rates, "cycle": None if lr_low is None else every}
         self._total = math.inf
         """How many optimizer steps the run has."""
@@ -192,6 +194,7 @@ class BaseSWACallback(Averaging[SWA]):
             "first": self._first,
             "averaged": self._averaged,
             "rates": None if self._schedule is None else self._schedule.state_dict(),
+            "given": self._settings,
         }
 
     def _load(self, average: SWA, state: Mapping[str, Any]) -> None:
@@ -202,10 +205,18 @@ class BaseSWACallback(Averaging[SWA]):
                 stacklevel=3,
             )
             self._first = int(state["first"])
+        warn_of_settings(state.get("given", self._settings), self._settings)
         average.load_state_dict(state)
         self._averaged = int(state["averaged"])
         # Its optimizer is known when training begins.
         self._schedule_state, self._schedule = state["rates"], None
+
+
+def _plain(rate: float | Sequence[float] | None) -> float | list[float] | None:
+    """A rate as a checkpoint has it."""
+    if rate is None:
+        return None
+    return [*map(float, rate)] if isinstance(rate, Sequence) else float(rate)
 
 
 def _optimizer_for(*rates: float | Sequence[float] | None) -> Optimizer:
