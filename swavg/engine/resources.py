@@ -21,7 +21,7 @@ _FEEDING = 4
 """Workers that read for a device."""
 _PROCESS = 3 << 20
 """Bytes that a forked process has for itself: pages that it no longer shares."""
-_WORKER = 3 << 19
+_WORKER = 2 << 20
 """Of these the bytes that come off the buffers, for each of the first workers."""
 _CONSTANT = 1 << 19
 """Bytes of a worker's buffers whose size is always the same."""
@@ -29,8 +29,8 @@ _CONSTANT = 1 << 19
 _BLOCK = 1 << 18
 _DEVICE_BLOCK = 1 << 21
 """Elements of a block where a device computes: each call to it takes its time."""
-_ENOUGH = 1 << 16
-"""Elements of a block from which on smaller ones cost time."""
+_ENOUGH = 45_000
+"""Elements of a block from which on smaller ones cost more time than a worker less."""
 _SMALLEST = 1 << 12
 _DECODING = 2
 """Rows of chunks that decoding one takes: the chunks, and the row or what is stored of it."""
@@ -160,10 +160,6 @@ def _candidates(workers: int, needs: Needs, room: int) -> Iterator[Sizes]:
     """Sizes, best first: smaller blocks, then fewer workers, then blocks that cost time."""
     for count in range(workers, 0, -1):
         block = _BLOCK if needs.device == "cpu" else _DEVICE_BLOCK
-        while block >= _ENOUGH:
+        while block >= (_ENOUGH if count > 1 else _SMALLEST):
             yield Sizes(count, block, needs, room)
-            block //= 2
-    block = _ENOUGH // 2
-    while block >= _SMALLEST:
-        yield Sizes(1, block, needs, room)
-        block //= 2
+            block -= block // 4

@@ -60,7 +60,7 @@ def test_smaller_blocks_go_before_fewer_workers(plan):
     ample = chosen(plan, threads=4, memory=256 * MIB)
     scarce = chosen(plan, threads=4, memory=ample.memory - 1)
     assert ample.workers == scarce.workers == 4
-    assert ample.elements == 2 * scarce.elements
+    assert scarce.elements == ample.elements * 3 // 4
     assert chosen(plan, threads=4, memory=4 * MIB).workers < 4
 
 
