@@ -2,6 +2,9 @@
 and no more than these are fetched."""
 
 import shutil
+import signal
+import subprocess
+import time
 
 import composites
 import h5py
@@ -12,9 +15,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from bundles import write as write_bundle
 from checkpoints import state
-from command_line import done, swavg
+from command_line import SWAVG, done, swavg
 from framework_files import FRAMEWORKS
 from make import arrays, sharded
+from object_stores import environment
 from zero_folders import zero_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -203,3 +207,25 @@ def test_an_object_that_is_replaced_meanwhile_is_told(bucket, proxy, tmp_path):
     found = average_of(urls, tmp_path / "out.safetensors", ok=4)
     assert "step-3.safetensors: changed while it was read" in found.stderr
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("at", [1, 8], ids=["while it is opened", "while it is averaged"])
+def test_an_interrupt_does_not_wait_for_a_server_that_stands_still(at, bucket, proxy, tmp_path):
+    urls = [bucket.put(path, f"run/{path.name}") for path in big(tmp_path / "run")]
+    proxy.fault = lambda method, path, number: ("stall", 10) if number >= at else None
+    process = subprocess.Popen(
+        [*SWAVG, "average", *urls, "-o", "out.safetensors"],
+        cwd=tmp_path,
+        env=environment(bucket, proxy),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while len(proxy.requests) <= at:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 2
+    assert process.returncode == 130, told
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
