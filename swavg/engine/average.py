@@ -10,7 +10,7 @@ from functools import partial
 
 from swavg import weights as schedules
 from swavg.engine.beforehand import Beforehand
-from swavg.engine.compute import Tools
+from swavg.engine.compute import Sinks, Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
@@ -260,14 +260,25 @@ def execute(
         for result in executor(plan, plan.tasks(), sinks, make):
             tally.add(result)
             tell()
-        tally.complete()
-        tally.notes += tally.reads.compare(plan, everything=resources.check_crc)
-        write_deferred(plan, tally, sinks)
-        for checkpoint in plan.checkpoints:
-            for source in checkpoint.sources:
-                source.check()
+        complete(plan, tally, sinks, resources)
     seconds = time.monotonic() - begun
     return reports(plan, chosen, resources, tally, seconds)
+
+
+def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> None:
+    """Once all tasks are done: write what follows from them. InputError if an input is not what it
+    was."""
+    tally.complete()
+    tally.notes += tally.reads.compare(plan, everything=resources.check_crc)
+    write_deferred(plan, tally, sinks)
+    check_sources(plan)
+
+
+def check_sources(plan: Plan) -> None:
+    """InputError if an input is not what it was."""
+    for checkpoint in plan.checkpoints:
+        for source in checkpoint.sources:
+            source.check()
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
@@ -314,7 +325,9 @@ def _forks(plan: Plan, resources: Resources, total: int) -> bool:
     )
 
 
-def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], Tools]:
+def tools_of(
+    plan: Plan, chosen: Sizes, resources: Resources, *, journaled: bool = False
+) -> Callable[[], Tools]:
     """What makes a worker's tools."""
     positions = None
     if plan.distances:
@@ -331,7 +344,9 @@ def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], To
         for dtype, _, _ in table.columns.forms:
             dtype.part.numpy()
     check_crc = resources.check_crc
-    return partial(Tools, plan, chosen, resources.device, positions, check_crc=check_crc)
+    return partial(
+        Tools, plan, chosen, resources.device, positions, check_crc=check_crc, journaled=journaled
+    )
 
 
 def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:

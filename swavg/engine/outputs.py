@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,14 +16,14 @@ from swavg.storage import publish
 from swavg.storage.destination import Destination, check_destinations, is_stream
 from swavg.storage.pending import Pending
 from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
-from swavg.storage.sinks import STDOUT, Sink, allow_open
+from swavg.storage.sinks import STDOUT, allow_open
 from swavg.storage.sources import LocalFile, Pool
 from swavg.storage.streams import open_stream
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan, *, begun: bool = False) -> None:
     """Raise OutputError if the outputs could not be published: one exists and may not be replaced,
-    is an input, or the disk has no room."""
+    is an input, or the disk has no room (which they have already if they are ``begun``)."""
     inputs = [(checkpoint.path, checkpoint.sources) for checkpoint in plan.checkpoints]
     inputs += [(root, ()) for root in (plan.parts.roots if plan.parts is not None else ())]
     # The parts of a composite go to one path.
@@ -34,7 +34,7 @@ def check(plan: Plan) -> None:
             check_stdout_not_input(inputs)
             return
         check_not_input(path, inputs)
-    sizes = [output.size for output in plan.outputs]
+    sizes = [0 if begun else output.size for output in plan.outputs]
     whole = [sum(sizes[first : first + plan.width]) for first in range(0, len(sizes), plan.width)]
     # Before force= is offered, which would not replace it either.
     _check_replaced(plan)
@@ -58,9 +58,11 @@ def _check_replaced(plan: Plan) -> None:
 
 
 @contextmanager
-def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> Iterator[Sinks]:
+def publishing(
+    plan: Plan, tally: Tally, on_publish: Callable[[], object], *, kept: bool = False
+) -> Iterator[Sinks]:
     """The sinks of all outputs, which get their names when the block ends well: once all are
-    synced and verified."""
+    synced and verified. ``kept``: parts of them lie there already, and stay if it does not."""
     path = plan.outputs[0].target.path
     if path is None or is_stream(path):
         (file,) = plan.outputs[0].files
@@ -69,12 +71,11 @@ def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> It
             yield [[stream]]
         return
     destinations = _destinations(plan)
-    with publish.publishing(destinations, inside=plan.folder, on_publish=on_publish) as pendings:
+    with publish.publishing(
+        destinations, inside=plan.folder, on_publish=on_publish, kept=kept
+    ) as pendings:
         places = [pendings[row // plan.width] for row in range(len(plan.outputs))]
-        allow_open(sum(len(output.files) + len(output.side_files) for output in plan.outputs))
-        yield [
-            _create(output, pending) for output, pending in zip(plan.outputs, places, strict=True)
-        ]
+        yield _created(plan, pendings)
         for pending in pendings:
             own = [output for output, place in zip(plan.outputs, places, strict=True)
                    if place is pending]  # fmt: skip
@@ -98,8 +99,21 @@ def _destinations(plan: Plan) -> list[Destination]:
     ]
 
 
-def _create(output: Output, pending: Pending) -> list[Sink]:
-    return [pending.create(file.layout.name, file.layout.size) for file in output.files]
+@contextmanager
+def shared(plan: Plan) -> Iterator[Sinks]:
+    """The sinks of all outputs under names that several runs know; what is written is on the disk
+    when the block ends well."""
+    with publish.shared(_destinations(plan), inside=plan.folder) as pendings:
+        yield _created(plan, pendings)
+
+
+def _created(plan: Plan, pendings: Sequence[Pending]) -> Sinks:
+    allow_open(sum(len(output.files) + len(output.side_files) for output in plan.outputs))
+    return [
+        [pendings[row // plan.width].create(file.layout.name, file.layout.size)
+         for file in output.files]
+        for row, output in enumerate(plan.outputs)
+    ]  # fmt: skip
 
 
 def _write_others(output: Output, pending: Pending) -> None:

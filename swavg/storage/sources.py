@@ -31,7 +31,8 @@ class Source(Protocol):
     """Bytes that were there when it was made: a picklable, hashable value.
 
     ``name`` is shown to people. ``size`` counts bytes. ``forks``: it may be opened in a process
-    that was forked. ``identity`` tells, within a run, whether two sources are the same bytes.
+    that was forked. ``identity`` tells, within a run, whether two sources are the same bytes;
+    ``version`` on other machines and days, with name and size, whether one is still the same.
     """
 
     @property
@@ -42,6 +43,8 @@ class Source(Protocol):
     def forks(self) -> bool: ...
     @property
     def identity(self) -> tuple[object, ...]: ...
+    @property
+    def version(self) -> int | str: ...
 
     def open(self) -> Reader:
         """InputError if it is gone, or no longer what it was."""
@@ -123,6 +126,11 @@ class LocalFile:
     def identity(self) -> tuple[int, int]:
         return self.stamp[:2]
 
+    @property
+    def version(self) -> int:
+        """The time of change of the content, in nanoseconds."""
+        return self.stamp[3]
+
     def open(self) -> OpenFile:
         try:
             # Without waiting: what was a file may have become a FIFO.
@@ -192,6 +200,10 @@ class InFile:
     def name(self) -> str:
         return self.file.name
 
+    @property
+    def version(self) -> int:
+        return self.file.version
+
     def check(self) -> None:
         self.file.check()
 
@@ -212,6 +224,8 @@ class Memory:
     @property
     def identity(self) -> tuple[object, ...]:
         return ("memory", id(self.data))
+
+    version = 0
 
     def open(self) -> Memory:
         return self
