@@ -18,11 +18,11 @@ from swavg import __version__
 from swavg.engine.average import OnProgress, check_sources, complete, start, tools_of
 from swavg.engine.batches import BytesRead
 from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
-from swavg.engine.outputs import check, publishing, shared, write_fixed
+from swavg.engine.outputs import check, publishing, shared, shared_files, shared_paths, write_fixed
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
-from swavg.errors import InputError, RequestError, quoted
+from swavg.errors import InputError, OutputError, RequestError, quoted
 from swavg.planning.plan import Plan
 from swavg.storage.destination import is_stream
 from swavg.storage.journals import Facts, Journal, Journals
@@ -79,13 +79,22 @@ def run_part(
     SwavgError: InputError if other parts are of another plan or of other inputs.
     """
     plan, journals = _cut(plan, part.count), _journals(plan)
-    check(plan, begun=journals.facts() is not None)
+    begun = [path for path in shared_paths(plan) if os.path.lexists(path)]
+    if begun and journals.facts() is None:
+        raise OutputError(
+            journals.target,
+            f"{begun[0]} lies there without the journals of what is in it",
+            hint="Remove it to begin anew.",
+        )
+    check(plan, begun=bool(begun))
     digest = _agree(journals, plan, part.count)
     tally, executor, chosen = start(plan, resources)
     numbers = part.of(plan.tasks())
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
-    begun = time.monotonic()
+    started = time.monotonic()
     with journals.open(part.number, digest) as journal:
+        if journal.records or journal.complete:
+            _check_there(plan, journals)
         if journal.complete:
             return []
         with shared(plan) as sinks:
@@ -98,7 +107,7 @@ def run_part(
                 journal.add(_as_record(result))
                 tally.add(result)
                 if on_progress is not None:
-                    on_progress(Progress(tally.read, total, time.monotonic() - begun))
+                    on_progress(Progress(tally.read, total, time.monotonic() - started))
             check_sources(plan)
         on_end()
         journal.end()
@@ -137,6 +146,7 @@ def finish(
             " done.",
             hint=f"Run part={missing[0]}/{count} (again); what it has done stays.",
         )
+    _check_there(plan, journals)
     tally, _, chosen = start(plan, resources)
     with publishing(plan, tally, on_publish, kept=True) as sinks:
         for part in parts:
@@ -161,6 +171,21 @@ def proceed(
     return finish(plan, resources, None, on_publish)
 
 
+def _check_there(plan: Plan, journals: Journals) -> None:
+    """OutputError unless the files are there that the journals tell of."""
+    for path, size in shared_files(plan):
+        try:
+            problem = "" if os.stat(path).st_size == size else "has another size"
+        except OSError as error:
+            problem = str(error.strerror)
+        if problem:
+            raise OutputError(
+                journals.target,
+                f"{path}, which parts were written to: {problem}",
+                hint=f"Remove {journals.folder} to begin anew.",
+            )
+
+
 def _cut(plan: Plan, count: int) -> Plan:
     size = sum(output.size for output in plan.outputs) // (count * _TASKS)
     return replace(plan, cut=max(_LEAST, min(_MOST, size // _LEAST * _LEAST)))
@@ -176,8 +201,9 @@ def _journals(plan: Plan) -> Journals:
 def _agree(journals: Journals, plan: Plan, count: int) -> str:
     """The digest of what all parts have in common. InputError if they have not."""
     own = _facts(plan, count)
-    for key, there in journals.agree(own).items():
-        here = own.get(key)
+    agreed = journals.agree(own)
+    for key, here in own.items():
+        there = agreed.get(key)
         if there == here:
             continue
         if key == "inputs":
@@ -200,16 +226,16 @@ def _facts(plan: Plan, count: int) -> dict[str, object]:
     return {
         "version": __version__,
         "parts": count,
-        "outputs": [
-            [file.layout.name, file.layout.size] for each in plan.outputs for file in each.files
-        ],
         "inputs": [
             [source.name, source.size, source.version]
             for checkpoint in plan.checkpoints
             for source in checkpoint.sources
         ],
-        "weights": [[weight.hex() for weight in row.weights] for row in plan.rows],
+        "weights": [list(row.weights) for row in plan.rows],
         "options": json.loads(json.dumps(plan.policy.changed)),
+        "outputs": [
+            [file.layout.name, file.layout.size] for each in plan.outputs for file in each.files
+        ],
         "cut": plan.cut,
         "headers": fixed.hexdigest(),
     }
