@@ -1,0 +1,227 @@
+"""Object stores: what a URL names, how its store is reached, and what its errors mean.
+
+``obstore`` does the work, with two limits. After any call of it a forked process must not use it
+(its calls would never return), so that sources in a store say that they do not fork. And a call of
+it does not heed an interrupt before it has ended, so that :func:`call` makes each in a thread that
+nobody has to wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from swavg.errors import InputError, MissingDependencyError, RequestError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+T = TypeVar("T")
+
+SCHEMES = ("s3", "gs", "az", "abfss", "https", "http", "hf")
+_MOST_CALLS = 64
+"""Calls of stores at the same time."""
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names something in a store."""
+    scheme, found, _ = path.partition("://")
+    return found != "" and scheme in SCHEMES
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """What a URL names: a picklable value without any secret.
+
+    ``bucket`` is the container of Azure (``container@account...`` for ``abfss``), the host of
+    ``https``, and ``ORG/NAME@REVISION`` of ``hf``. ``key`` is as the store has it: nothing in it
+    is escaped, and it has no slash at its end (empty: the bucket itself).
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+
+    @property
+    def url(self) -> str:
+        key = quote(self.key) if self.scheme in ("https", "http") else self.key
+        return f"{self.scheme}://{self.bucket}/{key}"
+
+
+def locate(url: str) -> Location:
+    """What a URL names. InputError for one that cannot name anything."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme in ("https", "http"):
+        if "?" in url or "#" in url or "@" in bucket:
+            # What stands there may be secret, and a recipe names its inputs.
+            raise InputError(
+                url.partition("?")[0] if "@" not in bucket else f"{scheme}://...",
+                "a URL with a question mark, a # or a user name in it is not read",
+                hint="Give it without them, or download the file first.",
+            )
+        bucket, key = urlsplit(url).netloc, unquote(key)
+    elif scheme == "hf":
+        name, _, key = key.partition("/")
+        bucket = f"{bucket}/{name}"
+        if bucket.startswith(("datasets/", "spaces/")) or not all(bucket.split("/")):
+            raise InputError(url, "names no model", hint="Models are hf://ORG/NAME/PATH.")
+    key = key.rstrip("/")
+    if not bucket:
+        raise InputError(url, "names no bucket", hint=f"Write {scheme}://BUCKET/KEY.")
+    if key.startswith("/") or not {"", ".", ".."}.isdisjoint(key.split("/") if key else ()):
+        raise InputError(url, "has an empty part, '.' or '..' in its key, which stores cannot name")
+    return Location(scheme, bucket, key)
+
+
+def store_of(location: Location) -> ObjectStore:
+    """The store that a location lies in, opened once. MissingDependencyError without obstore,
+    RequestError where credentials are missing: before anything is sent."""
+    return _store(location.scheme, location.bucket)
+
+
+@cache
+def _store(scheme: str, bucket: str) -> ObjectStore:
+    try:
+        from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+    except ImportError:
+        raise MissingDependencyError(
+            f"{scheme}:// needs obstore.", hint="pip install 'swavg[object-stores]'"
+        ) from None
+    from swavg.storage.credentials import azure, google, s3
+
+    options = _options(scheme)
+    if scheme == "s3":
+        settings = s3(bucket)
+        if str(settings.get("endpoint", "")).startswith("http://"):
+            options["client_options"]["allow_http"] = True
+        return S3Store(bucket, **settings, **options)
+    if scheme == "gs":
+        google(bucket)
+        return GCSStore(bucket, **options)
+    if scheme == "abfss":
+        container, _, host = bucket.partition("@")
+        account = host.partition(".")[0]
+        if not account:
+            raise RequestError(
+                f"abfss://{bucket} names no account.",
+                hint="Write abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY.",
+            )
+        azure(bucket, account)
+        return AzureStore(container, account_name=account, **options)
+    if scheme == "az":
+        azure(bucket, None)
+        return AzureStore(bucket, **options)
+    return HTTPStore.from_url(f"{scheme}://{bucket}", **options)
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    from datetime import timedelta
+
+    # The time of a whole answer, which is a few MiB; and that without a byte of it.
+    client: dict[str, object] = {"timeout": "120s", "read_timeout": "20s"}
+    endpoints = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT")
+    if scheme == "http" or any(os.environ.get(e, "").startswith("http://") for e in endpoints):
+        # Whoever wrote it so wants it so.
+        client["allow_http"] = True
+    retries = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
+    return {"client_options": client, "retry_config": retries}
+
+
+def told(error: BaseException) -> tuple[str, str | None]:
+    """What a store's error means, and a way out: never more than its first line, which names no
+    secret."""
+    from obstore import exceptions
+
+    lines = str(error).strip().splitlines()
+    first = lines[0].rstrip(" :{") if lines else type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return "no such object", None
+    if isinstance(error, exceptions.PreconditionError):
+        return "changed while it was read", (
+            "Is a training run still writing it? Wait for it to finish, or copy it first."
+        )
+    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+        return f"access was denied: {first}", (
+            "Are the credentials those of its owner, and have they expired? docs/scale.md says"
+            " where they are looked for."
+        )
+    if isinstance(error, exceptions.NotSupportedError):
+        return f"the server does not do what is needed: {first}", "Download the file first."
+    if "redirect" in first:
+        return first, "Set AWS_REGION to the region of the bucket."
+    return first, None
+
+
+class Call(Generic[T]):
+    """A call that was handed to a thread."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function = function
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+        self._value: T
+
+    def run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:  # what panics in obstore is no Exception
+            self._error = error
+        self._done.set()
+
+    def result(self) -> T:
+        """What it returned, or raised; an interrupt ends the wait."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class _Callers:
+    """Daemon threads that make calls: started when they are needed, and never waited for."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Call[Any]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._pending = 0
+        self._process = os.getpid()
+
+    def submit(self, made: Call[Any]) -> None:
+        assert self._process == os.getpid(), "stores cannot be used after a fork"
+        with self._lock:
+            self._pending += 1
+            more = self._pending > self._threads and self._threads < _MOST_CALLS
+            self._threads += more
+        self._calls.put(made)
+        if more:
+            threading.Thread(target=self._work, daemon=True, name="swavg-store").start()
+
+    def _work(self) -> None:
+        while True:
+            self._calls.get().run()
+            with self._lock:
+                self._pending -= 1
+
+
+@cache
+def _callers() -> _Callers:
+    return _Callers()
+
+
+def begin(function: Callable[..., T], *args: object, **options: object) -> Call[T]:
+    """Begin a call of a store, beside others."""
+    made = Call(partial(function, *args, **options))
+    _callers().submit(made)
+    return made
+
+
+def call(function: Callable[..., T], *args: object, **options: object) -> T:
+    """A call of a store whose wait ends with an interrupt. What it raises is raised."""
+    return begin(function, *args, **options).result()
