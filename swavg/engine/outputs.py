@@ -14,10 +14,11 @@ from swavg.formats.folder import LOGS, weights_stem
 from swavg.planning.plan import Output, Plan
 from swavg.storage import publish
 from swavg.storage.destination import Destination, check_destinations, is_stream
+from swavg.storage.paths import find_file
 from swavg.storage.pending import Pending
 from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
 from swavg.storage.sinks import STDOUT, allow_open
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import Pool
 from swavg.storage.streams import open_stream
 
 
@@ -122,7 +123,7 @@ def _write_others(output: Output, pending: Pending) -> None:
         pending.create(name, len(data)).pwrite(0, data)
     with Pool() as pool:
         for name, path in output.side_files.items():
-            source = LocalFile.find(path)
+            source = find_file(path)
             sink = pending.create(name, source.size)
             for offset in range(0, source.size, 1 << 20):
                 size = min(1 << 20, source.size - offset)

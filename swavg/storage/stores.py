@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from queue import SimpleQueue
@@ -160,27 +161,55 @@ def told(error: BaseException) -> tuple[str, str | None]:
 
 
 class Call(Generic[T]):
-    """A call that was handed to a thread."""
+    """A call that was handed to a thread, by the thread that waits for it. ``changed`` is told of
+    its end, and by whoever has done a part of it."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
-        self._done = threading.Event()
-        self._error: BaseException | None = None
+        self._owner = threading.get_ident()
         self._value: T
+        self.changed = threading.Condition()
+        self.done = False
+        self.error: BaseException | None = None
 
     def run(self) -> None:
-        try:
-            self._value = self._function()
-        except BaseException as error:  # what panics in obstore is no Exception
-            self._error = error
-        self._done.set()
+        error = None
+        if not self.done:
+            try:
+                self._value = self._function()
+            except BaseException as failure:  # what panics in obstore is no Exception
+                error = failure
+        self.end(error)
+
+    def end(self, error: BaseException | None) -> None:
+        with self.changed:
+            if not self.done:
+                self.done, self.error = True, error
+            self.changed.notify_all()
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Wait until it is ready, or has ended: raises what it raised. An interrupt ends the wait,
+        and so does :func:`abandoned`."""
+        with self.changed:
+            while not self.done and not ready():
+                if self._owner in _abandoned:
+                    raise InterruptedError
+                self.changed.wait()
+        if self.error is not None:
+            raise self.error
 
     def result(self) -> T:
-        """What it returned, or raised; an interrupt ends the wait."""
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
+        """What it returned, or raised."""
+        self.wait(lambda: False)
         return self._value
+
+    @property
+    def owner(self) -> int:
+        return self._owner
+
+
+_abandoned: set[int] = set()
+"""Threads that are to wait for no call any more."""
 
 
 class _Callers:
@@ -190,14 +219,14 @@ class _Callers:
         self._calls: SimpleQueue[Call[Any]] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
-        self._pending = 0
         self._process = os.getpid()
+        self.pending: set[Call[Any]] = set()
 
     def submit(self, made: Call[Any]) -> None:
         assert self._process == os.getpid(), "stores cannot be used after a fork"
         with self._lock:
-            self._pending += 1
-            more = self._pending > self._threads and self._threads < _MOST_CALLS
+            self.pending.add(made)
+            more = len(self.pending) > self._threads and self._threads < _MOST_CALLS
             self._threads += more
         self._calls.put(made)
         if more:
@@ -205,9 +234,15 @@ class _Callers:
 
     def _work(self) -> None:
         while True:
-            self._calls.get().run()
+            made = self._calls.get()
+            made.run()
             with self._lock:
-                self._pending -= 1
+                self.pending.discard(made)
+
+    def of(self, owners: Collection[int]) -> list[Call[Any]]:
+        """What these threads may be waiting for."""
+        with self._lock:
+            return [made for made in self.pending if made.owner in owners]
 
 
 @cache
@@ -215,13 +250,30 @@ def _callers() -> _Callers:
     return _Callers()
 
 
-def begin(function: Callable[..., T], *args: object, **options: object) -> Call[T]:
+def submit(made: Call[Any]) -> None:
     """Begin a call of a store, beside others."""
-    made = Call(partial(function, *args, **options))
     _callers().submit(made)
+
+
+def begin(function: Callable[..., T], *args: object, **options: object) -> Call[T]:
+    """The call of a store, which has begun."""
+    made = Call(partial(function, *args, **options))
+    submit(made)
     return made
 
 
 def call(function: Callable[..., T], *args: object, **options: object) -> T:
     """A call of a store whose wait ends with an interrupt. What it raises is raised."""
     return begin(function, *args, **options).result()
+
+
+@contextmanager
+def abandoned(owners: Collection[int]) -> Iterator[None]:
+    """In the block these threads wait for no call: it raises InterruptedError in them."""
+    _abandoned.update(owners)
+    for made in _callers().of(owners):
+        made.end(InterruptedError())
+    try:
+        yield
+    finally:
+        _abandoned.difference_update(owners)
