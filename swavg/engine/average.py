@@ -13,7 +13,7 @@ from swavg.engine.beforehand import Beforehand
 from swavg.engine.compute import Sinks, Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
-from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
+from swavg.engine.outputs import check, goes_to_store, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import averages_left, facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
@@ -319,6 +319,7 @@ def _forks(plan: Plan, resources: Resources, total: int) -> bool:
         and resources.device == "cpu"
         and can_fork()
         and all(source.forks for each in plan.checkpoints for source in each.sources)
+        and not goes_to_store(plan)
         and not any(
             output.target.path is None or is_stream(output.target.path) for output in plan.outputs
         )

@@ -18,7 +18,7 @@ from swavg import __version__
 from swavg.engine.average import OnProgress, check_sources, complete, start, tools_of
 from swavg.engine.batches import BytesRead
 from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
-from swavg.engine.outputs import check, publishing, shared, write_fixed
+from swavg.engine.outputs import check, goes_to_store, publishing, shared, write_fixed
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
@@ -170,6 +170,12 @@ def _journals(plan: Plan) -> Journals:
     path = plan.outputs[0].target.path
     if path is None or is_stream(path):
         raise RequestError("What is made in parts is a file or a folder, not a stream.")
+    if goes_to_store(plan):
+        raise RequestError(
+            f"{path}: what is made in parts lies in a folder of this machine, or one that several"
+            " share.",
+            hint="Give a path there, and upload the result.",
+        )
     return Journals(plan.folder or path)
 
 
