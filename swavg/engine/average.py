@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from swavg.engine.beforehand import Beforehand
 from swavg.engine.compute import Sinks, Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
-from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
+from swavg.engine.outputs import check, goes_to_store, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import averages_left, facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
@@ -40,7 +40,8 @@ from swavg.planning.siblings import join_siblings
 from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
-from swavg.storage.paths import check_all, look_ahead
+from swavg.storage.paths import check_all
+from swavg.storage.sources import Source, look_ahead
 
 OnProgress = Callable[[Progress], None]
 
@@ -280,7 +281,12 @@ def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> No
 
 def check_sources(plan: Plan) -> None:
     """InputError if an input is not what it was."""
-    check_all(source for each in plan.checkpoints for source in each.sources)
+    check_all(sources_of(plan))
+
+
+def sources_of(plan: Plan) -> Iterator[Source]:
+    """Where the bytes of all inputs come from."""
+    return (source for checkpoint in plan.checkpoints for source in checkpoint.sources)
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
@@ -320,7 +326,8 @@ def _forks(plan: Plan, resources: Resources, total: int) -> bool:
         wanted
         and resources.device == "cpu"
         and can_fork()
-        and all(source.forks for each in plan.checkpoints for source in each.sources)
+        and all(source.forks for source in sources_of(plan))
+        and not goes_to_store(plan)
         and not any(
             output.target.path is None or is_stream(output.target.path) for output in plan.outputs
         )
