@@ -40,8 +40,8 @@ from swavg.planning.siblings import join_siblings
 from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
-from swavg.storage.paths import check_all
-from swavg.storage.sources import Source, look_ahead
+from swavg.storage.paths import check_all, look_ahead
+from swavg.storage.sources import Source
 
 OnProgress = Callable[[Progress], None]
 
