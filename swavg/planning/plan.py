@@ -10,7 +10,7 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -31,6 +31,8 @@ GATHERED_CUT = 4 << 20
 """The same where some inputs do not lie in row-major order: more is read at once."""
 DEVICE_CUT = 16 << 20
 """The same where a device computes."""
+_LEAST, _MOST = 1 << 20, 64 << 20
+"""The same where several machines do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,12 @@ class Plan:
     def width(self) -> int:
         """How many rows make an output."""
         return 1 if self.parts is None else self.parts.count
+
+    def for_machines(self, tasks: int) -> Plan:
+        """The plan in about so many tasks that several machines may do: on network file systems no
+        two may write into one page, of which 1 MiB is a multiple."""
+        size = sum(output.size for output in self.outputs) // tasks
+        return replace(self, cut=max(_LEAST, min(_MOST, size // _LEAST * _LEAST)))
 
     @cached_property
     def stretches(self) -> list[tuple[int, int, int, int]]:

@@ -1,0 +1,228 @@
+"""A Ray cluster makes the same bytes, whatever becomes of its workers; its nodes run here."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from checkpoints import planned
+from command_line import process
+from command_line import swavg as in_process
+from make import debris
+
+import swavg
+from swavg import Policy, Resources
+from swavg.errors import InputError, RequestError
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Of two nodes, and another one for whoever adds it."""
+    with warnings.catch_warnings():
+        # Ray's own modules use what others have deprecated.
+        warnings.simplefilter("ignore")
+        from ray.cluster_utils import Cluster
+
+        made = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+    try:
+        made.add_node(**NODE)
+        yield made
+    finally:
+        made.shutdown()
+
+
+@pytest.fixture
+def on_ray(cluster):
+    return Resources(engine="ray", address=cluster.address)
+
+
+def files(folder, count=3, megabytes=12, **values):
+    """Safetensors files of one large tensor and a small one, by seed."""
+    paths = []
+    for seed in range(count):
+        random = np.random.default_rng(seed)
+        large = random.standard_normal((megabytes << 18), np.float32)
+        made = {"large": large, "small": np.float32([seed, 1])} | values
+        paths.append(folder / f"{seed}.safetensors")
+        safetensors.numpy.save_file(made, paths[-1])
+    return paths
+
+
+def descendants(pid):
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def workers(title="ray::run_number"):
+    """The processes of this cluster's workers that run a task just now."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            if title.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def kill_a_worker():
+    """As soon as one runs a task."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for pid in workers():
+            os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.002)
+    raise AssertionError("no task was run")
+
+
+def local(plan, folder):
+    """What this machine makes of a plan."""
+    swavg.execute(plan, Resources(threads=1))
+    made = [Path(output.target.path).read_bytes() for output in plan.outputs]
+    for output in plan.outputs:
+        os.unlink(output.target.path)
+    return made
+
+
+def distributed(plan, resources, on_progress=None):
+    """What a cluster makes of it, and the reports."""
+    reports = swavg.execute(plan, resources, on_progress)
+    return [Path(output.target.path).read_bytes() for output in plan.outputs], reports
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_cluster_makes_the_bytes_of_one_machine(on_ray, tmp_path, suffix):
+    policy = Policy() if suffix != ".pt" else Policy(dtype="float16")
+    plan = planned(files(tmp_path), tmp_path / f"out{suffix}", (0.5, 0.3, 0.2), policy)
+    expected = local(plan, tmp_path)
+    made, (report,) = distributed(plan, on_ray)
+    assert made == expected
+    assert report.threads == 2
+    assert "made on 2 nodes of a Ray cluster" in report.notes
+    assert debris(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_several_outputs_are_made_of_one_read(on_ray, tmp_path):
+    paths = files(tmp_path)
+    rows = [swavg.Row((0.5, 0.5), (1, 2)), swavg.Row((0.2, 0.3, 0.5), (0, 1, 2))]
+    outputs = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    plan = swavg.prepare(paths, rows, outputs)
+    expected = local(plan, tmp_path)
+    assert distributed(plan, on_ray)[0] == expected
+
+
+def command(cluster, *more):
+    inputs = [f"{n}.safetensors" for n in range(3)]
+    return ["average", *inputs, "--engine", "ray", "--address", cluster.address, *more]
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_path_alone(cluster, tmp_path):
+    """Paths are relative, and the workers were started elsewhere."""
+    files(tmp_path)
+    found = process(*command(cluster, "-o", "out.safetensors"), cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (0, "out.safetensors\n"), found.stderr
+    assert "note made on 2 nodes of a Ray cluster" in found.stderr
+    process("average", *(f"{n}.safetensors" for n in range(3)), "-o", "local.safetensors",
+            cwd=tmp_path)  # fmt: skip
+    made = (tmp_path / "out.safetensors").read_bytes()
+    assert made == (tmp_path / "local.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_an_error_arrives_as_on_one_machine(cluster, tmp_path):
+    """The first of two, and nothing is left."""
+    paths = files(tmp_path)
+    content = safetensors.numpy.load_file(paths[1])
+    content["large"][[100, 2_000_000, 3_000_000]] = np.nan
+    safetensors.numpy.save_file(content, paths[1])
+    found = [process(*call, cwd=tmp_path) for call in (command(cluster), command(cluster)[:4])]
+    assert [each.returncode for each in found] == [6, 6]
+    assert found[0].stderr == found[1].stderr
+    assert "'large' at [100] is NaN" in found[0].stderr
+    assert found[0].stdout == ""
+    assert debris(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_an_input_that_changes_is_noticed(on_ray, tmp_path):
+    paths = files(tmp_path)
+    plan = planned(paths, tmp_path / "out.safetensors")
+
+    def touch(_):
+        os.utime(paths[1], ns=(1, 1))
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        swavg.execute(plan, on_ray, touch)
+    assert debris(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_without_a_cluster_the_command_ends_at_once(tmp_path):
+    files(tmp_path, megabytes=1)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        begun = time.monotonic()
+        # It does not listen.
+        found = process(
+            "average", "0.safetensors", "1.safetensors", "--engine", "ray", cwd=tmp_path,
+            env=os.environ | {"RAY_ADDRESS": f"127.0.0.1:{port}"},
+        )  # fmt: skip
+        assert time.monotonic() - begun < 10
+    assert (found.returncode, found.stdout) == (2, "")
+    assert re.search(rf"No Ray cluster answers at [\d.]+:{port}\.", found.stderr)
+    assert "--address" in found.stderr
+    assert debris(tmp_path) == []
+
+
+def test_without_any_cluster_none_is_started(tmp_path, monkeypatch):
+    def nothing(_):
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    name = "ray._private.services.canonicalize_bootstrap_address_or_die"
+    monkeypatch.setattr(name, nothing)
+    plan = planned(files(tmp_path, megabytes=1), tmp_path / "out.safetensors")
+    with pytest.raises(RequestError, match="No Ray cluster runs on this machine"):
+        swavg.execute(plan, Resources(engine="ray"))
+
+
+def test_without_ray_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray._private.services", None)
+    plan = planned(files(tmp_path, megabytes=1), tmp_path / "out.safetensors")
+    with pytest.raises(RequestError, match=r"pip install 'swavg\[ray\]'"):
+        swavg.execute(plan, Resources(engine="ray"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--address", "h:1"], "--address needs --engine ray"),
+        (["--engine", "ray", "--address", "ray://h:1"], "--address is HOST:PORT"),
+        (["--engine", "ray", "-o", "-"], "--engine ray writes a file or a folder"),
+        (["--engine", "ray", "--device", "cuda"], "--engine ray computes on processors"),
+        (["--engine", "ray", "--part", "1/2"], "--engine ray shares the work out itself"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(tmp_path, options, message):
+    paths = files(tmp_path, megabytes=1)
+    found = in_process("average", *paths, *options, cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert message in found.stderr
+    assert debris(tmp_path) == []
