@@ -33,7 +33,7 @@ from swavg.errors import (
 from swavg.planning.plan import Plan
 from swavg.storage.destination import is_stream
 from swavg.storage.sinks import FileSink, SharedFile
-from swavg.storage.temporary import Temporary, remove
+from swavg.storage.temporary import Temporary, clear_partials, remove
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -228,7 +228,10 @@ def _tokens(files: Sequence[FileSink]) -> Iterator[list[str]]:
             file.hand_over()
             folder = os.path.dirname(os.path.abspath(file.path))
             if folder not in tokens:
-                token = Temporary(os.path.join(folder, os.path.basename(file.shown)))
+                target = os.path.join(folder, os.path.basename(file.shown))
+                # Those of runs that were killed.
+                clear_partials(target)
+                token = Temporary(target)
                 token.create(folder=False, shown=file.shown)
                 stack.callback(token.close)
                 stack.callback(remove, token.path)

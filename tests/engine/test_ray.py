@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 import warnings
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import planned
-from command_line import process
+from command_line import SWAVG, process
 from command_line import swavg as in_process
 from make import debris
 
@@ -77,14 +78,13 @@ def workers(title="ray::run_number"):
     return found
 
 
-def kill_a_worker():
+def a_worker_at_work():
     """As soon as one runs a task."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for pid in workers():
-            os.kill(pid, signal.SIGKILL)
-            return
-        time.sleep(0.002)
+            return pid
+        time.sleep(0.001)
     raise AssertionError("no task was run")
 
 
@@ -225,4 +225,85 @@ def test_what_it_does_not_do_is_refused(tmp_path, options, message):
     found = in_process("average", *paths, *options, cwd=tmp_path)
     assert (found.returncode, found.stdout) == (2, "")
     assert message in found.stderr
+    assert debris(tmp_path) == []
+
+
+def started(cluster, folder, *more):
+    return subprocess.Popen(
+        [*SWAVG, *command(cluster, "-o", "out.safetensors", *more)],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def made_locally(folder):
+    process("average", *(f"{n}.safetensors" for n in range(3)), "-o", "local.safetensors",
+            cwd=folder)  # fmt: skip
+    return (folder / "local.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing_but_a_note(cluster, tmp_path):
+    files(tmp_path, megabytes=48)
+    with started(cluster, tmp_path) as run:
+        os.kill(a_worker_at_work(), signal.SIGKILL)
+        stdout, stderr = run.communicate(timeout=120)
+    assert (run.returncode, stdout) == (0, "out.safetensors\n"), stderr
+    assert re.search(r"(tasks were|1 task was) run again: a worker or a node was lost\n", stderr)
+    assert "raylet" not in stderr
+    assert (tmp_path / "out.safetensors").read_bytes() == made_locally(tmp_path)
+    assert debris(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_killed_node_changes_nothing_but_a_note(cluster, on_ray, tmp_path):
+    plan = planned(files(tmp_path, megabytes=24), tmp_path / "out.safetensors")
+    expected = local(plan, tmp_path)
+    node, seen = cluster.add_node(**NODE), []
+
+    def kill(_):
+        seen.append(1)
+        if len(seen) == 4:
+            cluster.remove_node(node, allow_graceful=False)
+
+    made, (report,) = distributed(plan, on_ray, kill)
+    assert made == expected
+    assert report.threads == 3
+    assert any("run again" in note for note in report.notes), report.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_leaves_nothing(cluster, tmp_path, number, code):
+    files(tmp_path, megabytes=48)
+    with started(cluster, tmp_path) as run:
+        a_worker_at_work()
+        begun = time.monotonic()
+        run.send_signal(number)
+        stdout, stderr = run.communicate(timeout=60)
+        assert time.monotonic() - begun < 10
+    assert (run.returncode, stdout) == (code, ""), stderr
+    assert "interrupted; nothing was written" in stderr
+    assert debris(tmp_path) == []
+    assert not (tmp_path / "out.safetensors").exists()
+    end = time.monotonic() + 10
+    while workers() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert workers() == []
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on(cluster, tmp_path):
+    files(tmp_path, megabytes=48)
+    with started(cluster, tmp_path, "--continue") as run:
+        journal = tmp_path / "out.safetensors.parts.swavg-partial" / "1.journal"
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+            time.sleep(0.01)
+        run.kill()
+        run.communicate()
+    done = journal.read_bytes().count(b"\n") - 1
+    with started(cluster, tmp_path, "--continue") as run:
+        stdout, stderr = run.communicate(timeout=60)
+    assert (run.returncode, stdout) == (0, "out.safetensors\n"), stderr
+    assert done >= 4
+    assert (tmp_path / "out.safetensors").read_bytes() == made_locally(tmp_path)
     assert debris(tmp_path) == []
