@@ -195,7 +195,7 @@ def on_ray(cluster: Cluster, workers: int) -> Executor:
     ) -> Iterator[TaskResult]:
         files = _files(sinks)
         with _tokens(files) as tokens:
-            job = _Job(cluster, ahead, _Work(plan, make, sinks, tokens, os.getcwd()))
+            job = _Job(cluster, ahead, Work(plan, make, sinks, tokens, os.getcwd()))
             try:
                 job.look()
                 yield from job.results(numbers)
@@ -228,7 +228,7 @@ def _tokens(files: Sequence[FileSink]) -> Iterator[list[str]]:
             file.hand_over()
             folder = os.path.dirname(os.path.abspath(file.path))
             if folder not in tokens:
-                target = os.path.join(folder, os.path.basename(file.shown))
+                target = os.path.join(folder, os.path.basename(file.shown.rstrip("/")))
                 # Those of runs that were killed.
                 clear_partials(target)
                 token = Temporary(target)
@@ -240,7 +240,7 @@ def _tokens(files: Sequence[FileSink]) -> Iterator[list[str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class Work:
     """What a worker gets."""
 
     plan: Plan
@@ -251,7 +251,7 @@ class _Work:
 
 
 @dataclass(frozen=True, slots=True)
-class _Problem:
+class Problem:
     """Why a node is of no use: what it is that ``path`` (empty: the output) does not find there."""
 
     path: str
@@ -270,7 +270,7 @@ class _Problem:
 class _Job:
     """The tasks of one run, on their way and lost."""
 
-    def __init__(self, cluster: Cluster, ahead: int, work: _Work) -> None:
+    def __init__(self, cluster: Cluster, ahead: int, work: Work) -> None:
         import ray
 
         self._cluster, self._ahead, self._plan = cluster, ahead, work.plan
@@ -297,13 +297,13 @@ class _Job:
         answered, silent = ray.wait([*asked], num_returns=len(asked), timeout=_LOOKING)
         for ref in silent:
             ray.cancel(ref, force=True)
-            self._raise_unseen(asked[ref], _Problem("", "does not answer"))
+            self._raise_unseen(asked[ref], Problem("", "does not answer"))
         gone = 0
         for ref in answered:
             try:
                 problem = ray.get(ref)
             except ray.exceptions.RayTaskError as error:
-                problem = _Problem("", f"cannot run swavg: {_first_line(error.cause)}")
+                problem = Problem("", f"cannot run swavg: {_first_line(error.cause)}")
             except ray.exceptions.RayError:
                 # Lost a moment ago.
                 gone += 1
@@ -313,7 +313,7 @@ class _Job:
         if gone == len(asked):
             raise WorkerError("All nodes of the Ray cluster are gone.")
 
-    def _raise_unseen(self, node: str, problem: _Problem) -> NoReturn:
+    def _raise_unseen(self, node: str, problem: Problem) -> NoReturn:
         for checkpoint in self._plan.checkpoints:
             for source in checkpoint.sources:
                 source.check()
@@ -388,7 +388,7 @@ def _first_line(error: BaseException) -> str:
 class _Worker:
     """What a worker process has of a job: opened once."""
 
-    def __init__(self, work: _Work) -> None:
+    def __init__(self, work: Work) -> None:
         self.plan, self.sinks, self.tools = work.plan, work.sinks, work.make()
 
     def run(self, number: int) -> TaskResult:
@@ -418,10 +418,10 @@ def run_number(data: bytes, key: str, number: int) -> TaskResult:
     return _workers[key].run(number)
 
 
-def look(version: str, data: bytes, key: str) -> _Problem | None:
+def look(version: str, data: bytes, key: str) -> Problem | None:
     """In a worker on each node: what it does not see."""
     if version != __version__:
-        return _Problem("", f"has swavg {__version__}, and this machine {version}")
+        return Problem("", f"has swavg {__version__}, and this machine {version}")
     work = _opened(data)
     problem = _unseen(work)
     if problem is None:
@@ -429,24 +429,24 @@ def look(version: str, data: bytes, key: str) -> _Problem | None:
     return problem
 
 
-def _opened(data: bytes) -> _Work:
-    work: _Work = pickle.loads(data)
+def _opened(data: bytes) -> Work:
+    work: Work = pickle.loads(data)
     # Paths may be relative. Where that folder is not seen, these are not.
     with contextlib.suppress(OSError):
         os.chdir(work.folder)
     return work
 
 
-def _unseen(work: _Work) -> _Problem | None:
+def _unseen(work: Work) -> Problem | None:
     for token in work.tokens:
         if not os.path.exists(token):
-            return _Problem(os.path.dirname(token), "does not see this folder")
+            return Problem(os.path.dirname(token), "does not see this folder")
         if not os.access(token, os.W_OK):
-            return _Problem(os.path.dirname(token), "may not write into this folder")
+            return Problem(os.path.dirname(token), "may not write into this folder")
     for checkpoint in work.plan.checkpoints:
         for source in checkpoint.sources:
             try:
                 source.check()
             except InputError as error:
-                return _Problem(source.name, f"does not see what is here: {error.problem}")
+                return Problem(source.name, f"does not see what is here: {error.problem}")
     return None

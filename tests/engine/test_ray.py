@@ -1,6 +1,8 @@
 """A Ray cluster makes the same bytes, whatever becomes of its workers; its nodes run here."""
 
+import contextlib
 import os
+import pickle
 import re
 import signal
 import socket
@@ -20,7 +22,8 @@ from make import debris
 
 import swavg
 from swavg import Policy, Resources
-from swavg.errors import InputError, RequestError
+from swavg.engine import ray
+from swavg.errors import InputError, OutputError, RequestError
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
@@ -307,3 +310,72 @@ def test_a_run_that_was_killed_goes_on(cluster, tmp_path):
     assert done >= 4
     assert (tmp_path / "out.safetensors").read_bytes() == made_locally(tmp_path)
     assert debris(tmp_path) == []
+
+
+@contextlib.contextmanager
+def node_that_does_not_see(folder, cluster):
+    """Of another mount namespace, in which an empty file system lies over the folder."""
+    start = (
+        f"{Path(sys.executable).parent}/ray start --block --num-cpus=1 --include-log-monitor=false"
+    )
+    script = f"mount -t tmpfs none {folder} && exec {start} --address={cluster.address}"
+    before = alive(cluster)
+    run = subprocess.Popen(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: alive(cluster) > before, run)
+        yield
+    finally:
+        run.terminate()
+        run.wait(30)
+        wait_for(lambda: alive(cluster) == before)
+
+
+def alive(cluster):
+    return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
+def wait_for(condition, run=None):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        assert run is None or run.poll() is None, run.returncode
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", ["in", "out"])
+def test_a_node_that_does_not_see_the_files_is_named(cluster, tmp_path, hidden):
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    paths, out = files(tmp_path / "in"), tmp_path / "out" / "x.safetensors"
+    with node_that_does_not_see(tmp_path / hidden, cluster):
+        found = process("average", *paths, "-o", out, "--engine", "ray",
+                        "--address", cluster.address)  # fmt: skip
+    path = tmp_path / "out" if hidden == "out" else paths[0]
+    missing = "this folder" if hidden == "out" else "what is here: no such file"
+    assert (found.returncode, found.stdout) == (5, ""), found.stderr
+    assert f"{path}: node {socket.gethostname()} (" in found.stderr
+    assert f") of the Ray cluster does not see {missing}\n" in found.stderr
+    assert "--part 1/8" in found.stderr
+    assert debris(tmp_path) == []
+
+
+def test_what_a_node_lacks():
+    assert ray.look("0.0", b"", "") == ray.Problem(
+        "", f"has swavg {swavg.__version__}, and this machine 0.0"
+    )
+
+
+def test_a_node_that_comes_later_is_asked_too(tmp_path):
+    """Without a cluster: what a worker does before its first task."""
+    plan = planned(files(tmp_path, megabytes=1), tmp_path / "out.safetensors")
+    work = ray.Work(plan, None, [], [str(tmp_path / "token")], str(tmp_path))
+    with pytest.raises(OutputError, match=f"{tmp_path}: node .* does not see this folder"):
+        ray.run_number(pickle.dumps(work), "job", 0)
+    (tmp_path / "token").touch()
+    os.utime(tmp_path / "1.safetensors", ns=(1, 1))
+    with pytest.raises(OutputError, match=r"1.safetensors: node .* not see what is here: changed"):
+        ray.run_number(pickle.dumps(work), "job", 0)
