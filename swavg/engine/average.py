@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from swavg import weights as schedules
+from swavg.engine.ahead import cut_of
 from swavg.engine.beforehand import Beforehand
 from swavg.engine.compute import Sinks, Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
@@ -39,6 +40,7 @@ from swavg.planning.siblings import join_siblings
 from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
+from swavg.storage.paths import check_all, look_ahead
 
 OnProgress = Callable[[Progress], None]
 
@@ -171,6 +173,8 @@ def prepare(
         nonfinite=early.nonfinite,
         parts=parts,
     )
+    if plan.remote:
+        plan = replace(plan, cut=cut_of(entries))
     return siblings.told(plan)
 
 
@@ -247,7 +251,7 @@ def execute(
     back. Raises a SwavgError; all names are then as they were.
     """
     resources = Resources() if resources is None else resources
-    if resources.device != "cpu":
+    if resources.device != "cpu" and not plan.remote:
         plan = replace(plan, cut=DEVICE_CUT)
     check(plan)
     begun = time.monotonic()
@@ -276,9 +280,7 @@ def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> No
 
 def check_sources(plan: Plan) -> None:
     """InputError if an input is not what it was."""
-    for checkpoint in plan.checkpoints:
-        for source in checkpoint.sources:
-            source.check()
+    check_all(source for each in plan.checkpoints for source in each.sources)
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
@@ -370,6 +372,7 @@ def open_all(
 ) -> list[Checkpoint]:
     """Open checkpoints to be averaged; what they have in common is kept once."""
     shared = Shared() if shared is None else shared
+    look_ahead(paths)
     opened = [open_checkpoint(path, key=key, shared=shared) for path in paths]
     for checkpoint in opened:
         if checkpoint.extras.is_optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from swavg.errors import InputError
@@ -95,12 +96,25 @@ def find(url: str) -> Stored | None:
     siblings = _folders.known(Location(location.scheme, location.bucket, folder))
     if siblings:
         return siblings.get(name)
+    if _is_in_an_object(location):
+        return None
     try:
         return _objects(location)
     except InputError as error:
         if _is_missing(error):
             return None
         raise
+
+
+def look_ahead(url: str) -> None:
+    """Find an object, and read its beginning and its end."""
+    with suppress(InputError):
+        stored = find(url)
+        if stored is not None and stored.size:
+            reader, byte = stored.open(), memoryview(bytearray(1))
+            reader.read_into(0, byte)
+            if not url.endswith(".safetensors"):
+                reader.read_into(stored.size - 1, byte)
 
 
 def absent(url: str) -> InputError:
@@ -118,7 +132,7 @@ def absent(url: str) -> InputError:
 def is_folder(url: str) -> bool:
     """Whether there are objects below ``url``."""
     location = locate(url)
-    if find(url) is not None:
+    if find(url) is not None or _is_in_an_object(location):
         return False
     try:
         return bool(_folders(location))
@@ -126,6 +140,12 @@ def is_folder(url: str) -> bool:
         if _is_missing(error):
             return False
         raise
+
+
+def _is_in_an_object(location: Location) -> bool:
+    """Whether what would be the folder of a place is known to be an object."""
+    folder = location.key.rpartition("/")[0]
+    return _objects.known(Location(location.scheme, location.bucket, folder)) is not None
 
 
 def names_in(url: str) -> list[str]:

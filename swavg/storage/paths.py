@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -116,6 +116,49 @@ def find_part(path: str, whole: str) -> Source:
             f"is incomplete: {os.path.basename(path)} is missing",
             hint="Copy it once more, or give the others without it.",
         ) from None
+
+
+def check_all(sources: Iterable[Source]) -> None:
+    """InputError if one is no longer what it was; objects are looked at side by side."""
+    pending = []
+    for source in sources:
+        if is_url(source.name):
+            from swavg.storage.stores import begin
+
+            pending.append(begin(source.check))
+        else:
+            source.check()
+    for check in pending:
+        check.result()
+
+
+def version_of(source: Source) -> str | None:
+    """The store's digest of an object: where two are equal, the bytes are. None for other sources,
+    and where the store has none."""
+    if is_url(source.name):
+        from swavg.storage.stored import Stored
+
+        return source.etag if isinstance(source, Stored) else None
+    return None
+
+
+def look_ahead(paths: Sequence[str]) -> None:
+    """Fetch what opening these files reads, side by side; nothing of local ones."""
+    urls = [path for path in paths if is_url(path)]
+    if len(urls) > 1:
+        from swavg.storage import listed
+        from swavg.storage.stores import begin
+
+        for looking in [begin(listed.look_ahead, url) for url in urls]:
+            looking.result()
+
+
+def expect(pool: Pool, ranges: Iterable[tuple[Source, int, int]]) -> None:
+    """Fetch the bytes ``[start, stop)`` of objects side by side, for what the pool reads next."""
+    from swavg.storage.stored import Fetching
+
+    before = pool.expected
+    pool.expected = Fetching(ranges, before if isinstance(before, Fetching) else None)
 
 
 def status(path: str) -> Status | None:

@@ -249,12 +249,9 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: OrderedDict[Source, list[Reader]] = OrderedDict()
         self._open = 0
-        self._expected: Expected | None = None
-
-    def expect(self, expected: Expected | None) -> None:
-        """Read from what is being fetched, where there is such a thing; what was before is freed.
-        Of a pool that one thread reads from."""
-        self._expected = expected
+        self.expected: Expected | None = None
+        """What is being fetched for the one thread that reads from the pool: of this it is read,
+        where it can be."""
 
     @contextmanager
     def reader(self, source: Source) -> Iterator[Reader]:
@@ -267,7 +264,7 @@ class Pool:
 
     def read_into(self, source: Source, offset: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes at ``offset``; InputError if they are not there."""
-        if self._expected is not None and self._expected.read_into(source, offset, out):
+        if self.expected is not None and self.expected.read_into(source, offset, out):
             return
         reader = self._take(source)
         try:

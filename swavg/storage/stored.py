@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from swavg.errors import InputError, SwavgError
-from swavg.storage.stores import Call, Location, begin, call, store_of, submit, told
+from swavg.storage.stores import Abandoned, Call, Location, call, store_of, submit, told
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -27,7 +27,7 @@ _KEPT = 1 << 20
 """Bytes of a read that is kept, at most."""
 _ROOM = 8 << 20
 """Bytes that are kept of all objects."""
-_STEP = 1 << 20
+_STEP = 1 << 18
 _GAP = 4096
 """Bytes between two ranges that are fetched with them."""
 
@@ -66,15 +66,8 @@ class Stored:
         return OpenStored(self)
 
     def check(self) -> None:
-        self.begin_check().result()
-
-    def begin_check(self) -> Call[None]:
-        """Begin to look whether it is what it was: InputError if not."""
-        return begin(self._check)
-
-    def _check(self) -> None:
         if not self.fixed:
-            now = look(self.name, self.location)
+            now = call(look, self.name, self.location)
             if (now.etag, now.size) != (self.etag, self.size) or (
                 self.etag is None and now.modified != self.modified
             ):
@@ -123,7 +116,7 @@ def errors(name: str) -> Iterator[None]:
     """What a store says, as an InputError about ``name``."""
     try:
         yield
-    except (SwavgError, InterruptedError):
+    except (SwavgError, Abandoned):
         raise
     except BaseException as error:  # a panic of obstore is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
@@ -148,18 +141,6 @@ def of_meta(name: str, location: Location, meta: Any) -> Stored:
         # By a weak one no range can be asked for.
         etag = None
     return Stored(name, location, meta["size"], etag, meta["last_modified"])
-
-
-def check_all(sources: Iterable[Source]) -> None:
-    """InputError if one is no longer what it was; objects are looked at side by side."""
-    pending = []
-    for source in sources:
-        if isinstance(source, Stored):
-            pending.append(source.begin_check())
-        else:
-            source.check()
-    for check in pending:
-        check.result()
 
 
 class _Kept:
@@ -249,13 +230,17 @@ class OpenStored:
 class _Segment:
     """A range that is being fetched."""
 
-    def __init__(self, source: Stored, start: int, stop: int) -> None:
+    def __init__(self, source: Stored, start: int, stop: int, data: memoryview) -> None:
         self.start, self.stop = start, stop
         self._source = source
-        self._data = memoryview(bytearray(stop - start))
+        self._data = data
         self._low, self._high = _kept.fill(source, start, self._data)
         self._filled = self._low
         self._call = Call(self._fetch)
+
+    @property
+    def ended(self) -> bool:
+        return self._call.done
 
     def begin(self) -> None:
         if self._low < self._high:
@@ -271,7 +256,7 @@ class _Segment:
         with self._call.changed:
             if self._call.done:
                 # Nobody waits for it any more.
-                raise InterruptedError
+                raise Abandoned
             self._filled = self._low + done
             self._call.changed.notify_all()
 
@@ -285,21 +270,37 @@ class _Segment:
 class Fetching:
     """What a task said that it will read of objects: all of it is fetched at once."""
 
-    def __init__(self, ranges: Iterable[tuple[Stored, int, int]]) -> None:
-        """``ranges`` are sources with the bytes ``[start, stop)`` of them."""
+    def __init__(
+        self, ranges: Iterable[tuple[Source, int, int]], before: Fetching | None = None
+    ) -> None:
+        """``ranges`` are sources with the bytes ``[start, stop)`` of them; of sources that are no
+        objects nothing is fetched. The room of what was fetched ``before`` is used again."""
         by_source: dict[Stored, list[tuple[int, int]]] = {}
         for source, start, stop in ranges:
-            by_source.setdefault(source, []).append((start, stop))
-        self._segments: dict[Stored, list[_Segment]] = {
-            source: [_Segment(source, start, stop) for start, stop in _joined(own)]
-            for source, own in by_source.items()
-        }
+            if isinstance(source, Stored):
+                by_source.setdefault(source, []).append((start, stop))
+        joined = {source: [*_joined(own)] for source, own in by_source.items()}
+        size = sum(stop - start for own in joined.values() for start, stop in own)
+        room = b"" if before is None else before.free()
+        self._room = room if len(room) >= size else bytearray(size)
+        self._segments: dict[Stored, list[_Segment]] = {}
+        rest = memoryview(self._room)
+        for source, own in joined.items():
+            segments = self._segments[source] = []
+            for start, stop in own:
+                segments.append(_Segment(source, start, stop, rest[: stop - start]))
+                rest = rest[stop - start :]
         self._starts = {
             source: [each.start for each in own] for source, own in self._segments.items()
         }
-        for own in self._segments.values():
-            for segment in own:
+        for segments in self._segments.values():
+            for segment in segments:
                 segment.begin()
+
+    def free(self) -> bytearray | bytes:
+        """The room, if nothing is written there any more."""
+        ended = all(segment.ended for own in self._segments.values() for segment in own)
+        return self._room if ended else b""
 
     def read_into(self, source: Source, offset: int, out: memoryview) -> bool:
         """Fill ``out``; False if that was not expected."""

@@ -173,6 +173,10 @@ def told(error: BaseException) -> tuple[str, str | None]:
     return first, None
 
 
+class Abandoned(Exception):
+    """Nobody wants to know any more what becomes of a call."""
+
+
 class Call(Generic[T]):
     """A call that was handed to a thread, by the thread that waits for it. ``changed`` is told of
     its end, and by whoever has done a part of it."""
@@ -206,7 +210,7 @@ class Call(Generic[T]):
         with self.changed:
             while not self.done and not ready():
                 if self._owner in _abandoned:
-                    raise InterruptedError
+                    raise Abandoned
                 self.changed.wait()
         if self.error is not None:
             raise self.error
@@ -221,6 +225,7 @@ class Call(Generic[T]):
         return self._owner
 
 
+_this_thread = threading.local()
 _abandoned: set[int] = set()
 """Threads that are to wait for no call any more."""
 
@@ -246,6 +251,7 @@ class _Callers:
             threading.Thread(target=self._work, daemon=True, name="swavg-store").start()
 
     def _work(self) -> None:
+        _this_thread.makes_calls = True
         while True:
             made = self._calls.get()
             made.run()
@@ -277,15 +283,17 @@ def begin(function: Callable[..., T], *args: object, **options: object) -> Call[
 
 def call(function: Callable[..., T], *args: object, **options: object) -> T:
     """A call of a store whose wait ends with an interrupt. What it raises is raised."""
+    if getattr(_this_thread, "makes_calls", False):
+        return function(*args, **options)
     return begin(function, *args, **options).result()
 
 
 @contextmanager
 def abandoned(owners: Collection[int]) -> Iterator[None]:
-    """In the block these threads wait for no call: it raises InterruptedError in them."""
+    """In the block these threads wait for no call: it raises Abandoned in them."""
     _abandoned.update(owners)
     for made in _callers().of(owners):
-        made.end(InterruptedError())
+        made.end(Abandoned())
     try:
         yield
     finally:

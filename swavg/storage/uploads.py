@@ -338,7 +338,7 @@ def _ask(
         stop()
     try:
         return made.result()
-    except (FileNotFoundError, InterruptedError):
+    except FileNotFoundError:
         raise
     except exceptions.AlreadyExistsError:
         raise exists_error(location.url, "was created by someone else meanwhile") from None
