@@ -114,8 +114,8 @@ class Proxy:
             def answer(self):
                 with proxy._lock:
                     number = len(proxy.requests)
-                    span = self.headers.get("Range", "")
-                    proxy.requests.append((self.command, self.path, span))
+                    kept = {name: self.headers.get(name) for name in ("Range", "If-Match")}
+                    proxy.requests.append((self.command, self.path, kept))
                 sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 fault = proxy.fault(self.command, self.path, number)
                 if callable(fault):
@@ -168,8 +168,9 @@ class Proxy:
     def ranges(self):
         """The bytes ``[start, stop)`` that were asked for, by path."""
         found = {}
-        for method, path, span in self.requests:
-            if method == "GET" and (ends := re.fullmatch(r"bytes=(\d+)-(\d+)", span)):
+        for method, path, kept in self.requests:
+            ends = re.fullmatch(r"bytes=(\d+)-(\d+)", kept["Range"] or "")
+            if method == "GET" and ends:
                 found.setdefault(path, []).append((int(ends[1]), int(ends[2]) + 1))
         return found
 

@@ -131,6 +131,21 @@ def shared(plan: Plan) -> Iterator[Sinks]:
         yield _created(plan, pendings)
 
 
+def shared_paths(plan: Plan) -> list[str]:
+    """Where the bytes of the outputs lie that :func:`shared` gives."""
+    return [publish.shared_path(each, inside=plan.folder) for each in _destinations(plan)]
+
+
+def shared_files(plan: Plan) -> Iterator[tuple[str, int]]:
+    """The files there by path, and what size each has once it was made."""
+    paths = shared_paths(plan)
+    for row, output in enumerate(plan.outputs):
+        path = paths[row // plan.width]
+        for file in output.files:
+            name = file.layout.name
+            yield os.path.join(path, name) if name else path, file.layout.size
+
+
 def _created(plan: Plan, pendings: Sequence[Pending]) -> Sinks:
     allow_open(sum(len(output.files) + len(output.side_files) for output in plan.outputs))
     return [

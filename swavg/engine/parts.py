@@ -11,27 +11,32 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from swavg import __version__
-from swavg.engine.average import OnProgress, check_sources, complete, start, tools_of
+from swavg.engine.average import OnProgress, check_sources, complete, sources_of, start, tools_of
 from swavg.engine.batches import BytesRead
 from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
-from swavg.engine.outputs import check, goes_to_store, publishing, shared, write_fixed
+from swavg.engine.outputs import (
+    check,
+    goes_to_store,
+    publishing,
+    shared,
+    shared_files,
+    shared_paths,
+    write_fixed,
+)
+from swavg.engine.ray import Cluster, engine
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
-from swavg.errors import InputError, RequestError, quoted
+from swavg.errors import InputError, OutputError, RequestError, quoted
 from swavg.planning.plan import Plan
 from swavg.storage.destination import is_stream
 from swavg.storage.journals import Facts, Journal, Journals
 from swavg.storage.sinks import FileSink
 
-_MOST = 64 << 20
-_LEAST = 1 << 20
-"""Bytes of the output that a task covers, at most and at least: on network file systems no two
-machines may write into one page, and 1 MiB is a multiple of all."""
 _TASKS = 64
 """Of a part, about."""
 _CHUNK = 1 << 20
@@ -78,16 +83,41 @@ def run_part(
     called before it is said to be done. There is no report before :func:`finish`. Raises a
     SwavgError: InputError if other parts are of another plan or of other inputs.
     """
-    plan, journals = _cut(plan, part.count), _journals(plan)
-    check(plan, begun=journals.facts() is not None)
+    if resources.engine != "local" and part.count > 1:
+        raise RequestError("engine=ray shares the work out itself, and makes no part=.")
+    plan, journals = plan.for_machines(part.count * _TASKS), _journals(plan)
+    with engine(plan, resources) as cluster:
+        _run_part(plan, resources, cluster, journals, part, on_progress, on_end)
+    return []
+
+
+def _run_part(
+    plan: Plan,
+    resources: Resources,
+    cluster: Cluster | None,
+    journals: Journals,
+    part: Part,
+    on_progress: OnProgress | None,
+    on_end: Callable[[], object],
+) -> None:
+    begun = [path for path in shared_paths(plan) if os.path.lexists(path)]
+    if begun and journals.facts() is None:
+        raise OutputError(
+            journals.target,
+            f"{begun[0]} lies there without the journals of what is in it",
+            hint="Remove it to begin anew.",
+        )
+    check(plan, begun=bool(begun))
     digest = _agree(journals, plan, part.count)
-    tally, executor, chosen = start(plan, resources)
+    tally, executor, chosen = start(plan, resources, cluster)
     numbers = part.of(plan.tasks())
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
-    begun = time.monotonic()
+    started = time.monotonic()
     with journals.open(part.number, digest) as journal:
+        if journal.records or journal.complete:
+            _check_there(plan, journals)
         if journal.complete:
-            return []
+            return
         with shared(plan) as sinks:
             write_fixed(plan, sinks)
             for result in _checked(journal, sinks):
@@ -98,11 +128,10 @@ def run_part(
                 journal.add(_as_record(result))
                 tally.add(result)
                 if on_progress is not None:
-                    on_progress(Progress(tally.read, total, time.monotonic() - begun))
+                    on_progress(Progress(tally.read, total, time.monotonic() - started))
             check_sources(plan)
         on_end()
         journal.end()
-    return []
 
 
 def finish(
@@ -124,7 +153,7 @@ def finish(
             hint="Make them first: part=1/8 to part=8/8, say.",
         )
     count = cast(int, facts["parts"])
-    plan = _cut(plan, count)
+    plan = plan.for_machines(count * _TASKS)
     check(plan, begun=True)
     digest = _agree(journals, plan, count)
     begun = time.monotonic()
@@ -137,6 +166,7 @@ def finish(
             " done.",
             hint=f"Run part={missing[0]}/{count} (again); what it has done stays.",
         )
+    _check_there(plan, journals)
     tally, _, chosen = start(plan, resources)
     with publishing(plan, tally, on_publish, kept=True) as sinks:
         for part in parts:
@@ -161,9 +191,19 @@ def proceed(
     return finish(plan, resources, None, on_publish)
 
 
-def _cut(plan: Plan, count: int) -> Plan:
-    size = sum(output.size for output in plan.outputs) // (count * _TASKS)
-    return replace(plan, cut=max(_LEAST, min(_MOST, size // _LEAST * _LEAST)))
+def _check_there(plan: Plan, journals: Journals) -> None:
+    """OutputError unless the files are there that the journals tell of."""
+    for path, size in shared_files(plan):
+        try:
+            problem = "" if os.stat(path).st_size == size else "has another size"
+        except OSError as error:
+            problem = str(error.strerror)
+        if problem:
+            raise OutputError(
+                journals.target,
+                f"{path}, which parts were written to: {problem}",
+                hint=f"Remove {journals.folder} to begin anew.",
+            )
 
 
 def _journals(plan: Plan) -> Journals:
@@ -182,8 +222,9 @@ def _journals(plan: Plan) -> Journals:
 def _agree(journals: Journals, plan: Plan, count: int) -> str:
     """The digest of what all parts have in common. InputError if they have not."""
     own = _facts(plan, count)
-    for key, there in journals.agree(own).items():
-        here = own.get(key)
+    agreed = journals.agree(own)
+    for key, here in own.items():
+        there = agreed.get(key)
         if there == here:
             continue
         if key == "inputs":
@@ -206,16 +247,12 @@ def _facts(plan: Plan, count: int) -> dict[str, object]:
     return {
         "version": __version__,
         "parts": count,
+        "inputs": [[source.name, source.size, source.version] for source in sources_of(plan)],
+        "weights": [list(row.weights) for row in plan.rows],
+        "options": json.loads(json.dumps(plan.policy.changed)),
         "outputs": [
             [file.layout.name, file.layout.size] for each in plan.outputs for file in each.files
         ],
-        "inputs": [
-            [source.name, source.size, source.version]
-            for checkpoint in plan.checkpoints
-            for source in checkpoint.sources
-        ],
-        "weights": [[weight.hex() for weight in row.weights] for row in plan.rows],
-        "options": json.loads(json.dumps(plan.policy.changed)),
         "cut": plan.cut,
         "headers": fixed.hexdigest(),
     }
@@ -284,6 +321,8 @@ def _as_result(record: Facts) -> TaskResult:
         [(row, Sums(**_tuples(sums))) for row, sums in values["distances"]],
         [BytesRead(*each) for each in values["reads"]],
         [Written(*each) for each in values["wrote"]],
+        values["node"],
+        values["lost"],
     )
 
 

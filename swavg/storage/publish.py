@@ -18,7 +18,7 @@ from swavg.storage.filesystems import exchange, sync_folder
 from swavg.storage.pending import Pending, Renamed
 from swavg.storage.sinks import Buffer, write_error
 from swavg.storage.streams import Pipe, open_pipe
-from swavg.storage.temporary import Kept, Temporary, remove
+from swavg.storage.temporary import Kept, Temporary, kept_name, remove
 
 
 @contextmanager
@@ -37,16 +37,16 @@ def publishing(
     wait. ``kept``: what lies under the names of :func:`shared` is taken, and stays if the block
     fails. OutputError: all names are as they were, and nothing else is left.
     """
-    if inside is None or os.path.lexists(destination(inside)):
+    if (whole_path := _whole(inside)) is None:
         with ExitStack() as stack:
             above: list[str] = []
             for output in outputs:
                 above += stack.enter_context(parents_made(output.path))
             yield stack.enter_context(_publishing(outputs, on_publish, above, kept=kept))
         return
-    folder = Destination(inside, folder=True, force=False)
+    folder = Destination(whole_path, folder=True, force=False)
     with (
-        parents_made(inside) as made,
+        parents_made(whole_path) as made,
         _publishing([folder], on_publish, made, kept=kept) as (whole,),
     ):
         parts = [_part(output, whole) for output in outputs]
@@ -65,11 +65,10 @@ def shared(
 ) -> Iterator[Sequence[Pending]]:
     """Gives one pending output per destination, under a name that several runs know, at once or
     one after the other; what they write stays. OutputError."""
-    whole = inside is not None and not os.path.lexists(destination(inside))
-    together = [Destination(inside, folder=True, force=False)] if inside and whole else outputs
+    whole = _whole(inside)
     with ExitStack() as stack:
         pendings = []
-        for output in together:
+        for output in [Destination(whole, folder=True, force=False)] if whole else outputs:
             stack.enter_context(parents_made(output.path))
             temporary = Kept(destination(output.path), shared=True)
             temporary.create(folder=output.folder, shown=output.path)
@@ -84,10 +83,26 @@ def shared(
             pending.sync()
 
 
+def _whole(inside: str | None) -> str | None:
+    """``inside`` if it is still to be made, and so appears with all outputs in it."""
+    return None if inside is None or os.path.lexists(destination(inside)) else inside
+
+
+def shared_path(output: Destination, *, inside: str | None = None) -> str:
+    """Where the bytes of an output lie that :func:`shared` gives."""
+    whole = _whole(inside)
+    if whole is None:
+        return kept_name(destination(output.path))
+    return os.path.join(kept_name(destination(whole)), _base(output))
+
+
+def _base(output: Destination) -> str:
+    return os.path.basename(output.path.rstrip("/"))
+
+
 def _part(output: Destination, whole: Pending) -> Pending:
     """An output in a folder that is renamed as a whole."""
-    name = os.path.basename(output.path.rstrip("/"))
-    part = Pending(output, os.path.join(whole.path, name), kept=whole.kept)
+    part = Pending(output, os.path.join(whole.path, _base(output)), kept=whole.kept)
     part.notes, part.warnings = whole.notes, whole.warnings
     if output.folder:
         try:

@@ -2,18 +2,23 @@
 and no more than these are fetched."""
 
 import shutil
+import signal
+import subprocess
+import time
 
 import composites
 import h5py
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import torch.distributed.checkpoint as dcp
 from bundles import write as write_bundle
 from checkpoints import state
-from command_line import done, swavg
+from command_line import SWAVG, done, swavg
 from framework_files import FRAMEWORKS
 from make import arrays, sharded
+from object_stores import environment
 from zero_folders import zero_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -124,3 +129,103 @@ def test_every_format_is_averaged_as_from_this_machine(make, bucket, tmp_path):
     for name, path in files[0].items():
         if path.suffix in (".json", ".txt", ".model") and "swavg" not in name:
             assert path.read_bytes() == files[1][name].read_bytes()
+
+
+def big(folder, count=3):
+    """Files of some hundred kB."""
+    folder.mkdir()
+    paths = []
+    for i in range(count):
+        tensors = {
+            f"{n}.w": np.random.default_rng(10 * i + n).standard_normal((200, 150), np.float32)
+            for n in range(12)
+        }
+        paths.append(folder / f"step-{i + 1}.safetensors")
+        safetensors.numpy.save_file(tensors, paths[-1])
+    return paths
+
+
+def average_of(urls, output, *more, ok=0):
+    found = swavg("average", *urls, "-o", output, "--force", *more)
+    assert found.returncode == ok, found.stderr
+    assert "a-very-secret-key" not in found.output
+    return found
+
+
+def test_each_byte_is_fetched_once_and_of_the_version_that_was_found(bucket, proxy, tmp_path):
+    paths = big(tmp_path / "run")
+    tensors = {f"{n}.w": torch.randn(200, 150) for n in range(12)}
+    torch.save(tensors, tmp_path / "run" / "step-9.pt")
+    bucket.put(tmp_path / "run")
+    urls = [bucket.url(f"run/{path.name}") for path in [*paths, tmp_path / "run" / "step-9.pt"]]
+    for some in (urls[:3], urls[3:]):
+        before, sent = len(proxy.requests), proxy.sent
+        average_of(some, tmp_path / "out.safetensors")
+        size = sum((tmp_path / "run" / url.rpartition("/")[2]).stat().st_size for url in some)
+        assert size <= proxy.sent - sent <= 1.05 * size
+        gets = [kept for method, _, kept in proxy.requests[before:] if method == "GET"]
+        assert all(kept["Range"] and kept["If-Match"] for kept in gets)
+    done("average", *paths, "-o", tmp_path / "here.safetensors")
+    average_of(urls[:3], tmp_path / "out.safetensors")
+    done("diff", tmp_path / "here.safetensors", tmp_path / "out.safetensors")
+
+
+def test_what_a_network_does_to_answers_is_healed(bucket, proxy, tmp_path):
+    paths = big(tmp_path / "run")
+    urls = [bucket.put(path, f"run/{path.name}") for path in paths]
+    cut = {5: ("cut", 1000), 7: ("cut", 0), 11: ("cut", 9)}
+    faults = {3: (503, b"slow down"), 9: (500, b""), **cut}
+    proxy.fault = lambda method, path, number: faults.pop(number, None)
+    average_of(urls, tmp_path / "out.safetensors")
+    assert len(faults) < 3
+    done("average", *paths, "-o", tmp_path / "here.safetensors")
+    done("diff", tmp_path / "here.safetensors", tmp_path / "out.safetensors")
+
+
+def test_a_refusal_in_the_middle_is_told_and_leaves_the_old_output(bucket, proxy, tmp_path):
+    urls = [bucket.put(path, f"run/{path.name}") for path in big(tmp_path / "run")]
+    expired = 403, b"<Error><Code>ExpiredToken</Code></Error>"
+    proxy.fault = lambda method, path, number: expired if number > 8 else None
+    output = tmp_path / "out.safetensors"
+    output.write_bytes(b"old")
+    found = average_of(urls, output, ok=4)
+    assert "access was denied" in found.stderr
+    assert bucket.url("run/step-") in found.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.safetensors", "run"]
+    assert output.read_bytes() == b"old"
+
+
+def test_an_object_that_is_replaced_meanwhile_is_told(bucket, proxy, tmp_path):
+    paths = big(tmp_path / "run")
+    urls = [bucket.put(path, f"run/{path.name}") for path in paths]
+
+    def replaced(method, path, number):
+        if number == 7:
+            bucket.put(paths[0], "run/step-3.safetensors")
+
+    proxy.fault = replaced
+    found = average_of(urls, tmp_path / "out.safetensors", ok=4)
+    assert "step-3.safetensors: changed while it was read" in found.stderr
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("at", [1, 8], ids=["while it is opened", "while it is averaged"])
+def test_an_interrupt_does_not_wait_for_a_server_that_stands_still(at, bucket, proxy, tmp_path):
+    urls = [bucket.put(path, f"run/{path.name}") for path in big(tmp_path / "run")]
+    proxy.fault = lambda method, path, number: ("stall", 10) if number >= at else None
+    process = subprocess.Popen(
+        [*SWAVG, "average", *urls, "-o", "out.safetensors"],
+        cwd=tmp_path,
+        env=environment(bucket, proxy),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    while len(proxy.requests) <= at:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 2
+    assert process.returncode == 130, told
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
