@@ -33,6 +33,7 @@ from swavg.errors import (
 from swavg.planning.plan import Plan
 from swavg.storage.destination import is_stream
 from swavg.storage.sinks import FileSink, SharedFile
+from swavg.storage.stores import looks_like_url
 from swavg.storage.temporary import Temporary, clear_partials, remove
 
 if TYPE_CHECKING:
@@ -88,9 +89,10 @@ def _check(plan: Plan, resources: Resources) -> None:
         raise RequestError("engine=ray computes on processors, and takes no device=.")
     for output in plan.outputs:
         path = output.target.path
-        if path is None or is_stream(path):
+        if path is None or is_stream(path) or looks_like_url(path):
             raise RequestError(
-                "engine=ray writes a file or a folder that all nodes see, not a stream.",
+                "engine=ray writes a file or a folder that all nodes see, no stream and no object"
+                " in a store.",
                 hint="Give output= a path.",
             )
 

@@ -174,7 +174,7 @@ def told(error: BaseException) -> tuple[str, str | None]:
             "Is a training run still writing it? Wait for it to finish, or copy it first."
         )
     denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
-    if isinstance(error, denied) or "lacked the necessary privileges" in first:
+    if isinstance(error, denied) or "403 Forbidden" in first:
         return f"access was denied: {first}", (
             "Are the credentials those of its owner, and have they expired? docs/scale.md says"
             " where they are looked for."
