@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
 
 from swavg import __version__
 from swavg.engine.compute import Sinks, TaskResult, Tools, run_task
 from swavg.engine.executors import Executor, MakeTools
+from swavg.engine.outputs import goes_to_store
 from swavg.engine.resources import Engine, Resources, Sizes, sizes
 from swavg.errors import (
     InputError,
@@ -86,13 +87,12 @@ def _check(plan: Plan, resources: Resources) -> None:
     """RequestError for what a cluster does not do."""
     if resources.device != "cpu":
         raise RequestError("engine=ray computes on processors, and takes no device=.")
-    for output in plan.outputs:
-        path = output.target.path
-        if path is None or is_stream(path):
-            raise RequestError(
-                "engine=ray writes a file or a folder that all nodes see, not a stream.",
-                hint="Give output= a path.",
-            )
+    paths = [output.target.path for output in plan.outputs]
+    if goes_to_store(plan) or any(path is None or is_stream(path) for path in paths):
+        raise RequestError(
+            "engine=ray writes a file or a folder that all nodes see: no stream, no object store.",
+            hint="Give output= such a path, and copy it from there.",
+        )
 
 
 def _resolved(address: str | None) -> str:
@@ -193,8 +193,7 @@ def on_ray(cluster: Cluster, workers: int) -> Executor:
     def run(
         plan: Plan, numbers: Sequence[int], sinks: Sinks, make: MakeTools
     ) -> Iterator[TaskResult]:
-        files = _files(sinks)
-        with _tokens(files) as tokens:
+        with _tokens([cast(FileSink, sink) for row in sinks for sink in row]) as tokens:
             job = _Job(cluster, ahead, Work(plan, make, sinks, tokens, os.getcwd()))
             try:
                 job.look()
@@ -203,19 +202,6 @@ def on_ray(cluster: Cluster, workers: int) -> Executor:
                 job.cancel()
 
     return run
-
-
-def _files(sinks: Sinks) -> list[FileSink]:
-    files = []
-    for row in sinks:
-        for sink in row:
-            if not isinstance(sink, FileSink):
-                raise RequestError(
-                    "engine=ray writes into files that all nodes see.",
-                    hint="Write there, and copy the output.",
-                )
-            files.append(sink)
-    return files
 
 
 @contextmanager
@@ -397,8 +383,7 @@ class _Worker:
         result = run_task(self.plan, number, self.tools, self.sinks)
         for row in self.sinks:
             for sink in row:
-                assert isinstance(sink, SharedFile)
-                sink.settle()
+                cast(SharedFile, sink).settle()
         result.node = ray.get_runtime_context().get_node_id()
         return result
 

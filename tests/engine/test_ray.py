@@ -28,9 +28,8 @@ from swavg.errors import InputError, OutputError, RequestError
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Of two nodes, and another one for whoever adds it."""
+@contextlib.contextmanager
+def two_nodes():
     with warnings.catch_warnings():
         # Ray's own modules use what others have deprecated.
         warnings.simplefilter("ignore")
@@ -42,6 +41,12 @@ def cluster():
         yield made
     finally:
         made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with two_nodes() as made:
+        yield made
 
 
 @pytest.fixture
@@ -379,3 +384,24 @@ def test_a_node_that_comes_later_is_asked_too(tmp_path):
     os.utime(tmp_path / "1.safetensors", ns=(1, 1))
     with pytest.raises(OutputError, match=r"1.safetensors: node .* not see what is here: changed"):
         ray.run_number(pickle.dumps(work), "job", 0)
+
+
+@pytest.mark.slow
+def test_inputs_may_lie_in_an_object_store(tmp_path, monkeypatch):
+    """The keys are those of the environment in which the nodes were started."""
+    from object_stores import Bucket, s3_server
+
+    paths = files(tmp_path)
+    with s3_server() as endpoint:
+        bucket = Bucket(endpoint)
+        for name, value in bucket.env.items():
+            monkeypatch.setenv(name, value)
+        urls = [bucket.put(path) for path in paths]
+        with two_nodes() as cluster:
+            plan = planned(urls, tmp_path / "out.safetensors")
+            expected = local(plan, tmp_path)
+            made, _ = distributed(plan, Resources(engine="ray", address=cluster.address))
+            assert made == expected
+            plan = planned(paths, bucket.url("out.safetensors"))
+            with pytest.raises(RequestError, match="no object store"):
+                swavg.execute(plan, Resources(engine="ray", address=cluster.address))
