@@ -78,8 +78,7 @@ def engine(plan: Plan, resources: Resources) -> Iterator[Cluster | None]:
         yield None
         return
     _check(plan, resources)
-    address = _resolved(resources.address)
-    with _no_stdout(), _connected(address) as cluster:
+    with _no_stdout(), _connected(resources.address) as cluster:
         yield cluster
 
 
@@ -97,12 +96,8 @@ def _check(plan: Plan, resources: Resources) -> None:
 
 def _resolved(address: str | None) -> str:
     """``HOST:PORT`` of a cluster, which answers. RequestError."""
-    try:
-        from ray._private.services import canonicalize_bootstrap_address_or_die
-    except ImportError:
-        raise MissingDependencyError(
-            "engine=ray needs Ray.", hint="Run pip install 'swavg[ray]' on all nodes."
-        ) from None
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
     wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
     if "://" in wanted:
         raise RequestError(
@@ -155,9 +150,18 @@ def _no_stdout() -> Iterator[None]:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Cluster]:
-    import ray
-
+def _connected(wanted: str | None) -> Iterator[Cluster]:
+    try:
+        import ray
+    except ImportError:
+        raise MissingDependencyError(
+            "engine=ray needs Ray.", hint="Run pip install 'swavg[ray]' on all nodes."
+        ) from None
+    if ray.is_initialized():
+        # The caller's: it stays.
+        yield _cluster()
+        return
+    address = _resolved(wanted)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -166,12 +170,12 @@ def _connected(address: str) -> Iterator[Cluster]:
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-        yield _cluster(address)
+        yield _cluster()
     finally:
         ray.shutdown()
 
 
-def _cluster(address: str) -> Cluster:
+def _cluster() -> Cluster:
     import ray
 
     nodes, processors = {}, []
@@ -181,7 +185,7 @@ def _cluster(address: str) -> Cluster:
             nodes[node["NodeID"]] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             processors.append(count)
     if not nodes:
-        raise RequestError(f"The Ray cluster at {address} has no processors.")
+        raise RequestError("The Ray cluster has no processors.")
     return Cluster(nodes, sum(processors), max(processors))
 
 
@@ -327,10 +331,16 @@ class _Job:
         self._waiting[ref] = number
 
     def _next(self, failures: dict[int, BaseException]) -> Iterator[TaskResult]:
-        """Wait for a task: its result, or nothing if it failed or is to be run again."""
+        """Wait for a task: its result, or nothing if it failed, is to be run again, or takes its
+        time."""
         import ray
 
-        (ref,), _ = ray.wait([*self._waiting], num_returns=1)
+        done, _ = ray.wait([*self._waiting], num_returns=1, timeout=_LOOKING)
+        if not done:
+            if not ray.cluster_resources().get("CPU"):  # type: ignore[no-untyped-call]
+                raise WorkerError("The Ray cluster has no processors any more.")
+            return
+        (ref,) = done
         number = self._waiting.pop(ref)
         try:
             result: TaskResult = ray.get(ref)

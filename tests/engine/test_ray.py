@@ -22,7 +22,7 @@ from make import debris
 
 import swavg
 from swavg import Policy, Resources
-from swavg.engine import ray
+from swavg.engine.ray import Problem, Work, look, run_number
 from swavg.errors import InputError, OutputError, RequestError
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -125,6 +125,19 @@ def test_a_cluster_makes_the_bytes_of_one_machine(on_ray, tmp_path, suffix):
 
 
 @pytest.mark.slow
+def test_a_caller_that_is_connected_stays_so(cluster, tmp_path):
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        plan = planned(files(tmp_path), tmp_path / "out.safetensors")
+        distributed(plan, Resources(engine="ray"))
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
 def test_several_outputs_are_made_of_one_read(on_ray, tmp_path):
     paths = files(tmp_path)
     rows = [swavg.Row((0.5, 0.5), (1, 2)), swavg.Row((0.2, 0.3, 0.5), (0, 1, 2))]
@@ -212,7 +225,7 @@ def test_without_any_cluster_none_is_started(tmp_path, monkeypatch):
 
 
 def test_without_ray_the_error_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray._private.services", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     plan = planned(files(tmp_path, megabytes=1), tmp_path / "out.safetensors")
     with pytest.raises(RequestError, match=r"pip install 'swavg\[ray\]'"):
         swavg.execute(plan, Resources(engine="ray"))
@@ -369,7 +382,7 @@ def test_a_node_that_does_not_see_the_files_is_named(cluster, tmp_path, hidden):
 
 
 def test_what_a_node_lacks():
-    assert ray.look("0.0", b"", "") == ray.Problem(
+    assert look("0.0", b"", "") == Problem(
         "", f"has swavg {swavg.__version__}, and this machine 0.0"
     )
 
@@ -377,13 +390,13 @@ def test_what_a_node_lacks():
 def test_a_node_that_comes_later_is_asked_too(tmp_path):
     """Without a cluster: what a worker does before its first task."""
     plan = planned(files(tmp_path, megabytes=1), tmp_path / "out.safetensors")
-    work = ray.Work(plan, None, [], [str(tmp_path / "token")], str(tmp_path))
+    work = Work(plan, None, [], [str(tmp_path / "token")], str(tmp_path))
     with pytest.raises(OutputError, match=f"{tmp_path}: node .* does not see this folder"):
-        ray.run_number(pickle.dumps(work), "job", 0)
+        run_number(pickle.dumps(work), "job", 0)
     (tmp_path / "token").touch()
     os.utime(tmp_path / "1.safetensors", ns=(1, 1))
     with pytest.raises(OutputError, match=r"1.safetensors: node .* not see what is here: changed"):
-        ray.run_number(pickle.dumps(work), "job", 0)
+        run_number(pickle.dumps(work), "job", 0)
 
 
 @pytest.mark.slow
