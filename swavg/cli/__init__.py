@@ -109,7 +109,9 @@ def _run(args: Sequence[str]) -> int:
         return 2
     except (KeyboardInterrupt, click.Abort) as stopped:
         code = exit_code(stopped.__cause__ if isinstance(stopped, click.Abort) else stopped)
-        text = "interrupted; nothing was written"
+        kept = any(word.startswith(("--continue", "--part")) for word in options)
+        did = "what was done stays, and the same call goes on" if kept else "nothing was written"
+        text = f"interrupted; {did}"
         print(f"swavg: {text}", file=sys.stderr)
         if as_json:
             print_error(code, "interrupted", text)

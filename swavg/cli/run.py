@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from click.core import ParameterSource
@@ -93,6 +93,11 @@ class Run:
     threads: int | None = None
     memory: int | None = None
     check_crc: bool = False
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+    part: str | None = None
+    finish: bool = False
+    proceed: bool = False
     force: bool = False
     dry_run: bool = False
     as_json: bool = False
@@ -111,6 +116,16 @@ _RUN = (
            Size(), "SWAVG_MEMORY"),
     Option("check_crc", "--check-crc",
            "Compare what is read with the checksums that PyTorch files hold; it takes longer."),
+    Option("engine", "--engine",
+           "What does the work; ray: a cluster whose nodes see all files (docs/scale.md)."),
+    Option("address", "--address",
+           "The Ray cluster. [default: what RAY_ADDRESS says, or the one of this machine]",
+           "HOST:PORT"),
+    Option("part", "--part",
+           "Make part I of N, on any machine that sees the folder; --finish follows.", "I/N"),
+    Option("finish", "--finish", "Give the output its name, once all parts are made."),
+    Option("proceed", "--continue",
+           "Keep a journal: a run that was killed goes on where it was, with the same call."),
     Option("force", "--force", "Replace an existing output."),
     Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
     Option("as_json", "--json", "Print the report as JSON."),
@@ -179,7 +194,14 @@ def execute_and_report(
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
 
-    resources = Resources(run.device, run.threads, run.memory, check_crc=run.check_crc)
+    resources = Resources(
+        run.device,
+        run.threads,
+        run.memory,
+        check_crc=run.check_crc,
+        engine=run.engine,
+        address=run.address,
+    )
     plan = prepare(
         request.inputs,
         request.rows,
@@ -195,18 +217,36 @@ def execute_and_report(
     if run.dry_run:
         _show_plan(plan, resources, run, notes)
         return
+    made = _executed(plan, resources, run, notes)
+    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
+    if run.part is not None:
+        _tell_part(run, plan.folder or paths[0])
+        return
     params = click.get_current_context().command.params
     reports = [
-        replace(report, warnings=tuple(with_options(text, params) for text in report.warnings))
-        for report in _executed(plan, resources, run, notes)
+        replace(
+            report,
+            warnings=tuple(with_options(text, params) for text in report.warnings),
+            notes=tuple(with_options(text, params) for text in report.notes),
+        )
+        for report in made
     ]
     if not run.quiet:
         from swavg.console import report as console
 
         console.summary(reports, verbose=run.verbose, chosen=chosen)
-    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
     values = [report.to_json() for report in reports]
     print_published("report", values, [*dict.fromkeys(paths)], as_json=run.as_json)
+
+
+def _tell_part(run: Run, output: str) -> None:
+    """A part has no output of its own: nothing is published."""
+    if run.as_json:
+        print_json("part", {"part": run.part, "output": output})
+    elif not run.quiet:
+        from swavg.console import messages
+
+        messages.notes([f"part {run.part} of {output} is done; --finish gives it its name"])
 
 
 def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:
@@ -237,10 +277,9 @@ def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str])
 
 
 def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> list[Report]:
-    from swavg.engine.average import execute
-
+    execute = _execution(run)
     if run.quiet:
-        return execute(plan, resources, on_publish=ignore_signals)
+        return execute(plan, resources, None, ignore_signals)
     from swavg.console import messages
     from swavg.console.progress import progress_bar
 
@@ -253,3 +292,20 @@ def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) 
             update(progress.read, progress.total)
 
         return execute(plan, resources, None if update is None else on_progress, ignore_signals)
+
+
+def _execution(run: Run) -> Callable[..., list[Report]]:
+    """What does a plan: at once, in parts, or where a run before it ended."""
+    ways = [name for name, used in (("--part", run.part), ("--finish", run.finish),
+                                    ("--continue", run.proceed)) if used]  # fmt: skip
+    if len(ways) > 1:
+        raise click.UsageError(f"{ways[0]} and {ways[1]} exclude each other.")
+    if not ways:
+        from swavg.engine.average import execute
+
+        return execute
+    from swavg.engine import parts
+
+    if run.part is None:
+        return parts.finish if run.finish else parts.proceed
+    return functools.partial(parts.run_part, part=parts.Part.parse(run.part))

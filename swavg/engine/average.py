@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 from swavg import weights as schedules
 from swavg.engine.ahead import cut_of
 from swavg.engine.beforehand import Beforehand
-from swavg.engine.compute import Tools
+from swavg.engine.compute import Sinks, Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
-from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
+from swavg.engine.outputs import check, goes_to_store, publishing, write_deferred, write_fixed
+from swavg.engine.ray import Cluster, engine, on_ray
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import averages_left, facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
@@ -41,11 +42,14 @@ from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
 from swavg.storage.paths import check_all, look_ahead, unpinned
+from swavg.storage.sources import Source
 
 OnProgress = Callable[[Progress], None]
 
 _WORTH_A_FORK = 32 << 20
 """Bytes to read from which on processes pay."""
+_TASKS = 8
+"""For each processor of a cluster, about."""
 
 
 def average(
@@ -256,31 +260,54 @@ def execute(
         plan = replace(plan, cut=DEVICE_CUT)
     check(plan)
     begun = time.monotonic()
-    tally, executor, chosen = start(plan, resources)
-    tell = partial(_tell, tally, begun, on_progress)
-    tell()
-    with publishing(plan, tally, on_publish) as sinks:
-        write_fixed(plan, sinks)
-        make = tools_of(plan, chosen, resources)
-        for result in executor(plan, plan.tasks(), sinks, make):
-            tally.add(result)
-            tell()
-        tally.complete()
-        tally.notes += tally.reads.compare(plan, everything=resources.check_crc)
-        write_deferred(plan, tally, sinks)
-        check_all(source for each in plan.checkpoints for source in each.sources)
+    with engine(plan, resources) as cluster:
+        if cluster is not None:
+            plan = plan.for_machines(_TASKS * cluster.processors)
+        tally, executor, chosen = start(plan, resources, cluster)
+        tell = partial(_tell, tally, begun, on_progress)
+        tell()
+        with publishing(plan, tally, on_publish) as sinks:
+            write_fixed(plan, sinks)
+            make = tools_of(plan, chosen, resources)
+            for result in executor(plan, plan.tasks(), sinks, make):
+                tally.add(result)
+                tell()
+            complete(plan, tally, sinks, resources)
     seconds = time.monotonic() - begun
     return reports(plan, chosen, resources, tally, seconds)
 
 
+def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> None:
+    """Once all tasks are done: write what follows from them. InputError if an input is not what it
+    was."""
+    tally.complete()
+    tally.notes += tally.reads.compare(plan, everything=resources.check_crc)
+    write_deferred(plan, tally, sinks)
+    check_sources(plan)
+
+
+def check_sources(plan: Plan) -> None:
+    """InputError if an input is not what it was."""
+    check_all(sources_of(plan))
+
+
+def sources_of(plan: Plan) -> Iterator[Source]:
+    """Where the bytes of all inputs come from."""
+    return (source for checkpoint in plan.checkpoints for source in checkpoint.sources)
+
+
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
     """The reports before a run."""
-    _, _, chosen = start(plan, resources)
+    with engine(plan, resources) as cluster:
+        _, _, chosen = start(plan, resources, cluster)
     return reports(plan, chosen, resources)
 
 
-def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
-    """What counts a run, who does it, and with which buffers. RequestError if that cannot be."""
+def start(
+    plan: Plan, resources: Resources, cluster: Cluster | None = None
+) -> tuple[Tally, Executor, Sizes]:
+    """What counts a run, who does it (None: this machine), and with which buffers. RequestError if
+    that cannot be."""
     if resources.device not in ("cpu", "torch"):
         from swavg.engine.kernels.torch import check_device
 
@@ -292,13 +319,19 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
     # short of memory: before there is any file.
     from swavg.engine.distances import Distances
 
-    chosen = sizes(plan, resources, forked=forks)
+    if cluster is None:
+        chosen = sizes(plan, resources, forked=forks)
+    else:
+        chosen = cluster.sizes(plan, resources)
     forks = forks and chosen.workers > 1 and can_fork()
     rows = plan.rows if plan.distances else ()
     # The parts of one output are measured as one.
     whole = [Distances(len(row.members)) for row in rows[:: plan.width]]
     distances = tuple(whole[number // plan.width] for number in range(len(rows)))
-    executor = forked(chosen.workers) if forks else threads(chosen.workers)
+    if cluster is not None:
+        executor = on_ray(cluster, chosen.workers)
+    else:
+        executor = forked(chosen.workers) if forks else threads(chosen.workers)
     return Tally(plan, total, planned, distances), executor, chosen
 
 
@@ -308,16 +341,19 @@ def _forks(plan: Plan, resources: Resources, total: int) -> bool:
         wanted = total >= _WORTH_A_FORK
     return (
         wanted
-        and resources.device == "cpu"
+        and (resources.engine, resources.device) == ("local", "cpu")
         and can_fork()
-        and all(source.forks for each in plan.checkpoints for source in each.sources)
+        and all(source.forks for source in sources_of(plan))
+        and not goes_to_store(plan)
         and not any(
             output.target.path is None or is_stream(output.target.path) for output in plan.outputs
         )
     )
 
 
-def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], Tools]:
+def tools_of(
+    plan: Plan, chosen: Sizes, resources: Resources, *, journaled: bool = False
+) -> Callable[[], Tools]:
     """What makes a worker's tools."""
     positions = None
     if plan.distances:
@@ -334,7 +370,9 @@ def tools_of(plan: Plan, chosen: Sizes, resources: Resources) -> Callable[[], To
         for dtype, _, _ in table.columns.forms:
             dtype.part.numpy()
     check_crc = resources.check_crc
-    return partial(Tools, plan, chosen, resources.device, positions, check_crc=check_crc)
+    return partial(
+        Tools, plan, chosen, resources.device, positions, check_crc=check_crc, journaled=journaled
+    )
 
 
 def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from swavg.engine.ahead import ranges_of
 from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, Inputs, position_of
@@ -16,7 +17,7 @@ from swavg.engine.resources import Sizes
 from swavg.errors import MismatchError, NumericsError
 from swavg.planning.findings import UNMASK
 from swavg.planning.plan import Plan
-from swavg.storage.crc import crc_function
+from swavg.storage.crc import combined, crc_function
 from swavg.storage.paths import expect
 from swavg.storage.sinks import Sink
 
@@ -46,6 +47,16 @@ class Checksum:
     crc: int
 
 
+class Written(NamedTuple):
+    """``nbytes`` that were written at ``offset`` of a row's file, and their CRC-32."""
+
+    row: int
+    file: int
+    offset: int
+    nbytes: int
+    crc: int
+
+
 @dataclass(slots=True)
 class TaskResult:
     """What came of a task: bytes read and written; which entries of a row hold values that are not
@@ -60,6 +71,12 @@ class TaskResult:
     distances: list[tuple[int, Sums]] = field(default_factory=list)
     reads: list[BytesRead] = field(default_factory=list)
     """Of inputs whose own checksums are compared."""
+    wrote: list[Written] = field(default_factory=list)
+    """What was written, where a journal is kept."""
+    node: str = ""
+    """That of a cluster which did it."""
+    lost: int = 0
+    """Times that it was begun by a worker that was lost."""
 
 
 def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
@@ -71,14 +88,28 @@ def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
     for batch in tools.batches.of(task):
         outs = tools.compute(batch, result)
         for term, out in zip(batch.manner.operation.terms, outs, strict=True):
-            _write(plan, term.row, batch, out, sinks, result)
+            for file, offset, data in _pieces(plan, term.row, batch, out, result):
+                sinks[term.row][file].pwrite(offset, data)
+                result.written += len(data)
+                if tools.journaled:
+                    _record(result, Written(term.row, file, offset, len(data), zlib.crc32(data)))
     return result
 
 
-def _write(
-    plan: Plan, row: int, batch: Batch, out: memoryview, sinks: Sinks, result: TaskResult
-) -> None:
-    """Write a batch into a row's files: what is adjacent there in one go."""
+def _record(result: TaskResult, made: Written) -> None:
+    last = result.wrote[-1] if result.wrote else None
+    if last and (last.row, last.file, last.offset + last.nbytes) == made[:3]:
+        crc = combined(((last.crc, last.nbytes), (made.crc, made.nbytes)))
+        result.wrote[-1] = last._replace(nbytes=last.nbytes + made.nbytes, crc=crc)
+    else:
+        result.wrote.append(made)
+
+
+def _pieces(
+    plan: Plan, row: int, batch: Batch, out: memoryview, result: TaskResult
+) -> Iterator[tuple[int, int, memoryview]]:
+    """What of a batch goes where in a row's files, what is adjacent there in one piece: number of
+    the file, offset, bytes."""
     output, dtype = plan.outputs[row], batch.manner.operation.dtype
     file = offset = begun = at = 0
     for span in batch.spans:
@@ -89,12 +120,11 @@ def _write(
             result.checksums.append(Checksum(row, home, region, start, size, crc))
         if (home, region + start) != (file, offset + at - begun):
             if at > begun:
-                sinks[row][file].pwrite(offset, out[begun:at])
+                yield file, offset, out[begun:at]
             file, offset, begun = home, region + start, at
         at += size
     if at > begun:
-        sinks[row][file].pwrite(offset, out[begun:at])
-    result.written += at
+        yield file, offset, out[begun:at]
 
 
 class Tools:
@@ -108,10 +138,12 @@ class Tools:
         positions: Sequence[int] | None = None,
         *,
         check_crc: bool = False,
+        journaled: bool = False,
     ) -> None:
         """``positions`` are those of :func:`swavg.engine.distances.positions_of`, if distances are
-        wanted; ``check_crc``: results tell the checksums of all that was read."""
-        self.plan = plan
+        wanted; ``check_crc``: results tell the checksums of all that was read; ``journaled``: of
+        all that was written."""
+        self.plan, self.journaled = plan, journaled
         needs = sizes.needs
         nbytes = sizes.elements * needs.output_size
         self.batches = Batches(plan, sizes.elements, nbytes)

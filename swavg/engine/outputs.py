@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 from swavg.engine.compute import Sinks
 from swavg.engine.report import Tally
@@ -17,16 +18,22 @@ from swavg.storage.destination import Destination, check_destinations, is_stream
 from swavg.storage.paths import find_file
 from swavg.storage.pending import Pending
 from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
-from swavg.storage.sinks import STDOUT, Sink, allow_open
+from swavg.storage.sinks import STDOUT, allow_open
 from swavg.storage.sources import Pool
+from swavg.storage.stores import looks_like_url
 from swavg.storage.streams import open_stream
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan, *, begun: bool = False) -> None:
     """Raise OutputError if the outputs could not be published: one exists and may not be replaced,
-    is an input, or the disk has no room."""
+    is an input, or the disk has no room (which they have already if they are ``begun``)."""
     inputs = [(checkpoint.path, checkpoint.sources) for checkpoint in plan.checkpoints]
     inputs += [(root, ()) for root in (plan.parts.roots if plan.parts is not None else ())]
+    if goes_to_store(plan):
+        from swavg.engine import uploads
+
+        uploads.check(plan, inputs)
+        return
     # The parts of a composite go to one path.
     for path in dict.fromkeys(output.target.path for output in plan.outputs):
         if path is None:
@@ -35,11 +42,21 @@ def check(plan: Plan) -> None:
             check_stdout_not_input(inputs)
             return
         check_not_input(path, inputs)
-    sizes = [output.size for output in plan.outputs]
+    sizes = [0 if begun else output.size for output in plan.outputs]
     whole = [sum(sizes[first : first + plan.width]) for first in range(0, len(sizes), plan.width)]
     # Before force= is offered, which would not replace it either.
     _check_replaced(plan)
     check_destinations(_destinations(plan), whole, inside=plan.folder)
+
+
+def is_stored(path: str | None) -> bool:
+    """Whether an output goes to an object store, or is meant to."""
+    return path is not None and looks_like_url(path)
+
+
+def goes_to_store(plan: Plan) -> bool:
+    """Whether some outputs go to an object store."""
+    return any(is_stored(output.target.path) for output in plan.outputs)
 
 
 def _check_replaced(plan: Plan) -> None:
@@ -59,9 +76,17 @@ def _check_replaced(plan: Plan) -> None:
 
 
 @contextmanager
-def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> Iterator[Sinks]:
+def publishing(
+    plan: Plan, tally: Tally, on_publish: Callable[[], object], *, kept: bool = False
+) -> Iterator[Sinks]:
     """The sinks of all outputs, which get their names when the block ends well: once all are
-    synced and verified."""
+    synced and verified. ``kept``: parts of them lie there already, and stay if it does not."""
+    if goes_to_store(plan):
+        from swavg.engine import uploads
+
+        with uploads.publishing(plan, tally, on_publish) as sinks:
+            yield sinks
+        return
     path = plan.outputs[0].target.path
     if path is None or is_stream(path):
         (file,) = plan.outputs[0].files
@@ -70,17 +95,16 @@ def publishing(plan: Plan, tally: Tally, on_publish: Callable[[], object]) -> It
             yield [[stream]]
         return
     destinations = _destinations(plan)
-    with publish.publishing(destinations, inside=plan.folder, on_publish=on_publish) as pendings:
+    with publish.publishing(
+        destinations, inside=plan.folder, on_publish=on_publish, kept=kept
+    ) as pendings:
         places = [pendings[row // plan.width] for row in range(len(plan.outputs))]
-        allow_open(sum(len(output.files) + len(output.side_files) for output in plan.outputs))
-        yield [
-            _create(output, pending) for output, pending in zip(plan.outputs, places, strict=True)
-        ]
+        yield _created(plan, pendings)
         for pending in pendings:
             own = [output for output, place in zip(plan.outputs, places, strict=True)
                    if place is pending]  # fmt: skip
             for output in own:
-                _write_others(output, pending)
+                write_others(output, pending)
             pending.sync()
             for output in own:
                 _verify(output, pending)
@@ -99,21 +123,63 @@ def _destinations(plan: Plan) -> list[Destination]:
     ]
 
 
-def _create(output: Output, pending: Pending) -> list[Sink]:
-    return [pending.create(file.layout.name, file.layout.size) for file in output.files]
+@contextmanager
+def shared(plan: Plan) -> Iterator[Sinks]:
+    """The sinks of all outputs under names that several runs know; what is written is on the disk
+    when the block ends well."""
+    with publish.shared(_destinations(plan), inside=plan.folder) as pendings:
+        yield _created(plan, pendings)
 
 
-def _write_others(output: Output, pending: Pending) -> None:
-    """The small files of a folder, and those that go along."""
-    for name, data in output.small.items():
-        pending.create(name, len(data)).pwrite(0, data)
+def shared_paths(plan: Plan) -> list[str]:
+    """Where the bytes of the outputs lie that :func:`shared` gives."""
+    return [publish.shared_path(each, inside=plan.folder) for each in _destinations(plan)]
+
+
+def shared_files(plan: Plan) -> Iterator[tuple[str, int]]:
+    """The files there by path, and what size each has once it was made."""
+    paths = shared_paths(plan)
+    for row, output in enumerate(plan.outputs):
+        path = paths[row // plan.width]
+        for file in output.files:
+            name = file.layout.name
+            yield os.path.join(path, name) if name else path, file.layout.size
+
+
+def _created(plan: Plan, pendings: Sequence[Pending]) -> Sinks:
+    allow_open(sum(len(output.files) + len(output.side_files) for output in plan.outputs))
+    return [
+        [pendings[row // plan.width].create(file.layout.name, file.layout.size)
+         for file in output.files]
+        for row, output in enumerate(plan.outputs)
+    ]  # fmt: skip
+
+
+class _Folder(Protocol):
+    def create(self, name: str = "", size: int = 0) -> _Created: ...
+
+
+class _Created(Protocol):
+    def pwrite(self, offset: int, data: bytes | bytearray) -> None: ...
+
+
+def write_others(output: Output, folder: _Folder) -> None:
+    """The files that go along, and then the small ones of a folder: an index last."""
     with Pool() as pool:
         for name, path in output.side_files.items():
             source = find_file(path)
-            sink = pending.create(name, source.size)
+            sink = folder.create(name, source.size)
             for offset in range(0, source.size, 1 << 20):
                 size = min(1 << 20, source.size - offset)
                 sink.pwrite(offset, pool.read(source, offset, size))
+    for name in sorted(output.small, key=is_index):
+        data = output.small[name]
+        folder.create(name, len(data)).pwrite(0, data)
+
+
+def is_index(name: str) -> bool:
+    """Whether a folder is read by what a file of this name says."""
+    return ".index." in name or name.endswith((".index", ".metadata"))
 
 
 def _verify(output: Output, pending: Pending) -> None:

@@ -11,16 +11,25 @@ from swavg.errors import OutputError
 from swavg.storage.destination import Destination, destination, exists_error, is_empty_folder
 from swavg.storage.filesystems import exchange, rename_new, reserve, sync_folder
 from swavg.storage.sinks import FileSink, write_error
-from swavg.storage.temporary import Temporary, clear_partials, old_name, remove, temporary_name
+from swavg.storage.temporary import (
+    Kept,
+    Temporary,
+    clear_partials,
+    old_name,
+    remove,
+    temporary_name,
+)
 
 
 class Pending:
-    """An output that has no name yet: its bytes lie at ``path``. ``notes`` say what was done about
-    leftovers of killed runs; ``warnings``, filled once it has its name, what went wrong then."""
+    """An output that has no name yet: its bytes lie at ``path``. ``kept``: some may lie there
+    already. ``notes`` say what was done about leftovers of killed runs; ``warnings``, filled once
+    it has its name, what went wrong then."""
 
-    def __init__(self, output: Destination, path: str) -> None:
+    def __init__(self, output: Destination, path: str, *, kept: bool = False) -> None:
         self.output = output
         self.path = path
+        self.kept = kept
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self._sinks: list[FileSink] = []
@@ -42,11 +51,11 @@ class Pending:
     def _make_folders(self, name: str) -> None:
         if name and name not in self._folders:
             self._make_folders(os.path.dirname(name))
-            os.mkdir(os.path.join(self.path, name))
+            os.makedirs(os.path.join(self.path, name), exist_ok=self.kept)
             self._folders[name] = None
 
     def _open(self, path: str) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT | (0 if self.kept else os.O_EXCL), 0o666)
 
     def sync(self) -> None:
         """Force all that was written to the disk, and close it. OutputError."""
@@ -68,19 +77,21 @@ class Pending:
 
 
 class Renamed(Pending):
-    """A pending output that is to be renamed to its destination."""
+    """A pending output that is to be renamed to its destination; ``kept``: from what other runs
+    wrote."""
 
-    def __init__(self, output: Destination) -> None:
+    def __init__(self, output: Destination, *, kept: bool = False) -> None:
         self.target = destination(output.path)
-        self._temporary = Temporary(self.target)
+        self._temporary = Kept(self.target, shared=False) if kept else Temporary(self.target)
         self._named = False
         # In the place of a folder in which nothing lay.
         self._in_empty = output.folder and is_empty_folder(self.target)
         self._old: str | None = None  # a second name of what was there
-        super().__init__(output, self._temporary.path)
+        super().__init__(output, self._temporary.path, kept=kept)
 
     def begin(self) -> None:
-        self.notes += clear_partials(self.target)
+        if not self.kept:
+            self.notes += clear_partials(self.target)
         try:
             self._temporary.create(folder=self.output.folder, shown=self.output.path)
         finally:
@@ -185,6 +196,7 @@ class Renamed(Pending):
         """Remove what bears a temporary name."""
         self.abandon()
         for path in {self.path, self._old or self.path}:
-            if remove(path) and self._named:
+            stays = self.kept and not self._named
+            if not stays and remove(path) and self._named:
                 self.warnings.append(f"{path} could not be removed; it is not needed any more")
         self._temporary.close()

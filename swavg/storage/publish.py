@@ -18,7 +18,7 @@ from swavg.storage.filesystems import exchange, sync_folder
 from swavg.storage.pending import Pending, Renamed
 from swavg.storage.sinks import Buffer, write_error
 from swavg.storage.streams import Pipe, open_pipe
-from swavg.storage.temporary import Temporary, remove
+from swavg.storage.temporary import Kept, Temporary, kept_name, remove
 
 
 @contextmanager
@@ -27,25 +27,27 @@ def publishing(
     *,
     inside: str | None = None,
     on_publish: Callable[[], object] = lambda: None,
+    kept: bool = False,
 ) -> Iterator[Sequence[Pending]]:
     """Gives one pending output per destination; they get their names when the block ends well.
 
     Folders that are missing above them are made. ``inside`` is the folder that all lie in directly:
     if there is none yet, it is made, and appears in one step with all that is in it.
     ``on_publish`` is called once, before the first name is given, from where on signals should
-    wait. OutputError: all names are as they were, and nothing else is left.
+    wait. ``kept``: what lies under the names of :func:`shared` is taken, and stays if the block
+    fails. OutputError: all names are as they were, and nothing else is left.
     """
-    if inside is None or os.path.lexists(destination(inside)):
+    if (whole_path := _whole(inside)) is None:
         with ExitStack() as stack:
             above: list[str] = []
             for output in outputs:
                 above += stack.enter_context(parents_made(output.path))
-            yield stack.enter_context(_publishing(outputs, on_publish, above))
+            yield stack.enter_context(_publishing(outputs, on_publish, above, kept=kept))
         return
-    folder = Destination(inside, folder=True, force=False)
+    folder = Destination(whole_path, folder=True, force=False)
     with (
-        parents_made(inside) as made,
-        _publishing([folder], on_publish, made) as (whole,),
+        parents_made(whole_path) as made,
+        _publishing([folder], on_publish, made, kept=kept) as (whole,),
     ):
         parts = [_part(output, whole) for output in outputs]
         try:
@@ -57,14 +59,54 @@ def publishing(
                 part.abandon()
 
 
+@contextmanager
+def shared(
+    outputs: Sequence[Destination], *, inside: str | None = None
+) -> Iterator[Sequence[Pending]]:
+    """Gives one pending output per destination, under a name that several runs know, at once or
+    one after the other; what they write stays. OutputError."""
+    whole = _whole(inside)
+    with ExitStack() as stack:
+        pendings = []
+        for output in [Destination(whole, folder=True, force=False)] if whole else outputs:
+            stack.enter_context(parents_made(output.path))
+            temporary = Kept(destination(output.path), shared=True)
+            temporary.create(folder=output.folder, shown=output.path)
+            stack.callback(temporary.close)
+            pendings.append(Pending(output, temporary.path, kept=True))
+        if whole:
+            pendings = [_part(output, pendings[0]) for output in outputs]
+        for pending in pendings:
+            stack.callback(pending.abandon)
+        yield pendings
+        for pending in pendings:
+            pending.sync()
+
+
+def _whole(inside: str | None) -> str | None:
+    """``inside`` if it is still to be made, and so appears with all outputs in it."""
+    return None if inside is None or os.path.lexists(destination(inside)) else inside
+
+
+def shared_path(output: Destination, *, inside: str | None = None) -> str:
+    """Where the bytes of an output lie that :func:`shared` gives."""
+    whole = _whole(inside)
+    if whole is None:
+        return kept_name(destination(output.path))
+    return os.path.join(kept_name(destination(whole)), _base(output))
+
+
+def _base(output: Destination) -> str:
+    return os.path.basename(output.path.rstrip("/"))
+
+
 def _part(output: Destination, whole: Pending) -> Pending:
     """An output in a folder that is renamed as a whole."""
-    name = os.path.basename(output.path.rstrip("/"))
-    part = Pending(output, os.path.join(whole.path, name))
+    part = Pending(output, os.path.join(whole.path, _base(output)), kept=whole.kept)
     part.notes, part.warnings = whole.notes, whole.warnings
     if output.folder:
         try:
-            os.mkdir(part.path)
+            os.makedirs(part.path, exist_ok=whole.kept)
         except OSError as error:
             raise write_error(output.path, error) from None
     return part
@@ -99,14 +141,18 @@ def parents_made(path: str) -> Iterator[Sequence[str]]:
 
 @contextmanager
 def _publishing(
-    outputs: Sequence[Destination], on_publish: Callable[[], object], made: Sequence[str] = ()
+    outputs: Sequence[Destination],
+    on_publish: Callable[[], object],
+    made: Sequence[str] = (),
+    *,
+    kept: bool = False,
 ) -> Iterator[Sequence[Renamed]]:
     pending = []
     with ExitStack() as stack:
         for output in outputs:
             if is_stream(output.path):
                 raise OutputError(output.path, "is a pipe or device, which has no name to be given")
-            one = Renamed(output)
+            one = Renamed(output, kept=kept)
             stack.callback(one.end)
             one.begin()
             pending.append(one)

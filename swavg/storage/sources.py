@@ -30,7 +30,8 @@ class Source(Protocol):
     """Bytes that were there when it was made: a picklable, hashable value.
 
     ``name`` is shown to people. ``size`` counts bytes. ``forks``: it may be opened in a process
-    that was forked. ``identity`` tells, within a run, whether two sources are the same bytes.
+    that was forked. ``identity`` tells, within a run, whether two sources are the same bytes;
+    ``version`` on other machines and days, with name and size, whether one is still the same.
     """
 
     @property
@@ -41,6 +42,8 @@ class Source(Protocol):
     def forks(self) -> bool: ...
     @property
     def identity(self) -> tuple[object, ...]: ...
+    @property
+    def version(self) -> int | str: ...
 
     def open(self) -> Reader:
         """InputError if it is gone, or no longer what it was."""
@@ -108,6 +111,11 @@ class LocalFile:
     def identity(self) -> tuple[int, int]:
         return self.stamp[:2]
 
+    @property
+    def version(self) -> int:
+        """The time of change of the content, in nanoseconds."""
+        return self.stamp[3]
+
     def open(self) -> OpenFile:
         try:
             # Without waiting: what was a file may have become a FIFO.
@@ -130,7 +138,9 @@ class LocalFile:
     def _compare(self, now: LocalFile) -> None:
         # A link, a mode or an owner that changes meanwhile touches the file and not its content.
         untouched = now.touched == self.touched or now.about != self.about
-        if now.stamp != self.stamp or not untouched:
+        # Another machine has another number for the device, and some systems for the file.
+        known = 0 if now.stamp[0] == self.stamp[0] else 2
+        if now.stamp[known:] != self.stamp[known:] or not untouched:
             raise InputError(
                 self.name,
                 "changed while it was read",
@@ -178,6 +188,10 @@ class InFile:
         return self.file.name
 
     @property
+    def version(self) -> int | str:
+        return self.file.version
+
+    @property
     def forks(self) -> bool:
         return self.file.forks
 
@@ -202,8 +216,13 @@ class Memory:
     def identity(self) -> tuple[object, ...]:
         return ("memory", id(self.data))
 
+    version = 0
+
     def open(self) -> Memory:
         return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _in_memory, (self.name, bytes(self.data))
 
     def check(self) -> None:
         """Nobody else can change it."""
@@ -221,6 +240,10 @@ class Expected(Protocol):
     def read_into(self, source: Source, offset: int, out: memoryview) -> bool:
         """Fill ``out``; False if that was not expected."""
         ...
+
+
+def _in_memory(name: str, data: bytes) -> Memory:
+    return Memory(name, memoryview(data))
 
 
 class Pool:

@@ -54,6 +54,10 @@ class Stored:
         return (self.name, self.etag or self.modified, self.size)
 
     @property
+    def version(self) -> str:
+        return self.etag or str(self.modified)
+
+    @property
     def pinned(self) -> bool:
         """Whether each request says which version is meant."""
         return self.fixed or self.etag is not None

@@ -9,6 +9,7 @@ nobody has to wait for.
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,16 @@ def is_url(path: str) -> bool:
     """Whether a path names something in a store."""
     scheme, found, _ = path.partition("://")
     return found != "" and scheme in SCHEMES
+
+
+def looks_like_url(path: str) -> bool:
+    """Whether a path is meant to be a URL, also one of a kind that is unknown, or of which pathlib
+    made a path."""
+    scheme, found, rest = path.partition(":")
+    return found != "" and (
+        (len(scheme) > 1 and scheme.isalnum() and rest.startswith("//"))
+        or (scheme in SCHEMES and rest.startswith("/"))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +165,16 @@ def told(error: BaseException) -> tuple[str, str | None]:
     from obstore import exceptions
 
     lines = str(error).strip().splitlines()
-    first = lines[0].rstrip(" :{") if lines else type(error).__name__
+    # What stands behind a question mark may be a signature.
+    first = re.sub(r"\?\S+", "", lines[0]).rstrip(" :{") if lines else type(error).__name__
     if isinstance(error, FileNotFoundError):
         return "no such object", None
     if isinstance(error, exceptions.PreconditionError):
         return "changed while it was read", (
             "Is a training run still writing it? Wait for it to finish, or copy it first."
         )
-    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+    denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
+    if isinstance(error, denied) or "403 Forbidden" in first:
         return f"access was denied: {first}", (
             "Are the credentials those of its owner, and have they expired? docs/scale.md says"
             " where they are looked for."

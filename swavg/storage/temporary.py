@@ -8,6 +8,7 @@ import re
 import stat
 from contextlib import suppress
 
+from swavg.errors import OutputError
 from swavg.storage.filesystems import is_local
 from swavg.storage.sinks import write_error
 
@@ -20,6 +21,13 @@ def temporary_name(target: str, mark: str = "") -> str:
     """A name beside ``target`` that nobody else uses."""
     folder, name = os.path.split(target)
     return os.path.join(folder, f".{_stem(name)}.{os.urandom(4).hex()}{mark}{TEMPORARY}")
+
+
+def kept_name(target: str) -> str:
+    """The name beside ``target`` of what several runs make of it, one after the other or side by
+    side."""
+    folder, name = os.path.split(target.rstrip("/"))
+    return os.path.join(folder, _stem(name) + TEMPORARY)
 
 
 def old_name(target: str) -> str:
@@ -73,10 +81,32 @@ class Temporary:
                 os.close(fd)
 
 
-def _lock(fd: int) -> bool:
+class Kept(Temporary):
+    """A temporary that stays until a run has given it its name: ``shared`` by those that write
+    parts of it."""
+
+    def __init__(self, target: str, *, shared: bool) -> None:
+        super().__init__(target)
+        self.path, self._shared = kept_name(target), shared
+
+    def create(self, *, folder: bool, shown: str) -> None:
+        try:
+            if folder:
+                os.makedirs(self.path, exist_ok=True)
+            flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_CREAT
+            self.fd = os.open(self.path, flags, 0o666)
+        except OSError as error:
+            raise write_error(shown, error) from None
+        if not _lock(self.fd, shared=self._shared):
+            self.close()
+            doing = "given its name" if self._shared else "written"
+            raise OutputError(shown, f"is being {doing} by another run", hint="Wait for its end.")
+
+
+def _lock(fd: int, *, shared: bool = False) -> bool:
     """False if somebody else holds the lock. A file system without locks is not cleared either."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -102,10 +132,12 @@ def clear_partials(target: str) -> list[str]:
         names = sorted(found for found in os.listdir(folder or ".") if ours.fullmatch(found))
     except OSError:
         return []
-    if not names:
-        return []
-    local = is_local(folder or ".")
-    notes = [_clear(os.path.join(folder, found), local=local) for found in names]
+    kept = kept_name(target)
+    begun = f"{kept} is what a run began and did not end; proceed=True goes on with it"
+    notes = [begun] if os.path.lexists(kept) else []
+    if names:
+        local = is_local(folder or ".")
+        notes += [_clear(os.path.join(folder, found), local=local) for found in names]
     return [note for note in notes if note]
 
 

@@ -66,26 +66,37 @@ def test_a_signal_before_the_rename_leaves_nothing(pair):
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
+NOTHING = ("nothing was written", [])
+KEPT = ("what was done stays", ["c.safetensors.parts.swavg-partial", "c.safetensors.swavg-partial"])
+
+
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 130)]
+    ("number", "code", "more", "kept"),
+    [
+        (signal.SIGINT, 130, [], NOTHING),
+        (signal.SIGTERM, 143, [], NOTHING),
+        (signal.SIGHUP, 130, [], NOTHING),
+        (signal.SIGTERM, 143, ["--continue"], KEPT),
+        (signal.SIGINT, 130, ["--part", "1/1"], KEPT),
+    ],
 )
-def test_an_interrupt_has_its_code_and_leaves_nothing(tmp_path, number, code):
+def test_an_interrupt_has_its_code_and_says_what_it_leaves(tmp_path, number, code, more, kept):
     big = {f"x{i}": torch.zeros(2_000_000) for i in range(12)}
     paths = [save(tmp_path / "in" / f"{i}.safetensors", big) for i in range(4)]
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / "c.safetensors"
     process = subprocess.Popen(
-        [*SWAVG, "average", *paths, "-o", out, "--threads", "1"],
+        [*SWAVG, "average", *paths, "-o", out, "--threads", "1", *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not any((tmp_path / "out").iterdir()):
+    while len([*(tmp_path / "out").iterdir()]) < max(1, len(kept[1])):
         time.sleep(0.002)
         assert process.poll() is None
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "interrupted" in said
-    assert list((tmp_path / "out").iterdir()) == []
+    assert f"interrupted; {kept[0]}" in said
+    assert sorted(os.listdir(tmp_path / "out")) == kept[1]
 
 
 def children(pid):

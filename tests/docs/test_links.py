@@ -124,7 +124,7 @@ def test_every_option_that_a_page_names_is_one_of_some_command():
 
     known = {option for command in cli.list_commands(None) for option in options_of(command)}
     # Those of the project's own scripts, and of other programs.
-    known |= {"--torch", "--version"}
+    known |= {"--array", "--torch", "--version"}
     # What is gone is named in the changelog.
     for page in (page for page in PAGES if page.name != "CHANGELOG.md"):
         for text in CODE.findall(page.read_text()):

@@ -15,6 +15,7 @@ WITH = {
     "landscape.md": "a b c run train",
     "tensorflow.md": "training",
     "large-runs.md": "checkpoint state-0 state-1",
+    "scale.md": "run",
 }
 
 

@@ -85,6 +85,10 @@ class Array:
     def identity(self) -> tuple[object, ...]:
         return (*self.described.identity, self.stored)
 
+    @property
+    def version(self) -> int | str:
+        return self.described.version
+
     def open(self) -> OpenArray:
         self.described.check()
         shared = _share(self.item, self.held)

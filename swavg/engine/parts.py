@@ -1,0 +1,334 @@
+"""An output that several runs make: parts of its tasks, on any machines and days, or one run that
+goes on where another was killed. Each writes its bytes into one temporary, and a journal of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from swavg import __version__
+from swavg.engine.average import OnProgress, check_sources, complete, sources_of, start, tools_of
+from swavg.engine.batches import BytesRead
+from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
+from swavg.engine.outputs import (
+    check,
+    goes_to_store,
+    publishing,
+    shared,
+    shared_files,
+    shared_paths,
+    write_fixed,
+)
+from swavg.engine.ray import Cluster, engine
+from swavg.engine.report import Progress, Report
+from swavg.engine.resources import Resources
+from swavg.engine.whole_report import reports
+from swavg.errors import InputError, OutputError, RequestError, quoted
+from swavg.planning.plan import Plan
+from swavg.storage.destination import is_stream
+from swavg.storage.journals import Facts, Journal, Journals
+from swavg.storage.sinks import FileSink
+
+_TASKS = 64
+"""Of a part, about."""
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The ``number``-th of ``count`` parts, from 1 on."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """``3/8``. RequestError."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        part = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
+        if not 1 <= part.number <= part.count:
+            raise RequestError(
+                f"is I/N with 1 <= I <= N, such as 3/8, not '{text}'.", argument="part"
+            )
+        return part
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def of(self, numbers: Sequence[int]) -> Sequence[int]:
+        """Its stretch of the tasks."""
+        size = len(numbers)
+        return numbers[size * (self.number - 1) // self.count : size * self.number // self.count]
+
+
+def run_part(
+    plan: Plan,
+    resources: Resources,
+    on_progress: OnProgress | None = None,
+    on_end: Callable[[], object] = lambda: None,
+    *,
+    part: Part,
+) -> list[Report]:
+    """Make one part of a plan's outputs, which :func:`finish` gives their names.
+
+    What the part has done already is compared with its journal, and not done again. ``on_end`` is
+    called before it is said to be done. There is no report before :func:`finish`. Raises a
+    SwavgError: InputError if other parts are of another plan or of other inputs.
+    """
+    if resources.engine != "local" and part.count > 1:
+        raise RequestError("engine=ray shares the work out itself, and makes no part=.")
+    plan, journals = plan.for_machines(part.count * _TASKS), _journals(plan)
+    with engine(plan, resources) as cluster:
+        _run_part(plan, resources, cluster, journals, part, on_progress, on_end)
+    return []
+
+
+def _run_part(
+    plan: Plan,
+    resources: Resources,
+    cluster: Cluster | None,
+    journals: Journals,
+    part: Part,
+    on_progress: OnProgress | None,
+    on_end: Callable[[], object],
+) -> None:
+    begun = [path for path in shared_paths(plan) if os.path.lexists(path)]
+    if begun and journals.facts() is None:
+        raise OutputError(
+            journals.target,
+            f"{begun[0]} lies there without the journals of what is in it",
+            hint="Remove it to begin anew.",
+        )
+    check(plan, begun=bool(begun))
+    digest = _agree(journals, plan, part.count)
+    tally, executor, chosen = start(plan, resources, cluster)
+    numbers = part.of(plan.tasks())
+    total = tally.total * len(numbers) // max(1, len(plan.tasks()))
+    started = time.monotonic()
+    with journals.open(part.number, digest) as journal:
+        if journal.records or journal.complete:
+            _check_there(plan, journals)
+        if journal.complete:
+            return
+        with shared(plan) as sinks:
+            write_fixed(plan, sinks)
+            for result in _checked(journal, sinks):
+                tally.add(result)
+            left = [number for number in numbers if number not in tally.done]
+            make = tools_of(plan, chosen, resources, journaled=True)
+            for result in executor(plan, left, sinks, make) if left else ():
+                journal.add(_as_record(result))
+                tally.add(result)
+                if on_progress is not None:
+                    on_progress(Progress(tally.read, total, time.monotonic() - started))
+            check_sources(plan)
+        on_end()
+        journal.end()
+
+
+def finish(
+    plan: Plan,
+    resources: Resources,
+    on_progress: OnProgress | None = None,
+    on_publish: Callable[[], object] = lambda: None,
+) -> list[Report]:
+    """Give the outputs their names, once all parts are there: a report for each.
+
+    Nothing is read, so that there is no progress. Raises RequestError for parts that are missing,
+    and as :func:`swavg.engine.average.execute`.
+    """
+    journals = _journals(plan)
+    facts = journals.facts()
+    if facts is None:
+        raise RequestError(
+            f"No part of {journals.target} is there.",
+            hint="Make them first: part=1/8 to part=8/8, say.",
+        )
+    count = cast(int, facts["parts"])
+    plan = plan.for_machines(count * _TASKS)
+    check(plan, begun=True)
+    digest = _agree(journals, plan, count)
+    begun = time.monotonic()
+    parts = [journals.read(number, digest) for number in range(1, count + 1)]
+    missing = [str(number) for number, each in enumerate(parts, 1) if not each.complete]
+    if missing:
+        several = len(missing) > 1
+        raise RequestError(
+            f"Part{'s' * several} {', '.join(missing)} of {count} {'are' if several else 'is'} not"
+            " done.",
+            hint=f"Run part={missing[0]}/{count} (again); what it has done stays.",
+        )
+    _check_there(plan, journals)
+    tally, _, chosen = start(plan, resources)
+    with publishing(plan, tally, on_publish, kept=True) as sinks:
+        for part in parts:
+            for result in map(_as_result, part.records):
+                # Done again, where what was written is not what the journal says.
+                if result.number not in tally.done:
+                    tally.add(result)
+        complete(plan, tally, sinks, resources)
+    journals.remove()
+    return reports(plan, chosen, resources, tally, time.monotonic() - begun)
+
+
+def proceed(
+    plan: Plan,
+    resources: Resources,
+    on_progress: OnProgress | None = None,
+    on_publish: Callable[[], object] = lambda: None,
+) -> list[Report]:
+    """As :func:`swavg.engine.average.execute`, but a run that is killed leaves what it has done,
+    from where the next one goes on."""
+    run_part(plan, resources, on_progress, part=Part(1, 1))
+    return finish(plan, resources, None, on_publish)
+
+
+def _check_there(plan: Plan, journals: Journals) -> None:
+    """OutputError unless the files are there that the journals tell of."""
+    for path, size in shared_files(plan):
+        try:
+            problem = "" if os.stat(path).st_size == size else "has another size"
+        except OSError as error:
+            problem = str(error.strerror)
+        if problem:
+            raise OutputError(
+                journals.target,
+                f"{path}, which parts were written to: {problem}",
+                hint=f"Remove {journals.folder} to begin anew.",
+            )
+
+
+def _journals(plan: Plan) -> Journals:
+    path = plan.outputs[0].target.path
+    if path is None or is_stream(path):
+        raise RequestError("What is made in parts is a file or a folder, not a stream.")
+    if goes_to_store(plan):
+        raise RequestError(
+            f"{path}: what is made in parts lies in a folder of this machine, or one that several"
+            " share.",
+            hint="Give a path there, and upload the result.",
+        )
+    return Journals(plan.folder or path)
+
+
+def _agree(journals: Journals, plan: Plan, count: int) -> str:
+    """The digest of what all parts have in common. InputError if they have not."""
+    own = _facts(plan, count)
+    agreed = journals.agree(own)
+    for key, here in own.items():
+        there = agreed.get(key)
+        if there == here:
+            continue
+        if key == "inputs":
+            _raise_changed(cast(list[Any], there), cast(list[Any], here))
+        raise InputError(
+            journals.folder,
+            f"is of another run: {key} {_short(there)} there, {_short(here)} here",
+            hint="Choose another output=, or remove that folder to begin anew.",
+        )
+    return _digest(own)
+
+
+def _facts(plan: Plan, count: int) -> dict[str, object]:
+    """What must be equal for the bytes to be equal, as plain values."""
+    fixed = hashlib.sha256()
+    for output in plan.outputs:
+        for file in output.files:
+            for offset, data in file.layout.fixed():
+                fixed.update(offset.to_bytes(8, "little") + data)
+    return {
+        "version": __version__,
+        "parts": count,
+        "inputs": [[source.name, source.size, source.version] for source in sources_of(plan)],
+        "weights": [list(row.weights) for row in plan.rows],
+        "options": json.loads(json.dumps(plan.policy.changed)),
+        "outputs": [
+            [file.layout.name, file.layout.size] for each in plan.outputs for file in each.files
+        ],
+        "cut": plan.cut,
+        "headers": fixed.hexdigest(),
+    }
+
+
+def _digest(facts: Facts) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _raise_changed(there: list[Any], here: list[Any]) -> None:
+    before = {name: facts for name, *facts in there}
+    for name, *facts in here:
+        if name in before and before[name] != facts:
+            size, version = before[name]
+            raise InputError(
+                name,
+                f"has changed since the first part: {size:,} bytes of {version} there,"
+                f" {facts[0]:,} bytes of {facts[1]} here",
+            )
+    names = [name for name, *_ in here]
+    raise InputError(
+        names[0], f"the parts are of other inputs: {quoted([*before], 4)} there,"
+        f" {quoted(names, 4)} here"
+    )  # fmt: skip
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def _checked(journal: Journal, sinks: Sinks) -> Iterator[TaskResult]:
+    """What is done: its bytes are those that the journal tells of."""
+    for result in map(_as_result, journal.records):
+        if all(
+            _is_there(cast(FileSink, sinks[each.row][each.file]), each) for each in result.wrote
+        ):
+            yield result
+
+
+def _is_there(sink: FileSink, written: Written) -> bool:
+    crc, end = 0, written.offset + written.nbytes
+    for offset in range(written.offset, end, _CHUNK):
+        crc = zlib.crc32(os.pread(sink.fd, min(_CHUNK, end - offset), offset), crc)
+    return crc == written.crc
+
+
+def _as_record(result: TaskResult) -> Facts:
+    record = asdict(result)
+    for name in ("nonfinite", "differing"):
+        record[name] = sorted(record[name])
+    return record
+
+
+def _as_result(record: Facts) -> TaskResult:
+    from swavg.engine.distances import Sums
+
+    values: dict[str, Any] = dict(record)
+    return TaskResult(
+        values["number"],
+        values["read"],
+        values["written"],
+        [Checksum(**each) for each in values["checksums"]],
+        _pairs(values["nonfinite"]),
+        _pairs(values["differing"]),
+        [(row, Sums(**_tuples(sums))) for row, sums in values["distances"]],
+        [BytesRead(*each) for each in values["reads"]],
+        [Written(*each) for each in values["wrote"]],
+        values["node"],
+        values["lost"],
+    )
+
+
+def _pairs(values: Iterable[Sequence[int]]) -> set[tuple[int, int]]:
+    return {(row, entry) for row, entry in values}
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -1,0 +1,245 @@
+"""Outputs that several runs make: by parts, and by a run that goes on where one was killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import make
+import numpy as np
+import pytest
+from command_line import SWAVG, done, swavg
+
+from swavg.engine.parts import Part
+from swavg.errors import RequestError
+from swavg.storage.journals import journals_of
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """Three files of 5.5 MiB: six tasks."""
+    zeros = ("F32", (MIB // 4,), bytes(MIB))
+    for number in range(3):
+        random = np.random.default_rng(number)
+        data = {f"layer.{i}": random.standard_normal(3 * MIB // 8, np.float32) for i in range(3)}
+        packed = {k: ("F32", v.shape, v.tobytes()) for k, v in data.items()}
+        counter = np.int64(number).tobytes()
+        (tmp_path / f"{number}.safetensors").write_bytes(
+            make.packed({**packed, "n": ("I64", (), counter), "z": zeros})
+        )
+    return tmp_path
+
+
+AVERAGE = ["average", "0.safetensors", "1.safetensors", "2.safetensors"]
+SWEEP = ["sweep", *AVERAGE[1:], "-r", "uniform", "-r", "ema:decay=0.5"]
+CALLS = {
+    "a file": ([*AVERAGE, "-o"], "out.safetensors"),
+    "a file of PyTorch's": ([*AVERAGE, "--format", "torch", "-o"], "out.pt"),
+    "shards": ([*AVERAGE, "--max-shard-size", "2MiB", "-o"], "out"),
+    "a distributed checkpoint": ([*AVERAGE, "--format", "dcp", "-o"], "out"),
+    "a sweep": ([*SWEEP, "-d"], "out"),
+}
+
+
+def content(path):
+    """The bytes of a file, or of the files of a folder by name."""
+    if path.is_file():
+        return path.read_bytes()
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*"))}
+
+
+def left(folder):
+    return sorted(name for name in os.listdir(folder) if name.endswith(".swavg-partial"))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_parts_in_any_order_make_the_bytes_of_one_run(inputs, call, order):
+    args, name = call
+    whole = json.loads(done(*args, f"whole-{name}", "--json", cwd=inputs).stdout)
+    for number in order:
+        finished = done(*args, name, "--part", f"{number}/3", cwd=inputs)
+        assert finished.stdout == ""
+        assert not (inputs / name).exists()
+    finished = done(*args, name, "--finish", "--json", cwd=inputs)
+    assert content(inputs / name) == content(inputs / f"whole-{name}")
+    for one, other in zip(*([r] if isinstance(r, dict) else r for r in
+                            (whole, json.loads(finished.stdout))), strict=True):  # fmt: skip
+        for fact in ("inputs", "tensors", "written", "read", "differing_integers", "warnings"):
+            assert one[fact] == other[fact]
+    assert left(inputs) == []
+
+
+def test_a_part_is_done_once_and_again_if_its_bytes_are_lost(inputs):
+    done(*AVERAGE, "-o", "whole.st", cwd=inputs)
+    args = [*AVERAGE, "-o", "out.st"]
+    done(*args, "--part", "1/2", cwd=inputs)
+    kept = inputs / "out.st.swavg-partial"
+    before = kept.stat().st_mtime_ns
+    done(*args, "--part", "1/2", cwd=inputs)
+    assert kept.stat().st_mtime_ns == before
+    # Killed before its end, and half of what the journal tells of was lost with the power.
+    journal = Path(journals_of(str(inputs / "out.st"))) / "1.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]) + lines[-1][:5])
+    with open(kept, "r+b") as file:
+        file.seek(600_000)
+        file.write(bytes(1000))
+    done(*args, "--part", "1/2", cwd=inputs)
+    done(*args, "--part", "2/2", cwd=inputs)
+    done(*args, "--finish", cwd=inputs)
+    assert content(inputs / "out.st") == content(inputs / "whole.st")
+
+
+def test_more_parts_than_tasks(inputs):
+    done(*AVERAGE, "-o", "whole.st", cwd=inputs)
+    for number in range(1, 10):
+        done(*AVERAGE, "-o", "out.st", "--part", f"{number}/9", cwd=inputs)
+    done(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
+    assert content(inputs / "out.st") == content(inputs / "whole.st")
+
+
+def test_parts_that_are_missing_are_named(inputs):
+    found = swavg(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
+    assert found.returncode == 2
+    assert "No part of out.st is there" in found.stderr
+    done(*AVERAGE, "-o", "out.st", "--part", "2/4", cwd=inputs)
+    found = swavg(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
+    assert found.returncode == 2
+    assert "Parts 1, 3, 4 of 4 are not done" in found.stderr
+    assert "--part 1/4" in found.stderr
+    assert not (inputs / "out.st").exists()
+
+
+DIFFERENT = {
+    "weights": (["--weights", "0.5", "0.25", "0.25"], "weights"),
+    "options": (["--exclude", "layer.0"], "options"),
+    "number": (["--part", "2/3"], "parts 2 there, 3 here"),
+}
+
+
+@pytest.mark.parametrize(("more", "said"), DIFFERENT.values(), ids=DIFFERENT)
+def test_parts_of_different_runs_are_refused(inputs, more, said):
+    done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
+    found = swavg(*AVERAGE, "-o", "out.st", "--part", "2/2", *more, cwd=inputs)
+    assert found.returncode == 4
+    assert said in found.stderr
+
+
+@pytest.mark.parametrize("step", [["--part", "2/2"], ["--finish"]])
+def test_an_input_that_changed_between_parts_is_named_with_both_facts(inputs, step):
+    done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
+    size = (inputs / "1.safetensors").stat().st_size
+    os.utime(inputs / "1.safetensors", ns=(1, 17))
+    found = swavg(*AVERAGE, "-o", "out.st", *step, cwd=inputs)
+    assert found.returncode == 4
+    assert "1.safetensors: has changed since the first part" in found.stderr
+    assert f"{size:,} bytes of 17 here" in found.stderr
+
+
+def test_other_inputs_are_named(inputs):
+    done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
+    found = swavg(*AVERAGE[:3], "-o", "out.st", "--part", "2/2", cwd=inputs)
+    assert found.returncode == 4
+    assert "'2.safetensors' there" in found.stderr
+
+
+def test_bytes_that_are_gone_are_never_published_as_zeros(inputs):
+    args = [*AVERAGE, "-o", "out.st"]
+    for number in (1, 2):
+        done(*args, "--part", f"{number}/2", cwd=inputs)
+    os.unlink(inputs / "out.st.swavg-partial")
+    for step in (["--finish"], ["--part", "1/2"]):
+        found = swavg(*args, *step, cwd=inputs)
+        assert found.returncode == 5
+        assert "No such file" in found.stderr
+    assert not (inputs / "out.st").exists()
+    shutil.rmtree(journals_of(str(inputs / "out.st")))
+    (inputs / "out.st.swavg-partial").write_bytes(b"old")
+    found = swavg(*args, "--part", "1/2", cwd=inputs)
+    assert found.returncode == 5
+    assert "without the journals" in found.stderr
+
+
+def test_an_output_that_is_there_needs_force(inputs):
+    done(*AVERAGE, "-o", "out.st", cwd=inputs)
+    for step in ("--continue", "--part=1/1"):
+        assert swavg(*AVERAGE, "-o", "out.st", step, cwd=inputs).returncode == 7
+    done(*AVERAGE, "-o", "out.st", "--continue", "--force", cwd=inputs)
+    assert left(inputs) == []
+
+
+def test_streams_are_not_made_in_parts(inputs):
+    found = swavg(*AVERAGE, "-o", "-", "--part", "1/2", cwd=inputs)
+    assert found.returncode == 2
+    assert "not a stream" in found.stderr
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "1/2/3", "a/b", "-1/3"])
+def test_what_is_no_part(text):
+    with pytest.raises(RequestError, match="I/N"):
+        Part.parse(text)
+
+
+def test_ways_to_run_exclude_each_other(inputs):
+    found = swavg(*AVERAGE, "-o", "out.st", "--part", "1/2", "--finish", cwd=inputs)
+    assert found.returncode == 2
+    assert "--part and --finish exclude each other" in found.stderr
+
+
+def test_a_value_that_is_refused_leaves_what_was_done(inputs):
+    whole = inputs / "2.safetensors"
+    data = bytearray(whole.read_bytes())
+    data[-8:-4] = np.float32("nan").tobytes()
+    whole.write_bytes(data)
+    found = swavg(*AVERAGE, "-o", "out.st", "--continue", "--threads", "1", cwd=inputs)
+    assert found.returncode == 6
+    assert left(inputs) == ["out.st.parts.swavg-partial", "out.st.swavg-partial"]
+    # The next run says what lies there, and one that goes on has another plan.
+    found = swavg(*AVERAGE, "-o", "out.st", cwd=inputs)
+    assert found.returncode == 6
+    found = done(*AVERAGE, "-o", "out.st", "--allow-nonfinite", cwd=inputs)
+    assert "out.st.swavg-partial is what a run began and did not end" in found.stderr
+    assert "--continue goes on with it" in found.stderr
+
+
+def test_a_listing_does_not_show_what_is_unfinished(inputs):
+    done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
+    found = json.loads(done("list", ".", "--json", cwd=inputs).stdout)
+    assert "partial" not in json.dumps([each["path"] for each in found["snapshots"]])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on(tmp_path):
+    """With a signal that nobody can catch, at some place in the middle."""
+    size = 96 * MIB
+    for number in range(4):
+        random = np.random.default_rng(number)
+        values = random.integers(0, 1 << 15, size // 2, np.uint16)
+        (tmp_path / f"{number}.st").write_bytes(
+            make.packed({"x": ("BF16", (size // 2,), values.tobytes())})
+        )
+    args = ["average", "0.st", "1.st", "2.st", "3.st"]
+    more = ["-q", "--threads", "1", "--no-geometry", "--allow-nonfinite"]
+    done(*args, "-o", "whole.st", *more, cwd=tmp_path)
+    target = str(tmp_path / "out.st")
+    killed = 0
+    for _ in range(3):
+        journal = Path(journals_of(target)) / "1.journal"
+        before = journal.stat().st_size if journal.exists() else 0
+        run = subprocess.Popen([*SWAVG, *args, "-o", "out.st", "--continue", *more], cwd=tmp_path)
+        while run.poll() is None and not (
+            journal.exists() and journal.stat().st_size > before + 300
+        ):
+            time.sleep(0.002)
+        run.send_signal(signal.SIGKILL)
+        killed += run.wait() == -signal.SIGKILL
+    assert killed == 3
+    done(*args, "-o", "out.st", "--continue", *more, cwd=tmp_path)
+    assert (tmp_path / "out.st").read_bytes() == (tmp_path / "whole.st").read_bytes()
+    assert left(tmp_path) == []
