@@ -72,9 +72,6 @@ def test_what_is_read_begins_before_all_is_there(source, proxy):
     with Pool() as pool:
         expect(pool, [(source, 0, len(DATA))])
         assert pool.read(source, 0, 400_000) == DATA[:400_000]
-        proxy.fault = lambda method, path, number: None
-        proxy.released.set()
-        assert pool.read(source, 0, len(DATA)) == DATA
 
 
 def test_headers_of_several_are_fetched_side_by_side(bucket, proxy, tmp_path):
