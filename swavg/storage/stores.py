@@ -252,10 +252,12 @@ class _Callers:
         self._calls: SimpleQueue[Call[Any]] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
-        self._process = os.getpid()
+        self._process = 0
+        """The one that made the first call."""
         self.pending: set[Call[Any]] = set()
 
     def submit(self, made: Call[Any]) -> None:
+        self._process = self._process or os.getpid()
         if self._process != os.getpid():
             raise RequestError(
                 "Object stores were used before this process was forked, and cannot be used in it.",
@@ -283,14 +285,12 @@ class _Callers:
             return [made for made in self.pending if made.owner in owners]
 
 
-@cache
-def _callers() -> _Callers:
-    return _Callers()
+_callers = _Callers()
 
 
 def submit(made: Call[Any]) -> None:
     """Begin a call of a store, beside others."""
-    _callers().submit(made)
+    _callers.submit(made)
 
 
 def begin(function: Callable[..., T], *args: object, **options: object) -> Call[T]:
@@ -311,7 +311,7 @@ def call(function: Callable[..., T], *args: object, **options: object) -> T:
 def abandoned(owners: Collection[int]) -> Iterator[None]:
     """In the block these threads wait for no call: it raises Abandoned in them."""
     _abandoned.update(owners)
-    for made in _callers().of(owners):
+    for made in _callers.of(owners):
         made.end(Abandoned())
     try:
         yield
