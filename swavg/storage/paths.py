@@ -20,6 +20,9 @@ from swavg.errors import InputError, some
 from swavg.storage.sources import LocalFile, Pool, Source, Window
 from swavg.storage.stores import SCHEMES, is_url, looks_like_url
 
+_AHEAD = 60
+"""Objects whose beginning and end are kept until they are opened."""
+
 
 class Status(NamedTuple):
     """What tells one file or folder from others, and its size in bytes."""
@@ -182,12 +185,18 @@ def unpinned(sources: Iterable[Source]) -> list[str]:
 def list_ahead(folder: str, names: Iterable[str]) -> None:
     """List the folders among these names of a folder, side by side; nothing of a local one."""
     if is_url(folder):
-        look_ahead([path for name in names if is_folder(path := os.path.join(folder, name))])
+        from swavg.storage import listed
+        from swavg.storage.stores import begin
+
+        folders = [path for name in names if is_folder(path := os.path.join(folder, name))]
+        for looking in [begin(listed.look_ahead, path) for path in folders]:
+            looking.result()
 
 
 def look_ahead(paths: Sequence[str]) -> None:
-    """Fetch what opening these checkpoints reads first, side by side; nothing of local ones."""
-    urls = [path for path in paths if is_url(path)]
+    """Fetch what opening these checkpoints reads first, side by side: of as many as are kept, and
+    nothing of local ones."""
+    urls = [path for path in paths if is_url(path)][:_AHEAD]
     if len(urls) > 1:
         from swavg.storage import listed
         from swavg.storage.stores import begin
