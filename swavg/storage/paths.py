@@ -185,12 +185,7 @@ def unpinned(sources: Iterable[Source]) -> list[str]:
 def list_ahead(folder: str, names: Iterable[str]) -> None:
     """List the folders among these names of a folder, side by side; nothing of a local one."""
     if is_url(folder):
-        from swavg.storage import listed
-        from swavg.storage.stores import begin
-
-        folders = [path for name in names if is_folder(path := os.path.join(folder, name))]
-        for looking in [begin(listed.look_ahead, path) for path in folders]:
-            looking.result()
+        _side_by_side([path for name in names if is_folder(path := os.path.join(folder, name))])
 
 
 def look_ahead(paths: Sequence[str]) -> None:
@@ -198,11 +193,15 @@ def look_ahead(paths: Sequence[str]) -> None:
     nothing of local ones."""
     urls = [path for path in paths if is_url(path)][:_AHEAD]
     if len(urls) > 1:
-        from swavg.storage import listed
-        from swavg.storage.stores import begin
+        _side_by_side(urls)
 
-        for looking in [begin(listed.look_ahead, url) for url in urls]:
-            looking.result()
+
+def _side_by_side(urls: Sequence[str]) -> None:
+    from swavg.storage import listed
+    from swavg.storage.stores import begin
+
+    for looking in [begin(listed.look_ahead, url) for url in urls]:
+        looking.result()
 
 
 def expect(pool: Pool, ranges: Iterable[tuple[Source, int, int]]) -> None:

@@ -323,11 +323,11 @@ class Fetching:
         return True
 
 
-def joined(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The ranges in order, those that touch or lie near each other as one."""
+def joined(ranges: Sequence[tuple[int, int]], gap: int = _GAP) -> Iterator[tuple[int, int]]:
+    """The ranges in order, those that touch or have at most a ``gap`` between them as one."""
     start = stop = -1
     for low, high in sorted(ranges):
-        if stop >= 0 and low <= stop + _GAP:
+        if stop >= 0 and low <= stop + gap:
             stop = max(stop, high)
         else:
             if start < stop:

@@ -184,6 +184,16 @@ def test_what_a_network_does_to_answers_is_healed(bucket, proxy, tmp_path):
     done("diff", tmp_path / "here.safetensors", tmp_path / "out.safetensors")
 
 
+@pytest.mark.slow
+def test_an_answer_that_stands_still_is_asked_for_again(bucket, proxy, tmp_path):
+    paths = big(tmp_path / "run")
+    urls = [bucket.put(path, f"run/{path.name}") for path in paths]
+    proxy.fault = lambda method, path, number: ("stall", 100) if number in (3, 8) else None
+    average_of(urls, tmp_path / "out.safetensors")
+    done("average", *paths, "-o", tmp_path / "here.safetensors")
+    done("diff", tmp_path / "here.safetensors", tmp_path / "out.safetensors")
+
+
 def test_a_refusal_in_the_middle_is_told_and_leaves_the_old_output(bucket, proxy, tmp_path):
     urls = [bucket.put(path, f"run/{path.name}") for path in big(tmp_path / "run")]
     expired = 403, b"<Error><Code>ExpiredToken</Code></Error>"
