@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from swavg.errors import InputError, some
 from swavg.storage.sources import LocalFile, Pool, Source, Window
-from swavg.storage.stores import is_url
+from swavg.storage.stores import SCHEMES, is_url, looks_like_url
 
 
 class Status(NamedTuple):
@@ -102,7 +102,14 @@ def find_file(path: str) -> Source:
         if (stored := listed.find(path)) is not None:
             return stored
         raise listed.absent(path)
-    return LocalFile.find(path)
+    try:
+        return LocalFile.find(path)
+    except InputError as error:
+        if error.absent and looks_like_url(path):
+            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            hint = f"URLs are texts, no paths of pathlib, and begin with one of {kinds}."
+            raise InputError(path, error.problem, hint=hint) from None
+        raise
 
 
 def find_part(path: str, whole: str) -> Source:

@@ -87,7 +87,7 @@ class Stored:
         )
 
     def fetch(
-        self, offset: int, out: memoryview, on_progress: Callable[[int], object] = bool
+        self, offset: int, out: memoryview, on_progress: Callable[[int], object] = lambda done: None
     ) -> None:
         """Fill ``out`` with the bytes at ``offset``, in one request; in a thread of its own.
         ``on_progress`` is told how many there are. InputError."""

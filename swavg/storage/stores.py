@@ -181,6 +181,8 @@ def told(error: BaseException) -> tuple[str, str | None]:
         )
     if isinstance(error, exceptions.NotSupportedError):
         return f"the server does not do what is needed: {first}", "Download the file first."
+    if "404 Not Found" in first:
+        return "no such bucket", None
     if "redirect" in first:
         return first, "Set AWS_REGION to the region of the bucket."
     return first, None
