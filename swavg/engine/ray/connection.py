@@ -10,10 +10,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NoReturn, get_args
+from types import FrameType
+from typing import Any, NoReturn, get_args
 
 from swavg.engine.outputs import goes_to_store
 from swavg.engine.ray.worker import first_line
@@ -22,6 +23,7 @@ from swavg.errors import MissingDependencyError, RequestError
 from swavg.planning.plan import Plan
 from swavg.storage.destination import is_stream
 
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 _CONNECTING = 5.0
 """Seconds for the head of a cluster to answer."""
 
@@ -142,6 +144,8 @@ def _connected(wanted: str | None) -> Iterator[Cluster]:
         yield _cluster()
     finally:
         ray.shutdown()
+        # Ray leaves the system's own.
+        _set_sigterm(signal.getsignal(signal.SIGTERM))
 
 
 def _init(address: str) -> None:
@@ -153,9 +157,13 @@ def _init(address: str) -> None:
     except (RuntimeError, ConnectionError, ray.exceptions.RayError) as error:
         raise RequestError(f"The Ray cluster at {address} refuses: {first_line(error)}") from None
     finally:
-        # Ray has its own.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        # Ray sets its own.
+        _set_sigterm(before)
+
+
+def _set_sigterm(handler: _Handler) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _cluster() -> Cluster:

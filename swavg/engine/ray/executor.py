@@ -40,11 +40,10 @@ def on_ray(cluster: Cluster, workers: int) -> Executor:
     ) -> Iterator[TaskResult]:
         with _tokens([cast(FileSink, sink) for row in sinks for sink in row]) as tokens:
             job = _Job(cluster, ahead, Work(plan, make, sinks, tokens, os.getcwd()))
-            try:
-                job.ask_nodes()
-                yield from job.results(numbers)
-            finally:
-                job.cancel()
+            job.ask_nodes()
+            # After an error those on their way go on until the connection ends: ray.cancel may end
+            # this process when they do.
+            yield from job.results(numbers)
 
     return run
 
@@ -99,7 +98,6 @@ class _Job:
             asked[only_there.remote(__version__, self._work, self._key)] = node
         answered, silent = ray.wait([*asked], num_returns=len(asked), timeout=_LOOKING)
         for ref in silent:
-            ray.cancel(ref, force=True)
             self._raise_unseen(asked[ref], Problem("", "does not answer"))
         gone = 0
         for ref in answered:
@@ -180,13 +178,6 @@ class _Job:
             result.lost = self._lost.get(number, 0)
             if not failures:
                 yield result
-
-    def cancel(self) -> None:
-        """Nothing of it runs any more."""
-        import ray
-
-        for ref in self._waiting:
-            ray.cancel(ref, force=True)
 
 
 def _cause(error: Any) -> BaseException:
