@@ -39,6 +39,9 @@ HOMES = {
     "keras": ("integrations.keras",),
     "tensorflow": ("integrations.keras",),
     "numkong": ("engine.kernels",),
+    "obstore": ("storage",),
+    "boto3": ("storage",),
+    "huggingface_hub": ("storage",),
     "pytest": ("testing",),
 }
 """Where a library may be imported; standing for rooms, or parts of them."""
@@ -132,6 +135,7 @@ def test_help_imports_neither_numpy_nor_torch_nor_rich():
     loaded = modules_after(code)
     assert "click" in loaded
     assert loaded.isdisjoint({"numpy", "torch", "rich", "safetensors", "ml_dtypes", "numkong"})
+    assert loaded.isdisjoint({"obstore", "boto3", "huggingface_hub"})
 
 
 def test_the_help_of_a_command_imports_neither_numpy_nor_torch():

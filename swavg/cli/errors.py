@@ -21,6 +21,7 @@ from swavg.errors import (
     SwavgError,
     nearest,
 )
+from swavg.storage.paths import names_in
 
 # Not behind a colon: there it is a word of a recipe.
 _ARGUMENT = re.compile(r"(?<![^\s(])(?<!: )(\w+)=('[^']*'|[\w.+-]*\w)?")
@@ -138,8 +139,8 @@ def _nearest_path(path: str) -> str | None:
     """A question with the nearest name in the folder of a ``path`` that does not exist."""
     folder, name = os.path.split(path.rstrip("/"))
     try:
-        names = os.listdir(folder or ".")
-    except OSError:
+        names = names_in(folder or ".")
+    except InputError:
         return None
     from swavg.formats.foreign import explain_name
     from swavg.formats.places import format_at

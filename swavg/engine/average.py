@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 from swavg import weights as schedules
+from swavg.engine.ahead import cut_of
 from swavg.engine.beforehand import Beforehand
 from swavg.engine.compute import Sinks, Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
-from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
+from swavg.engine.outputs import check, goes_to_store, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import averages_left, facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
@@ -39,6 +40,8 @@ from swavg.planning.siblings import join_siblings
 from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
+from swavg.storage.paths import check_all, look_ahead
+from swavg.storage.sources import Source
 
 OnProgress = Callable[[Progress], None]
 
@@ -171,6 +174,8 @@ def prepare(
         nonfinite=early.nonfinite,
         parts=parts,
     )
+    if plan.remote:
+        plan = replace(plan, cut=cut_of(entries))
     return siblings.told(plan)
 
 
@@ -247,7 +252,7 @@ def execute(
     back. Raises a SwavgError; all names are then as they were.
     """
     resources = Resources() if resources is None else resources
-    if resources.device != "cpu":
+    if resources.device != "cpu" and not plan.remote:
         plan = replace(plan, cut=DEVICE_CUT)
     check(plan)
     begun = time.monotonic()
@@ -276,9 +281,12 @@ def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> No
 
 def check_sources(plan: Plan) -> None:
     """InputError if an input is not what it was."""
-    for checkpoint in plan.checkpoints:
-        for source in checkpoint.sources:
-            source.check()
+    check_all(sources_of(plan))
+
+
+def sources_of(plan: Plan) -> Iterator[Source]:
+    """Where the bytes of all inputs come from."""
+    return (source for checkpoint in plan.checkpoints for source in checkpoint.sources)
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
@@ -318,7 +326,8 @@ def _forks(plan: Plan, resources: Resources, total: int) -> bool:
         wanted
         and resources.device == "cpu"
         and can_fork()
-        and all(source.forks for each in plan.checkpoints for source in each.sources)
+        and all(source.forks for source in sources_of(plan))
+        and not goes_to_store(plan)
         and not any(
             output.target.path is None or is_stream(output.target.path) for output in plan.outputs
         )
@@ -369,6 +378,7 @@ def open_all(
 ) -> list[Checkpoint]:
     """Open checkpoints to be averaged; what they have in common is kept once."""
     shared = Shared() if shared is None else shared
+    look_ahead(paths)
     opened = [open_checkpoint(path, key=key, shared=shared) for path in paths]
     for checkpoint in opened:
         if checkpoint.extras.is_optimizer:

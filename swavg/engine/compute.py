@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from swavg.engine.ahead import ranges_of
 from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, Inputs, position_of
 from swavg.engine.checksums import checked_members
 from swavg.engine.differing import also_differ
@@ -17,6 +18,7 @@ from swavg.errors import MismatchError, NumericsError
 from swavg.planning.findings import UNMASK
 from swavg.planning.plan import Plan
 from swavg.storage.crc import combined, crc_function
+from swavg.storage.paths import expect
 from swavg.storage.sinks import Sink
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
     """Make a task's bytes and write them. Raises InputError, NumericsError, MismatchError, or
     OutputError."""
     task, result = plan.task(number), TaskResult(number)
+    if plan.remote:
+        tools.expect(number)
     for batch in tools.batches.of(task):
         outs = tools.compute(batch, result)
         for term, out in zip(batch.manner.operation.terms, outs, strict=True):
@@ -142,7 +146,8 @@ class Tools:
         self._sampler = None if positions is None else _sampler(plan, positions)
         self._checked = checked_members(plan, everything=check_crc)
         self._outs = [memoryview(bytearray(nbytes)) for _ in range(needs.rows)]
-        self._inputs = Inputs(plan, 2 * nbytes, sizes.room)
+        # What is fetched of objects is known piece by piece.
+        self._inputs = Inputs(plan, 0 if plan.remote else 2 * nbytes, sizes.room)
         self._kernel: Kernel
         self._arithmetics: dict[int, Arithmetic] = {}
         if device == "cpu":
@@ -171,6 +176,10 @@ class Tools:
     def __exit__(self, *_: object) -> None:
         self._kernel.close()
         self._inputs.pool.close()
+
+    def expect(self, number: int) -> None:
+        """Fetch what a task reads of objects in a store."""
+        expect(self._inputs.pool, ranges_of(self.plan, number))
 
     def compute(self, batch: Batch, result: TaskResult) -> Sequence[memoryview]:
         """The bytes of a batch, for each of its operation's terms: in buffers of this worker."""

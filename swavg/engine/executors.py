@@ -23,6 +23,7 @@ from typing import NoReturn
 from swavg.engine.compute import Sinks, TaskResult, Tools, run_task
 from swavg.errors import SwavgError, WorkerError
 from swavg.planning.plan import Plan
+from swavg.storage.stores import abandoned
 
 MakeTools = Callable[[], Tools]
 Executor = Callable[[Plan, Sequence[int], Sinks, MakeTools], Iterator[TaskResult]]
@@ -106,8 +107,10 @@ class _Threads:
         for row in self._sinks:
             for sink in row:
                 sink.fail(error)
-        for worker in self._workers:
-            worker.join()
+        # Where it waits for a store, it may be long.
+        with abandoned({worker.ident for worker in self._workers if worker.ident is not None}):
+            for worker in self._workers:
+                worker.join()
 
     def _work(self) -> None:
         number = None

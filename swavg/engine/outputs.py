@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 from swavg.engine.compute import Sinks
 from swavg.engine.report import Tally
@@ -14,10 +15,12 @@ from swavg.formats.folder import LOGS, weights_stem
 from swavg.planning.plan import Output, Plan
 from swavg.storage import publish
 from swavg.storage.destination import Destination, check_destinations, is_stream
+from swavg.storage.paths import find_file
 from swavg.storage.pending import Pending
 from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
 from swavg.storage.sinks import STDOUT, allow_open
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.sources import Pool
+from swavg.storage.stores import looks_like_url
 from swavg.storage.streams import open_stream
 
 
@@ -26,6 +29,11 @@ def check(plan: Plan, *, begun: bool = False) -> None:
     is an input, or the disk has no room (which they have already if they are ``begun``)."""
     inputs = [(checkpoint.path, checkpoint.sources) for checkpoint in plan.checkpoints]
     inputs += [(root, ()) for root in (plan.parts.roots if plan.parts is not None else ())]
+    if goes_to_store(plan):
+        from swavg.engine import uploads
+
+        uploads.check(plan, inputs)
+        return
     # The parts of a composite go to one path.
     for path in dict.fromkeys(output.target.path for output in plan.outputs):
         if path is None:
@@ -39,6 +47,16 @@ def check(plan: Plan, *, begun: bool = False) -> None:
     # Before force= is offered, which would not replace it either.
     _check_replaced(plan)
     check_destinations(_destinations(plan), whole, inside=plan.folder)
+
+
+def is_stored(path: str | None) -> bool:
+    """Whether an output goes to an object store, or is meant to."""
+    return path is not None and looks_like_url(path)
+
+
+def goes_to_store(plan: Plan) -> bool:
+    """Whether some outputs go to an object store."""
+    return any(is_stored(output.target.path) for output in plan.outputs)
 
 
 def _check_replaced(plan: Plan) -> None:
@@ -63,6 +81,12 @@ def publishing(
 ) -> Iterator[Sinks]:
     """The sinks of all outputs, which get their names when the block ends well: once all are
     synced and verified. ``kept``: parts of them lie there already, and stay if it does not."""
+    if goes_to_store(plan):
+        from swavg.engine import uploads
+
+        with uploads.publishing(plan, tally, on_publish) as sinks:
+            yield sinks
+        return
     path = plan.outputs[0].target.path
     if path is None or is_stream(path):
         (file,) = plan.outputs[0].files
@@ -80,7 +104,7 @@ def publishing(
             own = [output for output, place in zip(plan.outputs, places, strict=True)
                    if place is pending]  # fmt: skip
             for output in own:
-                _write_others(output, pending)
+                write_others(output, pending)
             pending.sync()
             for output in own:
                 _verify(output, pending)
@@ -131,17 +155,31 @@ def _created(plan: Plan, pendings: Sequence[Pending]) -> Sinks:
     ]  # fmt: skip
 
 
-def _write_others(output: Output, pending: Pending) -> None:
-    """The small files of a folder, and those that go along."""
-    for name, data in output.small.items():
-        pending.create(name, len(data)).pwrite(0, data)
+class _Folder(Protocol):
+    def create(self, name: str = "", size: int = 0) -> _Created: ...
+
+
+class _Created(Protocol):
+    def pwrite(self, offset: int, data: bytes | bytearray) -> None: ...
+
+
+def write_others(output: Output, folder: _Folder) -> None:
+    """The files that go along, and then the small ones of a folder: an index last."""
     with Pool() as pool:
         for name, path in output.side_files.items():
-            source = LocalFile.find(path)
-            sink = pending.create(name, source.size)
+            source = find_file(path)
+            sink = folder.create(name, source.size)
             for offset in range(0, source.size, 1 << 20):
                 size = min(1 << 20, source.size - offset)
                 sink.pwrite(offset, pool.read(source, offset, size))
+    for name in sorted(output.small, key=is_index):
+        data = output.small[name]
+        folder.create(name, len(data)).pwrite(0, data)
+
+
+def is_index(name: str) -> bool:
+    """Whether a folder is read by what a file of this name says."""
+    return ".index." in name or name.endswith((".index", ".metadata"))
 
 
 def _verify(output: Output, pending: Pending) -> None:

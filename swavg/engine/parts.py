@@ -15,10 +15,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 from swavg import __version__
-from swavg.engine.average import OnProgress, check_sources, complete, start, tools_of
+from swavg.engine.average import OnProgress, check_sources, complete, sources_of, start, tools_of
 from swavg.engine.batches import BytesRead
 from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
-from swavg.engine.outputs import check, publishing, shared, shared_files, shared_paths, write_fixed
+from swavg.engine.outputs import (
+    check,
+    goes_to_store,
+    publishing,
+    shared,
+    shared_files,
+    shared_paths,
+    write_fixed,
+)
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
@@ -188,13 +196,21 @@ def _check_there(plan: Plan, journals: Journals) -> None:
 
 def _cut(plan: Plan, count: int) -> Plan:
     size = sum(output.size for output in plan.outputs) // (count * _TASKS)
-    return replace(plan, cut=max(_LEAST, min(_MOST, size // _LEAST * _LEAST)))
+    # What a task reads of objects is in memory at once.
+    most = _MOST if all(source.forks for source in sources_of(plan)) else plan.cut
+    return replace(plan, cut=max(_LEAST, min(most, size // _LEAST * _LEAST)))
 
 
 def _journals(plan: Plan) -> Journals:
     path = plan.outputs[0].target.path
     if path is None or is_stream(path):
         raise RequestError("What is made in parts is a file or a folder, not a stream.")
+    if goes_to_store(plan):
+        raise RequestError(
+            f"{path}: what is made in parts lies in a folder of this machine, or one that several"
+            " share.",
+            hint="Give a path there, and upload the result.",
+        )
     return Journals(plan.folder or path)
 
 
@@ -226,11 +242,7 @@ def _facts(plan: Plan, count: int) -> dict[str, object]:
     return {
         "version": __version__,
         "parts": count,
-        "inputs": [
-            [source.name, source.size, source.version]
-            for checkpoint in plan.checkpoints
-            for source in checkpoint.sources
-        ],
+        "inputs": [[source.name, source.size, source.version] for source in sources_of(plan)],
         "weights": [list(row.weights) for row in plan.rows],
         "options": json.loads(json.dumps(plan.policy.changed)),
         "outputs": [

@@ -15,7 +15,7 @@ from swavg.formats.parts import open_whole
 from swavg.formats.tensors import Shared
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
-from swavg.storage.filesystems import absolute
+from swavg.storage.paths import absolute
 from swavg.weights import is_uniform
 
 

@@ -19,7 +19,7 @@ from swavg.planning.row import Row
 from swavg.series.families import kinds, runs
 from swavg.series.inside import is_of_inputs
 from swavg.series.names import counts_of
-from swavg.storage.filesystems import absolute
+from swavg.storage.paths import absolute, files_below, is_folder
 
 _LISTED = 4
 
@@ -124,12 +124,11 @@ def _holds_weights(path: str) -> bool:
     name = os.path.basename(path)
     if is_training_state(name) or _OTHER_FORM.fullmatch(name) or counts_of(name):
         return False
-    if not os.path.isdir(path):
+    if not is_folder(path):
         return name.endswith(WEIGHTS)
     return any(
-        file.endswith(WEIGHTS) and not is_training_state(file)
-        for _, _, files in os.walk(path)
-        for file in files
+        file.endswith(WEIGHTS) and not is_training_state(os.path.basename(file))
+        for file in files_below(path)
     )
 
 

@@ -14,7 +14,8 @@ from swavg.engine.distances import Distances
 from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, Sizes
 from swavg.formats.checkpoint import Checkpoint
-from swavg.planning.plan import Plan
+from swavg.planning.plan import Output, Plan
+from swavg.storage.stores import looks_like_url
 
 STDOUT = "-"
 
@@ -195,7 +196,7 @@ def report(
         read=read_and_written(plan, row)[0],
         written=output.size,
         files=len(output.files),
-        memory=sizes.memory,
+        memory=sizes.memory + _sending(output),
         threads=sizes.workers,
         device=resources.device,
         treated=tuple(
@@ -217,6 +218,15 @@ def report(
         recipe=plan.recipes[row],
         seconds=seconds,
     )
+
+
+def _sending(output: Output) -> int:
+    """Bytes that are held of an output that goes to an object store."""
+    if output.target.path is None or not looks_like_url(output.target.path):
+        return 0
+    from swavg.storage.uploads import buffers
+
+    return max((buffers(file.layout.size) for file in output.files), default=0)
 
 
 def _named(

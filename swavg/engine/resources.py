@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from swavg.engine.ahead import FETCHED, read_for_one
 from swavg.errors import RequestError
 from swavg.formats.tensors import GATHERING
 from swavg.planning.plan import Plan
@@ -121,17 +122,24 @@ class Sizes:
     needs: Needs
     room: int = 0
     """Bytes that each holds of inputs that lie apart; reading them takes :data:`GATHERING`."""
+    fetched: int = 0
+    """Bytes that each has fetched of objects in a store."""
 
     @property
     def memory(self) -> int:
         """Bytes of all buffers whose size is not always the same."""
         gathering = self.room + min(4 * self.room, GATHERING)
-        return self.workers * (self.elements * self.needs.per_element() + gathering)
+        return self.workers * (self.elements * self.needs.per_element() + gathering + self.fetched)
 
 
 def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     """The best sizes within the memory; RequestError if it cannot do."""
     needs, wanted = Needs.of(plan, resources.device), resources.workers
+    fetched = 0
+    if plan.remote:
+        # A worker that waits for a store takes no processor.
+        wanted = _MOST_WORKERS if resources.threads is None else wanted
+        fetched = int(plan.cut * read_for_one(plan.entries))
     limit, extras = resources.memory, [each.extras for each in plan.checkpoints]
     held = sum(each.held for each in extras)
     held += _DECODING * max((each.decoded for each in extras), default=0)
@@ -143,9 +151,10 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
         limit = DEFAULT_MEMORY if needs.device == "cpu" else DEVICE_MEMORY
         limit += more * max(0, wanted - _MOST_WORKERS)
         limit += held - (_WORKER * min(wanted, _MOST_WORKERS) if forked else 0)
+        limit += _MOST_WORKERS * FETCHED if plan.remote else 0
     share = max(0, limit - held) // (2 * wanted)
     room = min(plan.cut, max(share - GATHERING, share // 5)) if needs.gathers else 0
-    for candidate in _candidates(wanted, needs, room):
+    for candidate in _candidates(wanted, needs, room, fetched):
         if candidate.memory + _CONSTANT * (candidate.workers - 1) <= limit - held:
             return candidate
     decoded = f", of these {held:,} for chunks that are decoded" if held else ""
@@ -156,10 +165,10 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     )
 
 
-def _candidates(workers: int, needs: Needs, room: int) -> Iterator[Sizes]:
+def _candidates(workers: int, needs: Needs, room: int, fetched: int) -> Iterator[Sizes]:
     """Sizes, best first: smaller blocks, then fewer workers, then blocks that cost time."""
     for count in range(workers, 0, -1):
         block = _BLOCK if needs.device == "cpu" else _DEVICE_BLOCK
         while block >= (_ENOUGH if count > 1 else _SMALLEST):
-            yield Sizes(count, block, needs, room)
+            yield Sizes(count, block, needs, room, fetched)
             block -= block // 4

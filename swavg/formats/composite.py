@@ -23,7 +23,7 @@ from swavg.formats.folder import (
 )
 from swavg.formats.part_names import WEIGHTS, part_mark, rank_of, without_numbers
 from swavg.formats.places import format_at, is_one_folder
-from swavg.storage.sources import names_in
+from swavg.storage.paths import files_below, is_file, is_folder, names_in
 from swavg.storage.temporary import TEMPORARY
 
 _MAY_BE_PARTS = (*WEIGHTS, ".tar", ".th")
@@ -81,7 +81,7 @@ class _Contents:
 def find_composite(path: str) -> Composite | None:
     """The parts of a folder that is known for them: by an index of its components, or by names of
     ranks. None for other folders, and for files. InputError if it cannot be read."""
-    if not os.path.isdir(path) or format_at(path := hub_snapshot(path)) is not None:
+    if not is_folder(path) or format_at(path := hub_snapshot(path)) is not None:
         return None
     names = _listed(path)
     for index, parts_in in (("model_index.json", _components_in), ("modules.json", _modules_in)):
@@ -100,7 +100,7 @@ def as_composite(path: str) -> Composite | None:
     read, or is of a kind that is not."""
     path = hub_snapshot(path)
     found = find_composite(path)
-    if found is None and os.path.isdir(path) and not is_one_folder(path):
+    if found is None and is_folder(path) and not is_one_folder(path):
         explain_folder(path, names_in(path))
         found = components(path)
     return found if found is not None and found.parts else None
@@ -113,16 +113,16 @@ def components(path: str) -> Composite:
     folders: list[str] = []
     for name in _listed(path):
         full = os.path.join(path, name)
-        if os.path.isfile(full):
+        if is_file(full):
             found.add(name)
-        elif os.path.isdir(full):
+        elif is_folder(full):
             whole = is_one_folder(full, any_name=False)
             (found.parts if whole else folders).append(name)
     ranks = [name for name in folders if part_mark(name) or rank_of(name) is not None]
     opened = ranks or ([] if found.parts else folders)
     for folder in opened:
         for name in _listed(os.path.join(path, folder)):
-            if os.path.isfile(os.path.join(path, folder, name)):
+            if is_file(os.path.join(path, folder, name)):
                 found.add(os.path.join(folder, name))
     found.left_out += [name for name in folders if name not in opened]
     return found.composite()
@@ -133,7 +133,7 @@ def _are_ranks(path: str, names: Sequence[str]) -> bool:
     marks: Counter[tuple[str, str]] = Counter()
     ranks: Counter[tuple[str, int]] = Counter()
     for name in names:
-        weighty = name.lower().endswith(_MAY_BE_PARTS) or os.path.isdir(os.path.join(path, name))
+        weighty = name.lower().endswith(_MAY_BE_PARTS) or is_folder(os.path.join(path, name))
         if is_training_state(name) or not weighty:
             continue
         mark, rank = part_mark(name), rank_of(name)
@@ -157,7 +157,7 @@ def _pipeline(path: str, names: Sequence[str], listed: Sequence[str]) -> Composi
         listed = []
     for name in names:
         full = os.path.join(path, name)
-        if not os.path.isdir(full):
+        if not is_folder(full):
             # Files beside weights go with these.
             if not own:
                 found.add_other(name)
@@ -223,8 +223,5 @@ def _listed(path: str) -> list[str]:
 
 def _files_below(path: str, folder: str) -> Iterator[tuple[str, str]]:
     """Name and path of the files in a folder of ``path``, at any depth."""
-    for root, folders, files in os.walk(os.path.join(path, folder)):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            full = os.path.join(root, name)
-            yield os.path.relpath(full, path), full
+    for full in files_below(os.path.join(path, folder)):
+        yield full[len(os.path.join(path, "")) :], full

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from swavg.dtypes import BY_NAME
 from swavg.errors import InputError
 from swavg.formats.layout import WriteRequest
-from swavg.storage.sources import read_file
+from swavg.storage.paths import read_file
 
 JSON_LIMIT = 1 << 20
 """Bytes of JSON that is read: a parsed object takes many times its text."""

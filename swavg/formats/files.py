@@ -9,7 +9,7 @@ from swavg.formats import flax, keras, npz, safetensors, torch
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format
 from swavg.formats.tensors import Shared
-from swavg.storage.sources import read_file
+from swavg.storage.paths import read_file
 
 # A safetensors length may begin with the magic of another format: 640 with that of a pickle.
 FILES: dict[str, Format] = {

@@ -25,7 +25,8 @@ from swavg.formats.layout import Format, Layout, WriteRequest, losses
 from swavg.formats.part_names import WEIGHTS
 from swavg.formats.records import Record
 from swavg.formats.tensors import Shared, TableBuilder
-from swavg.storage.sources import LocalFile, Source, names_in, read_file
+from swavg.storage.paths import exists, find_file, is_file, is_folder, names_in, read_file
+from swavg.storage.sources import Source
 from swavg.storage.temporary import TEMPORARY
 
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")
@@ -87,10 +88,10 @@ def hub_snapshot(path: str) -> str:
     (``models--ORG--NAME``), or the only one there; any other path as it is. InputError if it cannot
     be told which is meant."""
     snapshots, main = os.path.join(path, "snapshots"), os.path.join(path, "refs", "main")
-    if not (os.path.isdir(snapshots) and os.path.isdir(os.path.dirname(main))):
+    if not (is_folder(snapshots) and is_folder(os.path.dirname(main))):
         return path
     present = names_in(snapshots)
-    commit = read_file(main, 64).decode(errors="replace").strip() if os.path.isfile(main) else None
+    commit = read_file(main, 64).decode(errors="replace").strip() if is_file(main) else None
     if commit not in present:
         if len(present) != 1:
             raise InputError(
@@ -173,9 +174,9 @@ def recipe_in(path: str) -> str | None:
 
 
 def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | None) -> Checkpoint:
-    if index is not None and not os.path.exists(path):
+    if index is not None and not exists(path):
         raise InputError(path, f"missing, though '{index}' lists it")
-    if os.path.isdir(path):
+    if is_folder(path):
         raise InputError(path, "is a folder, where a file with weights is expected")
     return open_file(path, key, shared)
 
@@ -245,7 +246,7 @@ def _weights(path: str) -> tuple[list[str], str | None]:
 
 def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str, str]]:
     path = os.path.join(folder, name)
-    file = LocalFile.find(path)
+    file = find_file(path)
     if file.size > _INDEX_LIMIT:
         raise InputError(path, f"has {file.size:,} bytes, more than an index could need")
     text = read_file(path)
@@ -279,7 +280,7 @@ def _others(path: str, weights: set[str]) -> tuple[dict[str, str], tuple[str, ..
             or name.startswith("rng_state")
             or name in LOGS
         )
-        if goes_along and os.path.isfile(full):
+        if goes_along and is_file(full):
             side[name] = full
         else:
             left_out.append(name)

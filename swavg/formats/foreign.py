@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from swavg.errors import InputError, NoWeightsError
 from swavg.formats.commands import UNZIP, python, with_paths
 from swavg.formats.packed import unpacking
-from swavg.storage.sources import read_file
+from swavg.storage.paths import read_file
 
 _LOOK = 1 << 16
 _PICKLE = rb"(\x80[\x02-\x05]|\([dl]p\d+\n|[}\]]q\x00|c[A-Za-z_.]+\n\w+\n)"

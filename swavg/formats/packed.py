@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from swavg.errors import InputError
 from swavg.formats.commands import output_for
 from swavg.formats.part_names import WEIGHTS
-from swavg.storage.sources import read_file, reading
+from swavg.storage.paths import read_file, reading
 
 _LOOK = 1 << 20
 _MOST_MEMBERS = 1000

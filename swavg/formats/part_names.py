@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
+from swavg.storage.paths import exists
+
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of files of weights that are averaged."""
 
@@ -44,7 +46,7 @@ def rank_mark(path: str) -> str:
     if found is None:
         return ""
     first = name[: found.start(1)] + "0" * len(found[1]) + name[found.end(1) :]
-    return found[0] if os.path.exists(os.path.join(folder, first)) else ""
+    return found[0] if exists(os.path.join(folder, first)) else ""
 
 
 def without_numbers(name: str) -> str:

@@ -16,6 +16,7 @@ from swavg.formats.folder import add_tensor
 from swavg.formats.part_names import part_mark, without_numbers
 from swavg.formats.table import FORMATS
 from swavg.formats.tensors import Shared, TableBuilder
+from swavg.storage.paths import is_folder
 from swavg.storage.sources import Source
 
 
@@ -63,7 +64,7 @@ def open_parts(
             optimizers.append(name)
             continue
         except NoWeightsError as error:
-            if os.path.isdir(place):
+            if is_folder(place):
                 raise
             without[name] = error
             continue

@@ -3,13 +3,11 @@ which format any checkpoint has."""
 
 from __future__ import annotations
 
-import os
-
 from swavg.formats import dcp, folder, orbax, tensorflow, zero
 from swavg.formats.dcp import hf_shards
 from swavg.formats.files import recognised, unknown
 from swavg.formats.layout import Format
-from swavg.storage.sources import LocalFile
+from swavg.storage.paths import find_file, is_file, is_folder
 
 _ROWS = (
     dcp.FORMAT, hf_shards.FORMAT, zero.FORMAT, orbax.FORMAT, tensorflow.FORMAT, folder.FORMAT,
@@ -25,12 +23,12 @@ def format_at(path: str) -> Format | None:
 
 def format_of(path: str) -> Format:
     """The format of a checkpoint. InputError if there is nothing, or of another kind."""
-    found = (recognised(path) if os.path.isfile(path) else None) or format_at(path)
+    found = (recognised(path) if is_file(path) else None) or format_at(path)
     if found is not None:
         return found
-    if os.path.isdir(path):
+    if is_folder(path):
         return folder.FORMAT
-    LocalFile.find(path)
+    find_file(path)
     raise unknown(path)
 
 

@@ -14,7 +14,8 @@ from swavg.dtypes import BY_SAFETENSORS
 from swavg.errors import InputError
 from swavg.formats.strict_json import is_text, short, unique
 from swavg.formats.tensors import Form
-from swavg.storage.sources import LocalFile, reading
+from swavg.storage.paths import reading
+from swavg.storage.sources import Source
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a header at most, as in the reference library."""
@@ -40,7 +41,7 @@ def looks_like_safetensors(head: bytes) -> bool:
     return head[8:].lstrip(_BLANKS)[:1] in (b"{", b"")
 
 
-def read_header(path: str) -> tuple[LocalFile, bytearray, int]:
+def read_header(path: str) -> tuple[Source, bytearray, int]:
     """The file, its header without length and blanks before it, and the offset of the data."""
     with reading(path) as (file, read):
         if file.size < 8:

@@ -29,7 +29,7 @@ from swavg.formats.zip_directory import (
     read_members,
 )
 from swavg.storage.crc import RegionChecksum, combined
-from swavg.storage.sources import reading
+from swavg.storage.paths import reading
 
 ALIGNMENT = 64
 _DESCRIBED, _UTF8 = 0x0008, 0x0800

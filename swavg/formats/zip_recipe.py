@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swavg.formats.blocks import Read
 from swavg.formats.zip_directory import END, MAX16
-from swavg.storage.sources import reading
+from swavg.storage.paths import reading
 
 
 def recipe_in(path: str) -> str | None:

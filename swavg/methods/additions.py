@@ -12,6 +12,7 @@ from swavg.methods.recorded import Earlier, is_number
 from swavg.planning.row import Path
 from swavg.series.model import labels
 from swavg.series.names import counts_of
+from swavg.storage.paths import normal
 
 _LISTED = 4
 
@@ -104,4 +105,4 @@ def _is_the_same(path: str, entry: Held) -> bool:
     here, there = counts_of(path), counts_of(entry.name)
     if here or there:
         return entry.whole or here == there
-    return entry.whole or os.path.basename(os.path.normpath(path)) == os.path.basename(entry.name)
+    return entry.whole or os.path.basename(normal(path)) == os.path.basename(entry.name)

@@ -10,7 +10,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.composite import find_composite
 from swavg.formats.part_names import part_mark, rank_mark, without_numbers
 from swavg.planning.findings import Finding
-from swavg.storage.filesystems import absolute
+from swavg.storage.paths import absolute
 
 
 def parts_of_one(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from swavg.planning.decide import NotAveraged
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
+from swavg.storage.stores import is_url
 
 CUT = 2 << 20
 """Bytes of the output that a task covers."""
@@ -272,6 +273,11 @@ class Plan:
     """The same of values that are not finite."""
     parts: Parts | None = None
     """Of inputs that are composites: each output then has a row for each part."""
+
+    @cached_property
+    def remote(self) -> bool:
+        """Whether some inputs are in a store, so that a read is a request."""
+        return any(is_url(source.name) for each in self.checkpoints for source in each.sources)
 
     @property
     def width(self) -> int:

@@ -10,7 +10,8 @@ from swavg.errors import InputError
 from swavg.formats.configuration import is_configuration, small_json
 from swavg.planning.adapters import CONFIG, SETTINGS
 from swavg.storage.fingerprints import same_bytes
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.paths import find_file
+from swavg.storage.sources import Pool
 
 _SAYS_NOTHING = {
     "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_diffusers_version",
@@ -58,7 +59,7 @@ def differing_files(side_files: Sequence[Mapping[str, str]], shown: Sequence[str
 def _told(pool: Pool, name: str, paths: tuple[str, str], shown: tuple[str, str]) -> str:
     """How two files differ, in words; empty if they say the same, or one cannot be read."""
     try:
-        files = [LocalFile.find(path) for path in paths]
+        files = [find_file(path) for path in paths]
         if files[0].identity == files[1].identity or same_bytes(pool, files[:1], files[1:]):
             return ""
         one, other = (small_json(path) if name.endswith(".json") else None for path in paths)

@@ -13,7 +13,7 @@ from swavg.series.families import is_end, read_names
 from swavg.series.inside import Facts, read_inside
 from swavg.series.model import Unit, label, labels
 from swavg.series.names import NameFacts
-from swavg.storage.filesystems import absolute
+from swavg.storage.paths import absolute, is_folder, status
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         number = self.name.counts.get("number")
-        if number is not None and os.path.isdir(self.path):
+        if number is not None and is_folder(self.path):
             row = format_at(self.path)
             if row is not None and row.by_step:
                 self.name = replace(self.name, counts={"step": number})
@@ -64,20 +64,19 @@ def read_together(candidates: Sequence[Candidate]) -> None:
 
 def without_links(candidates: list[Candidate], notes: list[str]) -> list[Candidate]:
     """Of several names of one file in a searched folder, the one that says the most."""
-    first: dict[tuple[int, int], Candidate] = {}
+    first: dict[tuple[object, ...], Candidate] = {}
     dropped: list[Candidate] = []
     for candidate in candidates:
-        try:
-            facts = os.stat(candidate.path)
-        except OSError:
+        there = status(candidate.path)
+        if there is None:
             continue
-        known = first.setdefault((facts.st_dev, facts.st_ino), candidate)
+        known = first.setdefault(there.identity, candidate)
         if known is candidate or not (candidate.searched and known.searched):
             continue
         worse, better = candidate, known
         if candidate.from_name and not known.from_name:
             worse, better = known, candidate
-            first[facts.st_dev, facts.st_ino] = candidate
+            first[there.identity] = candidate
         dropped.append(worse)
         notes.append(f"ignored {label(worse.path)}: the same file as {label(better.path)}")
     return [candidate for candidate in candidates if candidate not in dropped]

@@ -34,8 +34,7 @@ from swavg.series.search import (
     without_pointers,
 )
 from swavg.series.tables import from_file
-from swavg.storage.filesystems import absolute
-from swavg.storage.sources import LocalFile
+from swavg.storage.paths import absolute, exists, find_file, is_folder
 
 
 def discover(
@@ -64,13 +63,13 @@ def discover(
         pattern = pattern_inside(named[0], notes) if choosing else None
     composites = pattern is None and are_composites(named)
     for path in named:
-        if os.path.isdir(path) and not (
+        if is_folder(path) and not (
             composites or (pattern is None and is_one_checkpoint(path, notes))
         ):
             candidates += search(path, pattern, notes)
         else:
             if not _is_there(path):
-                LocalFile.find(path)
+                find_file(path)
             candidates.append(Candidate(path, _named(path, named)))
     candidates = without_links(candidates, notes)
     shared = Shared()
@@ -118,7 +117,7 @@ def in_given_order(
     if len(names) == 1:
         check_one_step(names[0])
     if not (
-        all(is_one_checkpoint(p, told) if os.path.isdir(p) else _is_there(p) for p in names)
+        all(is_one_checkpoint(p, told) if is_folder(p) else _is_there(p) for p in names)
         or are_composites(names)
     ):
         return None
@@ -136,7 +135,7 @@ def in_given_order(
 
 def _is_there(path: str) -> bool:
     """Whether a path is a file or a folder, or stands for a checkpoint as a prefix does."""
-    return os.path.exists(path) or format_at(path) is not None
+    return exists(path) or format_at(path) is not None
 
 
 def _named(path: str, given: Sequence[str]) -> NameFacts:

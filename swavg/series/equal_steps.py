@@ -13,9 +13,9 @@ from swavg.formats.parts import open_whole
 from swavg.series.candidates import Candidate, open_inside
 from swavg.series.families import members, pattern_for
 from swavg.series.model import Series, Snapshot, Unit, label
-from swavg.storage.filesystems import absolute
 from swavg.storage.fingerprints import same_bytes
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.storage.paths import absolute, find_file, is_file, names_in
+from swavg.storage.sources import Pool, Source
 
 _LISTED = 4
 
@@ -88,7 +88,7 @@ def _are_the_same(first: str, second: str) -> bool:
 
 
 def _sources(path: str) -> Sequence[Source]:
-    return (LocalFile.find(path),) if os.path.isfile(path) else open_whole(path).sources
+    return (find_file(path),) if is_file(path) else open_whole(path).sources
 
 
 def check_equal_steps(chosen: Series) -> None:
@@ -105,7 +105,7 @@ def _of_one_step(snapshot: Snapshot, step: str) -> RequestError:
     rivals = [os.path.basename(path) for path in (snapshot.path, *snapshot.rivals)]
     families = {
         family: [*own]
-        for family, own in members(sorted(os.listdir(folder))).items()
+        for family, own in members(names_in(folder)).items()
         if not own.keys().isdisjoint(rivals)
     }
     # The run has the most files, and the shortest names.

@@ -20,7 +20,7 @@ from swavg.formats.metrics import number
 from swavg.formats.parts import open_whole
 from swavg.formats.tensors import Shared
 from swavg.series.model import Unit
-from swavg.storage.sources import read_file
+from swavg.storage.paths import is_folder, read_file
 
 _COUNTS: Mapping[Unit, tuple[str, ...]] = {
     "step": ("global_step", "step", "num_updates", "iteration", "global_iteration", "iter"),
@@ -101,7 +101,7 @@ def metrics_by_epoch(scalars: Mapping[str, object]) -> dict[int, dict[str, float
 
 def read_inside(path: str, shared: Shared | None = None) -> Facts:
     """The facts in the checkpoint at ``path``. InputError if it cannot be opened."""
-    if os.path.isdir(path) and recipe_in(path) is None:
+    if is_folder(path) and recipe_in(path) is None:
         state = read_json(os.path.join(path, "trainer_state.json"))
         facts = facts_of(state) if isinstance(state, dict) else Facts()
         if facts.counts:

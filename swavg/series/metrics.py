@@ -18,8 +18,7 @@ from swavg.series.inside import (
     read_scalars,
 )
 from swavg.series.model import Series, Snapshot, label
-from swavg.storage.filesystems import absolute
-from swavg.storage.sources import read_file
+from swavg.storage.paths import absolute, exists, is_file, read_file
 
 _NOT_EVALUATION = re.compile(r".*(_runtime|_per_second|_mem\w*|_compilation_time)|eval_model_\w+")
 _YAML_LINE = re.compile(r"\s*([A-Za-z_][\w./-]*)\s*:\s*([-+.\w]+)\s*(?:#.*)?")
@@ -51,7 +50,7 @@ def beside(snapshots: Sequence[Snapshot]) -> tuple[list[Snapshot], list[str]]:
 
 def _espnet(path: str) -> dict[int, dict[str, float]]:
     try:
-        return metrics_by_epoch(read_scalars(path)[0]) if os.path.exists(path) else {}
+        return metrics_by_epoch(read_scalars(path)[0]) if exists(path) else {}
     except InputError:
         return {}
 
@@ -63,7 +62,7 @@ def _trainer_states(snapshots: Sequence[Snapshot]) -> dict[str, dict[int, dict[s
         path = os.path.join(snapshot.path, "trainer_state.json")
         parent = os.path.dirname(absolute(snapshot.path))
         step = snapshot.counts.get("step", -1)
-        if step > newest.get(parent, (-2, ""))[0] and os.path.isfile(path):
+        if step > newest.get(parent, (-2, ""))[0] and is_file(path):
             newest[parent] = (step, path)
     return {parent: _log_history(read_json(path)) for parent, (_, path) in newest.items()}
 
@@ -86,7 +85,7 @@ def _yaml(path: str, notes: list[str]) -> Iterator[tuple[str, float]]:
     """wenet: the ``key: number`` lines of ``12.yaml`` beside ``12.pt``."""
     stem, suffix = os.path.splitext(path)
     beside = f"{stem}.yaml"
-    if suffix not in (".pt", ".pth", ".ckpt", ".safetensors") or not os.path.isfile(beside):
+    if suffix not in (".pt", ".pth", ".ckpt", ".safetensors") or not is_file(beside):
         return
     try:
         text = read_file(beside, _MAX_YAML).decode()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from swavg.formats.tensors import Shared
-from swavg.storage.filesystems import absolute
+from swavg.storage.paths import absolute
 
 Unit = Literal["step", "epoch", "number", "batch"]
 """What a snapshot's ``step`` counts: optimizer steps, epochs, or a bare number (``12.pt``). Batches

@@ -23,8 +23,7 @@ from swavg.series.families import members
 from swavg.series.inside import averages_inputs
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, may_be_data, read_name
-from swavg.storage.filesystems import absolute
-from swavg.storage.sources import names_in
+from swavg.storage.paths import absolute, is_file, is_folder, is_link, names_in, read_file, status
 from swavg.storage.temporary import TEMPORARY
 
 _LISTED = 4
@@ -43,9 +42,7 @@ def without_pointers(paths: Sequence[str], notes: list[str]) -> list[str]:
     left = [
         path
         for path in paths
-        if os.path.basename(path) in _POINTERS
-        and os.path.isfile(path)
-        and not _looks_like_one(path)
+        if os.path.basename(path) in _POINTERS and is_file(path) and not _looks_like_one(path)
     ]
     if not left or len(left) == len(paths):
         return [*paths]
@@ -96,7 +93,7 @@ def _is_average_of_a_run(path: str, names: Sequence[str]) -> bool:
         return False
     return any(
         _is_snapshot(os.path.join(path, name))
-        if os.path.isdir(os.path.join(path, name))
+        if is_folder(os.path.join(path, name))
         else name.endswith(SUFFIXES) and not is_training_state(name)
         for name in names
         if name != average and (read_name(name).counts or may_be_data(name))
@@ -145,7 +142,7 @@ def _pattern_of(paths: Sequence[str]) -> str:
 def pattern_inside(path: str, notes: list[str]) -> str | None:
     """A glob for the snapshots in a folder that is a checkpoint itself (the model at the end of a
     run of Hugging Face's), None if there are none."""
-    if not os.path.isdir(path) or not is_one_checkpoint(path, []):
+    if not is_folder(path) or not is_one_checkpoint(path, []):
         return None
     composite = find_composite(path) is not None
     inner = _snapshots_in(path, _listed(path), composite=composite)
@@ -159,7 +156,7 @@ def pattern_inside(path: str, notes: list[str]) -> str | None:
 def _is_snapshot(path: str, *, stepped: bool = True) -> bool:
     """Whether a folder in a run is a checkpoint; one that is called after a step may have parts of
     any name, but no steps of its own."""
-    if not os.path.isdir(path):
+    if not is_folder(path):
         return False
     if format_at(path) is not None:
         # Of several of TensorFlow's one is the latest, and their folder is a run.
@@ -186,7 +183,7 @@ def are_composites(paths: Sequence[str]) -> bool:
     """Whether several folders, which are no checkpoints otherwise, hold the parts of one each:
     weights of the same names, which are no steps. Of more names in one than in another too, as
     those cannot be a series either. Opens the files, to tell what weights are."""
-    if len(paths) < 2 or any(not os.path.isdir(p) or is_one_checkpoint(p, []) for p in paths):
+    if len(paths) < 2 or any(not is_folder(p) or is_one_checkpoint(p, []) for p in paths):
         return False
     found = [components(path) for path in paths]
     if not all(map(_has_components, found)):
@@ -215,7 +212,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
             continue
         path = os.path.join(folder, name)
         facts = read_name(name)
-        if os.path.isdir(path):
+        if is_folder(path):
             unfinished = name.endswith(_PARTIAL) or UNFINISHED in name
             if unfinished or (name.startswith(".") and facts.counts):
                 partial.append(path)
@@ -283,7 +280,7 @@ def _below(folder: str) -> Iterator[str]:
         with suppress(InputError):
             for name in _listed(path):
                 inner = os.path.join(path, name)
-                if os.path.isdir(inner) and not os.path.islink(inner) and len(pending) < _MOST:
+                if is_folder(inner) and not is_link(inner) and len(pending) < _MOST:
                     pending.append(inner)
                 elif path != folder and name.lower().endswith(SUFFIXES):
                     yield path
@@ -300,19 +297,16 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _is_empty(path: str) -> bool:
-    try:
-        return os.stat(path).st_size == 0
-    except OSError:
-        # A link to nowhere.
-        return True
+    there = status(path)
+    # A link to nowhere.
+    return there is None or there.size == 0
 
 
 def _looks_like_one(path: str) -> bool:
     """Whether a file without a usual suffix starts as checkpoints do."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(_HEAD)
-    except OSError:
+        head = read_file(path, _HEAD)
+    except InputError:
         return False
     # Of a damaged one it is told why it is none.
     known = head.startswith((b"PK\3\4", b"\x80")) or head[8:9] == b"{"

@@ -12,7 +12,7 @@ from swavg.formats.metrics import HIGHER, LOWER
 from swavg.series.families import members, pattern_for
 from swavg.series.metrics import with_inner_metrics
 from swavg.series.model import Series, Snapshot, finite, labels
-from swavg.storage.filesystems import absolute
+from swavg.storage.paths import absolute
 from swavg.weights import Mode
 
 

@@ -17,8 +17,7 @@ from swavg.errors import InputError
 from swavg.formats.metrics import number
 from swavg.series.inside import load_json, parse_json
 from swavg.series.model import Snapshot, Unit, label, labels
-from swavg.storage.filesystems import absolute
-from swavg.storage.sources import open_binary, read_file
+from swavg.storage.paths import absolute, normal, open_binary, read_file
 
 Kind = Literal["path", "step", "epoch"]
 
@@ -121,8 +120,8 @@ def _metrics_of(
 def _keys_of(snapshot: Snapshot, kind: Kind, before: int = 0) -> Iterator[str | float]:
     """What may stand for the snapshot in a column; ``before`` is taken off its step."""
     if kind == "path":
-        name = os.path.basename(os.path.normpath(snapshot.path))
-        yield from (os.path.normpath(snapshot.path), absolute(snapshot.path), name)
+        name = os.path.basename(normal(snapshot.path))
+        yield from (normal(snapshot.path), absolute(snapshot.path), name)
         yield os.path.splitext(name)[0]
         return
     if (count := _count_of(snapshot, kind)) is not None:
@@ -186,7 +185,7 @@ def _key(row: Mapping[str, object], names: Sequence[str], kind: Kind) -> str | f
     value = next((cell for name in names if (cell := row.get(name)) not in (None, "")), None)
     if kind != "path":
         return number(value)
-    return None if value is None else os.path.normpath(str(value))
+    return None if value is None else normal(str(value))
 
 
 def _measured(row: Mapping[str, object]) -> Iterator[tuple[str, float]]:

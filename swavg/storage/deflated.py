@@ -21,8 +21,6 @@ class Deflated(InFile):
     size: int
     crc: int
 
-    forks = True
-
     def __hash__(self) -> int:
         return hash((self.file.name, self.offset))
 

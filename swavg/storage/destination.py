@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from swavg.errors import OutputError, OutputExistsError
 from swavg.storage.filesystems import check_room
 from swavg.storage.sinks import write_error
+from swavg.storage.stores import looks_like_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,12 @@ def check_destination(
     """Raise OutputError for what would fail later: an existing file, a folder that cannot be made,
     no space."""
     shown = os.fspath(path)
+    if looks_like_url(shown):
+        raise OutputError(
+            shown,
+            "is written to a path of this machine only",
+            hint="Give one, and upload the result.",
+        )
     if is_stream(shown):
         if folder:
             raise OutputError(shown, "is no folder, which the output would be")

@@ -17,14 +17,6 @@ _HERE = -100  # AT_FDCWD
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
-def absolute(path: str) -> str:
-    """The absolute path; the path itself where the current folder is gone."""
-    try:
-        return os.path.abspath(path)
-    except OSError:
-        return path
-
-
 def is_local(path: str) -> bool:
     """True if no other host can have files open in the folder ``path``; False if unknown."""
     return _type(path) in _LOCAL

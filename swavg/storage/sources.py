@@ -8,10 +8,9 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 from swavg.errors import InputError
@@ -84,20 +83,6 @@ class LocalFile:
             ) from None
         except OSError as error:
             raise InputError(path, f"cannot be read: {error.strerror}") from None
-
-    @classmethod
-    def find_part(cls, path: str, whole: str) -> LocalFile:
-        """:meth:`find` for one of several files that the checkpoint at ``whole`` consists of."""
-        try:
-            return cls.find(path)
-        except InputError as error:
-            if not error.absent:
-                raise
-            raise InputError(
-                whole,
-                f"is incomplete: {os.path.basename(path)} is missing",
-                hint="Copy it once more, or give the others without it.",
-            ) from None
 
     @classmethod
     def _of(cls, path: str, facts: os.stat_result) -> LocalFile:
@@ -194,15 +179,19 @@ class InFile:
     """What sources have in common that read a ``file`` in a way of their own: it is the file that
     may change, and that messages name."""
 
-    file: LocalFile
+    file: Source
 
     @property
     def name(self) -> str:
         return self.file.name
 
     @property
-    def version(self) -> int:
+    def version(self) -> int | str:
         return self.file.version
+
+    @property
+    def forks(self) -> bool:
+        return self.file.forks
 
     def check(self) -> None:
         self.file.check()
@@ -240,6 +229,14 @@ class Memory:
         """There is nothing to give back."""
 
 
+class Expected(Protocol):
+    """What is being fetched of sources."""
+
+    def read_into(self, source: Source, offset: int, out: memoryview) -> bool:
+        """Fill ``out``; False if that was not expected."""
+        ...
+
+
 class Pool:
     """Reads from many sources with few of them open; safe to share between threads.
 
@@ -252,6 +249,9 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: OrderedDict[Source, list[Reader]] = OrderedDict()
         self._open = 0
+        self.expected: Expected | None = None
+        """What is being fetched for the one thread that reads from the pool: of this it is read,
+        where it can be."""
 
     @contextmanager
     def reader(self, source: Source) -> Iterator[Reader]:
@@ -264,6 +264,8 @@ class Pool:
 
     def read_into(self, source: Source, offset: int, out: memoryview) -> None:
         """Fill ``out`` with the bytes at ``offset``; InputError if they are not there."""
+        if self.expected is not None and self.expected.read_into(source, offset, out):
+            return
         reader = self._take(source)
         try:
             reader.read_into(offset, out)
@@ -322,39 +324,6 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextmanager
-def reading(path: str) -> Iterator[tuple[LocalFile, Callable[[int, int], bytearray]]]:
-    """The file at ``path``, and what reads of it so many bytes from an offset on. InputError."""
-    file = LocalFile.find(path)
-    with Pool() as pool:
-        yield file, partial(pool.read, file)
-
-
-def read_file(path: str, most: int | None = None) -> bytes:
-    """The bytes of the file at ``path``, at most the first ``most``. InputError."""
-    with reading(path) as (file, read):
-        return bytes(read(0, file.size if most is None else min(file.size, most)))
-
-
-def names_in(path: str) -> list[str]:
-    """The names in the folder at ``path``, sorted. InputError."""
-    try:
-        return sorted(os.listdir(path))
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from None
-
-
-@contextmanager
-def open_binary(path: str) -> Iterator[io.BufferedReader]:
-    """The file at ``path``, to be read line by line. InputError, also from reads."""
-    file = LocalFile.find(path)
-    reader = file.open()
-    try:
-        yield io.BufferedReader(Window(reader, 0, file.size))
-    finally:
-        reader.close()
 
 
 class Window(io.RawIOBase):

@@ -19,7 +19,7 @@ from operator import itemgetter
 from typing import Protocol
 
 from swavg.storage.crc import RegionChecksum
-from swavg.storage.sinks import STDOUT, Buffer, sync, write_error
+from swavg.storage.sinks import STDOUT, Buffer, write_error
 
 
 class FileLayout(Protocol):
@@ -36,48 +36,53 @@ class FileLayout(Protocol):
     def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]: ...
 
 
+class Writer(Protocol):
+    """Takes bytes in order."""
+
+    def write(self, data: Buffer, stop: Callable[[], None]) -> None:
+        """Write all of ``data``, which is the caller's again afterwards, or raise OutputError.
+        ``stop`` is called while it waits: what that raises ends the wait."""
+        ...
+
+
 class Pipe:
-    """A stream open for writing, which may be full; ``stop`` raises what ends the wait."""
+    """A stream open for writing, which may be full."""
 
-    def __init__(self, fd: int, shown: str, stop: Callable[[], None] = lambda: None) -> None:
-        self._fd, self._shown, self._stop = fd, shown, stop
+    def __init__(self, fd: int, shown: str) -> None:
+        self._fd, self._shown = fd, shown
 
-    def write(self, data: Buffer) -> None:
-        """Write all of ``data``, or raise OutputError."""
+    def write(self, data: Buffer, stop: Callable[[], None] = lambda: None) -> None:
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
-                self._wait()
+                self._wait(stop)
             except OSError as error:
                 raise write_error(self._shown, error) from None
 
-    def _wait(self) -> None:
+    def _wait(self, stop: Callable[[], None]) -> None:
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         while not poll.poll(100):
-            self._stop()
+            stop()
 
 
 class StreamSink:
-    """A pipe, FIFO, device or standard output: bytes leave in ascending order.
+    """A pipe, FIFO, device, standard output or an object: bytes leave in ascending order.
 
     :meth:`pwrite` waits until everything before has left. What the layout has between regions is
-    written here, as soon as it is its turn; what precedes the first region, at once. ``regions``
-    are where those begin whose CRC-32 the layout asks for, ascending; one ends where the next
-    begins, or bytes of the layout.
+    written here, as soon as it is its turn. ``regions`` are where those begin whose CRC-32 the
+    layout asks for, ascending; one ends where the next begins, or bytes of the layout.
     """
 
     forks = False
     fds = ()
 
-    def __init__(
-        self, shown: str, fd: int, layout: FileLayout, regions: Sequence[int] = ()
-    ) -> None:
-        self._shown, self._fd, self._size, self._regions = shown, fd, layout.size, regions
-        self._pipe = Pipe(fd, shown, self._check)
+    def __init__(self, writer: Writer, layout: FileLayout, regions: Sequence[int] = ()) -> None:
+        self._writer, self._size, self._regions = writer, layout.size, regions
         self._turn = threading.Condition()
+        self._begun = False
         # Only who has its turn touches what follows; the others look at _next.
         self._error: BaseException | None = None
         self._position = 0
@@ -88,14 +93,21 @@ class StreamSink:
             fixed, layout.deferred(self._crc), key=itemgetter(0)
         )
         self._piece = next(self._between, None)
-        self._write_between()
-        self._next = self._position
+        self._next = -1
+
+    def begin(self) -> None:
+        """Write what precedes the first region, unless that was done."""
+        with self._turn:
+            first, self._begun = not self._begun, True
+        if first:
+            self._advance(memoryview(b""))
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         """Write ``data`` when its turn has come. OutputError, or what :meth:`fail` was given."""
         view = memoryview(data)
         if not view:
             return
+        self.begin()
         with self._turn:
             while self._next != offset:
                 self._check()
@@ -103,10 +115,14 @@ class StreamSink:
                     raise AssertionError(f"byte {offset} was written, and {self._next} is next")
                 self._turn.wait()
             self._check()
+        self._advance(view)
+
+    def _advance(self, view: memoryview) -> None:
+        """Write, in one's turn, and what follows of the layout."""
         try:
             if self._crcs:
                 self._add_checksums(view)
-            self._pipe.write(view)
+            self._writer.write(view, self._check)
             self._position += len(view)
             self._write_between()
         except BaseException as error:
@@ -126,11 +142,12 @@ class StreamSink:
     def finish(self) -> None:
         """Raise what failed, or AssertionError if bytes are missing."""
         self._check()
+        self.begin()
         if self._piece is not None or self._next != self._size:
             raise AssertionError(f"{self._next} bytes written, {self._size} planned")
 
     def sync(self) -> None:
-        sync(self._fd, self._shown)
+        """What has left is with whoever takes it."""
 
     def _check(self) -> None:
         if self._error is not None:
@@ -142,7 +159,7 @@ class StreamSink:
             if offset < self._position:
                 raise AssertionError(f"bytes of {offset} overlap those before {self._position}")
             data = make()
-            self._pipe.write(data)
+            self._writer.write(data, self._check)
             self._position += len(data)
             self._region = None
             self._piece = next(self._between, None)
@@ -170,8 +187,9 @@ def open_stream(
     """The stream at ``path`` (None: standard output), which has taken all of ``layout`` when the
     block ends well. If it does not, all waits for its turn end too."""
     with open_pipe(path) as (fd, shown):
-        sink = StreamSink(shown, fd, layout, regions)
+        sink = StreamSink(Pipe(fd, shown), layout, regions)
         try:
+            sink.begin()
             yield sink
             sink.finish()
         except BaseException as error:

@@ -10,7 +10,8 @@ from swavg.errors import InputError, OutputError
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.layout import FileLayout, Format, Layout
 from swavg.formats.tensors import TableBuilder
-from swavg.storage.sources import LocalFile, read_file
+from swavg.storage.paths import read_file
+from swavg.storage.sources import LocalFile
 
 MAGIC = b"TOY1"
 

@@ -131,7 +131,7 @@ def test_a_current_folder_that_cannot_be_told_matters_only_for_the_output(inputs
     import swavg as library
     from swavg.errors import OutputError
     from swavg.series import discover
-    from swavg.storage.filesystems import absolute
+    from swavg.storage.paths import absolute
 
     assert absolute("a.pt") == "a.pt"
     assert discover(["a.pt", "b.pt"]).paths == ("a.pt", "b.pt")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from swavg.errors import InputError, OutputError
-from swavg.storage.streams import StreamSink, open_stream
+from swavg.storage.streams import Pipe, StreamSink, open_stream
 
 REGIONS = [b"first region", b"", b"x" * 300_000, b"last"]
 
@@ -153,7 +153,7 @@ def test_a_write_may_span_regions_that_follow_each_other(tmp_path: Path) -> None
             yield 10, lambda: struct.pack("<2I", crc(4), crc(7))
 
     with (tmp_path / "out").open("wb") as file:
-        sink = StreamSink("out", file.fileno(), Two(18), [4, 7])
+        sink = StreamSink(Pipe(file.fileno(), "out"), Two(18), [4, 7])
         sink.pwrite(4, b"ab")
         sink.pwrite(6, b"cdef")
         sink.finish()
@@ -163,13 +163,13 @@ def test_a_write_may_span_regions_that_follow_each_other(tmp_path: Path) -> None
 
 def test_a_layout_without_regions_is_written_at_once(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
-        StreamSink("out", file.fileno(), Plain(4)).finish()
+        StreamSink(Pipe(file.fileno(), "out"), Plain(4)).finish()
     assert (tmp_path / "out").read_bytes() == b"head"
 
 
 def test_missing_and_repeated_bytes_are_noticed(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
-        sink = StreamSink("out", file.fileno(), Plain(8))
+        sink = StreamSink(Pipe(file.fileno(), "out"), Plain(8))
         sink.pwrite(4, b"ab")
         with pytest.raises(AssertionError, match="6 bytes written, 8 planned"):
             sink.finish()
@@ -180,7 +180,7 @@ def test_missing_and_repeated_bytes_are_noticed(tmp_path: Path) -> None:
 def test_a_failure_wakes_all_who_wait_and_ends_later_calls(tmp_path: Path) -> None:
     errors: list[BaseException] = []
     with (tmp_path / "out").open("wb") as file:
-        sink = StreamSink("out", file.fileno(), Plain(100))
+        sink = StreamSink(Pipe(file.fileno(), "out"), Plain(100))
 
         def work(number: int) -> None:
             try:
@@ -251,7 +251,7 @@ def test_a_reader_that_pauses_does_not_hold_up_a_failure(pipe: str) -> None:
 def test_a_full_pipe_that_does_not_wait_is_waited_for() -> None:
     read, write = os.pipe()
     os.set_blocking(write, False)
-    sink = StreamSink("standard output", write, Plain(1_000_004))
+    sink = StreamSink(Pipe(write, "standard output"), Plain(1_000_004))
     threads = in_threads(1, lambda _: sink.pwrite(4, b"y" * 1_000_000))
     time.sleep(0.05)
     reader = Reader(read)

@@ -14,7 +14,8 @@ from swavg.formats.dcp.boxes import fault
 from swavg.formats.layout import Format
 from swavg.formats.safetensors import open_safetensors
 from swavg.formats.tensors import Box, Shape, Shared, TableBuilder, Tensor, TensorSpec
-from swavg.storage.sources import Source, names_in
+from swavg.storage.paths import names_if_any, names_in
+from swavg.storage.sources import Source
 
 _NAME = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
 _INNER = "sharded"
@@ -26,10 +27,7 @@ _MAX_DIMENSIONS = 64
 
 def _shards_in(path: str) -> list[str]:
     """The names of a folder's shards; none if there are other weights, which were joined."""
-    try:
-        names = os.listdir(path)
-    except (OSError, ValueError):
-        return []
+    names = names_if_any(path)
     shards = sorted(filter(_NAME.fullmatch, names))
     others = [name for name in names if name.endswith((".safetensors", ".index.json"))]
     return shards if len(shards) == len(others) else []

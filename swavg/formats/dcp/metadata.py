@@ -17,7 +17,8 @@ from swavg.formats.dcp.saved import ChunkColumns, Chunks, Place, Saved, SavedTen
 from swavg.formats.tensors import Shape
 from swavg.formats.torch.objects import Global, Opaque, is_count
 from swavg.formats.torch.unpickler import Graph, unpickle
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.paths import find_file
+from swavg.storage.sources import Pool
 
 _MAX_BYTES = 48 << 20
 """Of a frame, and of a pickle without any."""
@@ -54,7 +55,7 @@ def read_metadata(folder: str) -> Saved:
 
 def _graph(path: str) -> Graph:
     """The pickle, read a frame at a time; whole where it has none (before protocol 4)."""
-    file = LocalFile.find(path)
+    file = find_file(path)
     at = 0
     with Pool() as pool:
 

@@ -30,7 +30,8 @@ from swavg.formats.dcp.saved import Chunk, ChunkColumns, Saved, SavedTensor
 from swavg.formats.tensors import Made, Shape, Shared, TableBuilder, TensorSpec, TensorTable
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
-from swavg.storage.sources import LocalFile, Pool, Source, read_file
+from swavg.storage.paths import exists, find_file, find_part, is_file, read_file
+from swavg.storage.sources import Pool, Source
 
 _RECIPE_LIMIT = 64 << 20
 _SIDE_VALUES = ("meta.pt", "common.pt")
@@ -63,14 +64,14 @@ def open_dcp(path: str, key: str | None = None, shared: Shared | None = None) ->
     assert place is not None
     check_one_model(place)
     folder = place.folder
-    if not os.path.exists(os.path.join(folder, METADATA)):
+    if not exists(os.path.join(folder, METADATA)):
         raise unfinished(folder)
     side, left_out = side_files(place)
     template = DcpTemplate(place, key, side)
     saved, part = template.read()
     # The pickle is the last of them: nobody may change it meanwhile.
     files = (*saved.files, METADATA)
-    sources = tuple(LocalFile.find_part(os.path.join(folder, name), path) for name in files)
+    sources = tuple(find_part(os.path.join(folder, name), path) for name in files)
     _check_places(saved, sources)
     with Pool() as pool:
         specs = [_spec(folder, *names, saved.tensors[names[1]]) for names in part.names.items()]
@@ -97,7 +98,7 @@ def recipe_in(path: str) -> str | None:
     """What swavg wrote of an average beside the weights."""
     place = find_place(path)
     recipe = os.path.join(place.folder, RECIPE) if place is not None else ""
-    if not os.path.isfile(recipe):
+    if not is_file(recipe):
         return None
     return read_file(recipe, _RECIPE_LIMIT).decode(errors="replace")
 
@@ -199,10 +200,10 @@ def _progress(saved: Saved, sources: Sequence[Source], pool: Pool) -> dict[str, 
 
 def _values(path: str) -> Mapping[str, Scalar]:
     """The plain values in a torch file beside the checkpoint; none if it cannot be read."""
-    if not os.path.isfile(path):
+    if not is_file(path):
         return {}
     try:
-        file = LocalFile.find(path)
+        file = find_file(path)
         with Pool() as pool:
             read = partial(pool.read, file)
             archive = read_archive(read, path, file.size)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from swavg.errors import InputError
+from swavg.storage.paths import is_file, is_folder, names_if_any, names_in
 from swavg.storage.temporary import TEMPORARY
 
 METADATA = ".metadata"
@@ -36,22 +37,17 @@ class Place:
 
 def find_place(path: str) -> Place | None:
     """Where the distributed checkpoint of a folder lies; None if it is none, or not finished."""
-    names = _names(path)
+    names = names_if_any(path)
     if METADATA in names and any(name.endswith(DATA) for name in names):
         return Place(path)
     if any(map(_WEIGHTS.fullmatch, names)):
         return None
     for inner in _INNER:
-        if inner in names and any(n.endswith(DATA) for n in _names(os.path.join(path, inner))):
+        if inner in names and any(
+            n.endswith(DATA) for n in names_if_any(os.path.join(path, inner))
+        ):
             return Place(path, inner)
     return None
-
-
-def _names(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except (OSError, ValueError):
-        return []
 
 
 def unfinished(folder: str) -> InputError:
@@ -63,7 +59,7 @@ def unfinished(folder: str) -> InputError:
 
 def check_one_model(place: Place) -> None:
     """InputError if the folder has several models, each in a folder of its own."""
-    if place.inner and os.path.isdir(os.path.join(place.path, _OTHER_MODEL)):
+    if place.inner and is_folder(os.path.join(place.path, _OTHER_MODEL)):
         raise InputError(
             place.path,
             f"has several models ({place.inner}, {_OTHER_MODEL}, ...)",
@@ -88,13 +84,9 @@ def side_files(place: Place) -> tuple[dict[str, str], tuple[str, ...]]:
 def _below(place: Place, folder: str, depth: int) -> Iterator[str]:
     """Files below a place: in a folder of a step's all, else those of the folder itself."""
     full = os.path.join(place.path, folder)
-    try:
-        entries = sorted(os.scandir(full), key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(full, f"cannot be read: {error.strerror}") from None
-    for entry in entries:
-        name = os.path.join(folder, entry.name)
-        if entry.is_file():
+    for inner in names_in(full):
+        name, path = os.path.join(folder, inner), os.path.join(full, inner)
+        if is_file(path):
             yield name
-        elif place.inner and depth < _DEPTH and entry.is_dir():
+        elif place.inner and depth < _DEPTH and is_folder(path):
             yield from _below(place, name, depth + 1)

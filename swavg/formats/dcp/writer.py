@@ -17,7 +17,8 @@ from swavg.formats.dcp.place import METADATA, RECIPE
 from swavg.formats.dcp.saved import Chunk, ChunkColumns, Chunks, Place, Saved, SavedTensor
 from swavg.formats.layout import FileLayout, Kept, Layout, Specs, WriteRequest, losses
 from swavg.storage.crc import RegionChecksum
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.storage.paths import find_file
+from swavg.storage.sources import Pool, Source
 
 MOST = 5_000_000_000
 """Bytes of a data file: what would make it larger begins a new one."""
@@ -61,7 +62,7 @@ class ChunksLayout(FileLayout):
 
     def verify(self, path: str) -> None:
         """Compare the beginning of each tensor's zip, and the digits of its name."""
-        file = LocalFile.find(path)
+        file = find_file(path)
         if file.size != self.size:
             raise OutputError(path, "the finished file has not the size that was planned")
         with Pool() as pool:

@@ -13,7 +13,7 @@ from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
 from swavg.formats.flax.scan import Array, Chunked, Leaf, Node, scan
 from swavg.formats.tensors import Box, Shared, TableBuilder, Tensor, TensorSpec
 from swavg.formats.train_state import Path, training_leaves
-from swavg.storage.sources import reading
+from swavg.storage.paths import reading
 
 _AVERAGE = "ema_params"
 """A copy of the parameters that is averaged too."""

@@ -10,6 +10,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.tensors import Shared
 from swavg.formats.zip_recipe import recipe_in
+from swavg.storage.paths import find_file
 
 _MEMBERS = (b"metadata.json", b"config.json", b"model.weights.h5")
 
@@ -49,9 +50,8 @@ def _lay_out_archive(request: WriteRequest) -> Layout:
 
 def _recipe_in_hdf5(path: str) -> str | None:
     from swavg.formats.keras.recipe import recipe_at
-    from swavg.storage.sources import LocalFile
 
-    file = LocalFile.find(path)
+    file = find_file(path)
     return recipe_at(file, 0, file.size)
 
 

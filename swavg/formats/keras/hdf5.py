@@ -14,7 +14,7 @@ from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
 from swavg.formats.strides import regions
 from swavg.formats.tensors import Shape
-from swavg.storage.sources import InFile, LocalFile, Reader, Window
+from swavg.storage.sources import InFile, Reader, Source, Window
 
 if TYPE_CHECKING:
     import h5py
@@ -108,7 +108,7 @@ _FAILS = (OSError, ValueError, KeyError, TypeError, RuntimeError, OverflowError)
 
 @contextmanager
 def opened(
-    file: LocalFile, start: int, size: int, changes: Changes | None = None
+    file: Source, start: int, size: int, changes: Changes | None = None
 ) -> Iterator[h5py.File]:
     """The HDF5 file in ``size`` bytes from ``start`` on; with ``changes`` it can be changed, and
     they have what was when it is closed. InputError, also for what fails in it."""
@@ -133,7 +133,7 @@ def opened(
         reader.close()
 
 
-def datasets_in(file: LocalFile, start: int, size: int) -> list[Dataset]:
+def datasets_in(file: Source, start: int, size: int) -> list[Dataset]:
     """The datasets of the HDF5 file in ``size`` bytes from ``start`` on, in the order of their
     names. InputError unless their bytes are all in it, each for one of them."""
     found: list[Dataset] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,8 @@ from swavg.formats.tensors import Shared, TableBuilder
 from swavg.formats.zip_directory import read_members
 from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe
-from swavg.storage.sources import LocalFile, Pool, Source, reading
+from swavg.storage.paths import exists, find_file, reading
+from swavg.storage.sources import Pool, Source
 
 WEIGHTS = "model.weights.h5"
 _WHOLE = "model_weights"
@@ -29,9 +29,9 @@ _HINT = "Save the weights again without max_shard_size."
 def open_hdf5(path: str, shared: Shared | None = None) -> Checkpoint:
     """Open an HDF5 file that Keras wrote. InputError if it is damaged, or one of several."""
     shard = re.fullmatch(r"(.*)_\d{5}\.weights\.h5", path)
-    if shard and os.path.exists(f"{shard[1]}.weights.json"):
+    if shard and exists(f"{shard[1]}.weights.json"):
         raise InputError(path, _SHARDED, hint=_HINT)
-    file = LocalFile.find(path)
+    file = find_file(path)
     datasets = datasets_in(file, 0, file.size)
     extras = Extras(recipe=recipe_at(file, 0, file.size))
     return _checkpoint("hdf5", file, (0, file.size), datasets, extras, shared)
@@ -64,7 +64,7 @@ def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:
 
 def _checkpoint(
     format: str,
-    file: LocalFile,
+    file: Source,
     window: tuple[int, int],
     datasets: Sequence[Dataset],
     extras: Extras,
@@ -109,7 +109,7 @@ def _checkpoint(
     return Checkpoint(file.name, format, tuple(sources), table, notes=tuple(notes), extras=extras)
 
 
-def _step(file: LocalFile, start: int, datasets: Sequence[Dataset]) -> dict[str, int]:
+def _step(file: Source, start: int, datasets: Sequence[Dataset]) -> dict[str, int]:
     """How many steps the optimizer has done."""
     for each in datasets:
         counts = each.dtype is not None and each.dtype.kind == "integer" and each.shape == ()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from swavg.errors import InputError
 from swavg.formats.keras.hdf5 import Changes, opened
 from swavg.formats.template import Edit
-from swavg.storage.sources import LocalFile
+from swavg.storage.sources import Source
 
 if TYPE_CHECKING:
     import h5py
@@ -21,7 +21,7 @@ _MOST = 60_000
 """Bytes of a recipe at most: HDF5 has attributes of up to 64 KiB."""
 
 
-def recipe_at(file: LocalFile, start: int, size: int) -> str | None:
+def recipe_at(file: Source, start: int, size: int) -> str | None:
     """What swavg wrote into the HDF5 file in ``size`` bytes from ``start`` on; None if there is
     nothing. InputError."""
     with opened(file, start, size) as whole:
@@ -45,7 +45,7 @@ class Recorded:
     notes: tuple[str, ...] = ()
 
 
-def with_recipe(file: LocalFile, recipe: str) -> Recorded:
+def with_recipe(file: Source, recipe: str) -> Recorded:
     """How the HDF5 ``file`` gets a ``recipe`` (empty: none) in place of its own, with a note if it
     cannot."""
     text, notes = recipe.encode(), tuple[str, ...]()

@@ -19,7 +19,6 @@ from swavg.formats.zip_layout import (
     lay_out_archive,
 )
 from swavg.formats.zip_recipe import comment_of
-from swavg.storage.sources import LocalFile
 
 Places = Sequence[tuple[str, Form, int, int]]
 """Name, form, source and offset of each tensor of a file."""
@@ -31,7 +30,6 @@ def lay_out_hdf5(request: WriteRequest) -> Layout:
     replaced = _replaced(request, "hdf5")
     check = partial(_check_hdf5, planned=_places(request.template, 0))
     file = request.template.sources[0]
-    assert isinstance(file, LocalFile)
     recorded = Recorded(file.size)
     if request.recipe != (request.template.extras.recipe or ""):
         recorded = with_recipe(file, request.recipe)

@@ -20,7 +20,8 @@ from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe
 from swavg.storage.crc import combined
 from swavg.storage.deflated import Deflated
-from swavg.storage.sources import LocalFile, Pool, Source
+from swavg.storage.paths import find_file
+from swavg.storage.sources import Pool, Source
 
 SUFFIX = ".npy"
 _DEFLATED = 8
@@ -55,7 +56,7 @@ class _Contents:
     """What was found in the members, which are added one by one."""
 
     path: str
-    file: LocalFile
+    file: Source
     pool: Pool
     builder: TableBuilder = field(default_factory=TableBuilder)
     sources: list[Source] = field(default_factory=list)
@@ -143,7 +144,7 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
 
     Arrays of text, objects or records are left out; nothing is unpickled.
     """
-    file = LocalFile.find(path)
+    file = find_file(path)
     with Pool() as pool:
         read: Read = partial(pool.read, file)
         members = read_members(read, path, file.size)

@@ -10,6 +10,7 @@ import os
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format
 from swavg.formats.tensors import Shared
+from swavg.storage.paths import is_file
 
 METADATA = "_METADATA"
 """The file of an item that lists its arrays."""
@@ -22,7 +23,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 
 def _holds(path: str) -> bool:
     names = (_OF_STEP, METADATA, *(os.path.join(item, METADATA) for item in _ITEMS))
-    return any(os.path.isfile(os.path.join(path, name)) for name in names)
+    return any(is_file(os.path.join(path, name)) for name in names)
 
 
 def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:

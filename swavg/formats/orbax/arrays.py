@@ -18,7 +18,8 @@ from swavg.formats.orbax.rows import Grid, Range, Rows
 from swavg.formats.orbax.tree import Item, Leaf
 from swavg.formats.strides import regions
 from swavg.formats.tensors import Shape
-from swavg.storage.sources import LocalFile
+from swavg.storage.paths import absolute, find_file
+from swavg.storage.sources import Source
 
 try:
     import tensorstore
@@ -66,7 +67,7 @@ class Array:
     item: Item
     stored: str
     size: int
-    described: LocalFile
+    described: Source
     held: int
     whole: bool
 
@@ -85,7 +86,7 @@ class Array:
         return (*self.described.identity, self.stored)
 
     @property
-    def version(self) -> int:
+    def version(self) -> int | str:
         return self.described.version
 
     def open(self) -> OpenArray:
@@ -199,13 +200,13 @@ def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
             yield Facts(dtype, shape, row, whole)
 
 
-def described(leaf: Leaf) -> LocalFile:
+def described(leaf: Leaf) -> Source:
     """The file that is written with an array. InputError if there is none."""
     item = leaf.item
     if item.ocdbt:
-        return LocalFile.find(os.path.join(item.folder, "manifest.ocdbt"))
+        return find_file(os.path.join(item.folder, "manifest.ocdbt"))
     name = "zarr.json" if item.zarr3 else ".zarray"
-    file = LocalFile.find(os.path.join(item.folder, leaf.stored, name))
+    file = find_file(os.path.join(item.folder, leaf.stored, name))
     if file.size > _METADATA_LIMIT:
         raise InputError(file.name, f"has {file.size:,} bytes, more than one array could need")
     return file
@@ -247,7 +248,7 @@ def _open(
     item: Item, stored: str, cache: tensorstore.Context, *, whole: bool
 ) -> tensorstore.Future[tensorstore.TensorStore]:
     """An array that is being opened."""
-    folder = os.path.abspath(item.folder)
+    folder = absolute(item.folder)
     store: dict[str, object] = {"driver": "file", "path": f"{folder}/{stored}/"}
     if item.ocdbt:
         base = {"driver": "file", "path": f"{folder}/"}

@@ -12,6 +12,7 @@ from swavg.formats.configuration import small_json
 from swavg.formats.metrics import number
 from swavg.formats.orbax.tree import Leaf, Model, leaves_in, model_of
 from swavg.formats.tensors import Shared, TableBuilder
+from swavg.storage.paths import is_file
 from swavg.storage.sources import Pool, Source
 
 _COUNTS = ("step", "global_step", "epoch", "iteration", "num_updates")
@@ -82,7 +83,7 @@ def _notes(model: Model, zeros: Sequence[str], row: int) -> list[str]:
 def _metrics(path: str) -> dict[str, Scalar]:
     """What was measured, where the step has an item for it."""
     place = os.path.join(path, "metrics", "metrics")
-    content = small_json(place) if os.path.isfile(place) else None
+    content = small_json(place) if is_file(place) else None
     found = content.items() if isinstance(content, dict) else ()
     return {f"metrics.{name}": value for name, value in found if number(value) is not None}
 

@@ -12,7 +12,7 @@ from swavg.formats import strict_json
 from swavg.formats.orbax import METADATA, UNFINISHED
 from swavg.formats.safetensors_header import NAME_LIMIT
 from swavg.formats.train_state import PARAMS, Path, training_leaves
-from swavg.storage.sources import LocalFile, names_in, read_file
+from swavg.storage.paths import absolute, exists, find_file, is_file, names_in, read_file
 
 _LIMIT = 64 << 20
 _NODES = 1_000_000
@@ -57,14 +57,14 @@ class Model:
 
 def leaves_in(path: str) -> list[Leaf]:
     """The arrays of all items. InputError for an unfinished checkpoint, and for what is none."""
-    if UNFINISHED in os.path.basename(os.path.abspath(path)):
+    if UNFINISHED in os.path.basename(absolute(path)):
         raise InputError(path, "is unfinished: Orbax gives it another name when it is written")
-    items: dict[Path, str] = {(): path} if os.path.isfile(os.path.join(path, METADATA)) else {}
+    items: dict[Path, str] = {(): path} if is_file(os.path.join(path, METADATA)) else {}
     for name in [] if items else names_in(path):
         folder = os.path.join(path, name)
         if UNFINISHED in name:
             raise InputError(path, f"is unfinished: '{name}' is still to be renamed")
-        if os.path.isfile(os.path.join(folder, METADATA)):
+        if is_file(os.path.join(folder, METADATA)):
             items[() if name == "default" else (name,)] = folder
     if not items:
         raise InputError(
@@ -85,7 +85,7 @@ def leaves_in(path: str) -> list[Leaf]:
 def _leaves(prefix: Path, folder: str) -> Iterator[Leaf]:
     """What an item lists, without what is empty."""
     path = os.path.join(folder, METADATA)
-    size = LocalFile.find(path).size
+    size = find_file(path).size
     text = read_file(path) if size <= _LIMIT else b""
     if size > _LIMIT or text.count(b"{") + text.count(b"[") + text.count(b",") // 4 > _NODES:
         raise InputError(path, "lists more arrays than a checkpoint could hold")
@@ -94,7 +94,7 @@ def _leaves(prefix: Path, folder: str) -> Iterator[Leaf]:
         tree = content["tree_metadata"]
         ocdbt = content.get("use_ocdbt")
         if ocdbt is None:
-            ocdbt = os.path.exists(os.path.join(folder, "manifest.ocdbt"))
+            ocdbt = exists(os.path.join(folder, "manifest.ocdbt"))
         dense = content.get("store_array_data_equal_to_fill_value") is True
         item = Item(folder, bool(ocdbt), content.get("use_zarr3") is True, dense)
         for value in tree.values():

@@ -13,7 +13,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.folder import is_checkpoint_folder
 from swavg.formats.layout import Format, Layout, WriteRequest
 from swavg.formats.tensors import Shared
-from swavg.storage.sources import read_file
+from swavg.storage.paths import exists, is_file, is_folder, names_if_any, read_file, reading
 
 INDEX = ".index"
 LATEST = "checkpoint"
@@ -33,17 +33,14 @@ def prefix_at(path: str) -> str | None:
     folder of one (of several the one that the file ``checkpoint`` in it names)."""
     if path.endswith(INDEX):
         return path.removesuffix(INDEX) if _is_index(path) else None
-    if os.path.isdir(path):
+    if is_folder(path):
         return _in_folder(path)
-    return path if not os.path.exists(path) and _is_index(path + INDEX) else None
+    return path if not exists(path) and _is_index(path + INDEX) else None
 
 
 def prefixes_in(folder: str) -> list[str]:
     """The names of the checkpoints in a folder."""
-    try:
-        names = [name for name in os.listdir(folder) if name.endswith(INDEX)]
-    except OSError:
-        return []
+    names = [name for name in names_if_any(folder) if name.endswith(INDEX)]
     return sorted(
         name.removesuffix(INDEX) for name in names if _is_index(os.path.join(folder, name))
     )
@@ -63,22 +60,20 @@ def _in_folder(folder: str) -> str | None:
 def _latest(path: str) -> str | None:
     """The name that a file ``checkpoint`` gives, without the folder in which it once lay."""
     try:
-        with open(path, "rb") as file:
-            text = file.read(_LATEST_LIMIT)
-    except OSError:
+        text = read_file(path, _LATEST_LIMIT)
+    except InputError:
         return None
     found = re.search(rb'^model_checkpoint_path: "([^"]*)"', text, re.MULTILINE)
     return os.path.basename(os.fsdecode(found[1])) if found else None
 
 
 def _is_index(path: str) -> bool:
-    if not os.path.isfile(path):
+    if not is_file(path):
         return False
     try:
-        with open(path, "rb") as file:
-            file.seek(-len(MAGIC), os.SEEK_END)
-            return file.read() == MAGIC
-    except OSError:
+        with reading(path) as (file, read):
+            return file.size >= len(MAGIC) and read(file.size - len(MAGIC), len(MAGIC)) == MAGIC
+    except InputError:
         return False
 
 
@@ -101,7 +96,7 @@ def recipe_in(path: str) -> str | None:
     """What swavg wrote of an average that ``path`` stands for. InputError."""
     folder, name = os.path.split(prefix_at(path) or "")
     place = os.path.join(folder, RECIPE)
-    if name != NAME or not os.path.isfile(place):
+    if name != NAME or not is_file(place):
         return None
     return read_file(place).decode(errors="replace")
 

@@ -11,7 +11,8 @@ from swavg.errors import InputError
 from swavg.formats.tensorflow import sstable
 from swavg.formats.tensorflow.proto import Value, field, fields, fixed32, messages
 from swavg.formats.tensors import Shape
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.paths import find_file
+from swavg.storage.sources import Pool, Source
 
 DIMENSION_LIMIT = 64
 SHARD_LIMIT = 10_000
@@ -66,10 +67,10 @@ def data_file(prefix: str, shard: int, shards: int) -> str:
     return f"{prefix}.data-{shard:05d}-of-{shards:05d}"
 
 
-def read_bundle(prefix: str) -> tuple[LocalFile, Bundle]:
+def read_bundle(prefix: str) -> tuple[Source, Bundle]:
     """The index of the checkpoint at a prefix, read and checked, but for the data files."""
     path = f"{prefix}.index"
-    file = LocalFile.find(path)
+    file = find_file(path)
     if file.size > sstable.LIMIT:
         raise InputError(path, f"has {file.size:,} bytes; at most {sstable.LIMIT:,} are allowed")
     with Pool() as pool:

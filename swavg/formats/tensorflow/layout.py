@@ -25,7 +25,7 @@ from swavg.formats.tensorflow.bundle import (
 from swavg.formats.tensorflow.opened import Template
 from swavg.formats.tensorflow.slices import NUL, owner_of
 from swavg.storage.crc import RegionChecksum
-from swavg.storage.sources import LocalFile, read_file
+from swavg.storage.paths import absolute, find_file, is_file, read_file
 
 _HEADER = proto.field(1, 1) + proto.field(3, proto.field(1, 1))
 """One data file, little-endian, version 1."""
@@ -42,7 +42,7 @@ class DataLayout(FileLayout):
     checksum = "crc32c"
 
     def verify(self, path: str) -> None:
-        size = LocalFile.find(path).size
+        size = find_file(path).size
         if size != self.size:
             raise OutputError(path, f"has {size:,} bytes, not {self.size:,}")
 
@@ -142,7 +142,7 @@ def lay_out(request: WriteRequest) -> Layout:
         lost = losses(request)
         notes = (f"a TensorFlow checkpoint holds tensors only: {lost} left out",) if lost else ()
     else:
-        if os.path.isfile(meta := f"{template.prefix}.meta"):
+        if is_file(meta := f"{template.prefix}.meta"):
             side = {f"{NAME}.meta": meta}
         warnings = tuple(_graph_left(template.prefix))
     return Layout((index, data), files, side, notes, warnings)
@@ -150,9 +150,9 @@ def lay_out(request: WriteRequest) -> Layout:
 
 def _graph_left(prefix: str) -> Iterator[str]:
     """A warning for the variables of a SavedModel, which are of little use without its graph."""
-    folder, name = os.path.split(os.path.abspath(prefix))
+    folder, name = os.path.split(absolute(prefix))
     model = os.path.dirname(folder)
-    if os.path.basename(folder) == name and os.path.isfile(os.path.join(model, _SAVED_MODEL)):
+    if os.path.basename(folder) == name and is_file(os.path.join(model, _SAVED_MODEL)):
         yield (
             f"{os.path.basename(model)} is a SavedModel: the output has its variables without its"
             f" graph ({_SAVED_MODEL}). In a copy of it, let {NAME}.index and"

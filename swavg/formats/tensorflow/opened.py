@@ -20,7 +20,8 @@ from swavg.formats.tensorflow.proto import varint
 from swavg.formats.tensorflow.slices import NUL, slices_of
 from swavg.formats.tensors import Box, Shared, TableBuilder, Tensor, TensorSpec
 from swavg.storage.crc import crc_function
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.paths import find_part, is_folder
+from swavg.storage.sources import Pool, Source
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 """What the key of a variable of an object ends with."""
@@ -77,7 +78,7 @@ def open_bundle(path: str, prefix: str, shared: Shared | None = None) -> Checkpo
     shared = Shared() if shared is None else shared
     index, bundle = read_bundle(prefix)
     shards = map(bundle.data_file, range(bundle.shards))
-    files = tuple(LocalFile.find_part(shard, path) for shard in shards)
+    files = tuple(find_part(shard, path) for shard in shards)
     try:
         _check_places(bundle, files)
         model = _model(bundle, files, shared)
@@ -113,7 +114,7 @@ def open_bundle(path: str, prefix: str, shared: Shared | None = None) -> Checkpo
 
 
 def _notes(path: str, prefix: str, count: int, others: Sequence[str]) -> Iterator[str]:
-    if os.path.isdir(path) and len(several := prefixes_in(path)) > 1:
+    if is_folder(path) and len(several := prefixes_in(path)) > 1:
         latest = os.path.basename(prefix)
         yield f"of {len(several)} checkpoints in the folder {latest} is taken, the latest"
     if others:
@@ -137,7 +138,7 @@ def _text(key: bytes) -> str:
         raise ValueError("a key is no text") from None
 
 
-def _check_places(bundle: Bundle, files: Sequence[LocalFile]) -> None:
+def _check_places(bundle: Bundle, files: Sequence[Source]) -> None:
     """Raise InputError for tensors beyond the end of their file; ValueError for those that
     overlap, or whose size is not that of their dtype and shape."""
     ends = [0] * len(files)
@@ -156,7 +157,7 @@ def _check_places(bundle: Bundle, files: Sequence[LocalFile]) -> None:
             raise InputError(file.name, problem)
 
 
-def _model(bundle: Bundle, files: Sequence[LocalFile], shared: Shared) -> frozenset[bytes]:
+def _model(bundle: Bundle, files: Sequence[Source], shared: Shared) -> frozenset[bytes]:
     """The keys of the model's variables: of all that are numbers, those that the object graph
     or the names tell are no optimizer's and no random generator's."""
     numbers = [
@@ -177,7 +178,7 @@ def _model(bundle: Bundle, files: Sequence[LocalFile], shared: Shared) -> frozen
     )
 
 
-def _string(entry: Entry, file: LocalFile) -> bytes:
+def _string(entry: Entry, file: Source) -> bytes:
     """The one string that an entry holds. ValueError if it is none, or its checksum denies it."""
     if entry.number != STRING or entry.shape or entry.size > GRAPH_LIMIT:
         raise ValueError("its object graph is no string, or far too large")
@@ -214,7 +215,7 @@ def _table(bundle: Bundle, model: frozenset[bytes]) -> tuple[TableBuilder, list[
     return builder, places
 
 
-def _scalars(bundle: Bundle, files: Sequence[LocalFile]) -> Mapping[str, Scalar]:
+def _scalars(bundle: Bundle, files: Sequence[Source]) -> Mapping[str, Scalar]:
     """What counts the steps of training."""
     found: dict[str, Scalar] = {}
     with Pool() as pool:

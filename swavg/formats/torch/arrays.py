@@ -17,7 +17,7 @@ from swavg.errors import InputError
 from swavg.formats.strides import row_major_strides
 from swavg.formats.torch.machine import LARGE
 from swavg.formats.torch.objects import Global, Opaque, PickledBytes, Storage, View, mapping
-from swavg.storage.sources import InFile, OpenFile
+from swavg.storage.sources import InFile, Reader
 
 FAR = 1 << 50
 """From here on the bytes are read that texts spell: no file is so long."""
@@ -133,8 +133,6 @@ class FileWithTexts(InFile):
     starts: tuple[int, ...]
     texts: tuple[int, ...]
 
-    forks = True
-
     def __hash__(self) -> int:
         return hash(self.file)
 
@@ -155,7 +153,7 @@ class OpenFileWithTexts:
     """The same, open for reading."""
 
     source: FileWithTexts
-    file: OpenFile
+    file: Reader
 
     def read_into(self, offset: int, out: memoryview) -> None:
         if offset < FAR:

@@ -21,7 +21,8 @@ from swavg.formats.torch.siblings import Beside
 from swavg.formats.torch.state import State, find_state
 from swavg.formats.torch.unpickler import Graph
 from swavg.formats.torch.views import placed
-from swavg.storage.sources import LocalFile, Source, reading
+from swavg.storage.paths import reading
+from swavg.storage.sources import Source
 
 _END = 4096
 """Bytes of a zip in which its last member is named."""
@@ -154,7 +155,7 @@ def _table(
 def _opened(
     path: str,
     format: str,
-    file: LocalFile,
+    file: Source,
     contents: _Contents,
     base: int,
     read: Read,

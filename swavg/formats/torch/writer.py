@@ -29,7 +29,8 @@ from swavg.formats.torch.opened import TorchTemplate, open_archive
 from swavg.formats.torch.plain import RECIPE, lay_out_plain
 from swavg.formats.torch.unpickler import MAX_BYTES
 from swavg.formats.zip_layout import ArchiveLayout, Member, arranged, lay_out_archive
-from swavg.storage.sources import LocalFile, Pool, Source, reading
+from swavg.storage.paths import find_file, reading
+from swavg.storage.sources import Pool, Source
 
 # Padding is an extra field, whose length is a 16-bit number.
 _MAX_ALIGNMENT = 1 << 15
@@ -168,7 +169,7 @@ def _check(path: str, *, names: tuple[str, ...]) -> None:
 def _check_pickles(path: str, *, template: Source, begin: int, size: int) -> None:
     """OutputError unless the finished file has ``size`` bytes, of which it has ``begin`` in common
     with the template: its pickles say what follows."""
-    file = LocalFile.find(path)
+    file = find_file(path)
     if file.size != size:
         raise OutputError(path, "the finished file has not the size that was planned")
     with Pool() as pool:

@@ -17,7 +17,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.folder import is_checkpoint_folder
 from swavg.formats.layout import Format
 from swavg.formats.tensors import Shared
-from swavg.storage.sources import names_in, read_file
+from swavg.storage.paths import is_folder, names_if_any, names_in, read_file
 
 _OPTIMIZER = re.compile(r"(?:[a-z0-9]+_)?zero_pp_rank_(\d{1,6})_mp_rank_00_optim_states\.pt")
 _OTHER_PARTS = re.compile(r"(?:.*_)?mp_rank_(?!00_)\d+_.*|layer_\d.*|.*expert_\d.*")
@@ -64,13 +64,10 @@ def find(path: str) -> RankFiles | None:
 
 
 def _in_folder(path: str) -> RankFiles | None:
-    try:
-        names = sorted(os.listdir(path))
-    except OSError:
-        return None
+    names = names_if_any(path)
     if not any(name.endswith("model_states.pt") for name in names):
         return None
-    if os.path.isdir(os.path.join(path, "zero")):
+    if is_folder(os.path.join(path, "zero")):
         return RankFiles(path, (), universal=True)
     if any(map(_OTHER_PARTS.fullmatch, names)):
         return None
@@ -80,7 +77,7 @@ def _in_folder(path: str) -> RankFiles | None:
 
 
 def _holds(path: str) -> bool:
-    return os.path.isdir(path) and find(path) is not None
+    return is_folder(path) and find(path) is not None
 
 
 def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:

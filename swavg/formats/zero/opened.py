@@ -18,7 +18,8 @@ from swavg.formats.zero import RankFiles, find
 from swavg.formats.zero.masters import frozen, masters, read_partition
 from swavg.formats.zero.rank_file import SIXTEEN_BITS, RankFile, open_rank_file
 from swavg.formats.zero.rows import Cut
-from swavg.storage.sources import Pool, names_in
+from swavg.storage.paths import names_in, status
+from swavg.storage.sources import Pool
 
 _MODEL_STATES = "mp_rank_00_model_states.pt"
 _MODULE = "module"
@@ -167,7 +168,7 @@ def _extras(path: str, folder: str, weights: Checkpoint, ranks: _Ranks) -> Extra
     if "global_steps" in scalars:
         scalars.setdefault("global_step", scalars["global_steps"])
     # A trainer puts its configuration above the folder of the ranks.
-    above = () if os.path.samefile(path, folder) else names_in(path)
+    above = () if status(path) == status(folder) else names_in(path)
     return replace(
         weights.extras,
         scalars=scalars,

@@ -15,7 +15,8 @@ from swavg.formats.torch.archive import Archive, read_archive, read_graph
 from swavg.formats.torch.objects import Opaque, Refused, View, is_count, mapping, name_of
 from swavg.formats.torch.views import placed
 from swavg.formats.zero.rows import Flat
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.paths import find_part
+from swavg.storage.sources import Pool, Source
 
 _MAX_DIMENSIONS = 32
 _SHOWN = 200
@@ -32,7 +33,7 @@ class RankFile:
 
     path: str
     number: int
-    source: LocalFile
+    source: Source
     archive: Archive
 
     def dict_of(self, what: str, value: object) -> Mapping[str, object]:
@@ -78,7 +79,7 @@ class RankFile:
 def open_rank_file(pool: Pool, path: str, number: int) -> tuple[RankFile, Mapping[str, object]]:
     """The file, and the dictionary in it; foreign classes there (the scaler of the loss, the
     stage's enumeration) are stand-ins. InputError."""
-    source = LocalFile.find_part(path, os.path.dirname(path))
+    source = find_part(path, os.path.dirname(path))
     read = partial(pool.read, source)
     file = RankFile(path, number, source, read_archive(read, path, source.size))
     return file, file.dict_of("its pickle", read_graph(read, file.archive).top)

@@ -1,0 +1,163 @@
+"""What is in stores: objects and folders by their URLs, remembered for a few seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from swavg.errors import InputError
+from swavg.storage.stored import Stored, errors, look, of_meta
+from swavg.storage.stores import Location, call, locate, store_of
+
+T = TypeVar("T")
+
+_SECONDS = 10.0
+"""How long what was seen is believed."""
+
+
+class _Seen(Generic[T]):
+    """What was seen, by URL, with the errors that there were."""
+
+    def __init__(self, look: Callable[[Location], T]) -> None:
+        self._look = look
+        self._lock = threading.Lock()
+        self._seen: dict[Location, tuple[float, T | InputError]] = {}
+
+    def known(self, location: Location) -> T | None:
+        """What is remembered; None if nothing is."""
+        with self._lock:
+            until, value = self._seen.get(location, (0.0, None))
+        return value if until > time.monotonic() and not isinstance(value, InputError) else None
+
+    def __call__(self, location: Location) -> T:
+        """What is there. InputError."""
+        with self._lock:
+            until, value = self._seen.get(location, (0.0, None))
+        if value is None or until <= time.monotonic():
+            try:
+                value = self._look(location)
+            except InputError as error:
+                value = error
+            with self._lock:
+                self._seen[location] = time.monotonic() + _SECONDS, value
+        if isinstance(value, InputError):
+            raise value.with_traceback(None)
+        return value
+
+
+Names = dict[str, Stored | None]
+"""By name the object; None: a folder."""
+
+
+def _list(location: Location) -> Names:
+    """What is in a folder, which may be none."""
+    import obstore
+
+    url = location.url
+    if location.scheme in ("https", "http"):
+        # Servers do not tell.
+        return {}
+    with errors(url):
+        store = store_of(location)
+        found = call(obstore.list_with_delimiter, store, location.key or None)
+    names: Names = {}
+    start = len(location.key) + 1 if location.key else 0
+    for prefix in found["common_prefixes"]:
+        names[prefix[start:].rstrip("/")] = None
+    for meta in found["objects"]:
+        if name := meta["path"][start:]:
+            inner = Location(location.scheme, location.bucket, meta["path"])
+            names[name] = of_meta(inner.url, inner, meta)
+    return names
+
+
+def _find(location: Location) -> Stored:
+    return call(look, location.url, location)
+
+
+_folders = _Seen(_list)
+_objects = _Seen(_find)
+
+
+def _is_missing(error: InputError) -> bool:
+    """Whether it is there for nobody, or not for us."""
+    return error.absent or "denied" in error.problem
+
+
+def find(url: str) -> Stored | None:
+    """The object at ``url``; None if there is none. InputError."""
+    location = locate(url)
+    if not location.key or url.endswith("/"):
+        return None
+    folder, _, name = location.key.rpartition("/")
+    siblings = _folders.known(Location(location.scheme, location.bucket, folder))
+    if siblings:
+        return siblings.get(name)
+    if _is_in_an_object(location):
+        return None
+    try:
+        return _objects(location)
+    except InputError as error:
+        if _is_missing(error):
+            return None
+        raise
+
+
+def look_ahead(url: str) -> None:
+    """Find an object, and read its beginning and its end."""
+    with suppress(InputError):
+        stored = find(url)
+        if stored is not None and stored.size:
+            reader, byte = stored.open(), memoryview(bytearray(1))
+            reader.read_into(0, byte)
+            if not url.endswith(".safetensors"):
+                reader.read_into(stored.size - 1, byte)
+
+
+def absent(url: str) -> InputError:
+    """Why there is no object at ``url``."""
+    location = locate(url)
+    if is_folder(url):
+        return InputError(url, "is a folder, where a file is expected")
+    try:
+        _objects(location)
+    except InputError as error:
+        return error
+    return InputError(url, "no such object", absent=True)
+
+
+def is_folder(url: str) -> bool:
+    """Whether there are objects below ``url``."""
+    location = locate(url)
+    if find(url) is not None or _is_in_an_object(location):
+        return False
+    try:
+        return bool(_folders(location))
+    except InputError as error:
+        if _is_missing(error):
+            return False
+        raise
+
+
+def _is_in_an_object(location: Location) -> bool:
+    """Whether what would be the folder of a place is known to be an object."""
+    folder = location.key.rpartition("/")[0]
+    return _objects.known(Location(location.scheme, location.bucket, folder)) is not None
+
+
+def names_in(url: str) -> list[str]:
+    """The names of what is in a folder, sorted. InputError if there is no such folder."""
+    location = locate(url)
+    if location.scheme in ("https", "http"):
+        raise InputError(
+            url,
+            "is no folder that can be listed: servers of https tell of single files only",
+            hint="Give the URLs of the files.",
+        )
+    names = _folders(location)
+    if not names:
+        raise InputError(url, "no such folder", absent=True)
+    return sorted(names)

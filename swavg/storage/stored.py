@@ -1,0 +1,328 @@
+"""Objects in a store as sources: pinned to the version that was found, a range at a time."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from swavg.errors import InputError, SwavgError
+from swavg.storage.stores import Abandoned, Call, Location, call, store_of, submit, told
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+    from swavg.storage.sources import Source
+
+_BLOCK = 1 << 14
+"""Bytes that are fetched at once at least."""
+_ENDS = 4
+"""Blocks that are fetched at the beginning and the end of an object: there headers lie."""
+_KEPT = 1 << 20
+"""Bytes of a read that is kept, at most."""
+_ROOM = 8 << 20
+"""Bytes that are kept of all objects."""
+_STEP = 1 << 18
+_GAP = 4096
+"""Bytes between two ranges that are fetched with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object as it was when it was found. Without an ``etag`` it is told by the time at which it
+    was ``modified``, and by its size. ``fixed``: what the location names never changes."""
+
+    name: str
+    location: Location
+    size: int
+    etag: str | None
+    modified: datetime | None
+    fixed: bool = False
+
+    forks = False
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        return (self.name, self.etag or self.modified, self.size)
+
+    @property
+    def version(self) -> str:
+        return self.etag or str(self.modified)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether each request says which version is meant."""
+        return self.fixed or self.etag is not None
+
+    def open(self) -> OpenStored:
+        return OpenStored(self)
+
+    def check(self) -> None:
+        if not self.fixed:
+            now = call(look, self.name, self.location)
+            if (now.etag, now.size) != (self.etag, self.size) or (
+                self.etag is None and now.modified != self.modified
+            ):
+                raise self.changed()
+
+    def changed(self) -> InputError:
+        """The error of an object that is not what it was."""
+        return InputError(
+            self.name,
+            "changed while it was read",
+            hint="Is a training run still writing it? Wait for it to finish, or copy it first.",
+        )
+
+    def fetch(
+        self, offset: int, out: memoryview, on_progress: Callable[[int], object] = bool
+    ) -> None:
+        """Fill ``out`` with the bytes at ``offset``, in one request; in a thread of its own.
+        ``on_progress`` is told how many there are. InputError."""
+        import obstore
+
+        options: GetOptions = {"range": (offset, offset + len(out))}
+        if self.etag is not None and not self.fixed:
+            options["if_match"] = self.etag
+        elif self.modified is not None and not self.fixed:
+            options["if_unmodified_since"] = self.modified
+        done = 0
+        with errors(self.name):
+            answer = obstore.get(store_of(self.location), self.location.key, options=options)
+            if answer.meta["size"] != self.size:
+                raise self.changed()
+            for part in answer.stream(min_chunk_size=_STEP):
+                if done + len(part) > len(out):
+                    raise InputError(self.name, "the server sent more than it was asked for")
+                out[done : done + len(part)] = part
+                done += len(part)
+                on_progress(done)
+        if done < len(out):
+            raise InputError(
+                self.name,
+                f"ends at byte {offset + done}, {len(out) - done} bytes short of its data",
+            )
+
+
+@contextmanager
+def errors(name: str) -> Iterator[None]:
+    """What a store says, as an InputError about ``name``."""
+    try:
+        yield
+    except (SwavgError, Abandoned):
+        raise
+    except BaseException as error:  # a panic of obstore is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        problem, hint = told(error)
+        absent = isinstance(error, FileNotFoundError)
+        raise InputError(name, problem, hint=hint, absent=absent) from None
+
+
+def look(name: str, location: Location) -> Stored:
+    """The object that is there now; in a thread of its own. InputError."""
+    import obstore
+
+    with errors(name):
+        return of_meta(name, location, obstore.head(store_of(location), location.key))
+
+
+def of_meta(name: str, location: Location, meta: Any) -> Stored:
+    """The object that a store describes."""
+    etag = meta["e_tag"]
+    if etag is not None and etag.startswith("W/"):
+        # By a weak one no range can be asked for.
+        etag = None
+    return Stored(name, location, meta["size"], etag, meta["last_modified"])
+
+
+class _Kept:
+    """Blocks of objects that were fetched, the latest: a header is read in several places, and
+    again where a checkpoint is opened twice."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: OrderedDict[tuple[Stored, int], bytes] = OrderedDict()
+        self._size = 0
+
+    def get(self, source: Stored, number: int) -> bytes | None:
+        with self._lock:
+            block = self._blocks.get((source, number))
+            if block is not None:
+                self._blocks.move_to_end((source, number))
+            return block
+
+    def add(self, source: Stored, first: int, data: memoryview) -> None:
+        """Whole blocks from the ``first`` on (the last may be that of the object)."""
+        with self._lock:
+            for number, start in enumerate(range(0, len(data), _BLOCK), first):
+                block = bytes(data[start : start + _BLOCK])
+                self._size += len(block) - len(self._blocks.pop((source, number), b""))
+                self._blocks[source, number] = block
+            while self._size > _ROOM:
+                self._size -= len(self._blocks.popitem(last=False)[1])
+
+    def fill(self, source: Stored, offset: int, out: memoryview) -> tuple[int, int]:
+        """Fill the beginning and the end of ``out`` as far as they are known: between which of its
+        bytes the rest lies."""
+        low, high = 0, len(out)
+        while low < high:
+            number, at = divmod(offset + low, _BLOCK)
+            block = self.get(source, number)
+            if block is None:
+                break
+            part = block[at : at + high - low]
+            out[low : low + len(part)] = part
+            low += len(part)
+        while low < high:
+            number, at = divmod(offset + high - 1, _BLOCK)
+            block = self.get(source, number)
+            if block is None:
+                break
+            size = min(at + 1, high - low)
+            out[high - size : high] = block[at + 1 - size : at + 1]
+            high -= size
+        return low, high
+
+
+_kept = _Kept()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStored:
+    """An object that is read where nobody has said what will be."""
+
+    source: Stored
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        source = self.source
+        if offset + len(out) > source.size:
+            raise InputError(source.name, f"ends at byte {source.size}, short of its data")
+        low, high = _kept.fill(source, offset, out)
+        if low >= high:
+            return
+        if high - low > _KEPT:
+            call(source.fetch, offset + low, out[low:high])
+            return
+        first, last = (offset + low) // _BLOCK, (offset + high - 1) // _BLOCK
+        blocks = -(-source.size // _BLOCK)
+        if first == 0:
+            last = max(last, min(blocks, _ENDS) - 1)
+        if last >= blocks - 2:
+            first, last = max(0, min(first, blocks - _ENDS)), blocks - 1
+        begin_at = first * _BLOCK
+        data = memoryview(bytearray(min((last + 1) * _BLOCK, source.size) - begin_at))
+        call(source.fetch, begin_at, data)
+        _kept.add(source, first, data)
+        out[low:high] = data[offset + low - begin_at : offset + high - begin_at]
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+
+class _Segment:
+    """A range that is being fetched."""
+
+    def __init__(self, source: Stored, start: int, stop: int, data: memoryview) -> None:
+        self.start, self.stop = start, stop
+        self._source = source
+        self._data = data
+        self._low, self._high = _kept.fill(source, start, self._data)
+        self._filled = self._low
+        self._call = Call(self._fetch)
+
+    @property
+    def ended(self) -> bool:
+        return self._call.done
+
+    def begin(self) -> None:
+        if self._low < self._high:
+            submit(self._call)
+        else:
+            self._call.end(None)
+
+    def _fetch(self) -> None:
+        data = self._data[self._low : self._high]
+        self._source.fetch(self.start + self._low, data, self._add)
+
+    def _add(self, done: int) -> None:
+        with self._call.changed:
+            if self._call.done:
+                # Nobody waits for it any more.
+                raise Abandoned
+            self._filled = self._low + done
+            self._call.changed.notify_all()
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        at = offset - self.start
+        stop = at + len(out)
+        self._call.wait(lambda: self._filled >= stop)
+        out[:] = self._data[at:stop]
+
+
+class Fetching:
+    """What a task said that it will read of objects: all of it is fetched at once."""
+
+    def __init__(
+        self, ranges: Iterable[tuple[Source, int, int]], before: Fetching | None = None
+    ) -> None:
+        """``ranges`` are sources with the bytes ``[start, stop)`` of them; of sources that are no
+        objects nothing is fetched. The room of what was fetched ``before`` is used again."""
+        by_source: dict[Stored, list[tuple[int, int]]] = {}
+        for source, start, stop in ranges:
+            if isinstance(source, Stored):
+                by_source.setdefault(source, []).append((start, stop))
+        joined = {source: [*_joined(own)] for source, own in by_source.items()}
+        size = sum(stop - start for own in joined.values() for start, stop in own)
+        room = b"" if before is None else before.free()
+        self._room = room if len(room) >= size else bytearray(size)
+        self._segments: dict[Stored, list[_Segment]] = {}
+        rest = memoryview(self._room)
+        for source, own in joined.items():
+            segments = self._segments[source] = []
+            for start, stop in own:
+                segments.append(_Segment(source, start, stop, rest[: stop - start]))
+                rest = rest[stop - start :]
+        self._starts = {
+            source: [each.start for each in own] for source, own in self._segments.items()
+        }
+        for segments in self._segments.values():
+            for segment in segments:
+                segment.begin()
+
+    def free(self) -> bytearray | bytes:
+        """The room, if nothing is written there any more."""
+        ended = all(segment.ended for own in self._segments.values() for segment in own)
+        return self._room if ended else b""
+
+    def read_into(self, source: Source, offset: int, out: memoryview) -> bool:
+        """Fill ``out``; False if that was not expected."""
+        if not isinstance(source, Stored) or source not in self._segments:
+            return False
+        place = bisect_right(self._starts[source], offset) - 1
+        segment = self._segments[source][place]
+        if not segment.start <= offset <= offset + len(out) <= segment.stop:
+            return False
+        segment.read_into(offset, out)
+        return True
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The ranges in order, those that touch or lie near each other as one."""
+    start = stop = -1
+    for low, high in sorted(ranges):
+        if stop >= 0 and low <= stop + _GAP:
+            stop = max(stop, high)
+        else:
+            if start < stop:
+                yield start, stop
+            start, stop = low, high
+    if start < stop:
+        yield start, stop
