@@ -96,6 +96,7 @@ class Run:
     part: str | None = None
     finish: bool = False
     proceed: bool = False
+    if_stale: bool = False
     force: bool = False
     dry_run: bool = False
     as_json: bool = False
@@ -119,6 +120,8 @@ _RUN = (
     Option("finish", "--finish", "Give the output its name, once all parts are made."),
     Option("proceed", "--continue",
            "Keep a journal: a run that was killed goes on where it was, with the same call."),
+    Option("if_stale", "--if-stale",
+           "Do nothing if the output is there, of this recipe and these inputs; else replace it."),
     Option("force", "--force", "Replace an existing output."),
     Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
     Option("as_json", "--json", "Print the report as JSON."),
@@ -203,8 +206,15 @@ def execute_and_report(
     if run.dry_run:
         _show_plan(plan, resources, run, notes)
         return
+    if run.if_stale:
+        from swavg.engine.stale import replacing_averages, up_to_date
+
+        if up_to_date(plan):
+            _tell_up_to_date(plan, run)
+            return
+        plan = replacing_averages(plan)
     made = _executed(plan, resources, run, notes)
-    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
+    paths = _paths(plan)
     if run.part is not None:
         _tell_part(run, plan.folder or paths[0])
         return
@@ -222,7 +232,22 @@ def execute_and_report(
 
         console.summary(reports, verbose=run.verbose, chosen=chosen)
     values = [report.to_json() for report in reports]
-    print_published("report", values, [*dict.fromkeys(paths)], as_json=run.as_json)
+    print_published("report", values, paths, as_json=run.as_json)
+
+
+def _paths(plan: Plan) -> list[str]:
+    """Those of the outputs."""
+    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
+    return [*dict.fromkeys(paths)]
+
+
+def _tell_up_to_date(plan: Plan, run: Run) -> None:
+    if not run.quiet:
+        from swavg.console import messages
+
+        messages.notes(["up to date"])
+    values = [{"output": path, "up_to_date": True} for path in _paths(plan)]
+    print_published("report", values, _paths(plan), as_json=run.as_json)
 
 
 def _tell_part(run: Run, output: str) -> None:

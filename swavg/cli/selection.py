@@ -100,8 +100,9 @@ def selected(
     Where nothing is to be chosen among plain checkpoints, only their names are read, and they are
     left in the order given unless all names have a step; with ``steps`` they are opened if some
     have none. ``choosing``: some are chosen later; ``measured``: their metrics count. Raises
-    RequestError, InputError, or UsageError; so it does for different files of one step in a folder, unless they are averages of several
-    widths, and with ``in_order`` where the place of some is not known.
+    RequestError, InputError, or UsageError; so it does for different files of one step in a folder,
+    unless they are averages of several widths, and with ``in_order`` where the place of some is not
+    known.
     """
     from swavg.series import check_equal_steps, check_order, in_given_order
 

@@ -8,7 +8,7 @@ from swavg.methods.smooth import known, last_step
 from swavg.planning.policy import Policy
 from swavg.planning.row import Request, Row
 from swavg.series import Series, with_metric
-from swavg.storage.sources import read_file
+from swavg.storage.paths import read_file
 
 _MOST = 1 << 20
 """Bytes of a file of factors, at most."""
