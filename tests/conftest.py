@@ -18,3 +18,34 @@ def default_signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """A server of S3: one for all tests."""
+    from object_stores import s3_server
+
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint, monkeypatch):
+    """An empty bucket, which the environment leads to."""
+    from object_stores import Bucket
+
+    made = Bucket(s3_endpoint)
+    for name, value in made.env.items():
+        monkeypatch.setenv(name, value)
+    return made
+
+
+@pytest.fixture
+def proxy(bucket, monkeypatch):
+    """What stands before the server."""
+    from object_stores import Proxy
+
+    made = Proxy(bucket.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
+    yield made
+    made.close()

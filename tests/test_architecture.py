@@ -42,6 +42,7 @@ HOMES = {
     "obstore": ("storage",),
     "boto3": ("storage",),
     "huggingface_hub": ("storage",),
+    "ray": ("engine.ray",),
     "pytest": ("testing",),
 }
 """Where a library may be imported; standing for rooms, or parts of them."""
@@ -143,7 +144,7 @@ def test_the_help_of_a_command_imports_neither_numpy_nor_torch():
         "from swavg.cli import main\n"
         "try:\n    main(['average', '--help'])\nexcept SystemExit:\n    pass"
     )
-    assert modules_after(code).isdisjoint({"numpy", "torch", "rich"})
+    assert modules_after(code).isdisjoint({"numpy", "torch", "rich", "ray"})
 
 
 def test_averaging_on_the_processor_never_imports_torch(tmp_path):

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from click.core import ParameterSource
@@ -93,6 +93,8 @@ class Run:
     threads: int | None = None
     memory: int | None = None
     check_crc: bool = False
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
     part: str | None = None
     finish: bool = False
     proceed: bool = False
@@ -115,6 +117,11 @@ _RUN = (
            Size(), "SWAVG_MEMORY"),
     Option("check_crc", "--check-crc",
            "Compare what is read with the checksums that PyTorch files hold; it takes longer."),
+    Option("engine", "--engine",
+           "What does the work; ray: a cluster whose nodes see all files (docs/scale.md)."),
+    Option("address", "--address",
+           "The Ray cluster. [default: what RAY_ADDRESS says, or the one of this machine]",
+           "HOST:PORT"),
     Option("part", "--part",
            "Make part I of N, on any machine that sees the folder; --finish follows.", "I/N"),
     Option("finish", "--finish", "Give the output its name, once all parts are made."),
@@ -190,7 +197,14 @@ def execute_and_report(
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
 
-    resources = Resources(run.device, run.threads, run.memory, check_crc=run.check_crc)
+    resources = Resources(
+        run.device,
+        run.threads,
+        run.memory,
+        check_crc=run.check_crc,
+        engine=run.engine,
+        address=run.address,
+    )
     plan = prepare(
         request.inputs,
         request.rows,

@@ -15,6 +15,7 @@ from swavg.engine.compute import Sinks, Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, goes_to_store, publishing, write_deferred, write_fixed
+from swavg.engine.ray import Cluster, engine, on_ray
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import averages_left, facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written
@@ -47,6 +48,8 @@ OnProgress = Callable[[Progress], None]
 
 _WORTH_A_FORK = 32 << 20
 """Bytes to read from which on processes pay."""
+_TASKS = 8
+"""For each processor of a cluster, about."""
 
 
 def average(
@@ -256,16 +259,19 @@ def execute(
         plan = replace(plan, cut=DEVICE_CUT)
     check(plan)
     begun = time.monotonic()
-    tally, executor, chosen = start(plan, resources)
-    tell = partial(_tell, tally, begun, on_progress)
-    tell()
-    with publishing(plan, tally, on_publish) as sinks:
-        write_fixed(plan, sinks)
-        make = tools_of(plan, chosen, resources)
-        for result in executor(plan, plan.tasks(), sinks, make):
-            tally.add(result)
-            tell()
-        complete(plan, tally, sinks, resources)
+    with engine(plan, resources) as cluster:
+        if cluster is not None:
+            plan = plan.for_machines(_TASKS * cluster.processors)
+        tally, executor, chosen = start(plan, resources, cluster)
+        tell = partial(_tell, tally, begun, on_progress)
+        tell()
+        with publishing(plan, tally, on_publish) as sinks:
+            write_fixed(plan, sinks)
+            make = tools_of(plan, chosen, resources)
+            for result in executor(plan, plan.tasks(), sinks, make):
+                tally.add(result)
+                tell()
+            complete(plan, tally, sinks, resources)
     seconds = time.monotonic() - begun
     return reports(plan, chosen, resources, tally, seconds)
 
@@ -291,12 +297,16 @@ def sources_of(plan: Plan) -> Iterator[Source]:
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
     """The reports before a run."""
-    _, _, chosen = start(plan, resources)
+    with engine(plan, resources) as cluster:
+        _, _, chosen = start(plan, resources, cluster)
     return reports(plan, chosen, resources)
 
 
-def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
-    """What counts a run, who does it, and with which buffers. RequestError if that cannot be."""
+def start(
+    plan: Plan, resources: Resources, cluster: Cluster | None = None
+) -> tuple[Tally, Executor, Sizes]:
+    """What counts a run, who does it (None: this machine), and with which buffers. RequestError if
+    that cannot be."""
     if resources.device not in ("cpu", "torch"):
         from swavg.engine.kernels.torch import check_device
 
@@ -308,13 +318,19 @@ def start(plan: Plan, resources: Resources) -> tuple[Tally, Executor, Sizes]:
     # short of memory: before there is any file.
     from swavg.engine.distances import Distances
 
-    chosen = sizes(plan, resources, forked=forks)
+    if cluster is None:
+        chosen = sizes(plan, resources, forked=forks)
+    else:
+        chosen = cluster.sizes(plan, resources)
     forks = forks and chosen.workers > 1 and can_fork()
     rows = plan.rows if plan.distances else ()
     # The parts of one output are measured as one.
     whole = [Distances(len(row.members)) for row in rows[:: plan.width]]
     distances = tuple(whole[number // plan.width] for number in range(len(rows)))
-    executor = forked(chosen.workers) if forks else threads(chosen.workers)
+    if cluster is not None:
+        executor = on_ray(cluster, chosen.workers)
+    else:
+        executor = forked(chosen.workers) if forks else threads(chosen.workers)
     return Tally(plan, total, planned, distances), executor, chosen
 
 
@@ -324,7 +340,7 @@ def _forks(plan: Plan, resources: Resources, total: int) -> bool:
         wanted = total >= _WORTH_A_FORK
     return (
         wanted
-        and resources.device == "cpu"
+        and (resources.engine, resources.device) == ("local", "cpu")
         and can_fork()
         and all(source.forks for source in sources_of(plan))
         and not goes_to_store(plan)

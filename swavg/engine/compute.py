@@ -73,6 +73,10 @@ class TaskResult:
     """Of inputs whose own checksums are compared."""
     wrote: list[Written] = field(default_factory=list)
     """What was written, where a journal is kept."""
+    node: str = ""
+    """That of a cluster which did it."""
+    lost: int = 0
+    """Times that it was begun by a worker that was lost."""
 
 
 def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:

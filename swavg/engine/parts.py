@@ -11,7 +11,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from swavg import __version__
@@ -27,6 +27,7 @@ from swavg.engine.outputs import (
     shared_paths,
     write_fixed,
 )
+from swavg.engine.ray import Cluster, engine
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
@@ -36,10 +37,6 @@ from swavg.storage.destination import is_stream
 from swavg.storage.journals import Facts, Journal, Journals
 from swavg.storage.sinks import FileSink
 
-_MOST = 64 << 20
-_LEAST = 1 << 20
-"""Bytes of the output that a task covers, at most and at least: on network file systems no two
-machines may write into one page, and 1 MiB is a multiple of all."""
 _TASKS = 64
 """Of a part, about."""
 _CHUNK = 1 << 20
@@ -86,7 +83,23 @@ def run_part(
     called before it is said to be done. There is no report before :func:`finish`. Raises a
     SwavgError: InputError if other parts are of another plan or of other inputs.
     """
-    plan, journals = _cut(plan, part.count), _journals(plan)
+    if resources.engine != "local" and part.count > 1:
+        raise RequestError("engine=ray shares the work out itself, and makes no part=.")
+    plan, journals = plan.for_machines(part.count * _TASKS), _journals(plan)
+    with engine(plan, resources) as cluster:
+        _run_part(plan, resources, cluster, journals, part, on_progress, on_end)
+    return []
+
+
+def _run_part(
+    plan: Plan,
+    resources: Resources,
+    cluster: Cluster | None,
+    journals: Journals,
+    part: Part,
+    on_progress: OnProgress | None,
+    on_end: Callable[[], object],
+) -> None:
     begun = [path for path in shared_paths(plan) if os.path.lexists(path)]
     if begun and journals.facts() is None:
         raise OutputError(
@@ -96,7 +109,7 @@ def run_part(
         )
     check(plan, begun=bool(begun))
     digest = _agree(journals, plan, part.count)
-    tally, executor, chosen = start(plan, resources)
+    tally, executor, chosen = start(plan, resources, cluster)
     numbers = part.of(plan.tasks())
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
     started = time.monotonic()
@@ -104,7 +117,7 @@ def run_part(
         if journal.records or journal.complete:
             _check_there(plan, journals)
         if journal.complete:
-            return []
+            return
         with shared(plan) as sinks:
             write_fixed(plan, sinks)
             for result in _checked(journal, sinks):
@@ -119,7 +132,6 @@ def run_part(
             check_sources(plan)
         on_end()
         journal.end()
-    return []
 
 
 def finish(
@@ -141,7 +153,7 @@ def finish(
             hint="Make them first: part=1/8 to part=8/8, say.",
         )
     count = cast(int, facts["parts"])
-    plan = _cut(plan, count)
+    plan = plan.for_machines(count * _TASKS)
     check(plan, begun=True)
     digest = _agree(journals, plan, count)
     begun = time.monotonic()
@@ -192,13 +204,6 @@ def _check_there(plan: Plan, journals: Journals) -> None:
                 f"{path}, which parts were written to: {problem}",
                 hint=f"Remove {journals.folder} to begin anew.",
             )
-
-
-def _cut(plan: Plan, count: int) -> Plan:
-    size = sum(output.size for output in plan.outputs) // (count * _TASKS)
-    # What a task reads of objects is in memory at once.
-    most = _MOST if all(source.forks for source in sources_of(plan)) else plan.cut
-    return replace(plan, cut=max(_LEAST, min(most, size // _LEAST * _LEAST)))
 
 
 def _journals(plan: Plan) -> Journals:
@@ -316,6 +321,8 @@ def _as_result(record: Facts) -> TaskResult:
         [(row, Sums(**_tuples(sums))) for row, sums in values["distances"]],
         [BytesRead(*each) for each in values["reads"]],
         [Written(*each) for each in values["wrote"]],
+        values["node"],
+        values["lost"],
     )
 
 

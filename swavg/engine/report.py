@@ -111,6 +111,10 @@ class Tally:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     reads: Reads = field(default_factory=Reads)
+    nodes: set[str] = field(default_factory=set)
+    """Of a cluster, that did tasks."""
+    lost: int = 0
+    """Tasks that were begun by a worker that was lost."""
 
     def add(self, result: TaskResult) -> None:
         """Count a task. AssertionError if it was done before."""
@@ -121,6 +125,8 @@ class Tally:
         self.differing |= result.differing
         self.nonfinite |= result.nonfinite
         self.reads.add(result.reads)
+        self.nodes |= {result.node} - {""}
+        self.lost += result.lost
         for row, sums in result.distances:
             self.distances[row].add(sums)
         for found in result.checksums:
@@ -132,6 +138,12 @@ class Tally:
         where space was reserved a hole reads as zeros."""
         assert len(self.done) == len(self.plan.tasks()), "tasks are missing"
         assert self.written == self.planned, f"{self.written} of {self.planned} bytes written"
+        if self.nodes:
+            several = len(self.nodes) > 1
+            self.notes.append(f"made on {len(self.nodes)} node{'s' * several} of a Ray cluster")
+        if self.lost:
+            tasks = "1 task was" if self.lost == 1 else f"{self.lost} tasks were"
+            self.notes.append(f"{tasks} run again: a worker or a node was lost")
 
     def crc(self, row: int, own: int, offset: int, file: int | None = None) -> int:
         """The checksum of the region at this offset of a file (None: of number ``own``)."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from swavg.engine.ahead import FETCHED, read_for_one
 from swavg.errors import RequestError
 from swavg.formats.tensors import GATHERING
 from swavg.planning.plan import Plan
+
+Engine = Literal["local", "ray"]
+"""What runs the tasks."""
 
 DEFAULT_MEMORY = 32 << 20
 """Bytes for blocks: with interpreters and NumPy the processes together stay under 96 MiB."""
@@ -54,6 +58,11 @@ class Resources:
     """Workers are forked processes; None: where a fork is safe and pays, else threads."""
     check_crc: bool = False
     """Compare what is read with the checksums that PyTorch files hold."""
+    engine: Engine = "local"
+    """``ray``: the processors of a Ray cluster, whose nodes see all files under the same paths;
+    ``threads`` is then the number of all workers, and ``memory`` for those of one node."""
+    address: str | None = None
+    """``HOST:PORT`` of the cluster; None: what ``RAY_ADDRESS`` says, or the one of this machine."""
 
     @property
     def workers(self) -> int:

@@ -10,7 +10,7 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -32,6 +32,8 @@ GATHERED_CUT = 4 << 20
 """The same where some inputs do not lie in row-major order: more is read at once."""
 DEVICE_CUT = 16 << 20
 """The same where a device computes."""
+_LEAST, _MOST = 1 << 20, 64 << 20
+"""The same where several machines do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,15 @@ class Plan:
     def width(self) -> int:
         """How many rows make an output."""
         return 1 if self.parts is None else self.parts.count
+
+    def for_machines(self, tasks: int) -> Plan:
+        """The plan in about so many tasks that several machines may do: on network file systems no
+        two may write into one page, of which 1 MiB is a multiple."""
+        size = sum(output.size for output in self.outputs) // tasks
+        # What a task reads of objects in a store is in memory at once.
+        far = any(not source.forks for each in self.checkpoints for source in each.sources)
+        most = self.cut if far else _MOST
+        return replace(self, cut=max(_LEAST, min(most, size // _LEAST * _LEAST)))
 
     @cached_property
     def stretches(self) -> list[tuple[int, int, int, int]]:

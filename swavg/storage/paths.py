@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from swavg.errors import InputError
@@ -192,12 +192,32 @@ def normal(path: str) -> str:
     return path.rstrip("/") if is_url(path) else os.path.normpath(path)
 
 
+@dataclass(frozen=True, slots=True)
+class FileReader:
+    """Reads of a file so many bytes from an offset on. InputError."""
+
+    pool: Pool
+    file: Source
+
+    def __call__(self, offset: int, size: int) -> bytearray:
+        return self.pool.read(self.file, offset, size)
+
+    @property
+    def remote(self) -> bool:
+        """Whether a read is a request to a store."""
+        return is_url(self.file.name)
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Fetch the bytes ``[start, stop)`` of an object side by side, before they are read."""
+        expect(self.pool, ((self.file, start, stop) for start, stop in ranges))
+
+
 @contextmanager
-def reading(path: str) -> Iterator[tuple[Source, Callable[[int, int], bytearray]]]:
-    """The file at ``path``, and what reads of it so many bytes from an offset on. InputError."""
+def reading(path: str) -> Iterator[tuple[Source, FileReader]]:
+    """The file at ``path``, and what reads of it. InputError."""
     file = find_file(path)
     with Pool() as pool:
-        yield file, partial(pool.read, file)
+        yield file, FileReader(pool, file)
 
 
 def read_file(path: str, most: int | None = None) -> bytes:

@@ -75,14 +75,14 @@ def sync(fd: int, shown: str) -> None:
 
 
 class FileSink:
-    """An open file at ``path``; errors name ``shown``."""
+    """An open file at ``path``; errors name ``shown``. Pickled, it is a :class:`SharedFile`."""
 
     forks = True
 
-    def __init__(self, path: str, fd: int, shown: str) -> None:
+    def __init__(self, path: str, fd: int | None, shown: str) -> None:
         self.path = path
-        self._fd: int | None = fd
-        self._shown = shown
+        self._fd = fd
+        self.shown = shown
 
     @property
     def fd(self) -> int:
@@ -95,7 +95,7 @@ class FileSink:
             try:
                 count = os.pwrite(fd, view, offset)
             except OSError as error:
-                raise write_error(self._shown, error) from None
+                raise write_error(self.shown, error) from None
             offset += count
             view = view[count:]
 
@@ -104,7 +104,7 @@ class FileSink:
         return (self.fd,)
 
     def sync(self) -> None:
-        sync(self.fd, self._shown)
+        sync(self.fd, self.shown)
 
     def fail(self, error: BaseException) -> None:
         """Nobody waits for a file."""
@@ -116,4 +116,38 @@ class FileSink:
             try:
                 os.close(fd)
             except OSError as error:
-                raise write_error(self._shown, error) from None
+                raise write_error(self.shown, error) from None
+
+    def hand_over(self) -> None:
+        """Other machines write into it from now on: what was written is on the disk, and this one
+        remembers nothing of it. OutputError."""
+        self.sync()
+        with suppress(OSError):
+            os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def __reduce__(self) -> tuple[type[SharedFile], tuple[str, str]]:
+        return SharedFile, (os.path.abspath(self.path), self.shown)
+
+
+class SharedFile(FileSink):
+    """The file of another process, perhaps on another machine: it is there, opened with the first
+    write, and again after :meth:`close`."""
+
+    def __init__(self, path: str, shown: str) -> None:
+        super().__init__(path, None, shown)
+
+    @property
+    def fd(self) -> int:
+        if self._fd is None:
+            try:
+                # Never made: what is not there is another folder.
+                self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            except OSError as error:
+                raise write_error(self.shown, error) from None
+        return self._fd
+
+    def settle(self) -> None:
+        """What was written is on the disk: others see it. OutputError."""
+        if self._fd is not None:
+            self.sync()
+            self.close()

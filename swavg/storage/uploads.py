@@ -245,12 +245,12 @@ class Upload:
             self._hand_over(stop)
             # The run may have taken an hour, in which someone put something there.
             check_absent(self.location, force=self._force, stop=stop)
-            self._send(self._writer.close, stop)
+            self._send(self._writer.close, stop, ends=True)
         else:
             store, data = store_of(self.location), bytes(self._held)
             mode: Literal["create", "overwrite"] = "overwrite" if self._force else "create"
-            self._send(partial(obstore.put, store, self.location.key, data, mode=mode), stop)
-        self.ended = True
+            put = partial(obstore.put, store, self.location.key, data, mode=mode)
+            self._send(put, stop, ends=True)
         self._turn.release()
 
     def verify(self) -> None:
@@ -266,10 +266,9 @@ class Upload:
             raise OutputError(self.location.url, f"has {size:,} bytes, and {self.size:,} were sent")
 
     def abort(self, error: BaseException) -> None:
-        """Take back what was sent of an object that has not appeared."""
-        if self.ended or self._writer is None or not self._using.acquire(timeout=_SECONDS):
-            return
-        _ended(begin(self._writer.__exit__, type(error), error, None), _SECONDS)
+        """Take back what was sent of an object that has not appeared, if that can be soon."""
+        if self._using.acquire(timeout=_SECONDS) and self._writer is not None and not self.ended:
+            _ended(begin(self._writer.__exit__, type(error), error, None), _SECONDS)
 
     @property
     def _is_large(self) -> bool:
@@ -295,10 +294,14 @@ class Upload:
         if data:
             self._send(partial(self._writer.write, data), stop)
 
-    def _send(self, function: Callable[[], object], stop: Callable[[], None]) -> None:
+    def _send(
+        self, function: Callable[[], object], stop: Callable[[], None], *, ends: bool = False
+    ) -> None:
         def alone(_: ObjectStore) -> None:
             with self._using:
                 function()
+                # Whoever waits may have been interrupted.
+                self.ended |= ends
 
         with _bucket(self.location):
             _ask(self.location, alone, stop=stop)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +85,25 @@ def test_a_closed_file_may_be_closed_again(sink: FileSink) -> None:
     sink.close()
     with pytest.raises(AssertionError, match="is closed"):
         sink.pwrite(0, b"x")
+
+
+def test_another_process_opens_the_file_when_it_writes(sink: FileSink, tmp_path: Path) -> None:
+    """Where it runs and which files it has does not matter."""
+    script = (
+        "import pickle, sys; sink = pickle.loads(sys.stdin.buffer.read());"
+        " sink.pwrite(3, b'there'); sink.settle(); sink.pwrite(9, b'again'); sink.settle()"
+    )
+    sink.pwrite(0, b"here")
+    sink.hand_over()
+    data = pickle.dumps(sink)
+    subprocess.run([sys.executable, "-c", script], input=data, cwd="/", check=True)
+    assert Path(sink.path).read_bytes() == b"herthere\0again"
+
+
+def test_a_file_that_is_not_there_is_never_made_by_another_process(sink: FileSink) -> None:
+    elsewhere = pickle.loads(pickle.dumps(sink))
+    elsewhere.settle()
+    os.unlink(sink.path)
+    with pytest.raises(OutputError, match="a: cannot be written: No such file"):
+        elsewhere.pwrite(0, b"x")
+    assert not os.path.exists(sink.path)

@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace as with_other
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,16 @@ def truncate(path: Path) -> None:
 
 def set_the_time(path: Path) -> None:
     os.utime(path, ns=(1, 1))
+
+
+def test_another_machine_has_other_numbers_for_the_same_file(path: Path) -> None:
+    source = LocalFile.find(str(path))
+    device, inode, *rest = source.stamp
+    elsewhere = with_other(source, stamp=(device + 1, inode + 1, *rest))
+    elsewhere.check()
+    append(path)
+    with pytest.raises(InputError, match="changed while it was read"):
+        elsewhere.check()
 
 
 @pytest.mark.parametrize(
@@ -242,3 +253,11 @@ def test_a_pool_is_shared_between_threads(path: Path) -> None:
         for thread in threads:
             thread.join()
     assert wrong == []
+
+
+def test_memory_goes_along_to_another_process() -> None:
+    first = Memory("a", memoryview(b"abcdef"))
+    there, again = pickle.loads(pickle.dumps((first, first)))
+    assert there is again
+    with Pool() as pool:
+        assert pool.read(there, 2, 3) == b"cde"

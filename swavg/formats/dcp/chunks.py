@@ -7,7 +7,6 @@ the others only that they begin and end just like it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from itertools import groupby, tee
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.objects import Refused, View
 from swavg.formats.torch.views import placed
 from swavg.formats.zip_directory import END
+from swavg.storage.paths import FileReader
 from swavg.storage.sources import Pool, Source
 
 _HEAD = 1024
@@ -67,7 +67,7 @@ def find_chunks(
     known: dict[tuple[DType, Shape, int], _Known] = {}
     for file, numbers in groupby(chunks.in_files(), chunks.files.__getitem__):
         source = sources[file]
-        read = partial(pool.read, source)
+        read = FileReader(pool, source)
         own, ahead = tee(numbers)
         blocks = read_places(read, _ends(source, map(wanted, ahead)))
         for number in own:

@@ -6,7 +6,6 @@ import os
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 
 from swavg.dtypes import DType
@@ -30,7 +29,7 @@ from swavg.formats.dcp.saved import Chunk, ChunkColumns, Saved, SavedTensor
 from swavg.formats.tensors import Made, Shape, Shared, TableBuilder, TensorSpec, TensorTable
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
-from swavg.storage.paths import exists, find_file, find_part, is_file, read_file
+from swavg.storage.paths import FileReader, exists, find_file, find_part, is_file, read_file
 from swavg.storage.sources import Pool, Source
 
 _RECIPE_LIMIT = 64 << 20
@@ -205,7 +204,7 @@ def _values(path: str) -> Mapping[str, Scalar]:
     try:
         file = find_file(path)
         with Pool() as pool:
-            read = partial(pool.read, file)
+            read = FileReader(pool, file)
             archive = read_archive(read, path, file.size)
             values = plain_values(path, read_graph(read, archive).top, archive.locate)
     except InputError:

@@ -7,7 +7,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.blocks import Read, read_places
@@ -20,7 +19,7 @@ from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe
 from swavg.storage.crc import combined
 from swavg.storage.deflated import Deflated
-from swavg.storage.paths import find_file
+from swavg.storage.paths import FileReader, find_file
 from swavg.storage.sources import Pool, Source
 
 SUFFIX = ".npy"
@@ -146,7 +145,7 @@ def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
     """
     file = find_file(path)
     with Pool() as pool:
-        read: Read = partial(pool.read, file)
+        read: Read = FileReader(pool, file)
         members = read_members(read, path, file.size)
         contents = _Contents(path, file, pool, sources=[file])
         places = ((start, min(each.size, each.packed, _USUAL)) for each, start in members)

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeGuard
 
 from swavg.errors import InputError
@@ -15,7 +14,7 @@ from swavg.formats.torch.archive import Archive, read_archive, read_graph
 from swavg.formats.torch.objects import Opaque, Refused, View, is_count, mapping, name_of
 from swavg.formats.torch.views import placed
 from swavg.formats.zero.rows import Flat
-from swavg.storage.paths import find_part
+from swavg.storage.paths import FileReader, find_part
 from swavg.storage.sources import Pool, Source
 
 _MAX_DIMENSIONS = 32
@@ -80,7 +79,7 @@ def open_rank_file(pool: Pool, path: str, number: int) -> tuple[RankFile, Mappin
     """The file, and the dictionary in it; foreign classes there (the scaler of the loss, the
     stage's enumeration) are stand-ins. InputError."""
     source = find_part(path, os.path.dirname(path))
-    read = partial(pool.read, source)
+    read = FileReader(pool, source)
     file = RankFile(path, number, source, read_archive(read, path, source.size))
     return file, file.dict_of("its pickle", read_graph(read, file.archive).top)
 

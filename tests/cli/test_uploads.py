@@ -1,0 +1,309 @@
+"""Outputs in object stores: whole or not there, never over another without --force."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from checkpoints import save, series
+from command_line import SWAVG, process
+from faulty_store import faulty_store
+
+PART = 8 << 20
+
+
+@pytest.fixture(scope="module")
+def server():
+    with faulty_store() as made:
+        yield made
+
+
+@pytest.fixture
+def store(server, monkeypatch):
+    server.reset()
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def small(tmp_path):
+    return series(tmp_path)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Two files of three parts, none of whose blocks are equal."""
+    return [
+        save(tmp_path / f"{name}.safetensors",
+             {f"layer.{n}": torch.arange(1 << 20) * (n + 1.0) + more for n in range(5)})
+        for name, more in (("a", 0.0), ("b", 2.0))
+    ]  # fmt: skip
+
+
+def average(*args):
+    return process("average", *args)
+
+
+def test_a_small_object_is_one_request_that_replaces_nothing(store, small, tmp_path):
+    found = average(*small, "-o", "s3://bucket/run/avg.safetensors")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "s3://bucket/run/avg.safetensors\n"
+    average(*small, "-o", tmp_path / "avg.safetensors")
+    assert store.get("run/avg.safetensors") == (tmp_path / "avg.safetensors").read_bytes()
+    assert [method for method, _ in store.log()][:3] == ["HEAD", "PUT", "HEAD"]
+
+
+def test_an_object_of_three_parts_has_the_bytes_of_a_file(store, large, tmp_path):
+    """What is handed to the store is not written into again."""
+    found = average(*large, "-o", "s3://bucket/avg.safetensors", "--threads", "4")
+    assert found.returncode == 0, found.stderr
+    average(*large, "-o", tmp_path / "avg.safetensors")
+    assert store.get("avg.safetensors") == (tmp_path / "avg.safetensors").read_bytes()
+    parts = {path for method, path in store.log() if method == "PUT" and "partNumber" in path}
+    assert len(parts) == 3
+    assert store.unfinished() == []
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_what_exists_is_replaced_with_force_only(store, request, size):
+    inputs = request.getfixturevalue(size)
+    store.put("avg.safetensors", b"old")
+    found = average(*inputs, "-o", "s3://bucket/avg.safetensors")
+    assert found.returncode == 7
+    assert "exists already\n" in found.stderr
+    assert "Use --force" in found.stderr
+    assert store.get("avg.safetensors") == b"old"
+    assert average(*inputs, "-o", "s3://bucket/avg.safetensors", "--force").returncode == 0
+    assert store.get("avg.safetensors") != b"old"
+
+
+@pytest.mark.parametrize(
+    ("size", "method", "match"), [("small", "PUT", "avg"), ("large", "POST", "uploads")]
+)
+def test_what_someone_else_puts_there_meanwhile_stays(store, request, size, method, match):
+    inputs = request.getfixturevalue(size)
+    store.faults({"method": method, "match": match, "put": "avg.safetensors"})
+    found = average(*inputs, "-o", "s3://bucket/avg.safetensors")
+    assert found.returncode == 7, found.stderr
+    assert store.get("avg.safetensors") == b"someone else's"
+    assert store.unfinished() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [
+        ("POST", "uploads"),
+        ("PUT", "partNumber=1&"),
+        ("PUT", "partNumber=3&"),
+        ("POST", "uploadId"),
+    ],
+)
+def test_after_a_refusal_nothing_is_left(store, large, method, match):
+    store.faults({"method": method, "match": match, "status": 403})
+    found = average(*large, "-o", "s3://bucket/avg.safetensors")
+    assert found.returncode == 5
+    assert "access was denied" in found.stderr
+    assert "uploadId" not in found.stderr
+    assert store.names() == store.unfinished() == []
+
+
+@pytest.mark.parametrize("match", ["partNumber=2&", "uploadId"])
+def test_a_server_that_recovers_is_asked_again(store, large, match):
+    method = "POST" if match == "uploadId" else "PUT"
+    store.faults({"method": method, "match": match, "status": 500, "times": 2})
+    found = average(*large, "-o", "s3://bucket/avg.safetensors")
+    assert found.returncode == 0, found.stderr
+    assert store.names() == ["avg.safetensors"]
+
+
+def test_an_average_that_is_refused_does_not_appear(store, large, tmp_path):
+    """All of it was sent but the last request."""
+    values = torch.arange(1 << 20).float()
+    values[-1] = torch.nan
+    bad = save(tmp_path / "bad.safetensors", {f"layer.{n}": values for n in range(5)})
+    found = average(large[0], bad, "-o", "s3://bucket/avg.safetensors")
+    assert found.returncode == 6
+    assert store.names() == store.unfinished() == []
+
+
+def begun(store, *args, stall=30):
+    """A command in whose upload the second part takes its time."""
+    store.faults({"method": "PUT", "match": "partNumber=2&", "stall": stall})
+    command = subprocess.Popen(
+        [*SWAVG, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    store.wait_for("PUT", "partNumber=2&")
+    return command
+
+
+@pytest.mark.parametrize("stall", [0.8, 30])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_it_within_two_seconds(store, large, number, code, stall):
+    command = begun(store, "average", *large, "-o", "s3://bucket/avg.safetensors", stall=stall)
+    before = time.monotonic()
+    command.send_signal(number)
+    command.communicate(timeout=20)
+    assert time.monotonic() - before < 2
+    assert command.returncode == code
+    assert store.names() == []
+    if stall < 1:
+        # What a request that does not end has begun is left to the rules of the bucket.
+        assert store.unfinished() == []
+
+
+def test_after_a_kill_no_object_appears(store, large):
+    command = begun(store, "average", *large, "-o", "s3://bucket/avg.safetensors")
+    command.kill()
+    command.communicate(timeout=20)
+    assert store.names() == []
+
+
+def test_the_index_of_shards_comes_last(store, large, tmp_path):
+    found = average(*large, "-o", "s3://bucket/avg/", "--max-shard-size", "9MB")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "s3://bucket/avg\n"
+    average(*large, "-o", tmp_path / "avg/", "--max-shard-size", "9MB")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
+    assert {key.removeprefix("avg/"): store.get(key) for key in store.names()} == files
+    assert len(files) == 4
+    sent = [path for method, path in store.log() if method in ("POST", "PUT")]
+    assert sent[-1].endswith("/avg/model.safetensors.index.json")
+
+
+def test_shards_that_are_not_all_sent_are_taken_back(store, large):
+    store.faults({"method": "PUT", "match": "index.json", "status": 403})
+    found = average(*large, "-o", "s3://bucket/avg/", "--max-shard-size", "9MB")
+    assert found.returncode == 5
+    assert store.names() == store.unfinished() == []
+
+
+def test_an_old_index_goes_before_its_shards_are_replaced(store, large):
+    """Nobody may read some of the old and some of the new."""
+    args = (*large, "-o", "s3://bucket/avg", "--max-shard-size", "9MB")
+    assert average(*args).returncode == 0
+    assert average(*args).returncode == 7
+    assert average(*args, "--force").returncode == 0
+    assert len(store.names()) == 4
+    store.faults({"method": "POST", "match": "00002-of-00003.*uploads", "status": 403})
+    assert average(*args, "--force").returncode == 5
+    assert "avg/model.safetensors.index.json" not in store.names()
+
+
+def test_what_another_checkpoint_has_is_not_mixed_with_the_new_one(store, large):
+    store.put("avg/model.safetensors", b"old weights")
+    args = (*large, "-o", "s3://bucket/avg", "--max-shard-size", "9MB")
+    assert average(*args).returncode == 7
+    found = average(*args, "--force")
+    assert found.returncode == 5
+    assert "holds what the new checkpoint does not: model.safetensors" in found.stderr
+
+
+@pytest.mark.parametrize("format", ["pt", "npz"])
+def test_other_formats_are_streamed_too(store, small, tmp_path, format):
+    found = average(*small, "-o", f"s3://bucket/avg.{format}")
+    assert found.returncode == 0, found.stderr
+    average(*small, "-o", tmp_path / f"avg.{format}")
+    assert store.get(f"avg.{format}") == (tmp_path / f"avg.{format}").read_bytes()
+
+
+def test_a_folder_that_is_written_out_of_order_is_sent_when_it_is_finished(
+    store, small, tmp_path, monkeypatch
+):
+    (tmp_path / "room").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "room"))
+    found = average(*small, "-o", "s3://bucket/avg", "--format", "dcp")
+    assert found.returncode == 0, found.stderr
+    average(*small, "-o", tmp_path / "avg", "--format", "dcp")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
+    assert {key.removeprefix("avg/"): store.get(key) for key in store.names()} == files
+    assert [path for method, path in store.log() if method == "PUT"][-1].endswith(".metadata")
+    assert list((tmp_path / "room").iterdir()) == []
+
+
+def test_a_sweep_sends_each_output(store, small, tmp_path):
+    args = (*small, "-r", "uniform:last=2", "-r", "ema:decay=0.9", "-d")
+    found = process("sweep", *args, "s3://bucket/sweep")
+    assert found.returncode == 0, found.stderr
+    names = ["uniform-last-2.safetensors", "ema-decay-0.9.safetensors"]
+    assert found.stdout.split() == [f"s3://bucket/sweep/{name}" for name in names]
+    process("sweep", *args, tmp_path / "sweep")
+    for name in names:
+        assert store.get(f"sweep/{name}") == (tmp_path / "sweep" / name).read_bytes()
+    again = process("sweep", *args, "s3://bucket/sweep")
+    assert again.returncode == 7
+
+
+def test_no_secret_is_told(store, small):
+    store.faults({"method": "PUT", "match": "avg", "status": 403, "times": 9})
+    found = average(*small, "-o", "s3://bucket/avg.safetensors", "-v")
+    assert found.returncode == 5
+    assert "very-secret" not in found.stderr
+    store.faults()
+    done = average(*small, "-o", "s3://bucket/avg.safetensors", "--json")
+    assert json.loads(done.stdout)["output"] == "s3://bucket/avg.safetensors"
+    assert "very-secret" not in done.stdout + done.stderr
+    assert b"very-secret" not in store.get("avg.safetensors")
+
+
+def test_missing_credentials_are_told_before_anything_is_sent(store, small, monkeypatch):
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    found = average(*small, "-o", "s3://bucket/avg.safetensors")
+    assert found.returncode == 2
+    assert "credentials" in found.stderr
+    assert store.log() == []
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("https://host/avg.safetensors", "nothing is written to https://"),
+        ("hf://org/name/avg.safetensors", "hf upload org/name FOLDER"),
+        ("ftp://host/avg.safetensors", "nothing is written to ftp://"),
+        ("s3:/bucket/avg.safetensors", "two slashes"),
+        ("s3://bucket", "names no object"),
+        ("s3://bucket-that-is-not-there/avg.safetensors", "no such bucket"),
+    ],
+)
+def test_other_urls_are_refused_and_never_become_folders(store, small, tmp_path, url, says):
+    found = process("average", *small, "-o", url, cwd=tmp_path)
+    assert found.returncode == 5
+    assert says in found.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-100.safetensors", "step-200.safetensors", "step-300.safetensors"
+    ]  # fmt: skip
+
+
+def test_an_input_is_never_written_over(store, small):
+    for number, path in enumerate(small):
+        with open(path, "rb") as file:
+            store.put(f"run/{number}.safetensors", file.read())
+    inputs = [f"s3://bucket/run/{number}.safetensors" for number in range(3)]
+    for output, says in (
+        ("s3://bucket/run/0.safetensors", "is an input"),
+        ("s3://bucket/run/", "holds the input"),
+    ):
+        found = average(*inputs, "-o", output, "--force")
+        assert found.returncode == 5, found.stderr
+        assert says in found.stderr
+    found = average(*inputs, "-o", "s3://bucket/run/avg.safetensors")
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.parametrize("way", [("--part", "1/2"), ("--continue",), ("--finish",)])
+def test_parts_need_a_folder_of_the_machine(store, small, way):
+    found = average(*small, "-o", "s3://bucket/avg.safetensors", *way)
+    assert found.returncode == 2
+    assert "Give a path there, and upload the result." in found.stderr
+    assert store.log() == []
+
+
+def test_a_dry_run_sends_nothing_and_counts_what_sending_holds(store, large):
+    found = average(*large, "-o", "s3://bucket/avg.safetensors", "-n", "--json")
+    local = average(*large, "-o", "avg.safetensors", "-n", "--json")
+    held = json.loads(found.stdout)["memory"] - json.loads(local.stdout)["memory"]
+    assert 2 * PART < held <= 4 * PART + (1 << 20)
+    assert {method for method, _ in store.log()} == {"HEAD"}
