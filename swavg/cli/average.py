@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @averaging_command(WeightsCommand)
-@click.argument("checkpoints", nargs=-1, metavar="CKPT...")
+@click.argument("checkpoints", nargs=-1, metavar="CKPT...", type=click.Path())
 @OUTPUT
 @click.option(
     "-w",

@@ -12,7 +12,7 @@ from swavg.weights import WARMUPS
 
 
 @averaging_command()
-@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...", type=click.Path())
 @OUTPUT
 @click.option(
     "--decay",
@@ -45,6 +45,7 @@ from swavg.weights import WARMUPS
 )
 @click.option(
     "--resume",
+    type=click.Path(),
     metavar="EMA",
     help="Go on from an EMA that swavg wrote, with the checkpoints after it.",
 )

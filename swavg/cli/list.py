@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("list", cls=SectionedCommand)
-@click.argument("paths", nargs=-1, metavar="DIR|CKPT...")
+@click.argument("paths", nargs=-1, metavar="DIR|CKPT...", type=click.Path())
 @selection_options
 @NULL
 @click.option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 OUTPUT = click.option(
-    "-o", "--output", metavar="OUT",
+    "-o", "--output", metavar="OUT", type=click.Path(),
     help="Where to write (folders above it are made); '-' streams to stdout. [default: averaged,"
     " with the suffix of the first input]",
 )  # fmt: skip
@@ -38,8 +38,9 @@ AGAIN = click.option(
     "--again", is_flag=True, help="Add also what the average holds already: it counts once more."
 )
 FOLDER = click.option(
-    "-d", "--folder", metavar="OUTDIR", help="The folder for the outputs; made if need be."
-)
+    "-d", "--folder", metavar="OUTDIR", type=click.Path(),
+    help="The folder for the outputs; made if need be.",
+)  # fmt: skip
 
 _POLICY = {
     "Tensors": (
@@ -101,6 +102,7 @@ class Run:
     if_stale: bool = False
     force: bool = False
     dry_run: bool = False
+    save_job: str | None = None
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -131,10 +133,18 @@ _RUN = (
            "Do nothing if the output is there, of this recipe and these inputs; else replace it."),
     Option("force", "--force", "Replace an existing output."),
     Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
+    Option("save_job", "--save-job",
+           "Write this call down as well, for swavg run: a file to be reviewed and kept.", "FILE",
+           click.Path()),
     Option("as_json", "--json", "Print the report as JSON."),
     Option("quiet", "-q --quiet", "Print errors only."),
     Option("verbose", "-v --verbose", "Print inputs, plan and every exception."),
 )  # fmt: skip
+
+
+def policy_options() -> Iterator[Option]:
+    """Those that say what becomes of tensors."""
+    return (option for section in _POLICY.values() for option in section)
 
 
 def averaging_command(
@@ -197,6 +207,10 @@ def execute_and_report(
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
 
+    if run.save_job is not None:
+        from swavg.cli.job import save
+
+        save(click.get_current_context(), run.save_job)
     resources = Resources(
         run.device,
         run.threads,

@@ -55,7 +55,8 @@ _OPTIONS = (
     Option("mode", "--mode",
            "Whether the lowest or the highest is best. [default: by the metric's name]"),
     Option("metrics_file", "--metrics",
-           "Metrics by step, epoch or path: CSV with a header, or JSON lines.", "FILE"),
+           "Metrics by step, epoch or path: CSV with a header, or JSON lines.", "FILE",
+           click.Path()),
     Option("at_most", "--at-most", "Take fewer than asked for if there are fewer."),
     Option("keep_order", "--keep-order", "Leave the order given; do not go by step."),
 )  # fmt: skip
