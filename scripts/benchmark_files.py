@@ -130,11 +130,50 @@ def plan(folder: str, tensors: str, inputs: str) -> None:
     print(held, len(pickled), seconds)
 
 
+def ray(times: str, out: str, *inputs: str) -> None:
+    """Average on a Ray cluster of two nodes with a processor each, ``times`` times: prints for each
+    the seconds in all, and those from the second task's end to the last's. SystemExit if one
+    machine makes other bytes."""
+    import filecmp
+    import os
+    import time
+
+    from ray.cluster_utils import Cluster
+
+    import swavg
+
+    node = {"num_cpus": 1, "object_store_memory": 80 * MIB}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        there = swavg.Resources(engine="ray", address=cluster.address)
+        for _ in range(int(times)):
+            ends: list[float] = []
+            begun = time.perf_counter()
+            swavg.average(
+                inputs,
+                output=out,
+                resources=there,
+                force=True,
+                on_progress=lambda _, ends=ends: ends.append(time.perf_counter()),
+            )
+            os.sync()
+            # The first is told before any task.
+            print(time.perf_counter() - begun, ends[-1] - ends[2], flush=True)
+    finally:
+        cluster.shutdown()
+    local = f"{out}.local"
+    swavg.average(inputs, output=local)
+    if not filecmp.cmp(local, out, shallow=False):
+        sys.exit("Ray makes other bytes.")
+
+
 JOBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "recipe": recipe,
     "lazy": lazy,
     "plan": plan,
+    "ray": ray,
 }
 
 if __name__ == "__main__":

@@ -68,6 +68,19 @@ class Bucket:
     def url(self, key):
         return f"s3://{self.name}/{key}"
 
+    def get(self, key):
+        return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def names(self):
+        return [
+            each["Key"]
+            for each in self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        ]
+
+    def unfinished(self):
+        """Uploads that were neither completed nor taken back."""
+        return self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])
+
     def put(self, path, key=None):
         """A file, or all files of a folder, under its name: the URL."""
         path = Path(path)
@@ -81,8 +94,9 @@ class Bucket:
 
 class Proxy:
     """Stands before a server; ``fault(method, path, number)`` says what becomes of a request:
-    None, ``(status, body)``, or how many bytes of the answer come through before the connection
-    ends (``cut``) or stands still (``stall``). ``requests`` and ``sent`` count what went through.
+    None, ``(status, body)``, what is called before it goes through, or how many bytes of the answer
+    come through before the connection ends (``cut``) or stands still (``stall``). ``requests`` and
+    ``sent`` count what went through.
     """
 
     def __init__(self, endpoint):
@@ -102,7 +116,10 @@ class Proxy:
                     number = len(proxy.requests)
                     kept = {name: self.headers.get(name) for name in ("Range", "If-Match")}
                     proxy.requests.append((self.command, self.path, kept))
+                sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 fault = proxy.fault(self.command, self.path, number)
+                if callable(fault):
+                    fault = fault()
                 if isinstance(fault, tuple) and isinstance(fault[0], int):
                     status, body = fault
                     self.send_response(status)
@@ -111,7 +128,7 @@ class Proxy:
                     self.wfile.write(body)
                     return
                 server = HTTPConnection(host, timeout=60)
-                server.request(self.command, self.path, headers=dict(self.headers))
+                server.request(self.command, self.path, sent, dict(self.headers))
                 found = server.getresponse()
                 body = found.read()
                 server.close()
@@ -135,7 +152,7 @@ class Proxy:
                     with proxy._lock:
                         proxy.sent += len(body)
 
-            do_GET = do_HEAD = answer
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
 
         self.released = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

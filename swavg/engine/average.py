@@ -41,7 +41,7 @@ from swavg.planning.siblings import join_siblings
 from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
-from swavg.storage.paths import check_all, look_ahead
+from swavg.storage.paths import check_all, look_ahead, unpinned
 from swavg.storage.sources import Source
 
 OnProgress = Callable[[Progress], None]
@@ -151,6 +151,7 @@ def prepare(
     )
     doubts = [
         *warnings,
+        *unpinned(source for each in made.checkpoints for source in each.sources),
         *broken_ties(opened, names),
         *made.warnings,
         *doubts,

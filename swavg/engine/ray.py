@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, cast, get_args
 
 from swavg import __version__
 from swavg.engine.compute import Sinks, TaskResult, Tools, run_task
 from swavg.engine.executors import Executor, MakeTools
+from swavg.engine.outputs import goes_to_store
 from swavg.engine.resources import Engine, Resources, Sizes, sizes
 from swavg.errors import (
     InputError,
@@ -77,8 +78,7 @@ def engine(plan: Plan, resources: Resources) -> Iterator[Cluster | None]:
         yield None
         return
     _check(plan, resources)
-    address = _resolved(resources.address)
-    with _no_stdout(), _connected(address) as cluster:
+    with _no_stdout(), _connected(resources.address) as cluster:
         yield cluster
 
 
@@ -86,23 +86,18 @@ def _check(plan: Plan, resources: Resources) -> None:
     """RequestError for what a cluster does not do."""
     if resources.device != "cpu":
         raise RequestError("engine=ray computes on processors, and takes no device=.")
-    for output in plan.outputs:
-        path = output.target.path
-        if path is None or is_stream(path):
-            raise RequestError(
-                "engine=ray writes a file or a folder that all nodes see, not a stream.",
-                hint="Give output= a path.",
-            )
+    paths = [output.target.path for output in plan.outputs]
+    if goes_to_store(plan) or any(path is None or is_stream(path) for path in paths):
+        raise RequestError(
+            "engine=ray writes a file or a folder that all nodes see: no stream, no object store.",
+            hint="Give output= such a path, and copy it from there.",
+        )
 
 
 def _resolved(address: str | None) -> str:
     """``HOST:PORT`` of a cluster, which answers. RequestError."""
-    try:
-        from ray._private.services import canonicalize_bootstrap_address_or_die
-    except ImportError:
-        raise MissingDependencyError(
-            "engine=ray needs Ray.", hint="Run pip install 'swavg[ray]' on all nodes."
-        ) from None
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
     wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
     if "://" in wanted:
         raise RequestError(
@@ -155,9 +150,18 @@ def _no_stdout() -> Iterator[None]:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Cluster]:
-    import ray
-
+def _connected(wanted: str | None) -> Iterator[Cluster]:
+    try:
+        import ray
+    except ImportError:
+        raise MissingDependencyError(
+            "engine=ray needs Ray.", hint="Run pip install 'swavg[ray]' on all nodes."
+        ) from None
+    if ray.is_initialized():
+        # The caller's: it stays.
+        yield _cluster()
+        return
+    address = _resolved(wanted)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -166,12 +170,12 @@ def _connected(address: str) -> Iterator[Cluster]:
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-        yield _cluster(address)
+        yield _cluster()
     finally:
         ray.shutdown()
 
 
-def _cluster(address: str) -> Cluster:
+def _cluster() -> Cluster:
     import ray
 
     nodes, processors = {}, []
@@ -181,7 +185,7 @@ def _cluster(address: str) -> Cluster:
             nodes[node["NodeID"]] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
             processors.append(count)
     if not nodes:
-        raise RequestError(f"The Ray cluster at {address} has no processors.")
+        raise RequestError("The Ray cluster has no processors.")
     return Cluster(nodes, sum(processors), max(processors))
 
 
@@ -193,8 +197,7 @@ def on_ray(cluster: Cluster, workers: int) -> Executor:
     def run(
         plan: Plan, numbers: Sequence[int], sinks: Sinks, make: MakeTools
     ) -> Iterator[TaskResult]:
-        files = _files(sinks)
-        with _tokens(files) as tokens:
+        with _tokens([cast(FileSink, sink) for row in sinks for sink in row]) as tokens:
             job = _Job(cluster, ahead, Work(plan, make, sinks, tokens, os.getcwd()))
             try:
                 job.look()
@@ -203,19 +206,6 @@ def on_ray(cluster: Cluster, workers: int) -> Executor:
                 job.cancel()
 
     return run
-
-
-def _files(sinks: Sinks) -> list[FileSink]:
-    files = []
-    for row in sinks:
-        for sink in row:
-            if not isinstance(sink, FileSink):
-                raise RequestError(
-                    "engine=ray writes into files that all nodes see.",
-                    hint="Write there, and copy the output.",
-                )
-            files.append(sink)
-    return files
 
 
 @contextmanager
@@ -341,10 +331,16 @@ class _Job:
         self._waiting[ref] = number
 
     def _next(self, failures: dict[int, BaseException]) -> Iterator[TaskResult]:
-        """Wait for a task: its result, or nothing if it failed or is to be run again."""
+        """Wait for a task: its result, or nothing if it failed, is to be run again, or takes its
+        time."""
         import ray
 
-        (ref,), _ = ray.wait([*self._waiting], num_returns=1)
+        done, _ = ray.wait([*self._waiting], num_returns=1, timeout=_LOOKING)
+        if not done:
+            if not ray.cluster_resources().get("CPU"):  # type: ignore[no-untyped-call]
+                raise WorkerError("The Ray cluster has no processors any more.")
+            return
+        (ref,) = done
         number = self._waiting.pop(ref)
         try:
             result: TaskResult = ray.get(ref)
@@ -397,8 +393,7 @@ class _Worker:
         result = run_task(self.plan, number, self.tools, self.sinks)
         for row in self.sinks:
             for sink in row:
-                assert isinstance(sink, SharedFile)
-                sink.settle()
+                cast(SharedFile, sink).settle()
         result.node = ray.get_runtime_context().get_node_id()
         return result
 

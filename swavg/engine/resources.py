@@ -24,6 +24,10 @@ _MORE_MEMORY = 4 << 20
 _MOST_WORKERS = 8
 _FEEDING = 4
 """Workers that read for a device."""
+_FETCHING = 6
+"""Workers where inputs are in a store, whatever the processors: each waits most of its time."""
+_STORES = 8 << 20
+"""Bytes that come off the buffers for those of the connections."""
 _PROCESS = 3 << 20
 """Bytes that a forked process has for itself: pages that it no longer shares."""
 _WORKER = 2 << 20
@@ -147,7 +151,7 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
     fetched = 0
     if plan.remote:
         # A worker that waits for a store takes no processor.
-        wanted = _MOST_WORKERS if resources.threads is None else wanted
+        wanted = _FETCHING if resources.threads is None else wanted
         fetched = int(plan.cut * read_for_one(plan.entries))
     limit, extras = resources.memory, [each.extras for each in plan.checkpoints]
     held = sum(each.held for each in extras)
@@ -160,7 +164,8 @@ def sizes(plan: Plan, resources: Resources, *, forked: bool) -> Sizes:
         limit = DEFAULT_MEMORY if needs.device == "cpu" else DEVICE_MEMORY
         limit += more * max(0, wanted - _MOST_WORKERS)
         limit += held - (_WORKER * min(wanted, _MOST_WORKERS) if forked else 0)
-        limit += _MOST_WORKERS * FETCHED if plan.remote else 0
+        if plan.remote:
+            limit += wanted * FETCHED - _STORES
     share = max(0, limit - held) // (2 * wanted)
     room = min(plan.cut, max(share - GATHERING, share // 5)) if needs.gathers else 0
     for candidate in _candidates(wanted, needs, room, fetched):

@@ -18,13 +18,8 @@ from swavg.planning.plan import Output, Plan
 from swavg.storage.filesystems import check_room
 from swavg.storage.protect import Input
 from swavg.storage.streams import StreamSink
-from swavg.storage.uploads import (
-    Uploads,
-    check_absent,
-    check_folder,
-    check_not_input,
-    writable,
-)
+from swavg.storage.upload_checks import check_absent, check_folder, check_not_input, writable
+from swavg.storage.uploads import Uploads
 
 _CHUNK = 1 << 20
 

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from swavg.errors import InputError
+from swavg.storage import hub
 from swavg.storage.stored import Stored, errors, look, of_meta
 from swavg.storage.stores import Location, call, locate, store_of
 
@@ -48,8 +50,8 @@ class _Seen(Generic[T]):
         return value
 
 
-Names = dict[str, Stored | None]
-"""By name the object; None: a folder."""
+Names = dict[str, Stored | Location | None]
+"""By name the object, or where it is to be looked at; None: a folder."""
 
 
 def _list(location: Location) -> Names:
@@ -60,6 +62,13 @@ def _list(location: Location) -> Names:
     if location.scheme in ("https", "http"):
         # Servers do not tell.
         return {}
+    if location.scheme == "hf":
+        files = call(hub.names_in, location)
+        above = f"{location.key}/" if location.key else ""
+        return {
+            name: replace(location, key=above + name) if is_file else None
+            for name, is_file in files.items()
+        }
     with errors(url):
         store = store_of(location)
         found = call(obstore.list_with_delimiter, store, location.key or None)
@@ -75,6 +84,8 @@ def _list(location: Location) -> Names:
 
 
 def _find(location: Location) -> Stored:
+    if location.scheme == "hf":
+        return call(hub.look, location)
     return call(look, location.url, location)
 
 
@@ -94,8 +105,10 @@ def find(url: str) -> Stored | None:
         return None
     folder, _, name = location.key.rpartition("/")
     siblings = _folders.known(Location(location.scheme, location.bucket, folder))
-    if siblings:
-        return siblings.get(name)
+    if siblings and not isinstance(siblings.get(name), Location):
+        found = siblings.get(name)
+        assert not isinstance(found, Location)
+        return found
     if _is_in_an_object(location):
         return None
     try:
@@ -125,8 +138,13 @@ def absent(url: str) -> InputError:
     try:
         _objects(location)
     except InputError as error:
+        if location.scheme in ("https", "http") and error.absent:
+            return InputError(url, "no such file", hint=_NO_FOLDERS, absent=True)
         return error
     return InputError(url, "no such object", absent=True)
+
+
+_NO_FOLDERS = "A server's folders cannot be listed: give the URLs of single files."
 
 
 def is_folder(url: str) -> bool:
@@ -152,11 +170,7 @@ def names_in(url: str) -> list[str]:
     """The names of what is in a folder, sorted. InputError if there is no such folder."""
     location = locate(url)
     if location.scheme in ("https", "http"):
-        raise InputError(
-            url,
-            "is no folder that can be listed: servers of https tell of single files only",
-            hint="Give the URLs of the files.",
-        )
+        raise InputError(url, "no such folder", hint=_NO_FOLDERS)
     names = _folders(location)
     if not names:
         raise InputError(url, "no such folder", absent=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from swavg.errors import InputError
+from swavg.errors import InputError, some
 from swavg.storage.sources import LocalFile, Pool, Source, Window
 from swavg.storage.stores import is_url
 
@@ -140,6 +140,20 @@ def version_of(source: Source) -> str | None:
 
         return source.etag if isinstance(source, Stored) else None
     return None
+
+
+def unpinned(sources: Iterable[Source]) -> list[str]:
+    """A warning of objects whose server gives them no version."""
+    objects = [source for source in sources if is_url(source.name)]
+    if not objects:
+        return []
+    from swavg.storage.stored import Stored
+
+    loose = [s.name for s in objects if isinstance(s, Stored) and not s.pinned]
+    return loose and [
+        f"the server gives {some(loose, 2)} no version (ETag): that it stays the same while it is"
+        " read is told by its time of change alone"
+    ]
 
 
 def look_ahead(paths: Sequence[str]) -> None:

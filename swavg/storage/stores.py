@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import quote, unquote, urlsplit
 
 from swavg.errors import InputError, MissingDependencyError, RequestError
 
@@ -62,7 +61,11 @@ class Location:
 
     @property
     def url(self) -> str:
-        key = quote(self.key) if self.scheme in ("https", "http") else self.key
+        key = self.key
+        if self.scheme in ("https", "http"):
+            from urllib.parse import quote
+
+            key = quote(key)
         return f"{self.scheme}://{self.bucket}/{key}"
 
 
@@ -78,7 +81,9 @@ def locate(url: str) -> Location:
                 "a URL with a question mark, a # or a user name in it is not read",
                 hint="Give it without them, or download the file first.",
             )
-        bucket, key = urlsplit(url).netloc, unquote(key)
+        from urllib.parse import unquote
+
+        key = unquote(key)
     elif scheme == "hf":
         name, _, key = key.partition("/")
         bucket = f"{bucket}/{name}"
@@ -130,6 +135,14 @@ def _store(scheme: str, bucket: str) -> ObjectStore:
     if scheme == "az":
         azure(bucket, None)
         return AzureStore(bucket, **options)
+    if scheme == "hf":
+        from swavg.storage.hub import store_url
+
+        url, headers = store_url(bucket)
+        if url.startswith("http://"):
+            options["client_options"]["allow_http"] = True
+        options["client_options"]["default_headers"] = headers
+        return HTTPStore.from_url(url, **options)
     return HTTPStore.from_url(f"{scheme}://{bucket}", **options)
 
 
@@ -161,7 +174,7 @@ def told(error: BaseException) -> tuple[str, str | None]:
             "Is a training run still writing it? Wait for it to finish, or copy it first."
         )
     denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
-    if isinstance(error, denied) or "lacked the necessary privileges" in first:
+    if isinstance(error, denied) or "403 Forbidden" in first:
         return f"access was denied: {first}", (
             "Are the credentials those of its owner, and have they expired? docs/scale.md says"
             " where they are looked for."

@@ -7,24 +7,20 @@ only if nothing is there: that is looked at before the first byte and before the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from swavg.errors import OutputError
-from swavg.storage.destination import exists_error
-from swavg.storage.protect import Input
 from swavg.storage.sinks import Buffer
-from swavg.storage.stores import Call, Location, begin, is_url, locate, store_of, told
+from swavg.storage.stores import Location, begin, store_of
+from swavg.storage.upload_checks import ask, bucket_there, check_absent, ended
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-T = TypeVar("T")
-
-WRITABLE = ("s3", "gs", "az", "abfss")
 _MIB = 1 << 20
 _PART = 8 * _MIB
 """Bytes of a part, and of what is sent in one request; more only of an object of many parts."""
@@ -36,9 +32,9 @@ _ROOM = 128 * _MIB
 _PIECE = _MIB
 """Bytes that are handed over at once."""
 _POLL = 0.1
-_SECONDS = 1.5
+_SECONDS = 20.0
+_INTERRUPTED = 1.5
 """The time to take back what was sent, before it is left to the store's own rules."""
-_LISTED = 4
 
 
 def part_size(size: int) -> int:
@@ -53,103 +49,6 @@ def _sending(size: int) -> int:
 def buffers(size: int) -> int:
     """Bytes that sending an object of ``size`` bytes holds at most."""
     return min(size, (_sending(size) + 1) * part_size(size) + _PIECE)
-
-
-def writable(url: str) -> Location:
-    """Where a URL leads. OutputError for one to which nothing is written, RequestError where
-    credentials are missing."""
-    scheme, slashes, rest = url.partition("://")
-    if not slashes:
-        bare = url.partition(":")[0]
-        raise OutputError(
-            url,
-            f"is neither a path nor a URL: {bare}: is followed by two slashes",
-            hint="Give a URL as text: pathlib makes one slash of two.",
-        )
-    if scheme not in WRITABLE:
-        hint = "Write to a local path, and upload that; or to s3://, gs://, az:// or abfss://."
-        if scheme == "hf":
-            repository = "/".join(rest.partition("@")[0].split("/")[:2])
-            hint = f"Write to a local folder, and then: hf upload {repository} FOLDER"
-        raise OutputError(url, f"nothing is written to {scheme}://", hint=hint)
-    location = locate(url)
-    store_of(location)
-    return location
-
-
-def check_not_input(location: Location, inputs: Sequence[Input], *, folder: bool) -> None:
-    """OutputError if an object at ``location``, or one in the ``folder`` there, would touch an
-    input."""
-    own = _place(location)
-    for given, sources in inputs:
-        names = [source.name for source in sources]
-        for name in dict.fromkeys((given, *names)):
-            if not is_url(name):
-                continue
-            other = _place(locate(name))
-            if own == other or (folder and _is_below(other, own)):
-                problem = "is an input" if own == other else f"holds the input {given}"
-            elif given not in names and _is_below(own, _place(locate(given))):
-                problem = f"lies in the input {given}"
-            else:
-                continue
-            hint = "swavg never writes over an input; choose another -o."
-            raise OutputError(location.url, problem, hint=hint)
-
-
-def _place(location: Location) -> tuple[str, str, str]:
-    """The same for all spellings of a URL."""
-    scheme = "az" if location.scheme == "abfss" else location.scheme
-    return scheme, location.bucket.partition("@")[0], location.key
-
-
-def _is_below(place: tuple[str, str, str], folder: tuple[str, str, str]) -> bool:
-    return place[:2] == folder[:2] and (not folder[2] or place[2].startswith(f"{folder[2]}/"))
-
-
-def check_absent(
-    location: Location, *, force: bool, stop: Callable[[], None] = lambda: None
-) -> None:
-    """OutputExistsError if there is an object that may not be replaced. OutputError if that cannot
-    be told."""
-    import obstore
-
-    if not location.key:
-        raise OutputError(location.url, "names no object", hint="Write a name behind the bucket.")
-    if force:
-        return
-    with suppress(FileNotFoundError):
-        _ask(location, obstore.head, location.key, stop=stop, doing="cannot be looked for")
-        raise exists_error(location.url, "exists already")
-
-
-def check_folder(location: Location, names: Collection[str], *, force: bool) -> None:
-    """As :func:`check_absent` for a folder in which ``names`` are written. With ``force`` nothing
-    else may lie there: it would be taken for a part of the new checkpoint."""
-    import obstore
-
-    start = len(location.key) + 1 if location.key else 0
-    foreign: list[str] = []
-
-    def look(store: ObjectStore, prefix: str | None) -> None:
-        for meta in chain.from_iterable(obstore.list(store, prefix, chunk_size=1000)):
-            name = meta["path"][start:]
-            if name and not force:
-                raise exists_error(location.url, "exists already")
-            if name and name not in names:
-                foreign.append(name)
-            if len(foreign) > _LISTED:
-                return
-
-    with _bucket(location):
-        _ask(location, look, location.key or None, doing="cannot be looked into")
-    if foreign:
-        raise OutputError(
-            location.url,
-            "would be replaced, but holds what the new checkpoint does not:"
-            f" {', '.join(foreign[:_LISTED])}{', ...' * (len(foreign) > _LISTED)}",
-            hint="Choose another -o, or remove that yourself.",
-        )
 
 
 class Uploads:
@@ -175,13 +74,13 @@ class Uploads:
         return upload
 
     def remove(self, names: Collection[str]) -> None:
-        """Remove these, if they are there, before what they tell of is replaced. OutputError."""
+        """With ``force``, remove these before what they tell of is replaced. OutputError."""
         import obstore
 
-        for name in names:
+        for name in names if self._force else ():
             key = f"{self._location.key}/{name}".lstrip("/")
             with suppress(FileNotFoundError):
-                _ask(self._location, obstore.delete, key)
+                ask(self._location, obstore.delete, key)
 
     def verify(self) -> None:
         """OutputError unless each object is there as it was sent."""
@@ -194,13 +93,15 @@ class Uploads:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             return
+        seconds = _SECONDS if isinstance(error, Exception) else _INTERRUPTED
+        until = time.monotonic() + seconds
         for upload in self._made:
-            upload.abort(error)
+            upload.abort(error, until)
         done = [upload.location.key for upload in self._made if upload.ended]
         if done and not self._force:
             import obstore
 
-            _ended(begin(obstore.delete, store_of(self._location), done), _SECONDS)
+            ended(begin(obstore.delete, store_of(self._location), done), until - time.monotonic())
 
 
 class Upload:
@@ -259,16 +160,18 @@ class Upload:
 
         doing = "was sent, but cannot be looked at"
         try:
-            size = _ask(self.location, obstore.head, self.location.key, doing=doing)["size"]
+            size = ask(self.location, obstore.head, self.location.key, doing=doing)["size"]
         except FileNotFoundError:
             raise OutputError(self.location.url, "was sent, but is not there") from None
         if size != self.size:
             raise OutputError(self.location.url, f"has {size:,} bytes, and {self.size:,} were sent")
 
-    def abort(self, error: BaseException) -> None:
-        """Take back what was sent of an object that has not appeared, if that can be soon."""
-        if self._using.acquire(timeout=_SECONDS) and self._writer is not None and not self.ended:
-            _ended(begin(self._writer.__exit__, type(error), error, None), _SECONDS)
+    def abort(self, error: BaseException, until: float) -> None:
+        """Take back what was sent of an object that has not appeared, if that can be so soon."""
+        there = self._using.acquire(timeout=max(0, until - time.monotonic()))
+        if there and self._writer is not None and not self.ended:
+            made = begin(self._writer.__exit__, type(error), error, None)
+            ended(made, until - time.monotonic())
 
     @property
     def _is_large(self) -> bool:
@@ -303,45 +206,5 @@ class Upload:
                 # Whoever waits may have been interrupted.
                 self.ended |= ends
 
-        with _bucket(self.location):
-            _ask(self.location, alone, stop=stop)
-
-
-@contextmanager
-def _bucket(location: Location) -> Iterator[None]:
-    """OutputError where there is no bucket."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise OutputError(location.url, "there is no such bucket") from None
-
-
-def _ended(made: Call[Any], seconds: float) -> bool:
-    """Whether a call has ended, which is waited for so long."""
-    with made.changed:
-        return made.changed.wait_for(lambda: made.done, seconds)
-
-
-def _ask(
-    location: Location,
-    function: Callable[..., T],
-    *args: object,
-    stop: Callable[[], None] = lambda: None,
-    doing: str = "cannot be written",
-) -> T:
-    """What a call of the store returns; ``stop`` is called while it lasts. FileNotFoundError where
-    there is nothing; OutputError for what else the store says."""
-    from obstore import exceptions
-
-    made = begin(function, store_of(location), *args)
-    while not _ended(made, _POLL):
-        stop()
-    try:
-        return made.result()
-    except (FileNotFoundError, InterruptedError):
-        raise
-    except exceptions.AlreadyExistsError:
-        raise exists_error(location.url, "was created by someone else meanwhile") from None
-    except (OSError, exceptions.BaseError) as error:
-        problem, hint = told(error)
-        raise OutputError(location.url, f"{doing}: {problem}", hint=hint) from None
+        with bucket_there(self.location):
+            ask(self.location, alone, stop=stop)

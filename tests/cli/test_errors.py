@@ -37,7 +37,7 @@ A = "a.safetensors"
     ("args", "code", "kind", "message"),
     [
         (["average", "--weights"], 2, "usage", "--weights needs numbers"),
-        (["average", A, "--lenint"], 2, "usage", "Did you mean '--lenient'?"),
+        (["average", A, "--quite"], 2, "usage", "Did you mean '--quiet'?"),
         (["average", A, "-w", "2"], 2, "request", "sum to 2, not 1"),
         (["average", A, "other.safetensors"], 3, "mismatch", "differ"),
         (["average", A, "nowhere"], 4, "input", "nowhere: no such file"),

@@ -1,6 +1,7 @@
 """Outputs in object stores: whole or not there, never over another without --force."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -9,23 +10,9 @@ import pytest
 import torch
 from checkpoints import save, series
 from command_line import SWAVG, process
-from faulty_store import faulty_store
+from object_stores import KEYS
 
 PART = 8 << 20
-
-
-@pytest.fixture(scope="module")
-def server():
-    with faulty_store() as made:
-        yield made
-
-
-@pytest.fixture
-def store(server, monkeypatch):
-    server.reset()
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return server
 
 
 @pytest.fixture
@@ -43,53 +30,64 @@ def large(tmp_path):
     ]  # fmt: skip
 
 
+def fault(proxy, method, match, what, times=1):
+    """Let it do so to the first such requests."""
+    left = [what] * times
+
+    def fitting(own, path, _):
+        return left.pop() if left and own == method and re.search(match, path) else None
+
+    proxy.fault = fitting
+
+
 def average(*args):
     return process("average", *args)
 
 
-def test_a_small_object_is_one_request_that_replaces_nothing(store, small, tmp_path):
-    found = average(*small, "-o", "s3://bucket/run/avg.safetensors")
+def test_a_small_object_is_one_request_that_replaces_nothing(bucket, proxy, small, tmp_path):
+    found = average(*small, "-o", bucket.url("run/avg.safetensors"))
     assert found.returncode == 0, found.stderr
-    assert found.stdout == "s3://bucket/run/avg.safetensors\n"
+    assert found.stdout == bucket.url("run/avg.safetensors\n")
     average(*small, "-o", tmp_path / "avg.safetensors")
-    assert store.get("run/avg.safetensors") == (tmp_path / "avg.safetensors").read_bytes()
-    assert [method for method, _ in store.log()][:3] == ["HEAD", "PUT", "HEAD"]
+    assert bucket.get("run/avg.safetensors") == (tmp_path / "avg.safetensors").read_bytes()
+    assert [method for method, _, _ in proxy.requests][:3] == ["HEAD", "PUT", "HEAD"]
 
 
-def test_an_object_of_three_parts_has_the_bytes_of_a_file(store, large, tmp_path):
+def test_an_object_of_three_parts_has_the_bytes_of_a_file(bucket, proxy, large, tmp_path):
     """What is handed to the store is not written into again."""
-    found = average(*large, "-o", "s3://bucket/avg.safetensors", "--threads", "4")
+    found = average(*large, "-o", bucket.url("avg.safetensors"), "--threads", "4")
     assert found.returncode == 0, found.stderr
     average(*large, "-o", tmp_path / "avg.safetensors")
-    assert store.get("avg.safetensors") == (tmp_path / "avg.safetensors").read_bytes()
-    parts = {path for method, path in store.log() if method == "PUT" and "partNumber" in path}
+    assert bucket.get("avg.safetensors") == (tmp_path / "avg.safetensors").read_bytes()
+    parts = {path for method, path, _ in proxy.requests if method == "PUT" and "partNumber" in path}
     assert len(parts) == 3
-    assert store.unfinished() == []
+    assert bucket.unfinished() == []
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_what_exists_is_replaced_with_force_only(store, request, size):
+def test_what_exists_is_replaced_with_force_only(bucket, proxy, request, size):
     inputs = request.getfixturevalue(size)
-    store.put("avg.safetensors", b"old")
-    found = average(*inputs, "-o", "s3://bucket/avg.safetensors")
+    bucket.client.put_object(Bucket=bucket.name, Key="avg.safetensors", Body=b"old")
+    found = average(*inputs, "-o", bucket.url("avg.safetensors"))
     assert found.returncode == 7
     assert "exists already\n" in found.stderr
     assert "Use --force" in found.stderr
-    assert store.get("avg.safetensors") == b"old"
-    assert average(*inputs, "-o", "s3://bucket/avg.safetensors", "--force").returncode == 0
-    assert store.get("avg.safetensors") != b"old"
+    assert bucket.get("avg.safetensors") == b"old"
+    assert average(*inputs, "-o", bucket.url("avg.safetensors"), "--force").returncode == 0
+    assert bucket.get("avg.safetensors") != b"old"
 
 
 @pytest.mark.parametrize(
     ("size", "method", "match"), [("small", "PUT", "avg"), ("large", "POST", "uploads")]
 )
-def test_what_someone_else_puts_there_meanwhile_stays(store, request, size, method, match):
+def test_what_someone_else_puts_there_meanwhile_stays(bucket, proxy, request, size, method, match):
     inputs = request.getfixturevalue(size)
-    store.faults({"method": method, "match": match, "put": "avg.safetensors"})
-    found = average(*inputs, "-o", "s3://bucket/avg.safetensors")
+    client, place = bucket.client, {"Bucket": bucket.name, "Key": "avg.safetensors"}
+    fault(proxy, method, match, lambda: client.put_object(**place, Body=b"theirs") and None)
+    found = average(*inputs, "-o", bucket.url("avg.safetensors"))
     assert found.returncode == 7, found.stderr
-    assert store.get("avg.safetensors") == b"someone else's"
-    assert store.unfinished() == []
+    assert bucket.get("avg.safetensors") == b"theirs"
+    assert bucket.unfinished() == []
 
 
 @pytest.mark.parametrize(
@@ -101,100 +99,104 @@ def test_what_someone_else_puts_there_meanwhile_stays(store, request, size, meth
         ("POST", "uploadId"),
     ],
 )
-def test_after_a_refusal_nothing_is_left(store, large, method, match):
-    store.faults({"method": method, "match": match, "status": 403})
-    found = average(*large, "-o", "s3://bucket/avg.safetensors")
+def test_after_a_refusal_nothing_is_left(bucket, proxy, large, method, match):
+    fault(proxy, method, match, (403, b""))
+    found = average(*large, "-o", bucket.url("avg.safetensors"))
     assert found.returncode == 5
     assert "access was denied" in found.stderr
     assert "uploadId" not in found.stderr
-    assert store.names() == store.unfinished() == []
+    assert bucket.names() == bucket.unfinished() == []
 
 
 @pytest.mark.parametrize("match", ["partNumber=2&", "uploadId"])
-def test_a_server_that_recovers_is_asked_again(store, large, match):
+def test_a_server_that_recovers_is_asked_again(bucket, proxy, large, match):
     method = "POST" if match == "uploadId" else "PUT"
-    store.faults({"method": method, "match": match, "status": 500, "times": 2})
-    found = average(*large, "-o", "s3://bucket/avg.safetensors")
+    fault(proxy, method, match, (500, b""), times=2)
+    found = average(*large, "-o", bucket.url("avg.safetensors"))
     assert found.returncode == 0, found.stderr
-    assert store.names() == ["avg.safetensors"]
+    assert bucket.names() == ["avg.safetensors"]
 
 
-def test_an_average_that_is_refused_does_not_appear(store, large, tmp_path):
+def test_an_average_that_is_refused_does_not_appear(bucket, proxy, large, tmp_path):
     """All of it was sent but the last request."""
     values = torch.arange(1 << 20).float()
     values[-1] = torch.nan
     bad = save(tmp_path / "bad.safetensors", {f"layer.{n}": values for n in range(5)})
-    found = average(large[0], bad, "-o", "s3://bucket/avg.safetensors")
+    found = average(large[0], bad, "-o", bucket.url("avg.safetensors"))
     assert found.returncode == 6
-    assert store.names() == store.unfinished() == []
+    assert bucket.names() == bucket.unfinished() == []
 
 
-def begun(store, *args, stall=30):
+def begun(proxy, *args, stall=30):
     """A command in whose upload the second part takes its time."""
-    store.faults({"method": "PUT", "match": "partNumber=2&", "stall": stall})
+    fault(proxy, "PUT", "partNumber=2&", lambda: time.sleep(stall))
     command = subprocess.Popen(
         [*SWAVG, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    store.wait_for("PUT", "partNumber=2&")
+    while not any(
+        method == "PUT" and "partNumber=2&" in path for method, path, _ in proxy.requests
+    ):
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.02)
     return command
 
 
 @pytest.mark.parametrize("stall", [0.8, 30])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_ends_it_within_two_seconds(store, large, number, code, stall):
-    command = begun(store, "average", *large, "-o", "s3://bucket/avg.safetensors", stall=stall)
+def test_an_interrupt_ends_it_within_two_seconds(bucket, proxy, large, number, code, stall):
+    command = begun(proxy, "average", *large, "-o", bucket.url("avg.safetensors"), stall=stall)
     before = time.monotonic()
     command.send_signal(number)
     command.communicate(timeout=20)
     assert time.monotonic() - before < 2
     assert command.returncode == code
-    assert store.names() == []
+    assert bucket.names() == []
     if stall < 1:
         # What a request that does not end has begun is left to the rules of the bucket.
-        assert store.unfinished() == []
+        assert bucket.unfinished() == []
 
 
-def test_after_a_kill_no_object_appears(store, large):
-    command = begun(store, "average", *large, "-o", "s3://bucket/avg.safetensors")
+def test_after_a_kill_no_object_appears(bucket, proxy, large):
+    command = begun(proxy, "average", *large, "-o", bucket.url("avg.safetensors"))
     command.kill()
     command.communicate(timeout=20)
-    assert store.names() == []
+    assert bucket.names() == []
 
 
-def test_the_index_of_shards_comes_last(store, large, tmp_path):
-    found = average(*large, "-o", "s3://bucket/avg/", "--max-shard-size", "9MB")
+def test_the_index_of_shards_comes_last(bucket, proxy, large, tmp_path):
+    found = average(*large, "-o", bucket.url("avg/"), "--max-shard-size", "9MB")
     assert found.returncode == 0, found.stderr
-    assert found.stdout == "s3://bucket/avg\n"
+    assert found.stdout == bucket.url("avg\n")
     average(*large, "-o", tmp_path / "avg/", "--max-shard-size", "9MB")
     files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
-    assert {key.removeprefix("avg/"): store.get(key) for key in store.names()} == files
+    assert {key.removeprefix("avg/"): bucket.get(key) for key in bucket.names()} == files
     assert len(files) == 4
-    sent = [path for method, path in store.log() if method in ("POST", "PUT")]
+    sent = [path for method, path, _ in proxy.requests if method in ("POST", "PUT")]
     assert sent[-1].endswith("/avg/model.safetensors.index.json")
 
 
-def test_shards_that_are_not_all_sent_are_taken_back(store, large):
-    store.faults({"method": "PUT", "match": "index.json", "status": 403})
-    found = average(*large, "-o", "s3://bucket/avg/", "--max-shard-size", "9MB")
+def test_shards_that_are_not_all_sent_are_taken_back(bucket, proxy, large):
+    fault(proxy, "PUT", "index.json", (403, b""))
+    found = average(*large, "-o", bucket.url("avg/"), "--max-shard-size", "9MB")
     assert found.returncode == 5
-    assert store.names() == store.unfinished() == []
+    assert bucket.names() == bucket.unfinished() == []
 
 
-def test_an_old_index_goes_before_its_shards_are_replaced(store, large):
+def test_an_old_index_goes_before_its_shards_are_replaced(bucket, proxy, large):
     """Nobody may read some of the old and some of the new."""
-    args = (*large, "-o", "s3://bucket/avg", "--max-shard-size", "9MB")
+    args = (*large, "-o", bucket.url("avg"), "--max-shard-size", "9MB")
     assert average(*args).returncode == 0
     assert average(*args).returncode == 7
     assert average(*args, "--force").returncode == 0
-    assert len(store.names()) == 4
-    store.faults({"method": "POST", "match": "00002-of-00003.*uploads", "status": 403})
+    assert len(bucket.names()) == 4
+    fault(proxy, "POST", "00002-of-00003.*uploads", (403, b""))
     assert average(*args, "--force").returncode == 5
-    assert "avg/model.safetensors.index.json" not in store.names()
+    assert "avg/model.safetensors.index.json" not in bucket.names()
 
 
-def test_what_another_checkpoint_has_is_not_mixed_with_the_new_one(store, large):
-    store.put("avg/model.safetensors", b"old weights")
-    args = (*large, "-o", "s3://bucket/avg", "--max-shard-size", "9MB")
+def test_what_another_checkpoint_has_is_not_mixed_with_the_new_one(bucket, proxy, large):
+    bucket.client.put_object(Bucket=bucket.name, Key="avg/model.safetensors", Body=b"old weights")
+    args = (*large, "-o", bucket.url("avg"), "--max-shard-size", "9MB")
     assert average(*args).returncode == 7
     found = average(*args, "--force")
     assert found.returncode == 5
@@ -202,59 +204,59 @@ def test_what_another_checkpoint_has_is_not_mixed_with_the_new_one(store, large)
 
 
 @pytest.mark.parametrize("format", ["pt", "npz"])
-def test_other_formats_are_streamed_too(store, small, tmp_path, format):
-    found = average(*small, "-o", f"s3://bucket/avg.{format}")
+def test_other_formats_are_streamed_too(bucket, proxy, small, tmp_path, format):
+    found = average(*small, "-o", bucket.url(f"avg.{format}"))
     assert found.returncode == 0, found.stderr
     average(*small, "-o", tmp_path / f"avg.{format}")
-    assert store.get(f"avg.{format}") == (tmp_path / f"avg.{format}").read_bytes()
+    assert bucket.get(f"avg.{format}") == (tmp_path / f"avg.{format}").read_bytes()
 
 
 def test_a_folder_that_is_written_out_of_order_is_sent_when_it_is_finished(
-    store, small, tmp_path, monkeypatch
+    bucket, proxy, small, tmp_path, monkeypatch
 ):
     (tmp_path / "room").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "room"))
-    found = average(*small, "-o", "s3://bucket/avg", "--format", "dcp")
+    found = average(*small, "-o", bucket.url("avg"), "--format", "dcp")
     assert found.returncode == 0, found.stderr
     average(*small, "-o", tmp_path / "avg", "--format", "dcp")
     files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
-    assert {key.removeprefix("avg/"): store.get(key) for key in store.names()} == files
-    assert [path for method, path in store.log() if method == "PUT"][-1].endswith(".metadata")
+    assert {key.removeprefix("avg/"): bucket.get(key) for key in bucket.names()} == files
+    assert [path for method, path, _ in proxy.requests if method == "PUT"][-1].endswith(".metadata")
     assert list((tmp_path / "room").iterdir()) == []
 
 
-def test_a_sweep_sends_each_output(store, small, tmp_path):
+def test_a_sweep_sends_each_output(bucket, proxy, small, tmp_path):
     args = (*small, "-r", "uniform:last=2", "-r", "ema:decay=0.9", "-d")
-    found = process("sweep", *args, "s3://bucket/sweep")
+    found = process("sweep", *args, bucket.url("sweep"))
     assert found.returncode == 0, found.stderr
     names = ["uniform-last-2.safetensors", "ema-decay-0.9.safetensors"]
-    assert found.stdout.split() == [f"s3://bucket/sweep/{name}" for name in names]
+    assert found.stdout.split() == [bucket.url(f"sweep/{name}") for name in names]
     process("sweep", *args, tmp_path / "sweep")
     for name in names:
-        assert store.get(f"sweep/{name}") == (tmp_path / "sweep" / name).read_bytes()
-    again = process("sweep", *args, "s3://bucket/sweep")
+        assert bucket.get(f"sweep/{name}") == (tmp_path / "sweep" / name).read_bytes()
+    again = process("sweep", *args, bucket.url("sweep"))
     assert again.returncode == 7
 
 
-def test_no_secret_is_told(store, small):
-    store.faults({"method": "PUT", "match": "avg", "status": 403, "times": 9})
-    found = average(*small, "-o", "s3://bucket/avg.safetensors", "-v")
+def test_no_secret_is_told(bucket, proxy, small):
+    fault(proxy, "PUT", "avg", (403, b""), times=9)
+    found = average(*small, "-o", bucket.url("avg.safetensors"), "-v")
     assert found.returncode == 5
-    assert "very-secret" not in found.stderr
-    store.faults()
-    done = average(*small, "-o", "s3://bucket/avg.safetensors", "--json")
-    assert json.loads(done.stdout)["output"] == "s3://bucket/avg.safetensors"
-    assert "very-secret" not in done.stdout + done.stderr
-    assert b"very-secret" not in store.get("avg.safetensors")
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in found.stderr
+    proxy.fault = lambda *_: None
+    done = average(*small, "-o", bucket.url("avg.safetensors"), "--json")
+    assert json.loads(done.stdout)["output"] == bucket.url("avg.safetensors")
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
+    assert KEYS["AWS_SECRET_ACCESS_KEY"].encode() not in bucket.get("avg.safetensors")
 
 
-def test_missing_credentials_are_told_before_anything_is_sent(store, small, monkeypatch):
+def test_missing_credentials_are_told_before_anything_is_sent(bucket, proxy, small, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("HOME", "/nonexistent")
-    found = average(*small, "-o", "s3://bucket/avg.safetensors")
+    found = average(*small, "-o", bucket.url("avg.safetensors"))
     assert found.returncode == 2
     assert "credentials" in found.stderr
-    assert store.log() == []
+    assert proxy.requests == []
 
 
 @pytest.mark.parametrize(
@@ -264,11 +266,11 @@ def test_missing_credentials_are_told_before_anything_is_sent(store, small, monk
         ("hf://org/name/avg.safetensors", "hf upload org/name FOLDER"),
         ("ftp://host/avg.safetensors", "nothing is written to ftp://"),
         ("s3:/bucket/avg.safetensors", "two slashes"),
-        ("s3://bucket", "names no object"),
+        ("s3://bucket-that-is-not-there", "names no object"),
         ("s3://bucket-that-is-not-there/avg.safetensors", "no such bucket"),
     ],
 )
-def test_other_urls_are_refused_and_never_become_folders(store, small, tmp_path, url, says):
+def test_other_urls_are_refused_and_never_become_folders(bucket, proxy, small, tmp_path, url, says):
     found = process("average", *small, "-o", url, cwd=tmp_path)
     assert found.returncode == 5
     assert says in found.stderr
@@ -277,33 +279,30 @@ def test_other_urls_are_refused_and_never_become_folders(store, small, tmp_path,
     ]  # fmt: skip
 
 
-def test_an_input_is_never_written_over(store, small):
-    for number, path in enumerate(small):
-        with open(path, "rb") as file:
-            store.put(f"run/{number}.safetensors", file.read())
-    inputs = [f"s3://bucket/run/{number}.safetensors" for number in range(3)]
+def test_an_input_is_never_written_over(bucket, proxy, small):
+    inputs = [bucket.put(path, f"run/{number}.safetensors") for number, path in enumerate(small)]
     for output, says in (
-        ("s3://bucket/run/0.safetensors", "is an input"),
-        ("s3://bucket/run/", "holds the input"),
+        (bucket.url("run/0.safetensors"), "is an input"),
+        (bucket.url("run/"), "holds the input"),
     ):
         found = average(*inputs, "-o", output, "--force")
         assert found.returncode == 5, found.stderr
         assert says in found.stderr
-    found = average(*inputs, "-o", "s3://bucket/run/avg.safetensors")
+    found = average(*inputs, "-o", bucket.url("run/avg.safetensors"))
     assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.parametrize("way", [("--part", "1/2"), ("--continue",), ("--finish",)])
-def test_parts_need_a_folder_of_the_machine(store, small, way):
-    found = average(*small, "-o", "s3://bucket/avg.safetensors", *way)
+def test_parts_need_a_folder_of_the_machine(bucket, proxy, small, way):
+    found = average(*small, "-o", bucket.url("avg.safetensors"), *way)
     assert found.returncode == 2
     assert "Give a path there, and upload the result." in found.stderr
-    assert store.log() == []
+    assert proxy.requests == []
 
 
-def test_a_dry_run_sends_nothing_and_counts_what_sending_holds(store, large):
-    found = average(*large, "-o", "s3://bucket/avg.safetensors", "-n", "--json")
+def test_a_dry_run_sends_nothing_and_counts_what_sending_holds(bucket, proxy, large):
+    found = average(*large, "-o", bucket.url("avg.safetensors"), "-n", "--json")
     local = average(*large, "-o", "avg.safetensors", "-n", "--json")
     held = json.loads(found.stdout)["memory"] - json.loads(local.stdout)["memory"]
     assert 2 * PART < held <= 4 * PART + (1 << 20)
-    assert {method for method, _ in store.log()} == {"HEAD"}
+    assert {method for method, _, _ in proxy.requests} == {"HEAD"}

@@ -22,15 +22,14 @@ from make import debris
 
 import swavg
 from swavg import Policy, Resources
-from swavg.engine import ray
+from swavg.engine.ray import Problem, Work, look, run_number
 from swavg.errors import InputError, OutputError, RequestError
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Of two nodes, and another one for whoever adds it."""
+@contextlib.contextmanager
+def two_nodes():
     with warnings.catch_warnings():
         # Ray's own modules use what others have deprecated.
         warnings.simplefilter("ignore")
@@ -42,6 +41,12 @@ def cluster():
         yield made
     finally:
         made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with two_nodes() as made:
+        yield made
 
 
 @pytest.fixture
@@ -117,6 +122,19 @@ def test_a_cluster_makes_the_bytes_of_one_machine(on_ray, tmp_path, suffix):
     assert report.threads == 2
     assert "made on 2 nodes of a Ray cluster" in report.notes
     assert debris(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_caller_that_is_connected_stays_so(cluster, tmp_path):
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        plan = planned(files(tmp_path), tmp_path / "out.safetensors")
+        distributed(plan, Resources(engine="ray"))
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.slow
@@ -207,7 +225,7 @@ def test_without_any_cluster_none_is_started(tmp_path, monkeypatch):
 
 
 def test_without_ray_the_error_says_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray._private.services", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     plan = planned(files(tmp_path, megabytes=1), tmp_path / "out.safetensors")
     with pytest.raises(RequestError, match=r"pip install 'swavg\[ray\]'"):
         swavg.execute(plan, Resources(engine="ray"))
@@ -364,7 +382,7 @@ def test_a_node_that_does_not_see_the_files_is_named(cluster, tmp_path, hidden):
 
 
 def test_what_a_node_lacks():
-    assert ray.look("0.0", b"", "") == ray.Problem(
+    assert look("0.0", b"", "") == Problem(
         "", f"has swavg {swavg.__version__}, and this machine 0.0"
     )
 
@@ -372,10 +390,31 @@ def test_what_a_node_lacks():
 def test_a_node_that_comes_later_is_asked_too(tmp_path):
     """Without a cluster: what a worker does before its first task."""
     plan = planned(files(tmp_path, megabytes=1), tmp_path / "out.safetensors")
-    work = ray.Work(plan, None, [], [str(tmp_path / "token")], str(tmp_path))
+    work = Work(plan, None, [], [str(tmp_path / "token")], str(tmp_path))
     with pytest.raises(OutputError, match=f"{tmp_path}: node .* does not see this folder"):
-        ray.run_number(pickle.dumps(work), "job", 0)
+        run_number(pickle.dumps(work), "job", 0)
     (tmp_path / "token").touch()
     os.utime(tmp_path / "1.safetensors", ns=(1, 1))
     with pytest.raises(OutputError, match=r"1.safetensors: node .* not see what is here: changed"):
-        ray.run_number(pickle.dumps(work), "job", 0)
+        run_number(pickle.dumps(work), "job", 0)
+
+
+@pytest.mark.slow
+def test_inputs_may_lie_in_an_object_store(tmp_path, monkeypatch):
+    """The keys are those of the environment in which the nodes were started."""
+    from object_stores import Bucket, s3_server
+
+    paths = files(tmp_path)
+    with s3_server() as endpoint:
+        bucket = Bucket(endpoint)
+        for name, value in bucket.env.items():
+            monkeypatch.setenv(name, value)
+        urls = [bucket.put(path) for path in paths]
+        with two_nodes() as cluster:
+            plan = planned(urls, tmp_path / "out.safetensors")
+            expected = local(plan, tmp_path)
+            made, _ = distributed(plan, Resources(engine="ray", address=cluster.address))
+            assert made == expected
+            plan = planned(paths, bucket.url("out.safetensors"))
+            with pytest.raises(RequestError, match="no object store"):
+                swavg.execute(plan, Resources(engine="ray", address=cluster.address))
