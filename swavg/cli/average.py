@@ -73,7 +73,7 @@ def average(
     swavg average a b --weights 0.7 0.3 -o c       weighted
     swavg average run/ --last 5 -o avg.safetensors
     swavg average run/ --best 3 --metric val_loss
-    swavg average run/ --last 8 --anneal 1-sqrt
+    swavg average run/ --last 5 --anneal 1-sqrt
     ls -t ckpts/*.pt | head -5 | swavg average - -o avg.pt
     swavg average a b -o - | zstd > c.safetensors.zst
     """
