@@ -36,7 +36,7 @@ def run(ctx: click.Context, job: str, more: tuple[str, ...]) -> object:
 
     \b
     swavg average run/ --last 5 -o avg.safetensors --save-job average.toml
-    swavg run average.toml
+    swavg run job.toml
     """
     assert ctx.parent is not None
     group = ctx.parent.command

@@ -50,7 +50,7 @@ def everything(checkpoints, tmp_path_factory):
     )
     swavg.average(steps[:5], output=folder / "avg.safetensors", force=True)
     command_line.done("ema", *steps[:3], "--decay", 0.9, "-o", folder / "ema.safetensors", "-q")
-    (folder / "average.toml").write_text(
+    (folder / "job.toml").write_text(
         'command = "average"\ncheckpoints = ["ckpts"]\noutput = "by-job.safetensors"\n'
     )
     model = torch.nn.Linear(4, 2)
