@@ -30,6 +30,7 @@ _COMMANDS = {
     "run": "Run what a file says that --save-job wrote.",
     "list": "Show a series: steps, metrics, and what would be chosen.",
     "inspect": "Show what a checkpoint holds.",
+    "verify": "Prove that an average is what its recipe says.",
     "diff": "Show in what two checkpoints differ.",
 }
 
