@@ -254,7 +254,11 @@ class _Callers:
         self.pending: set[Call[Any]] = set()
 
     def submit(self, made: Call[Any]) -> None:
-        assert self._process == os.getpid(), "stores cannot be used after a fork"
+        if self._process != os.getpid():
+            raise RequestError(
+                "Object stores were used before this process was forked, and cannot be used in it.",
+                hint='Start it with multiprocessing.get_context("spawn").',
+            )
         with self._lock:
             self.pending.add(made)
             more = len(self.pending) > self._threads and self._threads < _MOST_CALLS
