@@ -32,6 +32,7 @@ _COMMANDS = {
     "inspect": "Show what a checkpoint holds.",
     "verify": "Prove that an average is what its recipe says.",
     "diff": "Show in what two checkpoints differ.",
+    "completion": "Print what makes a shell complete commands and paths.",
 }
 
 

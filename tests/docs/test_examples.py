@@ -76,6 +76,8 @@ def examples_of_help():
 def test_every_example_of_the_help_runs(line, everything, here, monkeypatch):
     shutil.copytree(everything, here / "all")
     monkeypatch.chdir(here / "all")
+    # An example is never to touch the home folder of whoever runs the tests.
+    monkeypatch.setenv("HOME", str(here))
     made = ["averaged.pt", "averaged.safetensors"] if line.startswith("swavg average") else []
     for output in [*made, *re.findall(r"-o (\S+)", line)]:
         Path(output).unlink(missing_ok=True)
