@@ -64,18 +64,24 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def check_local(path: str | os.PathLike[str]) -> None:
+    """Raise OutputError for a URL, where only paths of this machine are written to."""
+    shown = os.fspath(path)
+    if looks_like_url(shown):
+        raise OutputError(
+            shown,
+            "this is written to paths of this machine only",
+            hint="Give one, and upload the result.",
+        )
+
+
 def check_destination(
     path: str | os.PathLike[str], size: int, *, force: bool, folder: bool = False
 ) -> None:
     """Raise OutputError for what would fail later: an existing file, a folder that cannot be made,
     no space."""
     shown = os.fspath(path)
-    if looks_like_url(shown):
-        raise OutputError(
-            shown,
-            "is written to a path of this machine only",
-            hint="Give one, and upload the result.",
-        )
+    check_local(shown)
     if is_stream(shown):
         if folder:
             raise OutputError(shown, "is no folder, which the output would be")

@@ -27,7 +27,7 @@ _PART = 8 * _MIB
 """Bytes of a part, and of what is sent in one request; more only of an object of many parts."""
 _PARTS = 9000
 """A store takes 10,000 parts of an object."""
-_SENDING = 3
+_SENDING = 5
 """Parts that are on their way at once, if they fit into the room."""
 _ROOM = 128 * _MIB
 _PIECE = _MIB

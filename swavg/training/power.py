@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, RequestError
+from swavg.storage.destination import check_local
 from swavg.training.averages import Averages
 from swavg.training.ema import check_state
 from swavg.training.moving import lerp
@@ -103,6 +104,7 @@ class PowerEMA:
         if self.num_updates == 0:
             raise RequestError("No update was made yet: there is no average to save.")
         at = self.num_updates if step is None else step
+        check_local(folder)
         Path(folder).mkdir(parents=True, exist_ok=True)
         paths = []
         for index, (width, gamma) in enumerate(zip(self.sigma_rel, self.gammas, strict=True)):

@@ -19,6 +19,7 @@ from swavg.errors import InputError, OutputError, OutputExistsError, RequestErro
 from swavg.formats import open_checkpoint
 from swavg.series import guess_mode
 from swavg.series.inside import read_inside
+from swavg.storage.destination import check_local
 from swavg.storage.temporary import TEMPORARY
 from swavg.training.snapshot import save_snapshot
 from swavg.training.wrapped import rank
@@ -68,6 +69,7 @@ class Snapshots:
         name: str = "step-{step}",
     ) -> None:
         _check(every, keep, best, metric, mode)
+        check_local(folder)
         self.folder = Path(folder)
         self.every = every
         self._keep = 0 if keep is None and best is not None else keep

@@ -154,3 +154,9 @@ def test_two_outputs_in_one_place_are_refused(
     with pytest.raises(OutputError, match="is where another output goes already"):
         check_destinations(pair, [1, 1])
     check_destinations([pair[0], Destination("b", False, True)], [1, 1])
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a", "https://host/a", "ftp://host/a", "s3:/bucket/a"])
+def test_a_url_is_no_path_of_this_machine(url: str) -> None:
+    with pytest.raises(OutputError, match="paths of this machine only"):
+        check_destination(url, 1, force=True)

@@ -16,8 +16,8 @@ PART = 8 * MIB
         (0, PART, 0),
         (PART, PART, PART),
         (PART + 1, PART, PART + 1),
-        (72000 * MIB, PART, 4 * PART + MIB),
-        (72000 * MIB + 1, 9 * MIB, 37 * MIB),
+        (72000 * MIB, PART, 6 * PART + MIB),
+        (72000 * MIB + 1, 9 * MIB, 55 * MIB),
         # A terabyte: two such parts are all that there is room for.
         (10**12, 106 * MIB, 213 * MIB),
     ],

@@ -17,6 +17,7 @@ from ranks import ranks
 import swavg
 from swavg.errors import OutputError, RequestError
 from swavg.training import Snapshots, save_snapshot
+from swavg.training.power import PowerEMA
 
 
 def weights(step):
@@ -42,6 +43,21 @@ def test_every_n_steps_the_last_k_stay(tmp_path):
     ]
     assert snapshots.best_paths == ()
     assert safetensors.torch.load_file(snapshots.paths[0])["w"].tolist() == [30.0] * 4
+
+
+def test_a_url_is_refused_and_never_becomes_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Linear(1, 1)
+    power = PowerEMA(model)
+    power.update()
+    for write in (
+        lambda: Snapshots("s3://bucket/run"),
+        lambda: save_snapshot("s3://bucket/a.safetensors", model),
+        lambda: power.save("s3://bucket/run"),
+    ):
+        with pytest.raises(OutputError, match="Give one, and upload the result"):
+            write()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_limits_all_stay(tmp_path):

@@ -16,6 +16,7 @@ from swavg.integrations.keras.averages import shown_in
 from swavg.integrations.keras.callbacks import EMACallback
 from swavg.integrations.keras.framework import keras, whole
 from swavg.integrations.recording import Recording
+from swavg.storage.destination import check_local
 
 _SUFFIX = ".weights.h5"
 
@@ -39,6 +40,7 @@ class SnapshotCallback(Recording, keras.callbacks.Callback):
         ema: EMACallback | None = None,
     ) -> None:
         super().__init__(every)
+        check_local(folder)
         self.folder = Path(folder)
         self._ema = ema
         self._epoch = 0
