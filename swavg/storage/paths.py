@@ -206,7 +206,7 @@ def _side_by_side(urls: Sequence[str]) -> None:
 
 def expect(pool: Pool, ranges: Iterable[tuple[Source, int, int]]) -> None:
     """Fetch the bytes ``[start, stop)`` of objects side by side, for what the pool reads next."""
-    from swavg.storage.stored import Fetching
+    from swavg.storage.fetching import Fetching
 
     before = pool.expected
     pool.expected = Fetching(ranges, before if isinstance(before, Fetching) else None)

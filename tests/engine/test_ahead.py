@@ -8,7 +8,7 @@ from checkpoints import planned, save, series, state
 from make import sharded
 
 from swavg.engine.ahead import FETCHED, cut_of, ranges_of, read_for_one
-from swavg.storage.stored import joined
+from swavg.storage.fetching import joined
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 
 from swavg.errors import InputError
+from swavg.storage.fetching import joined
 from swavg.storage.paths import expect, find_file, look_ahead
 from swavg.storage.sources import Pool
-from swavg.storage.stored import joined
 
 DATA = os.urandom(1 << 20)
 
