@@ -269,7 +269,14 @@ class _Callers:
             self._threads += more
         self._calls.put(made)
         if more:
-            threading.Thread(target=self._work, daemon=True, name="swavg-store").start()
+            try:
+                threading.Thread(target=self._work, daemon=True, name="swavg-store").start()
+            except RuntimeError:
+                # The system allows no more: those that there are do it.
+                with self._lock:
+                    self._threads -= 1
+                    if not self._threads:
+                        raise
 
     def _work(self) -> None:
         _this_thread.makes_calls = True
