@@ -67,7 +67,8 @@ class Fetching:
         by_source: dict[Stored, list[tuple[int, int]]] = {}
         for source, start, stop in ranges:
             if isinstance(source, Stored):
-                by_source.setdefault(source, []).append((start, stop))
+                # Whoever reads beyond the end is told so then.
+                by_source.setdefault(source, []).append((start, min(stop, source.size)))
         wanted = {source: [*joined(own)] for source, own in by_source.items()}
         size = sum(stop - start for own in wanted.values() for start, stop in own)
         room = b"" if before is None else before.free()
