@@ -166,7 +166,9 @@ def told(error: BaseException) -> tuple[str, str | None]:
 
     lines = str(error).strip().splitlines()
     # What stands behind a question mark may be a signature.
-    first = re.sub(r"\?\S+", "", lines[0]).rstrip(" :{") if lines else type(error).__name__
+    first = re.sub(r"\?\S+|: <.*", "", lines[0]).rstrip(" :{") if lines else type(error).__name__
+    if code := re.search(r"<Code>(\w+)</Code>", str(error)):
+        first += f" ({code[1]})"
     if isinstance(error, FileNotFoundError):
         return "no such object", None
     if isinstance(error, exceptions.PreconditionError):
