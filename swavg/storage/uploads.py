@@ -112,7 +112,7 @@ class Upload:
     ) -> None:
         self.location, self.size, self.ended = location, size, False
         self._force, self._last, self._turn = force, last, turn
-        self._begun = False
+        self._begun = self._has_turn = False
         self._taken = 0
         self._held = bytearray()
         self._writer: Any = None
@@ -125,8 +125,12 @@ class Upload:
         self._taken += len(data)
         if self._is_large and len(self._held) >= _PIECE:
             self._hand_over(stop)
-        if self._taken == self.size and not self._last:
-            self.end(stop)
+        if self._taken == self.size:
+            if self._last:
+                # Others may still wait for their turn, whose end its own waits for.
+                self._free()
+            else:
+                self.end(stop)
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         """:meth:`write` what follows."""
@@ -152,7 +156,7 @@ class Upload:
             mode: Literal["create", "overwrite"] = "overwrite" if self._force else "create"
             put = partial(obstore.put, store, self.location.key, data, mode=mode)
             self._send(put, stop, ends=True)
-        self._turn.release()
+        self._free()
 
     def verify(self) -> None:
         """OutputError unless it is there as it was sent."""
@@ -179,8 +183,13 @@ class Upload:
 
     def _begin(self, stop: Callable[[], None]) -> None:
         while not self._begun:
-            self._begun = self._turn.acquire(timeout=_POLL)
+            self._begun = self._has_turn = self._turn.acquire(timeout=_POLL)
             stop()
+
+    def _free(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._turn.release()
 
     def _hand_over(self, stop: Callable[[], None]) -> None:
         """Send what is held, which nobody may write into again: it is not copied."""

@@ -175,6 +175,23 @@ def test_the_index_of_shards_comes_last(bucket, proxy, large, tmp_path):
     assert sent[-1].endswith("/avg/model.safetensors.index.json")
 
 
+def test_many_workers_send_many_shards(bucket, tmp_path):
+    """Some of which hold nothing, or are smaller than a task."""
+    sizes = [0, 1, 40, 3000, 70, 0, 5] * 6 + [0]
+    inputs = [
+        save(tmp_path / f"{seed}.safetensors",
+             {f"layer.{n}": torch.full((size,), n + seed) for n, size in enumerate(sizes)})
+        for seed in (0.0, 1.0)
+    ]  # fmt: skip
+    args = (*inputs, "--max-shard-size", "100", "--threads", "8", "-o")
+    found = average(*args, bucket.url("avg/"))
+    assert found.returncode == 0, found.stderr
+    average(*args, tmp_path / "avg/")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
+    assert {key.removeprefix("avg/"): bucket.get(key) for key in bucket.names()} == files
+    assert len(files) > 20
+
+
 def test_shards_that_are_not_all_sent_are_taken_back(bucket, proxy, large):
     fault(proxy, "PUT", "index.json", (403, b""))
     found = average(*large, "-o", bucket.url("avg/"), "--max-shard-size", "9MB")
