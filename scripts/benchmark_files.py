@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,6 +131,63 @@ def plan(folder: str, tensors: str, inputs: str) -> None:
     print(held, len(pickled), seconds)
 
 
+def list_ranges(listed: str, *urls: str) -> None:
+    """Write what the tasks of an average read of objects, as [name, start, stop] in their order."""
+    import swavg
+    from swavg.engine.ahead import ranges_of
+    from swavg.storage.stored import joined
+
+    row = swavg.Row((1 / len(urls),) * len(urls), tuple(range(len(urls))))
+    plan = swavg.prepare(urls, [row], [f"{listed}.safetensors"])
+    found = []
+    for number in plan.tasks():
+        own: dict[str, list[tuple[int, int]]] = {}
+        for source, start, stop in ranges_of(plan, number):
+            own.setdefault(source.name, []).append((start, stop))
+        found += [(name, *ends) for name, parts in own.items() for ends in joined(parts)]
+    Path(listed).write_text(json.dumps(found))
+
+
+def ranges(listed: str, endpoint: str, out: str, connections: str) -> None:
+    """Read these ranges with so many connections, and nothing else; write those of the first
+    object."""
+    import threading
+    from http.client import HTTPConnection
+    from urllib.parse import urlsplit
+
+    found = json.loads(Path(listed).read_text())
+    lock, wanted = threading.Lock(), iter(found)
+    room = max(stop - start for _, start, stop in found)
+
+    def work() -> None:
+        connection = HTTPConnection(urlsplit(endpoint).netloc)
+        buffer = memoryview(bytearray(room))
+        signed = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request"
+        while True:
+            with lock:
+                name, start, stop = next(wanted, ("", 0, 0))
+            if not name:
+                return
+            part, done = buffer[: stop - start], 0
+            headers = {"Range": f"bytes={start}-{stop - 1}", "Authorization": signed}
+            connection.request("GET", name.removeprefix("s3:/"), headers=headers)
+            answer = connection.getresponse()
+            while done < len(part):
+                count = answer.readinto(part[done:])
+                assert count, f"{answer.status} {answer.reason}"
+                done += count
+            answer.read()
+            if name == found[0][0]:
+                os.pwrite(file, part, start)
+
+    file = os.open(out, os.O_WRONLY | os.O_CREAT)
+    workers = [threading.Thread(target=work) for _ in range(int(connections))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
 def ray(times: str, out: str, *inputs: str) -> None:
     """Average on a Ray cluster of two nodes with a processor each, ``times`` times: prints for each
     the seconds in all, and those from the second task's end to the last's. SystemExit if one
@@ -172,6 +230,8 @@ JOBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "recipe": recipe,
     "lazy": lazy,
+    "list_ranges": list_ranges,
+    "ranges": ranges,
     "plan": plan,
     "ray": ray,
 }

@@ -14,13 +14,15 @@ import platform
 import re
 import shlex
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -184,7 +186,7 @@ def measure_together(command: Command, folder: Path) -> int:
 def memory_of_descendants() -> int:
     """Bytes that all processes below this one have together, just now: a page that several of them
     share is divided among all that share it."""
-    pids = children_of(os.getpid())
+    pids = [pid for pid in children_of(os.getpid()) if pid not in SERVERS]
     for pid in pids:
         pids += children_of(pid)
     total = 0
@@ -253,6 +255,48 @@ def of_rounds(runs: Sequence[Run], others: Sequence[Run]) -> float:
     for a while cancels."""
     pairs = zip(runs, others, strict=True)
     return statistics.median(mine.seconds / his.seconds for mine, his in pairs)
+
+
+# ---- A server of S3.
+
+BUCKET = "benchmark"
+SERVERS: set[int] = set()
+"""Processes that are no part of what is measured."""
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The endpoint of a server on this machine, which the environment leads to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    os.environ |= {**dict.fromkeys(keys, "key"), "AWS_ENDPOINT_URL": endpoint}
+    os.environ |= {"AWS_REGION": "us-east-1"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    SERVERS.add(server.pid)
+    try:
+        for _ in range(600):
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            time.sleep(0.1)
+        yield endpoint
+    finally:
+        server.kill()
+        server.wait()
+
+
+def upload(paths: Sequence[Path]) -> None:
+    """Put files into the bucket, which is made."""
+    import boto3
+
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=BUCKET)
+    for path in paths:
+        client.put_object(Bucket=BUCKET, Key=path.name, Body=path.read_bytes())
 
 
 # ---- The machine.

@@ -37,7 +37,8 @@ def bucket(s3_endpoint, monkeypatch):
     made = Bucket(s3_endpoint)
     for name, value in made.env.items():
         monkeypatch.setenv(name, value)
-    return made
+    yield made
+    made.client.close()
 
 
 @pytest.fixture

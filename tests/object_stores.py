@@ -127,11 +127,10 @@ class Proxy:
                     self.end_headers()
                     self.wfile.write(body)
                     return
-                server = HTTPConnection(host, timeout=60)
-                server.request(self.command, self.path, sent, dict(self.headers))
-                found = server.getresponse()
-                body = found.read()
-                server.close()
+                with contextlib.closing(HTTPConnection(host, timeout=60)) as server:
+                    server.request(self.command, self.path, sent, dict(self.headers))
+                    found = server.getresponse()
+                    body = found.read()
                 self.send_response(found.status)
                 for name, value in found.getheaders():
                     if name.lower() not in ("connection", "transfer-encoding", "server", "date"):

@@ -27,9 +27,12 @@ _COMMANDS = {
     "bn": "Recompute batch-norm statistics of an average.",
     "landscape": "The loss on the plane through three checkpoints.",
     "path": "The loss along the line between two checkpoints.",
+    "run": "Run what a file says that --save-job wrote.",
     "list": "Show a series: steps, metrics, and what would be chosen.",
     "inspect": "Show what a checkpoint holds.",
+    "verify": "Prove that an average is what its recipe says.",
     "diff": "Show in what two checkpoints differ.",
+    "completion": "Print what makes a shell complete commands and paths.",
 }
 
 
@@ -56,7 +59,8 @@ class _LazyGroup(click.Group):
 
 
 def _command(name: str) -> click.Command:
-    module = importlib.import_module(f"swavg.cli.{name}")
+    # What commands share is called run, too.
+    module = importlib.import_module(f"swavg.cli.{'job' if name == 'run' else name}")
     # A function called list would hide the type.
     command = getattr(module, "list_command" if name == "list" else name)
     assert isinstance(command, click.Command)

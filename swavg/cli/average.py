@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @averaging_command(WeightsCommand)
-@click.argument("checkpoints", nargs=-1, metavar="CKPT...")
+@click.argument("checkpoints", nargs=-1, metavar="CKPT...", type=click.Path())
 @OUTPUT
 @click.option(
     "-w",
@@ -36,6 +37,14 @@ if TYPE_CHECKING:
     flag_value="raw",
     help="Use the weights as they are, whatever their sum.",
 )
+@click.option(
+    "--anneal",
+    metavar="SCHEDULE",
+    help="Weights that stand for a learning rate that decays over the checkpoints, oldest first:"
+    " linear (the mean), cosine, 1-sqrt, or a file of factors, one a line.",
+)
+@click.option("--by-metric", metavar="NAME", help="Weights by the softmax of a metric.")
+@click.option("--temperature", type=float, metavar="T", help="Of the softmax. [default: 1]")
 @NULL
 @selection_options
 def average(
@@ -43,6 +52,9 @@ def average(
     output: str | None,
     weights: tuple[tuple[float, ...], ...],
     sum_to: Sum | None,
+    anneal: str | None,
+    by_metric: str | None,
+    temperature: float | None,
     null: bool,
     selection: Selection,
     policy: Policy,
@@ -61,6 +73,7 @@ def average(
     swavg average a b --weights 0.7 0.3 -o c       weighted
     swavg average run/ --last 5 -o avg.safetensors
     swavg average run/ --best 3 --metric val_loss
+    swavg average run/ --last 5 --anneal 1-sqrt
     ls -t ckpts/*.pt | head -5 | swavg average - -o avg.pt
     swavg average a b -o - | zstd > c.safetensors.zst
     """
@@ -68,6 +81,31 @@ def average(
     if not paths:
         raise click.UsageError("Give the checkpoints to average, or '-' to read paths from stdin.")
     path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
+    given = {"--weights": weights, "--anneal": anneal, "--by-metric": by_metric}
+    _check_weights(given if weights else {**given, "--normalize or --raw-weights": sum_to})
+    if temperature is not None and by_metric is None:
+        raise click.UsageError("--temperature is that of --by-metric; add --by-metric NAME.")
+    if anneal or by_metric:
+        from swavg import methods
+
+        mode = None if selection.best else selection.mode
+        series = selected(
+            paths,
+            replace(selection, mode=None) if mode else selection,
+            in_order=bool(anneal),
+            measured=bool(by_metric),
+        )
+        if anneal:
+            request = methods.anneal(series, anneal, policy=policy)
+        else:
+            assert by_metric is not None
+            heat = 1.0 if temperature is None else temperature
+            request = methods.by_metric(
+                series, by_metric, policy=policy, mode=mode or selection.mode, temperature=heat
+            )
+        chosen = {*request.inputs} != {*paths}
+        execute_and_report(request, [path], run, request.notes, chosen=chosen)
+        return
     from swavg.planning.row import Request, Row
     from swavg.weights import checked, mean
 
@@ -87,3 +125,10 @@ def average(
     request = Request(series.paths, (row,), policy, shared=series.shared)
     chosen = {*series.paths} != {*paths}
     execute_and_report(request, [path], run, series.notes, chosen=chosen)
+
+
+def _check_weights(ways: Mapping[str, object]) -> None:
+    """UsageError where several options say what the weights are."""
+    given = [name for name, value in ways.items() if value]
+    if len(given) > 1:
+        raise click.UsageError(f"{given[0]} and {given[1]} both say what the weights are.")

@@ -13,7 +13,7 @@ from swavg.cli.values import COUNT, KEY, STRIP
 
 
 @click.command()
-@click.argument("averaged", metavar="AVERAGED")
+@click.argument("averaged", metavar="AVERAGED", type=click.Path())
 @click.option(
     "--model",
     required=True,

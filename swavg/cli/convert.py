@@ -14,8 +14,8 @@ _FIELDS = (
 
 
 @averaging_command(policy_fields=_FIELDS)
-@click.argument("checkpoint", metavar="IN")
-@click.argument("output", metavar="OUT")
+@click.argument("checkpoint", metavar="IN", type=click.Path())
+@click.argument("output", metavar="OUT", type=click.Path())
 def convert(checkpoint: str, output: str, policy: Policy, run: Run) -> None:
     """Write a checkpoint in another format, streamed in constant memory.
 

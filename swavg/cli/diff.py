@@ -13,8 +13,8 @@ from swavg.errors import MismatchError
 
 
 @click.command()
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
+@click.argument("a", metavar="A", type=click.Path())
+@click.argument("b", metavar="B", type=click.Path())
 @click.option("--headers", is_flag=True, help="Look at names, shapes and dtypes only.")
 @click.option("--values", is_flag=True, hidden=True, expose_value=False, help="The default.")
 @click.option("--all", "everything", is_flag=True, help="List everything, not the first 20.")

@@ -12,7 +12,7 @@ from swavg.weights import WARMUPS
 
 
 @averaging_command()
-@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...", type=click.Path())
 @OUTPUT
 @click.option(
     "--decay",
@@ -39,7 +39,13 @@ from swavg.weights import WARMUPS
     help="Let the decay grow up to --decay, as these projects do.",
 )
 @click.option(
+    "--schedule",
+    type=click.Choice(["bema"]),
+    help="A bias-corrected EMA (arXiv 2508.00180) over training steps, instead of a decay.",
+)
+@click.option(
     "--resume",
+    type=click.Path(),
     metavar="EMA",
     help="Go on from an EMA that swavg wrote, with the checkpoints after it.",
 )
@@ -55,6 +61,7 @@ def ema(
     per_step: bool,
     debias: bool,
     warmup: str | None,
+    schedule: str | None,
     resume: str | None,
     again: bool,
     null: bool,
@@ -75,6 +82,14 @@ def ema(
     from swavg import methods
 
     paths = read_paths(checkpoints, null=null)
+    if schedule is not None:
+        if any((decay, half_life, span, per_step, debias, warmup, resume)):
+            raise click.UsageError("--schedule bema has decays of its own: it goes with no other.")
+        series = selected(paths, selection, in_order=True, choosing=True, steps=True)
+        request = methods.bema(series, policy=policy)
+        chosen = {*series.paths} != {*paths}
+        execute_and_report(request, [path], run, request.notes, chosen=chosen)
+        return
     series = selected(
         paths,
         selection,

@@ -9,7 +9,7 @@ from swavg.cli.values import KEY
 
 
 @click.command()
-@click.argument("checkpoint", metavar="CKPT")
+@click.argument("checkpoint", metavar="CKPT", type=click.Path())
 @click.option("--stats", is_flag=True, help="Read the values: mean, deviation, range, NaN, Inf.")
 @click.option(
     "--tree/--table", default=False, help="By module, with sums; or a line per tensor (default)."

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("w1", metavar="W1")
-@click.argument("w2", metavar="W2")
-@click.argument("w3", metavar="W3")
+@click.argument("w1", metavar="W1", type=click.Path())
+@click.argument("w2", metavar="W2", type=click.Path())
+@click.argument("w3", metavar="W3", type=click.Path())
 @click.option("--mark", multiple=True, metavar="AVG",
               help="Draw this checkpoint, too, with its own loss. Can be repeated.")  # fmt: skip
 @click.option("--series", multiple=True, metavar="RUN|CKPT",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from swavg.cli.options import Headed, SectionedCommand
-from swavg.cli.printing import print_json
-from swavg.cli.selection import Selection, discover, select, selection_options
+from swavg.cli.printing import print_json, print_line
+from swavg.cli.selection import Selection, discover, select, selected, selection_options
 from swavg.cli.values import NULL, read_paths
 from swavg.errors import InputError, did_you_mean, with_article
 
@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 
 
 @click.command("list", cls=SectionedCommand)
-@click.argument("paths", nargs=-1, metavar="DIR|CKPT...")
+@click.argument("paths", nargs=-1, metavar="DIR|CKPT...", type=click.Path())
 @selection_options
 @NULL
+@click.option(
+    "--paths",
+    "only_paths",
+    is_flag=True,
+    help="Print the paths alone, of what is chosen: a line each, or with -0 a NUL.",
+)
 @click.option("--json", "as_json", cls=Headed, heading="Running", is_flag=True, help="Print JSON.")
-def list_command(paths: tuple[str, ...], selection: Selection, null: bool, as_json: bool) -> None:
+def list_command(
+    paths: tuple[str, ...], selection: Selection, null: bool, only_paths: bool, as_json: bool
+) -> None:
     """Show the checkpoints of a training run in step order, and what options would choose.
 
     DIR is a folder of checkpoints (one level deep); '-' reads paths from stdin. Steps come from
@@ -33,6 +41,7 @@ def list_command(paths: tuple[str, ...], selection: Selection, null: bool, as_js
     swavg list runs/17
     swavg list runs/17 --best 3 --metric val_loss
     swavg list runs/17 --last 5 --every 1000 --metrics log.csv
+    swavg list runs/17 --last 5 --paths -0 | xargs -0 du -h
     """
     from swavg.console import listing, messages
     from swavg.series import guess_mode, with_inner_metrics
@@ -40,6 +49,9 @@ def list_command(paths: tuple[str, ...], selection: Selection, null: bool, as_js
     found = read_paths(paths, null=null)
     if not found:
         raise click.UsageError("Give a folder of checkpoints, or '-' to read paths from stdin.")
+    if only_paths:
+        _print_paths(selected(found, selection, one_for_each_step=False, choosing=True), null=null)
+        return
     series = with_inner_metrics(discover(found, selection))
     chosen = select(series, selection) if selection.selects else None
     rows, unreadable = _rows(series, None if chosen is None else set(chosen.paths))
@@ -56,6 +68,11 @@ def list_command(paths: tuple[str, ...], selection: Selection, null: bool, as_js
     mode = selection.mode or (guess_mode(shown) if shown else None)
     listing.listing(rows, series.unit, metrics, shown, mode)
     messages.notes(notes)
+
+
+def _print_paths(series: Series, *, null: bool) -> None:
+    for path in series.paths:
+        print_line(path, end="\0" if null else "\n")
 
 
 def _metrics(series: Series, first: str | None) -> Sequence[str]:

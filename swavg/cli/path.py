@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoints", nargs=-1, required=True, metavar="A B [C...]")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="A B [C...]", type=click.Path())
 @click.option("--points", type=click.IntRange(min=2), default=25, show_default=True, metavar="N",
               help="Points along the line.")  # fmt: skip
 @click.option("--from", "start", type=float, default=-0.25, show_default=True, metavar="T",

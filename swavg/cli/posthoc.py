@@ -11,7 +11,7 @@ from swavg.planning.policy import Policy
 
 
 @averaging_command()
-@click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...")
+@click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...", type=click.Path())
 @OUTPUT
 @FOLDER
 @click.option(

@@ -32,9 +32,14 @@ def _encoding() -> str:
     return sys.stdout.encoding or "utf-8"
 
 
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+def _write(line: str, end: str = "\n") -> None:
+    sys.stdout.write(f"{line}{end}")
     sys.stdout.flush()
+
+
+def print_line(path: str, end: str = "\n") -> None:
+    """Print a path: the bytes of its name, whatever the encoding of standard output."""
+    _write(os.fsencode(path).decode(_encoding(), "surrogateescape"), end)
 
 
 def _finite(value: object) -> object:
@@ -60,8 +65,7 @@ def print_published(
             print_json(name, *values)
             return
         for path in paths:
-            # The bytes of the name, whatever the encoding of standard output.
-            _write(os.fsencode(path).decode(_encoding(), "surrogateescape"))
+            print_line(path)
     except OutputError as error:
         from swavg.console.messages import warnings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 OUTPUT = click.option(
-    "-o", "--output", metavar="OUT",
+    "-o", "--output", metavar="OUT", type=click.Path(),
     help="Where to write (folders above it are made); '-' streams to stdout. [default: averaged,"
     " with the suffix of the first input]",
 )  # fmt: skip
@@ -38,8 +38,9 @@ AGAIN = click.option(
     "--again", is_flag=True, help="Add also what the average holds already: it counts once more."
 )
 FOLDER = click.option(
-    "-d", "--folder", metavar="OUTDIR", help="The folder for the outputs; made if need be."
-)
+    "-d", "--folder", metavar="OUTDIR", type=click.Path(),
+    help="The folder for the outputs; made if need be.",
+)  # fmt: skip
 
 _POLICY = {
     "Tensors": (
@@ -98,8 +99,10 @@ class Run:
     part: str | None = None
     finish: bool = False
     proceed: bool = False
+    if_stale: bool = False
     force: bool = False
     dry_run: bool = False
+    save_job: str | None = None
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -126,12 +129,22 @@ _RUN = (
     Option("finish", "--finish", "Give the output its name, once all parts are made."),
     Option("proceed", "--continue",
            "Keep a journal: a run that was killed goes on where it was, with the same call."),
+    Option("if_stale", "--if-stale",
+           "Do nothing if the output is there, of this recipe and these inputs; else replace it."),
     Option("force", "--force", "Replace an existing output."),
     Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
+    Option("save_job", "--save-job",
+           "Write this call down as well, for swavg run: a file to be reviewed and kept.", "FILE",
+           click.Path()),
     Option("as_json", "--json", "Print the report as JSON."),
     Option("quiet", "-q --quiet", "Print errors only."),
     Option("verbose", "-v --verbose", "Print inputs, plan and every exception."),
 )  # fmt: skip
+
+
+def policy_options() -> Iterator[Option]:
+    """Those that say what becomes of tensors."""
+    return (option for section in _POLICY.values() for option in section)
 
 
 def averaging_command(
@@ -194,6 +207,10 @@ def execute_and_report(
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
 
+    if run.save_job is not None:
+        from swavg.cli.job import save
+
+        save(click.get_current_context(), run.save_job)
     resources = Resources(
         run.device,
         run.threads,
@@ -217,8 +234,15 @@ def execute_and_report(
     if run.dry_run:
         _show_plan(plan, resources, run, notes)
         return
+    if run.if_stale:
+        from swavg.engine.stale import replacing_averages, up_to_date
+
+        if up_to_date(plan):
+            _tell_up_to_date(plan, run)
+            return
+        plan = replacing_averages(plan)
     made = _executed(plan, resources, run, notes)
-    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
+    paths = _paths(plan)
     if run.part is not None:
         _tell_part(run, plan.folder or paths[0])
         return
@@ -236,7 +260,22 @@ def execute_and_report(
 
         console.summary(reports, verbose=run.verbose, chosen=chosen)
     values = [report.to_json() for report in reports]
-    print_published("report", values, [*dict.fromkeys(paths)], as_json=run.as_json)
+    print_published("report", values, paths, as_json=run.as_json)
+
+
+def _paths(plan: Plan) -> list[str]:
+    """Those of the outputs."""
+    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
+    return [*dict.fromkeys(paths)]
+
+
+def _tell_up_to_date(plan: Plan, run: Run) -> None:
+    if not run.quiet:
+        from swavg.console import messages
+
+        messages.notes(["up to date"])
+    values = [{"output": path, "up_to_date": True} for path in _paths(plan)]
+    print_published("report", values, _paths(plan), as_json=run.as_json)
 
 
 def _tell_part(run: Run, output: str) -> None:

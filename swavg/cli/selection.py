@@ -55,7 +55,8 @@ _OPTIONS = (
     Option("mode", "--mode",
            "Whether the lowest or the highest is best. [default: by the metric's name]"),
     Option("metrics_file", "--metrics",
-           "Metrics by step, epoch or path: CSV with a header, or JSON lines.", "FILE"),
+           "Metrics by step, epoch or path: CSV with a header, or JSON lines.", "FILE",
+           click.Path()),
     Option("at_most", "--at-most", "Take fewer than asked for if there are fewer."),
     Option("keep_order", "--keep-order", "Leave the order given; do not go by step."),
 )  # fmt: skip
@@ -93,20 +94,23 @@ def selected(
     in_order: bool = False,
     steps: bool = False,
     choosing: bool = False,
+    measured: bool = False,
 ) -> Series:
     """The checkpoints that ``paths`` and the options choose, in order.
 
     Where nothing is to be chosen among plain checkpoints, only their names are read, and they are
     left in the order given unless all names have a step; with ``steps`` they are opened if some
-    have none. ``choosing``: some are chosen later. Raises RequestError, InputError, or UsageError;
-    so it does for different files of one step in a folder, unless they are averages of several
-    widths, and with ``in_order`` where the place of some is not known.
+    have none. ``choosing``: some are chosen later; ``measured``: their metrics count. Raises
+    RequestError, InputError, or UsageError; so it does for different files of one step in a folder,
+    unless they are averages of several widths, and with ``in_order`` where the place of some is not
+    known.
     """
     from swavg.series import check_equal_steps, check_order, in_given_order
 
-    if selection.best is None and (selection.metric or selection.metrics_file):
+    unused = selection.metric or (selection.metrics_file and not measured)
+    if selection.best is None and unused:
         raise click.UsageError("--metric and --metrics say what is best; add --best K.")
-    if selection.by_position and not (choosing and len(paths) == 1):
+    if selection.by_position and not measured and not (choosing and len(paths) == 1):
         plain = in_given_order(paths, keep_order=selection.keep_order)
         if plain is not None and not (steps and None in plain.steps):
             return plain

@@ -7,6 +7,9 @@ from types import FrameType
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_received: list[int] = []
+"""The signal that asked the run to end: Ray raises an interrupt of its own instead of ours."""
+
 
 class Stopped(KeyboardInterrupt):
     """A signal asked the run to end."""
@@ -18,15 +21,19 @@ class Stopped(KeyboardInterrupt):
 
 def exit_code(stopped: BaseException | None) -> int:
     """143 for SIGTERM, as shells say it; 130 for every other way to interrupt."""
-    terminated = isinstance(stopped, Stopped) and stopped.number == signal.SIGTERM
+    numbers = [stopped.number] if isinstance(stopped, Stopped) else _received
+    terminated = numbers == [signal.SIGTERM]
     return 128 + signal.SIGTERM if terminated else 128 + signal.SIGINT
 
 
 def stop_on_signals() -> None:
     """Interrupt once, then ignore further signals while the temporary files are removed."""
 
+    _received.clear()
+
     def stop(number: int, frame: FrameType | None) -> None:
         ignore_signals()
+        _received.append(number)
         raise Stopped(number)
 
     for each in _STOPPING:

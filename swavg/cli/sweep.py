@@ -12,7 +12,7 @@ from swavg.planning.policy import Policy
 
 
 @averaging_command()
-@click.argument("checkpoints", nargs=-1, required=True, metavar="SERIES...")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="SERIES...", type=click.Path())
 @FOLDER
 @click.option(
     "-r",

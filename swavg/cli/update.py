@@ -10,11 +10,23 @@ from swavg.planning.policy import Policy
 
 
 @averaging_command()
-@click.argument("average")
-@click.argument("new", nargs=-1)
+@click.argument("average", type=click.Path())
+@click.argument("new", nargs=-1, type=click.Path())
 @OUTPUT
-@click.option("--add", multiple=True, metavar="NEW", help="Let this checkpoint into the window.")
-@click.option("--drop", multiple=True, metavar="OLD", help="Let this one out of the window.")
+@click.option(
+    "--add",
+    multiple=True,
+    type=click.Path(),
+    metavar="NEW",
+    help="Let this checkpoint into the window.",
+)
+@click.option(
+    "--drop",
+    multiple=True,
+    type=click.Path(),
+    metavar="OLD",
+    help="Let this one out of the window.",
+)
 @click.option(
     "--count",
     type=COUNT,

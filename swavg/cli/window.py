@@ -9,8 +9,8 @@ from swavg.planning.policy import Policy
 
 
 @averaging_command()
-@click.argument("start")
-@click.argument("end")
+@click.argument("start", type=click.Path())
+@click.argument("end", type=click.Path())
 @OUTPUT
 @click.option(
     "--counts",

@@ -11,8 +11,11 @@ from swavg.planning.plan import Entries, Plan, Span
 from swavg.storage.sources import Source
 
 FETCHED = 8 << 20
-"""Bytes that a task has fetched at the same time, about."""
-_LEAST, _MOST = 1 << 16, 4 << 20
+"""Bytes that a task has fetched at the same time, about; more where inputs are many."""
+_MANY = 24 << 20
+_RANGE = 1 << 18
+"""Bytes of each input that a request is worth."""
+_LEAST, _MOST = 1 << 12, 4 << 20
 """Bytes of the output that a task covers."""
 
 
@@ -37,7 +40,9 @@ def read_for_one(entries: Entries) -> float:
 def cut_of(entries: Entries) -> int:
     """Bytes of the output that a task covers, so that it reads about :data:`FETCHED`: a power of
     two."""
-    return max(_LEAST, min(_MOST, 1 << int(math.log2(FETCHED / read_for_one(entries)))))
+    ratio = read_for_one(entries)
+    wanted = max(FETCHED, min(_MANY, ratio * _RANGE)) / ratio
+    return max(_LEAST, min(_MOST, 1 << int(math.log2(wanted))))
 
 
 def ranges_of(plan: Plan, number: int) -> Iterator[tuple[Source, int, int]]:

@@ -15,7 +15,8 @@ from swavg.engine.compute import Sinks, Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, goes_to_store, publishing, write_deferred, write_fixed
-from swavg.engine.ray import Cluster, engine, on_ray
+from swavg.engine.ray.connection import Cluster, engine
+from swavg.engine.ray.executor import on_ray
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import averages_left, facts_kept, warnings_of, weights_lost
 from swavg.engine.report import Progress, Report, Tally, read_and_written

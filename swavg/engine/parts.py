@@ -27,7 +27,7 @@ from swavg.engine.outputs import (
     shared_paths,
     write_fixed,
 )
-from swavg.engine.ray import Cluster, engine
+from swavg.engine.ray.connection import Cluster, engine
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports

@@ -7,6 +7,7 @@ Every function opens what it needs to know (recipes of earlier averages) and ret
 from swavg.methods.convert import convert
 from swavg.methods.emas import ema
 from swavg.methods.means import slide, update, window
+from swavg.methods.schedules import anneal, bema, by_metric
 from swavg.methods.smooth import Smoothing, amount, counts_steps, smoothing
 from swavg.methods.sweeps import SweepSpec, sweep, sweep_spec
 from swavg.methods.widths import posthoc
@@ -17,6 +18,9 @@ __all__ = [
     "Smoothing",
     "SweepSpec",
     "amount",
+    "anneal",
+    "bema",
+    "by_metric",
     "convert",
     "counts_steps",
     "ema",

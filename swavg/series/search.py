@@ -23,7 +23,16 @@ from swavg.series.families import members
 from swavg.series.inside import averages_inputs
 from swavg.series.model import is_generic, labels
 from swavg.series.names import SUFFIXES, is_shard, may_be_data, read_name
-from swavg.storage.paths import absolute, is_file, is_folder, is_link, names_in, read_file, status
+from swavg.storage.paths import (
+    absolute,
+    is_file,
+    is_folder,
+    is_link,
+    list_ahead,
+    names_in,
+    read_file,
+    status,
+)
 from swavg.storage.temporary import TEMPORARY
 
 _LISTED = 4
@@ -207,7 +216,9 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     ignored. InputError if there are none."""
     found: list[Candidate] = []
     partial, training, shards, foreign = [], [], [], []
-    for name in _listed(folder):
+    names = _listed(folder)
+    list_ahead(folder, names)
+    for name in names:
         if pattern is not None and not fnmatch.fnmatchcase(name, pattern):
             continue
         path = os.path.join(folder, name)

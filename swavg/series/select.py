@@ -177,10 +177,23 @@ def _best(series: Series, count: int, selection: Selection) -> tuple[list[Snapsh
     if metric is None:
         metric = _only_metric(series)
         notes.append(f"best by {metric}, the only metric there is")
+    measured, mode = with_metric(replace(series, notes=()), metric, selection.mode)
+    comparable = measured.snapshots
+    _require(count, comparable, selection.at_most, f"the best (by {metric})")
+    sign = 1 if mode == "min" else -1
+    # Of equals the newer: it has trained longer.
+    ranked = sorted(_newest_first(comparable), key=lambda s: sign * s.metrics[metric])[:count]
+    return _those_in(comparable, ranked), [*notes, *measured.notes]
+
+
+def with_metric(series: Series, metric: str, mode: str | None = None) -> tuple[Series, str]:
+    """Those that have a metric that can be compared, with notes on the others; and whether ``min``
+    or ``max`` is better, by its name unless ``mode`` says so. RequestError if none has it."""
+    notes = [*series.notes]
     series = with_inner_metrics(series, metric)
     if metric not in series.metric_names:
         raise _unknown_metric(metric, series)
-    mode = selection.mode or guess_mode(metric)
+    mode = mode or guess_mode(metric)
     if mode is None:
         raise RequestError(
             f"Is lower or higher {metric} better? Its name does not say",
@@ -189,15 +202,11 @@ def _best(series: Series, count: int, selection: Selection) -> tuple[list[Snapsh
     lacking = [s.path for s in series.snapshots if metric not in s.metrics]
     if lacking:
         notes.append(f"left out for want of {metric}: {labels(lacking)}")
-    comparable = [snapshot for snapshot in series.snapshots if finite(snapshot, metric)]
+    comparable = tuple(snapshot for snapshot in series.snapshots if finite(snapshot, metric))
     strange = [s.path for s in series.snapshots if metric in s.metrics and not finite(s, metric)]
     if strange:
         notes.append(f"left out, {metric} is NaN or infinite: {labels(strange)}")
-    _require(count, comparable, selection.at_most, f"the best (by {metric})")
-    sign = 1 if mode == "min" else -1
-    # Of equals the newer: it has trained longer.
-    ranked = sorted(_newest_first(comparable), key=lambda s: sign * s.metrics[metric])[:count]
-    return _those_in(comparable, ranked), notes
+    return replace(series, snapshots=comparable, notes=tuple(notes)), mode
 
 
 def _only_metric(series: Series) -> str:

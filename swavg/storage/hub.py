@@ -70,7 +70,9 @@ def names_in(location: Location) -> dict[str, bool]:
         with _errors(location.url):
             inside = location.key or None
             for entry in hub.HfApi().list_repo_tree(name, inside, revision=revision):
-                found[entry.path.rpartition("/")[2]] = isinstance(entry, hub.hf_api.RepoFile)
+                inner = entry.path.rpartition("/")[2]
+                if inner not in ("", ".", ".."):
+                    found[inner] = isinstance(entry, hub.hf_api.RepoFile)
     except InputError as error:
         if error.absent:
             return {}

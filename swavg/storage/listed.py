@@ -28,6 +28,10 @@ class _Seen(Generic[T]):
         self._lock = threading.Lock()
         self._seen: dict[Location, tuple[float, T | InputError]] = {}
 
+    def forget(self) -> None:
+        with self._lock:
+            self._seen.clear()
+
     def known(self, location: Location) -> T | None:
         """What is remembered; None if nothing is."""
         with self._lock:
@@ -93,6 +97,12 @@ _folders = _Seen(_list)
 _objects = _Seen(_find)
 
 
+def forget() -> None:
+    """Forget what was seen: for whoever has changed it."""
+    _folders.forget()
+    _objects.forget()
+
+
 def _is_missing(error: InputError) -> bool:
     """Whether it is there for nobody, or not for us."""
     return error.absent or "denied" in error.problem
@@ -101,16 +111,11 @@ def _is_missing(error: InputError) -> bool:
 def find(url: str) -> Stored | None:
     """The object at ``url``; None if there is none. InputError."""
     location = locate(url)
-    if not location.key or url.endswith("/"):
+    if not location.key or url.endswith("/") or _cannot_be(location):
         return None
-    folder, _, name = location.key.rpartition("/")
-    siblings = _folders.known(Location(location.scheme, location.bucket, folder))
-    if siblings and not isinstance(siblings.get(name), Location):
-        found = siblings.get(name)
-        assert not isinstance(found, Location)
+    found = _listed(location)
+    if found is None or isinstance(found, Stored):
         return found
-    if _is_in_an_object(location):
-        return None
     try:
         return _objects(location)
     except InputError as error:
@@ -119,9 +124,34 @@ def find(url: str) -> Stored | None:
         raise
 
 
+def _listed(location: Location) -> Stored | Location | None:
+    """What the folder of a place is known to have there, as in :data:`Names`; the location itself
+    if nothing is known."""
+    folder, _, name = location.key.rpartition("/")
+    names = _folders.known(replace(location, key=folder)) if name else None
+    return names[name] if names and name in names else location
+
+
+def _cannot_be(location: Location) -> bool:
+    """Whether there is nothing, going by what is known of the places above."""
+    parts = location.key.split("/")
+    for depth in range(len(parts) - 1, -1, -1):
+        above = replace(location, key="/".join(parts[:depth]))
+        if depth and _objects.known(above) is not None:
+            # An object is no folder.
+            return True
+        if names := _folders.known(above):
+            inside = depth < len(parts) - 1
+            return parts[depth] not in names or (inside and names[parts[depth]] is not None)
+    return False
+
+
 def look_ahead(url: str) -> None:
-    """Find an object, and read its beginning and its end."""
+    """List a folder; find an object, and read its beginning and its end."""
     with suppress(InputError):
+        if is_folder(url):
+            names_in(url)
+            return
         stored = find(url)
         if stored is not None and stored.size:
             reader, byte = stored.open(), memoryview(bytearray(1))
@@ -136,7 +166,8 @@ def absent(url: str) -> InputError:
     if is_folder(url):
         return InputError(url, "is a folder, where a file is expected")
     try:
-        _objects(location)
+        if not _cannot_be(location):
+            _objects(location)
     except InputError as error:
         if location.scheme in ("https", "http") and error.absent:
             return InputError(url, "no such file", hint=_NO_FOLDERS, absent=True)
@@ -150,20 +181,16 @@ _NO_FOLDERS = "A server's folders cannot be listed: give the URLs of single file
 def is_folder(url: str) -> bool:
     """Whether there are objects below ``url``."""
     location = locate(url)
-    if find(url) is not None or _is_in_an_object(location):
+    if location.key and (_cannot_be(location) or find(url) is not None):
         return False
+    if _listed(location) is None:
+        return True
     try:
         return bool(_folders(location))
     except InputError as error:
         if _is_missing(error):
             return False
         raise
-
-
-def _is_in_an_object(location: Location) -> bool:
-    """Whether what would be the folder of a place is known to be an object."""
-    folder = location.key.rpartition("/")[0]
-    return _objects.known(Location(location.scheme, location.bucket, folder)) is not None
 
 
 def names_in(url: str) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from swavg.errors import InputError, some
 from swavg.storage.sources import LocalFile, Pool, Source, Window
-from swavg.storage.stores import is_url
+from swavg.storage.stores import SCHEMES, is_url, looks_like_url
 
 
 class Status(NamedTuple):
@@ -101,7 +102,14 @@ def find_file(path: str) -> Source:
         if (stored := listed.find(path)) is not None:
             return stored
         raise listed.absent(path)
-    return LocalFile.find(path)
+    try:
+        return LocalFile.find(path)
+    except InputError as error:
+        if error.absent and looks_like_url(path):
+            kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            hint = f"URLs are texts, no paths of pathlib, and begin with one of {kinds}."
+            raise InputError(path, error.problem, hint=hint) from None
+        raise
 
 
 def find_part(path: str, whole: str) -> Source:
@@ -142,6 +150,21 @@ def version_of(source: Source) -> str | None:
     return None
 
 
+def check_local(path: str, problem: str) -> None:
+    """InputError for what is in a store, with the command that copies it."""
+    if not is_url(path):
+        return
+    place = shlex.quote(path.rstrip("/"))
+    name = shlex.quote(os.path.basename(path.rstrip("/")))
+    commands = {
+        "s3": f"aws s3 cp --recursive {place} {name}",
+        "gs": f"gcloud storage cp --recursive {place} .",
+        "hf": f"hf download {path.removeprefix('hf://').partition('@')[0]}",
+    }
+    command = commands.get(path.partition("://")[0])
+    raise InputError(path, problem, hint="Copy it first" + (f":\n{command}" if command else "."))
+
+
 def unpinned(sources: Iterable[Source]) -> list[str]:
     """A warning of objects whose server gives them no version."""
     objects = [source for source in sources if is_url(source.name)]
@@ -156,8 +179,14 @@ def unpinned(sources: Iterable[Source]) -> list[str]:
     ]
 
 
+def list_ahead(folder: str, names: Iterable[str]) -> None:
+    """List the folders among these names of a folder, side by side; nothing of a local one."""
+    if is_url(folder):
+        look_ahead([path for name in names if is_folder(path := os.path.join(folder, name))])
+
+
 def look_ahead(paths: Sequence[str]) -> None:
-    """Fetch what opening these files reads, side by side; nothing of local ones."""
+    """Fetch what opening these checkpoints reads first, side by side; nothing of local ones."""
     urls = [path for path in paths if is_url(path)]
     if len(urls) > 1:
         from swavg.storage import listed

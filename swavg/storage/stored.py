@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swavg.errors import InputError, SwavgError
 from swavg.storage.stores import Abandoned, Call, Location, call, store_of, submit, told
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from obstore import GetOptions, ObjectMeta
 
     from swavg.storage.sources import Source
 
@@ -66,12 +66,17 @@ class Stored:
         return OpenStored(self)
 
     def check(self) -> None:
-        if not self.fixed:
-            now = call(look, self.name, self.location)
-            if (now.etag, now.size) != (self.etag, self.size) or (
-                self.etag is None and now.modified != self.modified
-            ):
-                raise self.changed()
+        if not self.fixed and not self.is_still(call(_head, self.name, self.location)):
+            raise self.changed()
+
+    def is_still(self, meta: ObjectMeta) -> bool:
+        """Whether it is what it was, going by what a store says now: not all servers look at the
+        version that is asked for."""
+        if self.fixed:
+            return meta["size"] == self.size
+        now = of_meta(self.name, self.location, meta)
+        same_time = self.etag is not None or now.modified == self.modified
+        return (now.etag, now.size) == (self.etag, self.size) and same_time
 
     def changed(self) -> InputError:
         """The error of an object that is not what it was."""
@@ -82,7 +87,7 @@ class Stored:
         )
 
     def fetch(
-        self, offset: int, out: memoryview, on_progress: Callable[[int], object] = bool
+        self, offset: int, out: memoryview, on_progress: Callable[[int], object] = lambda done: None
     ) -> None:
         """Fill ``out`` with the bytes at ``offset``, in one request; in a thread of its own.
         ``on_progress`` is told how many there are. InputError."""
@@ -96,7 +101,7 @@ class Stored:
         done = 0
         with errors(self.name):
             answer = obstore.get(store_of(self.location), self.location.key, options=options)
-            if answer.meta["size"] != self.size:
+            if not self.is_still(answer.meta):
                 raise self.changed()
             for part in answer.stream(min_chunk_size=_STEP):
                 if done + len(part) > len(out):
@@ -128,13 +133,17 @@ def errors(name: str) -> Iterator[None]:
 
 def look(name: str, location: Location) -> Stored:
     """The object that is there now; in a thread of its own. InputError."""
+    return of_meta(name, location, _head(name, location))
+
+
+def _head(name: str, location: Location) -> ObjectMeta:
     import obstore
 
     with errors(name):
-        return of_meta(name, location, obstore.head(store_of(location), location.key))
+        return obstore.head(store_of(location), location.key)
 
 
-def of_meta(name: str, location: Location, meta: Any) -> Stored:
+def of_meta(name: str, location: Location, meta: ObjectMeta) -> Stored:
     """The object that a store describes."""
     etag = meta["e_tag"]
     if etag is not None and etag.startswith("W/"):
@@ -279,13 +288,13 @@ class Fetching:
         for source, start, stop in ranges:
             if isinstance(source, Stored):
                 by_source.setdefault(source, []).append((start, stop))
-        joined = {source: [*_joined(own)] for source, own in by_source.items()}
-        size = sum(stop - start for own in joined.values() for start, stop in own)
+        wanted = {source: [*joined(own)] for source, own in by_source.items()}
+        size = sum(stop - start for own in wanted.values() for start, stop in own)
         room = b"" if before is None else before.free()
         self._room = room if len(room) >= size else bytearray(size)
         self._segments: dict[Stored, list[_Segment]] = {}
         rest = memoryview(self._room)
-        for source, own in joined.items():
+        for source, own in wanted.items():
             segments = self._segments[source] = []
             for start, stop in own:
                 segments.append(_Segment(source, start, stop, rest[: stop - start]))
@@ -314,7 +323,7 @@ class Fetching:
         return True
 
 
-def _joined(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def joined(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The ranges in order, those that touch or lie near each other as one."""
     start = stop = -1
     for low, high in sorted(ranges):

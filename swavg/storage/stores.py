@@ -181,6 +181,8 @@ def told(error: BaseException) -> tuple[str, str | None]:
         )
     if isinstance(error, exceptions.NotSupportedError):
         return f"the server does not do what is needed: {first}", "Download the file first."
+    if "404 Not Found" in first:
+        return "no such bucket", None
     if "redirect" in first:
         return first, "Set AWS_REGION to the region of the bucket."
     return first, None
@@ -254,7 +256,11 @@ class _Callers:
         self.pending: set[Call[Any]] = set()
 
     def submit(self, made: Call[Any]) -> None:
-        assert self._process == os.getpid(), "stores cannot be used after a fork"
+        if self._process != os.getpid():
+            raise RequestError(
+                "Object stores were used before this process was forked, and cannot be used in it.",
+                hint='Start it with multiprocessing.get_context("spawn").',
+            )
         with self._lock:
             self.pending.add(made)
             more = len(self.pending) > self._threads and self._threads < _MOST_CALLS

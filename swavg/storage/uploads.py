@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from swavg.errors import OutputError
+from swavg.storage.listed import forget
 from swavg.storage.sinks import Buffer
 from swavg.storage.stores import Location, begin, store_of
 from swavg.storage.upload_checks import ask, bucket_there, check_absent, ended
@@ -91,6 +92,7 @@ class Uploads:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        forget()
         if error is None:
             return
         seconds = _SECONDS if isinstance(error, Exception) else _INTERRUPTED

@@ -2,9 +2,10 @@
 
 Pure functions to tuples of floats; no tensor is touched here. Checkpoints come oldest first. One
 file per family: ``vectors`` (the mean, the user's own, and what any vector amounts to), ``ema`` and
-``warmup``, ``running``, ``power``, ``soup``.
+``warmup``, ``annealing``, ``running``, ``power``, ``soup``.
 """
 
+from swavg.weights.annealing import ANNEALINGS, anneal, annealing_factors, bema, by_metric
 from swavg.weights.ema import (
     debias_mass,
     decay_from_half_life,
@@ -39,11 +40,16 @@ from swavg.weights.vectors import (
 from swavg.weights.warmup import WARMUPS, warmup_decay
 
 __all__ = [
+    "ANNEALINGS",
     "TOLERANCE",
     "WARMUPS",
     "Mode",
     "Sum",
+    "anneal",
+    "annealing_factors",
+    "bema",
     "beta",
+    "by_metric",
     "checked",
     "debias_mass",
     "decay_from_half_life",

@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 from checkpoints import save, series, state
-from command_line import swavg
+from command_line import done, swavg
+from run_of_five import STEPS
 
 LOSSES = {100: 0.9, 200: 0.5, 300: 0.3, 400: 0.45}
 
@@ -142,3 +143,10 @@ def test_commands_follow_each_other_in_one_process(tmp_path, capsys):
             main(arguments)
         assert stop.value.code == 0
     assert "landscape" in capsys.readouterr().out
+
+
+def test_the_paths_alone_of_what_is_chosen(run):
+    names = [f"run/step_{step}-val_loss={1 / step:.3f}.safetensors" for step in STEPS]
+    assert done("list", "run", "--paths", cwd=run).stdout.splitlines() == names
+    found = done("list", "run", "--last", 2, "--paths", "-0", cwd=run).stdout
+    assert found == "".join(f"{name}\0" for name in names[-2:])

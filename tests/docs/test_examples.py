@@ -50,6 +50,9 @@ def everything(checkpoints, tmp_path_factory):
     )
     swavg.average(steps[:5], output=folder / "avg.safetensors", force=True)
     command_line.done("ema", *steps[:3], "--decay", 0.9, "-o", folder / "ema.safetensors", "-q")
+    (folder / "job.toml").write_text(
+        'command = "average"\ncheckpoints = ["ckpts"]\noutput = "by-job.safetensors"\n'
+    )
     model = torch.nn.Linear(4, 2)
     power = PowerEMA(model, sigma_rel=(0.05,))
     for step in range(1, 33):
@@ -73,6 +76,8 @@ def examples_of_help():
 def test_every_example_of_the_help_runs(line, everything, here, monkeypatch):
     shutil.copytree(everything, here / "all")
     monkeypatch.chdir(here / "all")
+    # An example is never to touch the home folder of whoever runs the tests.
+    monkeypatch.setenv("HOME", str(here))
     made = ["averaged.pt", "averaged.safetensors"] if line.startswith("swavg average") else []
     for output in [*made, *re.findall(r"-o (\S+)", line)]:
         Path(output).unlink(missing_ok=True)

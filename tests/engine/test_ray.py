@@ -22,7 +22,7 @@ from make import debris
 
 import swavg
 from swavg import Policy, Resources
-from swavg.engine.ray import Problem, Work, look, run_number
+from swavg.engine.ray.worker import Problem, Work, look, run_number
 from swavg.errors import InputError, OutputError, RequestError
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}

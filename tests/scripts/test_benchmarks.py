@@ -14,6 +14,7 @@ BENCHMARKS = {
         3,
     ),
     "benchmark --size 1MB --tensors 4 --repeat 1 --convert dcp": ("plain", 3),
+    "benchmark --size 1MB --tensors 4 --repeat 1 --s3": ("swavg", 2),
     "benchmark --size 4MB --repeat 1 --ray": ("the rest, later", 4),
     "benchmark-targets --shrink 10000 --repeat 1 --only bf16 pt four peak plan many transposed tiny"
     " lines": ("two tiny files", 14),

@@ -12,7 +12,7 @@ from swavg.formats.configuration import small_json
 from swavg.formats.metrics import number
 from swavg.formats.orbax.tree import Leaf, Model, leaves_in, model_of
 from swavg.formats.tensors import Shared, TableBuilder
-from swavg.storage.paths import is_file
+from swavg.storage.paths import check_local, is_file
 from swavg.storage.sources import Pool, Source
 
 _COUNTS = ("step", "global_step", "epoch", "iteration", "num_updates")
@@ -24,7 +24,8 @@ _LARGE = 16 << 20
 
 def open_orbax(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Read what lists and describes the arrays of ``path``: a step's folder, or an item's.
-    InputError; MissingDependencyError without tensorstore."""
+    InputError, also for one in a store; MissingDependencyError without tensorstore."""
+    check_local(path, "is an Orbax checkpoint, which is only read from this machine")
     model = model_of(path, leaves_in(path), key)
     from swavg.formats.orbax.arrays import IN_MEMORY, facts_of, source_of
 

@@ -1,0 +1,97 @@
+"""Calls that are written down, and run again."""
+
+import json
+import os
+
+import pytest
+from command_line import done, swavg
+from run_of_five import STEPS, assert_bias, bias
+
+CALLS = {
+    "average": ["average", "run", "--last", 3, "--weights", "1", "2", "1", "--normalize",
+                "--lenient", "--missing", "average", "--dtype", "float64", "--no-geometry",
+                "-o", "out.safetensors", "--exclude", "body.*", "--exclude", "steps"],
+    "ema": ["ema", "run", "--half-life", "30steps", "--debias", "-o", "out.safetensors"],
+    "sweep": ["sweep", "run", "-r", "uniform:last=2", "-r", "ema:decay=0.5", "-d", "out"],
+    "shards": ["average", "run/", "--max-shard-size", "1kB", "-o", "out"],
+    "convert": ["convert", "one.safetensors", "out.pt", "--dtype", "float16"],
+}  # fmt: skip
+
+
+def content(path):
+    if path.is_file():
+        return path.read_bytes()
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+@pytest.mark.parametrize("args", CALLS.values(), ids=CALLS)
+def test_a_call_that_was_saved_makes_the_same_bytes(run, args):
+    done("average", "run", "--last", 1, "-o", "one.safetensors", cwd=run)
+    out = next(each for each in map(str, args) if each.startswith("out"))
+    os.mkdir(run / "jobs")
+    first = done(*args, "--save-job", "jobs/job.toml", cwd=run)
+    text = (run / "jobs" / "job.toml").read_text()
+    assert f'"../{out}"' in text
+    expected = content(run / out)
+    (run / out).rename(run / "before")
+    # Paths are relative to the file, whatever the current folder.
+    again = done("run", run / "jobs" / "job.toml", cwd="/")
+    assert content(run / out) == expected
+    assert len(again.stdout.splitlines()) == len(first.stdout.splitlines())
+    assert swavg(*args, "--save-job", "jobs/job.toml", "--force", cwd=run).returncode == 2
+
+
+def test_options_behind_a_job_are_added(run):
+    done("average", "run", "-o", "out.safetensors", "-n", "--save-job", "job.toml", cwd=run)
+    assert not (run / "out.safetensors").exists()
+    found = json.loads(done("run", "job.toml", "--last", "2", "--json", cwd=run).stdout)
+    assert len(found["inputs"]) == 2
+    assert not (run / "out.safetensors").exists()
+
+
+def test_a_job_by_hand_with_variables(run):
+    (run / "job.toml").write_text(
+        'command = "average"\ncheckpoints = ["${RUN}"]\nlast = 2\noutput = "a.safetensors"\n'
+        "# the oldest counts twice\nweights = [2, 1]\nnormalize = true\nstrict = true\n"
+    )
+    done("run", "job.toml", cwd=run, env={"RUN": "run"})
+    assert_bias(run / "a.safetensors", bias(STEPS[-2:], (2 / 3, 1 / 3)))
+    found = swavg("run", "job.toml", "--force", cwd=run)
+    assert found.returncode == 2
+    assert "the variable RUN is not set" in found.stderr
+
+
+def test_a_report_is_a_job(run):
+    text = done(
+        "ema", "run", "--decay", "0.5", "--dtype", "float64", "-o", "a.st", "--json", cwd=run
+    )
+    (run / "report.json").write_text(text.stdout)
+    (run / "a.st").rename(run / "before.st")
+    done("run", "report.json", cwd=run)
+    assert done("diff", "before.st", "a.st", cwd=run).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('command = "average"\ncheckpoint = "run"', "Did you mean 'checkpoints'?"),
+        ('command = "averag"', "Did you mean 'average'?"),
+        ('checkpoints = ["run"]', "says no command"),
+        ("command = ", "is no job"),
+        ('command = "run"\njob = "job.toml"', "there is no command 'run'"),
+        ('command = "average"\ncheckpoints = ["run"]\nlast = [1, 2]', "one value"),
+        ('command = "average"\ncheckpoints = ["run"]\nforce = "yes"', "true or false"),
+        ('command = "average"\ncheckpoints = ["run"]\nlast = {a = 1}', "no list of texts"),
+        ('command = "average"\ncheckpoints = ["run"]\nlast = "x"', "--last"),
+    ],
+)
+def test_what_is_no_job(run, text, said):
+    (run / "job.toml").write_text(text)
+    found = swavg("run", "job.toml", cwd=run)
+    assert (found.returncode, said in found.stderr) == (2, True), found.stderr
+
+
+def test_standard_input_cannot_be_saved(run):
+    found = swavg("average", "-", "-n", "--save-job", "job.toml", cwd=run, stdin="run\n")
+    assert found.returncode == 2
+    assert not (run / "job.toml").exists()

@@ -1,0 +1,102 @@
+"""Averages that are made again and compared."""
+
+import json
+import os
+import shutil
+
+import pytest
+from command_line import done, swavg
+
+CALLS = {
+    "mean": ["average", "run"],
+    "weighted": ["average", "run", "--weights", "5", "1", "1", "1", "1", "--normalize"],
+    "ema": ["ema", "run", "--half-life", "30steps", "--dtype", "float32"],
+    "excluded": ["average", "run", "--exclude", "body.*", "--last", "2"],
+    "converted": ["convert", "one.safetensors"],
+}
+
+
+@pytest.fixture
+def made(run):
+    done("average", "run", "--last", 1, "-o", "one.safetensors", cwd=run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        (args, name)
+        for what, args in CALLS.items()
+        for name in ("out.safetensors", "out.pt", "out")
+        if (what, name) != ("converted", "out")
+    ],
+)
+def test_an_average_is_proven_from_its_inputs(made, args, name):
+    more = ["--max-shard-size", "1kB"] if name == "out" else []
+    place = [name] if args[0] == "convert" else ["-o", name]
+    done(*args, *place, *more, cwd=made)
+    for every in ([], ["--all"]):
+        found = json.loads(done("verify", name, *every, "--json", cwd=made).stdout)
+        assert found["proven"] == found["total"] > 0
+        assert found["notes"] == []
+
+
+def test_an_update_is_proven_from_the_average_before(run):
+    done("average", "run", "--last", 2, "-o", "a.safetensors", "--dtype", "float32", cwd=run)
+    new = next((run / "run").glob("step_10-*"))
+    done("update", "a.safetensors", new, "-o", "b.safetensors", cwd=run)
+    assert "all of" in done("verify", "b.safetensors", cwd=run).stdout
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
+def test_every_byte_of_a_tensor_that_is_another_is_told(run, name):
+    done("average", "run", "-o", name, cwd=run)
+    data = bytearray((run / name).read_bytes())
+    from swavg.formats import open_checkpoint
+
+    tensor = open_checkpoint(str(run / name)).tensors["body.bias"]
+    data[tensor.boxes[0].offset + 5] ^= 1
+    (run / name).write_bytes(data)
+    found = swavg("verify", name, cwd=run)
+    assert found.returncode == 3
+    assert "'body.bias' is not what its recipe says: byte 5 of it" in found.stderr
+
+
+def test_a_header_that_is_another_is_told(run):
+    done("average", "run", "-o", "out.safetensors", cwd=run)
+    data = (run / "out.safetensors").read_bytes()
+    (run / "out.safetensors").write_bytes(data.replace(b"body.bias", b"body.bjas"))
+    assert swavg("verify", "out.safetensors", cwd=run).returncode == 3
+
+
+def test_inputs_that_are_gone_moved_or_another(run):
+    done("average", "run", "--last", 2, "-o", "out.safetensors", cwd=run)
+    path = next((run / "run").glob("step_40-*"))
+    other = next((run / "run").glob("step_20-*"))
+    (run / "kept").mkdir()
+    moved = shutil.move(path, run / "kept" / path.name)
+    assert "all of" in done("verify", "out.safetensors", cwd=run).stdout
+    shutil.copyfile(other, moved)
+    found = swavg("verify", "out.safetensors", cwd=run)
+    assert found.returncode == 4
+    assert "is not what the average was made of" in found.stderr
+    os.unlink(moved)
+    found = swavg("verify", "out.safetensors", cwd=run)
+    assert found.returncode == 4
+    assert "was not found near it" in found.stderr
+    found = swavg("verify", "out.safetensors", other, cwd=run)
+    assert found.returncode == 2
+    assert "has 2 inputs, and 1 were given" in found.stderr
+
+
+def test_what_has_no_recipe(run):
+    found = swavg("verify", next((run / "run").glob("step_40-*")), cwd=run)
+    assert found.returncode == 4
+    assert "holds no recipe" in found.stderr
+
+
+def test_what_was_converted_into_shards_is_not_laid_out_as_its_recipe_says(made):
+    done("convert", "one.safetensors", "out", "--max-shard-size", "1kB", cwd=made)
+    found = swavg("verify", "out", cwd=made)
+    assert found.returncode == 4
+    assert "was it converted?" in found.stderr
