@@ -31,8 +31,8 @@ _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 OUTPUT = click.option(
     "-o", "--output", metavar="OUT", type=click.Path(),
-    help="Where to write (folders above it are made); '-' streams to stdout. [default: averaged,"
-    " with the suffix of the first input]",
+    help="Where to write: a path (folders above it are made), s3://, gs:// or az://, or '-' for"
+    " stdout. [default: averaged, with the suffix of the first input]",
 )  # fmt: skip
 AGAIN = click.option(
     "--again", is_flag=True, help="Add also what the average holds already: it counts once more."

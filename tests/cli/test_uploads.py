@@ -6,10 +6,14 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 import torch
+from bundles import write as write_bundle
 from checkpoints import save, series
 from command_line import SWAVG, process
+from composites import w
+from composites import write as write_parts
 from object_stores import KEYS
 
 PART = 8 << 20
@@ -228,17 +232,40 @@ def test_other_formats_are_streamed_too(bucket, proxy, small, tmp_path, format):
     assert bucket.get(f"avg.{format}") == (tmp_path / f"avg.{format}").read_bytes()
 
 
-def test_a_folder_that_is_written_out_of_order_is_sent_when_it_is_finished(
-    bucket, proxy, small, tmp_path, monkeypatch
+def dcp(folder):
+    return [*series(folder), "--format", "dcp"], ".metadata"
+
+
+def tensorflow(folder):
+    folder.mkdir()
+    for name, value in (("a", 1), ("b", 2)):
+        write_bundle(folder / name, {"w": np.full(3, value, np.float32)})
+    return [folder / "a", folder / "b"], ".index"
+
+
+def composite(folder):
+    files = {"actor/model.pt": w(1), "critic.safetensors": w(2)["w"], "config.json": {}}
+    files["critic.safetensors"] = {"w": files["critic.safetensors"]}
+    return [write_parts(folder / name, files) for name in ("a", "b")], "config.json"
+
+
+@pytest.mark.parametrize("make", [dcp, tensorflow, composite])
+def test_what_is_not_made_in_order_is_sent_when_it_is_finished(
+    bucket, proxy, tmp_path, monkeypatch, make
 ):
+    inputs, last = make(tmp_path / "in")
     (tmp_path / "room").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "room"))
-    found = average(*small, "-o", bucket.url("avg"), "--format", "dcp")
+    found = average(*inputs, "-o", bucket.url("avg"))
     assert found.returncode == 0, found.stderr
-    average(*small, "-o", tmp_path / "avg", "--format", "dcp")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
+    assert average(*inputs, "-o", tmp_path / "avg").returncode == 0
+    files = {
+        path.relative_to(tmp_path / "avg").as_posix(): path.read_bytes()
+        for path in (tmp_path / "avg").rglob("*")
+        if path.is_file()
+    }
     assert {key.removeprefix("avg/"): bucket.get(key) for key in bucket.names()} == files
-    assert [path for method, path, _ in proxy.requests if method == "PUT"][-1].endswith(".metadata")
+    assert [path for method, path, _ in proxy.requests if method == "PUT"][-1].endswith(last)
     assert list((tmp_path / "room").iterdir()) == []
 
 
