@@ -115,3 +115,13 @@ def test_an_index_that_someone_else_puts_there_stays(bucket):
     assert bucket.get("run/index") == b"theirs"
     Uploads(locate(bucket.url("run")), force=True).remove(["index", "absent"])
     assert bucket.names() == []
+
+
+def test_a_request_whose_answer_is_lost_finds_what_it_made(bucket, proxy):
+    answers = [
+        lambda: bucket.client.put_object(Bucket=bucket.name, Key="made", Body=b"12") and None
+    ]
+    proxy.fault = lambda method, *_: answers.pop() if method == "PUT" and answers else None
+    with Uploads(locate(bucket.url("made")), force=False) as uploads:
+        uploads.create(size=2).write(b"12")
+    assert bucket.get("made") == b"12"
