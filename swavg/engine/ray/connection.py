@@ -143,7 +143,9 @@ def _connected(wanted: str | None) -> Iterator[Cluster]:
         _init(address)
         yield _cluster()
     finally:
-        ray.shutdown()
+        # It says what its threads have kept back.
+        with contextlib.redirect_stdout(None):
+            ray.shutdown()
         # Ray leaves the system's own.
         _set_sigterm(signal.getsignal(signal.SIGTERM))
 
