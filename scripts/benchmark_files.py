@@ -193,7 +193,6 @@ def ray(times: str, program: str, out: str, *inputs: str) -> None:
     processor each, ``times`` times: prints for each the seconds of the one, of the other, and those
     from the second task's end to the last's. SystemExit if one machine makes other bytes."""
     import filecmp
-    import os
     import subprocess
     import time
 
