@@ -79,14 +79,16 @@ def _resolved(address: str | None) -> str:
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if "://" in wanted:
+    try:
+        if "://" in wanted:
+            raise ValueError("another protocol")
+        found: str = canonicalize_bootstrap_address_or_die(wanted)
+    except ValueError:
         raise RequestError(
             f"is HOST:PORT of a cluster that this machine is a node of, not '{wanted}'.",
             argument="address",
             hint="From elsewhere: ray job submit -- swavg ... --engine ray",
-        )
-    try:
-        found: str = canonicalize_bootstrap_address_or_die(wanted)
+        ) from None
     except ConnectionError:
         _raise_no_cluster("No Ray cluster runs on this machine.")
     host, _, port = found.rpartition(":")
