@@ -135,7 +135,7 @@ def list_ranges(listed: str, *urls: str) -> None:
     """Write what the tasks of an average read of objects, as [name, start, stop] in their order."""
     import swavg
     from swavg.engine.ahead import ranges_of
-    from swavg.storage.stored import joined
+    from swavg.storage.fetching import joined
 
     row = swavg.Row((1 / len(urls),) * len(urls), tuple(range(len(urls))))
     plan = swavg.prepare(urls, [row], [f"{listed}.safetensors"])
