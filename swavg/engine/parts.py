@@ -114,7 +114,8 @@ def _run_part(
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
     started = time.monotonic()
     with journals.open(part.number, digest) as journal:
-        if journal.records or journal.complete:
+        # Once another part has written, the files are not made anew: its bytes would be missing.
+        if journals.recorded(part.count):
             _check_there(plan, journals)
         if journal.complete:
             return
@@ -250,6 +251,7 @@ def _facts(plan: Plan, count: int) -> dict[str, object]:
         "inputs": [[source.name, source.size, source.version] for source in sources_of(plan)],
         "weights": [list(row.weights) for row in plan.rows],
         "options": json.loads(json.dumps(plan.policy.changed)),
+        "distances": plan.distances,
         "outputs": [
             [file.layout.name, file.layout.size] for each in plan.outputs for file in each.files
         ],

@@ -14,8 +14,9 @@ import pytest
 from command_line import SWAVG, done, swavg
 
 from swavg.engine.parts import Part
-from swavg.errors import RequestError
+from swavg.errors import OutputError, RequestError
 from swavg.storage.journals import journals_of
+from swavg.storage.temporary import Kept
 
 MIB = 1 << 20
 
@@ -119,6 +120,7 @@ def test_parts_that_are_missing_are_named(inputs):
 DIFFERENT = {
     "weights": (["--weights", "0.5", "0.25", "0.25"], "weights"),
     "options": (["--exclude", "layer.0"], "options"),
+    "what is measured": (["--no-geometry"], "distances true there, false here"),
     "number": (["--part", "2/3"], "parts 2 there, 3 here"),
 }
 
@@ -164,6 +166,42 @@ def test_bytes_that_are_gone_are_never_published_as_zeros(inputs):
     found = swavg(*args, "--part", "1/2", cwd=inputs)
     assert found.returncode == 5
     assert "without the journals" in found.stderr
+
+
+def test_a_part_does_not_make_anew_what_another_part_wrote_to(inputs):
+    args = [*AVERAGE, "-o", "out.st"]
+    done(*args, "--part", "1/2", cwd=inputs)
+    os.unlink(inputs / "out.st.swavg-partial")
+    found = swavg(*args, "--part", "2/2", cwd=inputs)
+    assert (found.returncode, "to begin anew" in found.stderr) == (5, True)
+    assert not (inputs / "out.st.swavg-partial").exists()
+
+
+def test_a_sweep_whose_folder_was_made_between_its_parts_is_refused(inputs):
+    done(*SWEEP, "-d", "out", "--part", "1/2", cwd=inputs)
+    (inputs / "out").mkdir()
+    found = swavg(*SWEEP, "-d", "out", "--part", "2/2", cwd=inputs)
+    assert (found.returncode, "to begin anew" in found.stderr) == (5, True)
+
+
+def test_a_link_under_the_name_of_the_temporary_is_not_followed(inputs):
+    done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
+    kept = inputs / "out.st.swavg-partial"
+    kept.rename(inputs / "other")
+    kept.symlink_to("other")
+    before = (inputs / "other").read_bytes()
+    assert swavg(*AVERAGE, "-o", "out.st", "--part=2/2", cwd=inputs).returncode == 5
+    assert (inputs / "other").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_has_its_name_already_is_not_made_anew(tmp_path, folder):
+    """By the second of two runs that give it its name."""
+    target = str(tmp_path / "out")
+    kept = Kept(target, shared=False)
+    with pytest.raises(OutputError, match="No such file"):
+        kept.create(folder=folder, shown=target)
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_output_that_is_there_needs_force(inputs):
