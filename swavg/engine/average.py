@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -43,7 +43,6 @@ from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
 from swavg.storage.destination import is_stream
 from swavg.storage.paths import check_all, look_ahead, unpinned
-from swavg.storage.sources import Source
 
 OnProgress = Callable[[Progress], None]
 
@@ -284,17 +283,7 @@ def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> No
     tally.complete()
     tally.notes += tally.reads.compare(plan, everything=resources.check_crc)
     write_deferred(plan, tally, sinks)
-    check_sources(plan)
-
-
-def check_sources(plan: Plan) -> None:
-    """InputError if an input is not what it was."""
-    check_all(sources_of(plan))
-
-
-def sources_of(plan: Plan) -> Iterator[Source]:
-    """Where the bytes of all inputs come from."""
-    return (source for checkpoint in plan.checkpoints for source in checkpoint.sources)
+    check_all(plan.sources)
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
@@ -344,7 +333,7 @@ def _forks(plan: Plan, resources: Resources, total: int) -> bool:
         wanted
         and (resources.engine, resources.device) == ("local", "cpu")
         and can_fork()
-        and all(source.forks for source in sources_of(plan))
+        and all(source.forks for source in plan.sources)
         and not goes_to_store(plan)
         and not any(
             output.target.path is None or is_stream(output.target.path) for output in plan.outputs

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from swavg import __version__
-from swavg.engine.average import OnProgress, check_sources, complete, sources_of, start, tools_of
+from swavg.engine.average import OnProgress, complete, start, tools_of
 from swavg.engine.batches import BytesRead
 from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
 from swavg.engine.outputs import (
@@ -35,6 +35,7 @@ from swavg.errors import InputError, OutputError, RequestError, quoted
 from swavg.planning.plan import Plan
 from swavg.storage.destination import is_stream
 from swavg.storage.journals import Facts, Journal, Journals
+from swavg.storage.paths import check_all
 from swavg.storage.sinks import FileSink
 
 _TASKS = 64
@@ -129,7 +130,7 @@ def _run_part(
                 tally.add(result)
                 if on_progress is not None:
                     on_progress(Progress(tally.read, total, time.monotonic() - started))
-            check_sources(plan)
+            check_all(plan.sources)
         on_end()
         journal.end()
 
@@ -247,7 +248,7 @@ def _facts(plan: Plan, count: int) -> dict[str, object]:
     return {
         "version": __version__,
         "parts": count,
-        "inputs": [[source.name, source.size, source.version] for source in sources_of(plan)],
+        "inputs": [[source.name, source.size, source.version] for source in plan.sources],
         "weights": [list(row.weights) for row in plan.rows],
         "options": json.loads(json.dumps(plan.policy.changed)),
         "outputs": [

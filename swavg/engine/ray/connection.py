@@ -17,9 +17,8 @@ from types import FrameType
 from typing import Any, NoReturn, get_args
 
 from swavg.engine.outputs import goes_to_store
-from swavg.engine.ray.worker import first_line
 from swavg.engine.resources import Engine, Resources, Sizes, sizes
-from swavg.errors import MissingDependencyError, RequestError
+from swavg.errors import MissingDependencyError, RequestError, first_line
 from swavg.planning.plan import Plan
 from swavg.storage.destination import is_stream
 
