@@ -59,6 +59,12 @@ def goes_to_store(plan: Plan) -> bool:
     return any(is_stored(output.target.path) for output in plan.outputs)
 
 
+def goes_to_stream(plan: Plan) -> bool:
+    """Whether some outputs go to standard output, a FIFO or a device."""
+    paths = (output.target.path for output in plan.outputs)
+    return any(path is None or is_stream(path) for path in paths)
+
+
 def _check_replaced(plan: Plan) -> None:
     """OutputError if a folder would be replaced that holds more than an older checkpoint, which
     may have logs that are left out now."""

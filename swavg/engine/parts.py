@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from swavg import __version__
-from swavg.engine.average import OnProgress, complete, start, tools_of
+from swavg.engine.average import OnProgress, complete
 from swavg.engine.batches import BytesRead
 from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
 from swavg.engine.outputs import (
     check,
     goes_to_store,
+    goes_to_stream,
     publishing,
     shared,
     shared_files,
@@ -31,9 +32,9 @@ from swavg.engine.ray.connection import Cluster, engine
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
+from swavg.engine.workers import start, tools_of
 from swavg.errors import InputError, OutputError, RequestError, quoted
 from swavg.planning.plan import Plan
-from swavg.storage.destination import is_stream
 from swavg.storage.journals import Facts, Journal, Journals
 from swavg.storage.paths import check_all
 from swavg.storage.sinks import FileSink
@@ -209,7 +210,7 @@ def _check_there(plan: Plan, journals: Journals) -> None:
 
 def _journals(plan: Plan) -> Journals:
     path = plan.outputs[0].target.path
-    if path is None or is_stream(path):
+    if path is None or goes_to_stream(plan):
         raise RequestError("What is made in parts is a file or a folder, not a stream.")
     if goes_to_store(plan):
         raise RequestError(

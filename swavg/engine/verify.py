@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from swavg.engine.average import prepare, start, tools_of
+from swavg.engine.average import prepare
 from swavg.engine.held import held_in
 from swavg.engine.outputs import write_fixed
 from swavg.engine.recipe import as_text, recipe_of
 from swavg.engine.report import Progress
 from swavg.engine.resources import Resources
+from swavg.engine.workers import start, tools_of
 from swavg.errors import InputError, MismatchError, RequestError
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy

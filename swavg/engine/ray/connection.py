@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, NoReturn, get_args
 
-from swavg.engine.outputs import goes_to_store
+from swavg.engine.outputs import goes_to_store, goes_to_stream
 from swavg.engine.resources import Engine, Resources, Sizes, sizes
 from swavg.errors import MissingDependencyError, RequestError, first_line
 from swavg.planning.plan import Plan
-from swavg.storage.destination import is_stream
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 _CONNECTING = 5.0
@@ -65,8 +64,7 @@ def _check(plan: Plan, resources: Resources) -> None:
     """RequestError for what a cluster does not do."""
     if resources.device != "cpu":
         raise RequestError("engine=ray computes on processors, and takes no device=.")
-    paths = [output.target.path for output in plan.outputs]
-    if goes_to_store(plan) or any(path is None or is_stream(path) for path in paths):
+    if goes_to_store(plan) or goes_to_stream(plan):
         raise RequestError(
             "engine=ray writes a file or a folder that all nodes see: no stream, no object store.",
             hint="Give output= such a path, and copy it from there.",
