@@ -14,7 +14,6 @@ from swavg.engine.beforehand import Beforehand
 from swavg.engine.compute import Sinks
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
-from swavg.engine.ray.connection import engine
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import (
     averages_left,
@@ -27,7 +26,7 @@ from swavg.engine.remarks import (
 from swavg.engine.report import Progress, Report, Tally
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
-from swavg.engine.workers import start, tools_of
+from swavg.engine.workers import cluster_of, start, tools_of
 from swavg.errors import OptimizerError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
@@ -263,7 +262,7 @@ def execute(
         plan = replace(plan, cut=DEVICE_CUT)
     check(plan)
     begun = time.monotonic()
-    with engine(plan, resources) as cluster:
+    with cluster_of(plan, resources) as cluster:
         if cluster is not None:
             plan = plan.for_machines(_TASKS * cluster.processors)
         tally, executor, chosen = start(plan, resources, cluster)
@@ -291,7 +290,7 @@ def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> No
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
     """The reports before a run."""
-    with engine(plan, resources) as cluster:
+    with cluster_of(plan, resources) as cluster:
         _, _, chosen = start(plan, resources, cluster)
     return reports(plan, chosen, resources)
 

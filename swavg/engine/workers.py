@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from swavg.engine.compute import Tools
 from swavg.engine.executors import Executor, can_fork, forked, threads
 from swavg.engine.outputs import goes_to_store, goes_to_stream
-from swavg.engine.ray.connection import Cluster
-from swavg.engine.ray.executor import on_ray
 from swavg.engine.report import Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes
+from swavg.errors import RequestError
 from swavg.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from swavg.engine.ray.connection import Cluster
 
 _WORTH_A_FORK = 32 << 20
 """Bytes to read from which on processes pay."""
+
+
+@contextmanager
+def cluster_of(plan: Plan, resources: Resources) -> Iterator[Cluster | None]:
+    """The cluster that runs the tasks in the block; None: this machine does. RequestError if there
+    is none, or for another engine."""
+    if resources.engine == "ray":
+        from swavg.engine.ray.connection import connected
+
+        with connected(plan, resources) as cluster:
+            yield cluster
+        return
+    if resources.engine != "local":
+        raise RequestError(f"is local or ray, not '{resources.engine}'.", argument="engine")
+    if resources.address is not None:
+        raise RequestError("needs engine=ray.", argument="address")
+    yield None
 
 
 def start(
@@ -44,6 +65,8 @@ def start(
     whole = [Distances(len(row.members)) for row in rows[:: plan.width]]
     distances = tuple(whole[number // plan.width] for number in range(len(rows)))
     if cluster is not None:
+        from swavg.engine.ray.executor import on_ray
+
         executor = on_ray(cluster, chosen.workers)
     else:
         executor = forked(chosen.workers) if forks else threads(chosen.workers)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from swavg.engine.outputs import goes_to_store, goes_to_stream
-from swavg.engine.resources import Engine, Resources, Sizes, sizes
+from swavg.engine.resources import Resources, Sizes, sizes
 from swavg.errors import MissingDependencyError, RequestError, first_line
 from swavg.planning.plan import Plan
 
@@ -45,16 +45,9 @@ class Cluster:
 
 
 @contextmanager
-def engine(plan: Plan, resources: Resources) -> Iterator[Cluster | None]:
-    """What runs the tasks in the block, but for this machine (None). While it is a cluster,
-    standard output is standard error: Ray writes there. RequestError if there is none."""
-    if resources.engine not in get_args(Engine):
-        raise RequestError(f"is local or ray, not '{resources.engine}'.", argument="engine")
-    if resources.engine == "local":
-        if resources.address is not None:
-            raise RequestError("needs engine=ray.", argument="address")
-        yield None
-        return
+def connected(plan: Plan, resources: Resources) -> Iterator[Cluster]:
+    """The cluster that runs the tasks in the block, where standard output is standard error: Ray
+    writes there. RequestError if there is none, or for what it does not do."""
     _check(plan, resources)
     with _no_stdout(), _connected(resources.address) as cluster:
         yield cluster

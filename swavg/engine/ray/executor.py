@@ -32,7 +32,7 @@ _AGAIN = 3
 
 
 def on_ray(cluster: Cluster, workers: int) -> Executor:
-    """Up to ``workers`` of the cluster's processors at once, within :func:`engine`. Results come
+    """Up to ``workers`` of the cluster's processors at once, within :func:`connected`. Results come
     in any order; a task whose worker or node was lost is run again."""
     ahead = _AHEAD * workers if workers == cluster.processors else workers
 
