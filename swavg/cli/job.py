@@ -14,8 +14,7 @@ from click.core import ParameterSource
 
 from swavg.cli.values import Weights
 from swavg.errors import InputError, did_you_mean
-from swavg.storage.paths import read_file
-from swavg.storage.stores import is_url
+from swavg.storage.paths import is_absolute, read_file
 
 _COMMAND = "command"
 _MOST = 1 << 24
@@ -162,7 +161,7 @@ def _variable(job: str, name: str) -> str:
 
 
 def _in(folder: str, path: str) -> str:
-    return path if path == "-" or is_url(path) else os.path.join(folder, path)
+    return path if path == "-" or is_absolute(path) else os.path.join(folder, path)
 
 
 def save(ctx: click.Context, path: str) -> None:
@@ -207,7 +206,7 @@ def _from(folder: str, path: str) -> str:
     """A path as it is from a folder."""
     if path == "-":
         raise click.UsageError("A job cannot read paths from standard input, or write there.")
-    if is_url(path) or os.path.isabs(path):
+    if is_absolute(path):
         return path
     slash = "/" if path.endswith("/") else ""
     return os.path.relpath(path, folder) + slash

@@ -9,37 +9,37 @@ import json
 import os
 import re
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from swavg import __version__
-from swavg.engine.average import OnProgress, check_sources, complete, sources_of, start, tools_of
-from swavg.engine.batches import BytesRead
-from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
+from swavg.engine.average import OnProgress, complete
 from swavg.engine.outputs import (
     check,
     goes_to_store,
+    goes_to_stream,
     publishing,
     shared,
     shared_files,
     shared_paths,
     write_fixed,
 )
-from swavg.engine.ray.connection import Cluster, engine
+from swavg.engine.records import as_record, as_result, still_written
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
+from swavg.engine.workers import cluster_of, start, tools_of
 from swavg.errors import InputError, OutputError, RequestError, quoted
 from swavg.planning.plan import Plan
-from swavg.storage.destination import is_stream
-from swavg.storage.journals import Facts, Journal, Journals
-from swavg.storage.sinks import FileSink
+from swavg.storage.journals import Facts, Journals
+from swavg.storage.paths import check_all
+
+if TYPE_CHECKING:
+    from swavg.engine.ray.connection import Cluster
 
 _TASKS = 64
 """Of a part, about."""
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def run_part(
     if resources.engine != "local" and part.count > 1:
         raise RequestError("engine=ray shares the work out itself, and makes no part=.")
     plan, journals = plan.for_machines(part.count * _TASKS), _journals(plan)
-    with engine(plan, resources) as cluster:
+    with cluster_of(plan, resources) as cluster:
         _run_part(plan, resources, cluster, journals, part, on_progress, on_end)
     return []
 
@@ -121,16 +121,16 @@ def _run_part(
             return
         with shared(plan) as sinks:
             write_fixed(plan, sinks)
-            for result in _checked(journal, sinks):
+            for result in still_written(journal, sinks):
                 tally.add(result)
             left = [number for number in numbers if number not in tally.done]
             make = tools_of(plan, chosen, resources, journaled=True)
             for result in executor(plan, left, sinks, make) if left else ():
-                journal.add(_as_record(result))
+                journal.add(as_record(result))
                 tally.add(result)
                 if on_progress is not None:
                     on_progress(Progress(tally.read, total, time.monotonic() - started))
-            check_sources(plan)
+            check_all(plan.sources)
         on_end()
         journal.end()
 
@@ -171,7 +171,7 @@ def finish(
     tally, _, chosen = start(plan, resources)
     with publishing(plan, tally, on_publish, kept=True) as sinks:
         for part in parts:
-            for result in map(_as_result, part.records):
+            for result in map(as_result, part.records):
                 # Done again, where what was written is not what the journal says.
                 if result.number not in tally.done:
                     tally.add(result)
@@ -209,7 +209,7 @@ def _check_there(plan: Plan, journals: Journals) -> None:
 
 def _journals(plan: Plan) -> Journals:
     path = plan.outputs[0].target.path
-    if path is None or is_stream(path):
+    if path is None or goes_to_stream(plan):
         raise RequestError("What is made in parts is a file or a folder, not a stream.")
     if goes_to_store(plan):
         raise RequestError(
@@ -248,7 +248,7 @@ def _facts(plan: Plan, count: int) -> dict[str, object]:
     return {
         "version": __version__,
         "parts": count,
-        "inputs": [[source.name, source.size, source.version] for source in sources_of(plan)],
+        "inputs": [[source.name, source.size, source.version] for source in plan.sources],
         "weights": [list(row.weights) for row in plan.rows],
         "options": json.loads(json.dumps(plan.policy.changed)),
         "distances": plan.distances,
@@ -284,53 +284,3 @@ def _raise_changed(there: list[Any], here: list[Any]) -> None:
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) < 80 else text[:77] + "..."
-
-
-def _checked(journal: Journal, sinks: Sinks) -> Iterator[TaskResult]:
-    """What is done: its bytes are those that the journal tells of."""
-    for result in map(_as_result, journal.records):
-        if all(
-            _is_there(cast(FileSink, sinks[each.row][each.file]), each) for each in result.wrote
-        ):
-            yield result
-
-
-def _is_there(sink: FileSink, written: Written) -> bool:
-    crc, end = 0, written.offset + written.nbytes
-    for offset in range(written.offset, end, _CHUNK):
-        crc = zlib.crc32(os.pread(sink.fd, min(_CHUNK, end - offset), offset), crc)
-    return crc == written.crc
-
-
-def _as_record(result: TaskResult) -> Facts:
-    record = asdict(result)
-    for name in ("nonfinite", "differing"):
-        record[name] = sorted(record[name])
-    return record
-
-
-def _as_result(record: Facts) -> TaskResult:
-    from swavg.engine.distances import Sums
-
-    values: dict[str, Any] = dict(record)
-    return TaskResult(
-        values["number"],
-        values["read"],
-        values["written"],
-        [Checksum(**each) for each in values["checksums"]],
-        _pairs(values["nonfinite"]),
-        _pairs(values["differing"]),
-        [(row, Sums(**_tuples(sums))) for row, sums in values["distances"]],
-        [BytesRead(*each) for each in values["reads"]],
-        [Written(*each) for each in values["wrote"]],
-        values["node"],
-        values["lost"],
-    )
-
-
-def _pairs(values: Iterable[Sequence[int]]) -> set[tuple[int, int]]:
-    return {(row, entry) for row, entry in values}
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

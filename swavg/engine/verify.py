@@ -9,19 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from swavg.engine.average import check_sources, prepare, start, tools_of
+from swavg.engine.average import prepare
 from swavg.engine.held import held_in
 from swavg.engine.outputs import write_fixed
 from swavg.engine.recipe import as_text, recipe_of
 from swavg.engine.report import Progress
 from swavg.engine.resources import Resources
+from swavg.engine.workers import start, tools_of
 from swavg.errors import InputError, MismatchError, RequestError, some
 from swavg.formats.composite import as_composite
 from swavg.formats.parts import open_parts
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
-from swavg.storage.paths import exists, find_file, is_folder, names_if_any
+from swavg.storage.paths import check_all, exists, find_file, is_folder, names_if_any
 from swavg.storage.sinks import Buffer
 from swavg.storage.sources import Pool, Source
 
@@ -104,7 +105,7 @@ def verify(
         tally.add(result)
         if on_progress is not None:
             on_progress(Progress(tally.read, tally.total // step, 0.0))
-    check_sources(plan)
+    check_all(plan.sources)
     write_fixed(plan, sinks)
     note = (
         "the recipe that would be written now is another: that of another version or method, or of"
