@@ -135,7 +135,10 @@ def clear_partials(target: str) -> list[str]:
     except OSError:
         return []
     kept = kept_name(target)
-    begun = f"{kept} is what a run began and did not end; proceed=True goes on with it"
+    begun = (
+        f"{kept} is what a run began and did not end; proceed=True goes on with it, or part= where"
+        " it was made in parts"
+    )
     notes = [begun] if os.path.lexists(kept) else []
     if names:
         local = is_local(folder or ".")

@@ -109,39 +109,50 @@ def test_parts_that_are_missing_are_named(inputs):
     found = swavg(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
     assert found.returncode == 2
     assert "No part of out.st is there" in found.stderr
+    assert "such as --part 1/8 to --part 8/8." in found.stderr
     done(*AVERAGE, "-o", "out.st", "--part", "2/4", cwd=inputs)
     found = swavg(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
     assert found.returncode == 2
-    assert "Parts 1, 3, 4 of 4 are not done" in found.stderr
+    assert "Parts 1, 3-4 of 4 are not done" in found.stderr
     assert "--part 1/4" in found.stderr
     assert not (inputs / "out.st").exists()
 
 
 DIFFERENT = {
-    "weights": (["--weights", "0.5", "0.25", "0.25"], "weights"),
-    "options": (["--exclude", "layer.0"], "options"),
-    "what is measured": (["--no-geometry"], "distances true there, false here"),
-    "number": (["--part", "2/3"], "parts 2 there, 3 here"),
+    "weights": (["--weights", "0.5", "0.25", "0.25"], "weights", "Say what the other parts said"),
+    "options": (["--exclude", "layer.0"], "options", "Say what the other parts said"),
+    "what is measured": (
+        ["--no-geometry"],
+        "distances true there",
+        "Say what the other parts said",
+    ),
+    "number": (["--part", "2/3"], "parts 2 there, 3 here", "Go on with --part I/2"),
 }
 
 
-@pytest.mark.parametrize(("more", "said"), DIFFERENT.values(), ids=DIFFERENT)
-def test_parts_of_different_runs_are_refused(inputs, more, said):
+@pytest.mark.parametrize(("more", "said", "way"), DIFFERENT.values(), ids=DIFFERENT)
+def test_parts_of_different_runs_are_refused(inputs, more, said, way):
     done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
     found = swavg(*AVERAGE, "-o", "out.st", "--part", "2/2", *more, cwd=inputs)
     assert found.returncode == 4
     assert said in found.stderr
+    anew = "rm -r out.st.parts.swavg-partial out.st.swavg-partial"
+    assert f"{way}, choose another --output, or begin anew: {anew}" in found.stderr
+    subprocess.run(anew.split(), cwd=inputs, check=True)
+    done(*AVERAGE, "-o", "out.st", "--part", "1/1", cwd=inputs)
 
 
 @pytest.mark.parametrize("step", [["--part", "2/2"], ["--finish"]])
 def test_an_input_that_changed_between_parts_is_named_with_both_facts(inputs, step):
     done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
     size = (inputs / "1.safetensors").stat().st_size
-    os.utime(inputs / "1.safetensors", ns=(1, 17))
+    os.utime(inputs / "1.safetensors", (0, 1e9 + 0.25))
     found = swavg(*AVERAGE, "-o", "out.st", *step, cwd=inputs)
     assert found.returncode == 4
     assert "1.safetensors: has changed since the first part" in found.stderr
-    assert f"{size:,} bytes of 17 here" in found.stderr
+    assert f"{size:,} bytes of 2001-09-0" in found.stderr
+    assert ":40.250 here" in found.stderr
+    assert "Begin anew: rm -r out.st.parts.swavg-partial" in found.stderr
 
 
 def test_other_inputs_are_named(inputs):
@@ -149,6 +160,7 @@ def test_other_inputs_are_named(inputs):
     found = swavg(*AVERAGE[:3], "-o", "out.st", "--part", "2/2", cwd=inputs)
     assert found.returncode == 4
     assert "'2.safetensors' there" in found.stderr
+    assert "name those there, or give --to-step." in found.stderr
 
 
 def test_bytes_that_are_gone_are_never_published_as_zeros(inputs):
@@ -222,6 +234,14 @@ def test_streams_are_not_made_in_parts(inputs):
 def test_what_is_no_part(text):
     with pytest.raises(RequestError, match="I/N"):
         Part.parse(text)
+
+
+def test_an_empty_part_is_refused_before_anything_is_made(inputs):
+    """As of a variable that is not set: it is not the whole."""
+    found = swavg(*AVERAGE, "-o", "out.st", "--part", "", cwd=inputs)
+    assert found.returncode == 2
+    assert "--part is I/N" in found.stderr
+    assert not (inputs / "out.st").exists()
 
 
 def test_ways_to_run_exclude_each_other(inputs):
