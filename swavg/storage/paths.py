@@ -31,6 +31,16 @@ class Status(NamedTuple):
     size: int
 
 
+def in_store(source: Source) -> bool:
+    """Whether a read of it is a request to a store."""
+    return is_url(source.name)
+
+
+def is_absolute(path: str) -> bool:
+    """Whether it leads to the same place from every folder."""
+    return is_url(path) or os.path.isabs(path)
+
+
 def exists(path: str) -> bool:
     """Whether there is a file or a folder."""
     return is_file(path) or is_folder(path) if is_url(path) else os.path.exists(path)
@@ -133,7 +143,7 @@ def check_all(sources: Iterable[Source]) -> None:
     """InputError if one is no longer what it was; objects are looked at side by side."""
     pending = []
     for source in sources:
-        if is_url(source.name):
+        if in_store(source):
             from swavg.storage.stores import begin
 
             pending.append(begin(source.check))
@@ -146,7 +156,7 @@ def check_all(sources: Iterable[Source]) -> None:
 def version_of(source: Source) -> str | None:
     """The store's digest of an object: where two are equal, the bytes are. None for other sources,
     and where the store has none."""
-    if is_url(source.name):
+    if in_store(source):
         from swavg.storage.stored import Stored
 
         return source.etag if isinstance(source, Stored) else None
@@ -170,7 +180,7 @@ def check_local(path: str, problem: str) -> None:
 
 def unpinned(sources: Iterable[Source]) -> list[str]:
     """A warning of objects whose server gives them no version."""
-    objects = [source for source in sources if is_url(source.name)]
+    objects = [*filter(in_store, sources)]
     if not objects:
         return []
     from swavg.storage.stored import Stored
@@ -256,7 +266,7 @@ class FileReader:
     @property
     def remote(self) -> bool:
         """Whether a read is a request to a store."""
-        return is_url(self.file.name)
+        return in_store(self.file)
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Fetch the bytes ``[start, stop)`` of an object side by side, before they are read."""

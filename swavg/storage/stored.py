@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from swavg.errors import InputError, SwavgError
-from swavg.storage.stores import Abandoned, Location, call, store_of, told
+from swavg.errors import ChangedError, DeniedError, InputError, SwavgError
+from swavg.storage.stores import Abandoned, Location, call, is_denied, store_of, told
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
@@ -64,7 +64,7 @@ class Stored:
 
     def check(self) -> None:
         if not self.fixed and not self.is_still(call(_head, self.name, self.location)):
-            raise self.changed()
+            raise ChangedError(self.name)
 
     def is_still(self, meta: ObjectMeta) -> bool:
         """Whether it is what it was, going by what a store says now: not all servers look at the
@@ -74,14 +74,6 @@ class Stored:
         now = of_meta(self.name, self.location, meta)
         same_time = self.etag is not None or now.modified == self.modified
         return (now.etag, now.size) == (self.etag, self.size) and same_time
-
-    def changed(self) -> InputError:
-        """The error of an object that is not what it was."""
-        return InputError(
-            self.name,
-            "changed while it was read",
-            hint="Is a training run still writing it? Wait for it to finish, or copy it first.",
-        )
 
     def fetch(
         self, offset: int, out: memoryview, on_progress: Callable[[int], object] = lambda done: None
@@ -99,7 +91,7 @@ class Stored:
         with errors(self.name):
             answer = obstore.get(store_of(self.location), self.location.key, options=options)
             if not self.is_still(answer.meta):
-                raise self.changed()
+                raise ChangedError(self.name)
             for part in answer.stream(min_chunk_size=_STEP):
                 if done + len(part) > len(out):
                     raise InputError(self.name, "the server sent more than it was asked for")
@@ -123,7 +115,13 @@ def errors(name: str) -> Iterator[None]:
     except BaseException as error:  # a panic of obstore is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
+        from obstore.exceptions import PreconditionError
+
+        if isinstance(error, PreconditionError):
+            raise ChangedError(name) from None
         problem, hint = told(error)
+        if is_denied(error):
+            raise DeniedError(name, problem, hint=hint) from None
         absent = isinstance(error, FileNotFoundError)
         raise InputError(name, problem, hint=hint, absent=absent) from None
 

@@ -18,7 +18,7 @@ from functools import cache, partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from swavg.errors import InputError, MissingDependencyError, RequestError
+from swavg.errors import InputError, MissingDependencyError, RequestError, first_line
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -159,24 +159,26 @@ def _options(scheme: str) -> dict[str, Any]:
     return {"client_options": client, "retry_config": retries}
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether a store's error says that one may not do it."""
+    from obstore import exceptions
+
+    denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
+    return isinstance(error, denied) or "403 Forbidden" in first_line(error)
+
+
 def told(error: BaseException) -> tuple[str, str | None]:
     """What a store's error means, and a way out: never more than its first line, which names no
     secret."""
     from obstore import exceptions
 
-    lines = str(error).strip().splitlines()
     # What stands behind a question mark may be a signature.
-    first = re.sub(r"\?\S+|: <.*", "", lines[0]).rstrip(" :{") if lines else type(error).__name__
+    first = re.sub(r"\?\S+|: <.*", "", first_line(error)).rstrip(" :{")
     if code := re.search(r"<Code>(\w+)</Code>", str(error)):
         first += f" ({code[1]})"
     if isinstance(error, FileNotFoundError):
         return "no such object", None
-    if isinstance(error, exceptions.PreconditionError):
-        return "changed while it was read", (
-            "Is a training run still writing it? Wait for it to finish, or copy it first."
-        )
-    denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
-    if isinstance(error, denied) or "403 Forbidden" in first:
+    if is_denied(error):
         return f"access was denied: {first}", (
             "Are the credentials those of its owner, and have they expired? docs/scale.md says"
             " where they are looked for."
