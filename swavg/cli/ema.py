@@ -88,7 +88,7 @@ def ema(
         series = selected(paths, selection, in_order=True, choosing=True, steps=True)
         request = methods.bema(series, policy=policy)
         chosen = {*series.paths} != {*paths}
-        execute_and_report(request, [path], run, request.notes, chosen=chosen)
+        execute_and_report(request, [path], run, series.notes, chosen=chosen)
         return
     series = selected(
         paths,
