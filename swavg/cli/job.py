@@ -190,8 +190,12 @@ def save(ctx: click.Context, path: str) -> None:
             value = [number for group in value for number in group]
         lines.append(f"{[*keys_of(param)][-1]} = {_toml(value)}")
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write("\n".join([*lines, ""]))
+        data = "\n".join([*lines, ""]).encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("A job is UTF-8, and a name in this call is not.") from None
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
     except FileExistsError:
         raise click.UsageError(f"{path} exists already: --save-job writes a new file.") from None
     except OSError as error:
@@ -213,5 +217,9 @@ def _toml(value: object) -> str:
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float):
         return repr(value)
-    # A dollar with a brace would be a variable.
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and (found := _VARIABLE.search(value)):
+        raise click.UsageError(
+            f"In a job {found[0]} would be a variable of the environment, and it is part of a name."
+        )
+    # What TOML escapes as JSON does, but for one.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -134,7 +134,9 @@ def prepare(
         for row, own in zip(rows, made.rows, strict=True)
     ]
     texts = [
-        made.checkpoints[own.members[0]].extras.recipe or "" if own.copies else as_text(told)
+        (made.checkpoints[own.members[0]].extras.recipe or "" if own.copies else as_text(told))
+        if own.recorded is None
+        else own.recorded
         for own, told in zip(made.rows, recipes, strict=True)
     ]
     early = Beforehand(made.checkpoints, made.shown, policy)

@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from swavg import __version__
@@ -34,6 +36,7 @@ from swavg.errors import InputError, OutputError, RequestError, quoted
 from swavg.planning.plan import Plan
 from swavg.storage.journals import Facts, Journals
 from swavg.storage.paths import check_all
+from swavg.storage.temporary import kept_name
 
 if TYPE_CHECKING:
     from swavg.engine.ray.connection import Cluster
@@ -105,7 +108,7 @@ def _run_part(
         raise OutputError(
             journals.target,
             f"{begun[0]} lies there without the journals of what is in it",
-            hint="Remove it to begin anew.",
+            hint=f"Begin anew: rm -r {begun[0]}",
         )
     check(plan, begun=bool(begun))
     digest = _agree(journals, plan, part.count)
@@ -114,7 +117,8 @@ def _run_part(
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
     started = time.monotonic()
     with journals.open(part.number, digest) as journal:
-        if journal.records or journal.complete:
+        # Once another part has written, the files are not made anew: its bytes would be missing.
+        if journals.recorded(part.count):
             _check_there(plan, journals)
         if journal.complete:
             return
@@ -150,7 +154,7 @@ def finish(
     if facts is None:
         raise RequestError(
             f"No part of {journals.target} is there.",
-            hint="Make them first: part=1/8 to part=8/8, say.",
+            hint="Make all parts of this output first, such as part=1/8 to part=8/8.",
         )
     count = cast(int, facts["parts"])
     plan = plan.for_machines(count * _TASKS)
@@ -158,11 +162,11 @@ def finish(
     digest = _agree(journals, plan, count)
     begun = time.monotonic()
     parts = [journals.read(number, digest) for number in range(1, count + 1)]
-    missing = [str(number) for number, each in enumerate(parts, 1) if not each.complete]
+    missing = [number for number, each in enumerate(parts, 1) if not each.complete]
     if missing:
         several = len(missing) > 1
         raise RequestError(
-            f"Part{'s' * several} {', '.join(missing)} of {count} {'are' if several else 'is'} not"
+            f"Part{'s' * several} {_ranges(missing)} of {count} {'are' if several else 'is'} not"
             " done.",
             hint=f"Run part={missing[0]}/{count} (again); what it has done stays.",
         )
@@ -228,11 +232,14 @@ def _agree(journals: Journals, plan: Plan, count: int) -> str:
         if there == here:
             continue
         if key == "inputs":
-            _raise_changed(cast(list[Any], there), cast(list[Any], here))
+            _raise_changed(cast(list[Any], there), cast(list[Any], here), _anew(journals))
+        way = "Say what the other parts said"
+        if key == "parts":
+            way = f"Go on with part=I/{there}" if there != 1 else "Go on with proceed=True"
         raise InputError(
             journals.folder,
             f"is of another run: {key} {_short(there)} there, {_short(here)} here",
-            hint="Choose another output=, or remove that folder to begin anew.",
+            hint=f"{way}, choose another output=, or begin anew: {_anew(journals)}",
         )
     return _digest(own)
 
@@ -250,6 +257,7 @@ def _facts(plan: Plan, count: int) -> dict[str, object]:
         "inputs": [[source.name, source.size, source.version] for source in plan.sources],
         "weights": [list(row.weights) for row in plan.rows],
         "options": json.loads(json.dumps(plan.policy.changed)),
+        "distances": plan.distances,
         "outputs": [
             [file.layout.name, file.layout.size] for each in plan.outputs for file in each.files
         ],
@@ -262,21 +270,46 @@ def _digest(facts: Facts) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _raise_changed(there: list[Any], here: list[Any]) -> None:
+def _anew(journals: Journals) -> str:
+    """The command that removes what there is of an output."""
+    return shlex.join(["rm", "-r", journals.folder, kept_name(journals.target)])
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``2, 5-7``, which Slurm's ``--array`` takes without the spaces."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def _raise_changed(there: list[Any], here: list[Any], anew: str) -> None:
     before = {name: facts for name, *facts in there}
     for name, *facts in here:
         if name in before and before[name] != facts:
-            size, version = before[name]
             raise InputError(
                 name,
-                f"has changed since the first part: {size:,} bytes of {version} there,"
-                f" {facts[0]:,} bytes of {facts[1]} here",
+                f"has changed since the first part: {_version(*before[name])} there,"
+                f" {_version(*facts)} here",
+                hint=f"Begin anew: {anew}",
             )
     names = [name for name, *_ in here]
     raise InputError(
-        names[0], f"the parts are of other inputs: {quoted([*before], 4)} there,"
-        f" {quoted(names, 4)} here"
-    )  # fmt: skip
+        names[0],
+        f"the parts are of other inputs: {quoted([*before], 4)} there, {quoted(names, 4)} here",
+        hint=f"Begin anew with {anew}; if checkpoints were added meanwhile, name those there, or"
+        " give to_step=.",
+    )
+
+
+def _version(size: int, version: object) -> str:
+    """A time of change is for people; an ETag is what it is."""
+    if isinstance(version, int):
+        version = datetime.fromtimestamp(version / 1e9).isoformat(" ", "milliseconds")
+    return f"{size:,} bytes of {version}"
 
 
 def _short(value: object) -> str:

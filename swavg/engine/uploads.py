@@ -76,8 +76,7 @@ def _streamed(plan: Plan) -> Iterator[tuple[Sinks, list[Uploads]]]:
         ]
         try:
             yield [streams], [uploads]
-            # The last has begun before those into which no tensor goes.
-            for stream, upload in zip(reversed(streams), reversed(sent), strict=True):
+            for stream, upload in zip(streams, sent, strict=True):
                 stream.finish()
                 upload.end()
         except BaseException as error:

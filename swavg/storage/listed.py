@@ -199,6 +199,7 @@ def names_in(url: str) -> list[str]:
     if location.scheme in ("https", "http"):
         raise InputError(url, "no such folder", hint=_NO_FOLDERS)
     names = _folders(location)
-    if not names:
+    # Of a folder that was made by hand there may be nothing but its own key.
+    if not names and _listed(location) is not None:
         raise InputError(url, "no such folder", absent=True)
     return sorted(names)

@@ -20,6 +20,9 @@ from swavg.errors import InputError, some
 from swavg.storage.sources import LocalFile, Pool, Source, Window
 from swavg.storage.stores import SCHEMES, is_url, looks_like_url
 
+_AHEAD = 60
+"""Objects whose beginning and end are kept until they are opened."""
+
 
 class Status(NamedTuple):
     """What tells one file or folder from others, and its size in bytes."""
@@ -192,23 +195,28 @@ def unpinned(sources: Iterable[Source]) -> list[str]:
 def list_ahead(folder: str, names: Iterable[str]) -> None:
     """List the folders among these names of a folder, side by side; nothing of a local one."""
     if is_url(folder):
-        look_ahead([path for name in names if is_folder(path := os.path.join(folder, name))])
+        _side_by_side([path for name in names if is_folder(path := os.path.join(folder, name))])
 
 
 def look_ahead(paths: Sequence[str]) -> None:
-    """Fetch what opening these checkpoints reads first, side by side; nothing of local ones."""
-    urls = [path for path in paths if is_url(path)]
+    """Fetch what opening these checkpoints reads first, side by side: of as many as are kept, and
+    nothing of local ones."""
+    urls = [path for path in paths if is_url(path)][:_AHEAD]
     if len(urls) > 1:
-        from swavg.storage import listed
-        from swavg.storage.stores import begin
+        _side_by_side(urls)
 
-        for looking in [begin(listed.look_ahead, url) for url in urls]:
-            looking.result()
+
+def _side_by_side(urls: Sequence[str]) -> None:
+    from swavg.storage import listed
+    from swavg.storage.stores import begin
+
+    for looking in [begin(listed.look_ahead, url) for url in urls]:
+        looking.result()
 
 
 def expect(pool: Pool, ranges: Iterable[tuple[Source, int, int]]) -> None:
     """Fetch the bytes ``[start, stop)`` of objects side by side, for what the pool reads next."""
-    from swavg.storage.stored import Fetching
+    from swavg.storage.fetching import Fetching
 
     before = pool.expected
     pool.expected = Fetching(ranges, before if isinstance(before, Fetching) else None)

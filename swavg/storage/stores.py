@@ -173,7 +173,9 @@ def told(error: BaseException) -> tuple[str, str | None]:
     from obstore import exceptions
 
     # What stands behind a question mark may be a signature.
-    first = re.sub(r"\?\S+", "", first_line(error)).rstrip(" :{")
+    first = re.sub(r"\?\S+|: <.*", "", first_line(error)).rstrip(" :{")
+    if code := re.search(r"<Code>(\w+)</Code>", str(error)):
+        first += f" ({code[1]})"
     if isinstance(error, FileNotFoundError):
         return "no such object", None
     if is_denied(error):
@@ -254,10 +256,12 @@ class _Callers:
         self._calls: SimpleQueue[Call[Any]] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
-        self._process = os.getpid()
+        self._process = 0
+        """The one that made the first call."""
         self.pending: set[Call[Any]] = set()
 
     def submit(self, made: Call[Any]) -> None:
+        self._process = self._process or os.getpid()
         if self._process != os.getpid():
             raise RequestError(
                 "Object stores were used before this process was forked, and cannot be used in it.",
@@ -269,7 +273,14 @@ class _Callers:
             self._threads += more
         self._calls.put(made)
         if more:
-            threading.Thread(target=self._work, daemon=True, name="swavg-store").start()
+            try:
+                threading.Thread(target=self._work, daemon=True, name="swavg-store").start()
+            except RuntimeError:
+                # The system allows no more: those that there are do it.
+                with self._lock:
+                    self._threads -= 1
+                    if not self._threads:
+                        raise
 
     def _work(self) -> None:
         _this_thread.makes_calls = True
@@ -285,14 +296,12 @@ class _Callers:
             return [made for made in self.pending if made.owner in owners]
 
 
-@cache
-def _callers() -> _Callers:
-    return _Callers()
+_callers = _Callers()
 
 
 def submit(made: Call[Any]) -> None:
     """Begin a call of a store, beside others."""
-    _callers().submit(made)
+    _callers.submit(made)
 
 
 def begin(function: Callable[..., T], *args: object, **options: object) -> Call[T]:
@@ -313,7 +322,7 @@ def call(function: Callable[..., T], *args: object, **options: object) -> T:
 def abandoned(owners: Collection[int]) -> Iterator[None]:
     """In the block these threads wait for no call: it raises Abandoned in them."""
     _abandoned.update(owners)
-    for made in _callers().of(owners):
+    for made in _callers.of(owners):
         made.end(Abandoned())
     try:
         yield

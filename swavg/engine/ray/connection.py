@@ -69,14 +69,16 @@ def _resolved(address: str | None) -> str:
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if "://" in wanted:
+    try:
+        if "://" in wanted:
+            raise ValueError("another protocol")
+        found: str = canonicalize_bootstrap_address_or_die(wanted)
+    except ValueError:
         raise RequestError(
             f"is HOST:PORT of a cluster that this machine is a node of, not '{wanted}'.",
             argument="address",
             hint="From elsewhere: ray job submit -- swavg ... --engine ray",
-        )
-    try:
-        found: str = canonicalize_bootstrap_address_or_die(wanted)
+        ) from None
     except ConnectionError:
         _raise_no_cluster("No Ray cluster runs on this machine.")
     host, _, port = found.rpartition(":")
@@ -133,7 +135,9 @@ def _connected(wanted: str | None) -> Iterator[Cluster]:
         _init(address)
         yield _cluster()
     finally:
-        ray.shutdown()
+        # It says what its threads have kept back.
+        with contextlib.redirect_stdout(None):
+            ray.shutdown()
         # Ray leaves the system's own.
         _set_sigterm(signal.getsignal(signal.SIGTERM))
 
