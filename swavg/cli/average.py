@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from swavg.cli.values import NULL, Weights, WeightsCommand, read_paths
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
+    from swavg.planning.row import Request
+    from swavg.series import Series
     from swavg.weights import Sum
 
 
@@ -81,35 +83,61 @@ def average(
     if not paths:
         raise click.UsageError("Give the checkpoints to average, or '-' to read paths from stdin.")
     path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
-    given = {"--weights": weights, "--anneal": anneal, "--by-metric": by_metric}
-    _check_weights(given if weights else {**given, "--normalize or --raw-weights": sum_to})
+    ways = {"--weights": weights, "--anneal": anneal, "--by-metric": by_metric}
+    if not weights:
+        ways["--normalize or --raw-weights"] = sum_to
+    _check_one_way(ways)
     if temperature is not None and by_metric is None:
         raise click.UsageError("--temperature is that of --by-metric; add --by-metric NAME.")
-    if anneal or by_metric:
+    if anneal is not None:
         from swavg import methods
 
-        mode = None if selection.best else selection.mode
-        series = selected(
-            paths,
-            replace(selection, mode=None) if mode else selection,
-            in_order=bool(anneal),
-            measured=bool(by_metric),
-        )
-        if anneal:
-            request = methods.anneal(series, anneal, policy=policy)
-        else:
-            assert by_metric is not None
-            heat = 1.0 if temperature is None else temperature
-            request = methods.by_metric(
-                series, by_metric, policy=policy, mode=mode or selection.mode, temperature=heat
-            )
-        chosen = {*request.inputs} != {*paths}
-        execute_and_report(request, [path], run, request.notes, chosen=chosen)
-        return
+        series = selected(paths, selection, in_order=True)
+        request = methods.anneal(series, anneal, policy=policy)
+    elif by_metric is not None:
+        heat = 1.0 if temperature is None else temperature
+        series, request = _by_metric(paths, selection, by_metric, heat, policy)
+    else:
+        values = [value for group in weights for value in group] if weights else None
+        series, request = _weighted(paths, selection, values, sum_to or "one", policy)
+    chosen = {*request.inputs} != {*paths}
+    execute_and_report(request, [path], run, series.notes, chosen=chosen)
+
+
+def _check_one_way(ways: Mapping[str, object]) -> None:
+    """UsageError where several options say what the weights are."""
+    used = [name for name, value in ways.items() if value]
+    if len(used) > 1:
+        raise click.UsageError(f"{used[0]} and {used[1]} both say what the weights are.")
+
+
+def _by_metric(
+    paths: Sequence[str], selection: Selection, metric: str, temperature: float, policy: Policy
+) -> tuple[Series, Request]:
+    """What is averaged by the softmax of a metric; --mode is that of --best, if that is given."""
+    from swavg import methods
+
+    own_mode = selection.best is None
+    series = selected(
+        paths, replace(selection, mode=None) if own_mode else selection, measured=True
+    )
+    request = methods.by_metric(
+        series, metric, policy=policy, mode=selection.mode, temperature=temperature
+    )
+    return series, request
+
+
+def _weighted(
+    paths: Sequence[str],
+    selection: Selection,
+    values: Sequence[float] | None,
+    sum_to: Sum,
+    policy: Policy,
+) -> tuple[Series, Request]:
+    """What is averaged with these weights; None: the mean."""
     from swavg.planning.row import Request, Row
     from swavg.weights import checked, mean
 
-    values = [value for group in weights for value in group] if weights else None
     if values is not None and selection.by_position:
         from swavg.series import in_given_order
 
@@ -118,17 +146,8 @@ def average(
             selection = replace(selection, keep_order=True)
     series = selected(paths, selection)
     n = len(series)
-    numbers = mean(n) if values is None else checked(values, n, sum_to or "one")
+    numbers = mean(n) if values is None else checked(values, n, sum_to)
     steps = series.steps
     details = {"step": steps[-1]} if n and steps[-1] is not None else {}
     row = Row(numbers, tuple(range(n)), details=details)
-    request = Request(series.paths, (row,), policy, shared=series.shared)
-    chosen = {*series.paths} != {*paths}
-    execute_and_report(request, [path], run, series.notes, chosen=chosen)
-
-
-def _check_weights(ways: Mapping[str, object]) -> None:
-    """UsageError where several options say what the weights are."""
-    given = [name for name, value in ways.items() if value]
-    if len(given) > 1:
-        raise click.UsageError(f"{given[0]} and {given[1]} both say what the weights are.")
+    return series, Request(series.paths, (row,), policy, shared=series.shared)

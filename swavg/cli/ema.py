@@ -82,35 +82,28 @@ def ema(
     from swavg import methods
 
     paths = read_paths(checkpoints, null=null)
+    notes: list[str] = []
     if schedule is not None:
         if any((decay, half_life, span, per_step, debias, warmup, resume)):
             raise click.UsageError("--schedule bema has decays of its own: it goes with no other.")
         series = selected(paths, selection, in_order=True, choosing=True, steps=True)
         request = methods.bema(series, policy=policy)
-        chosen = {*series.paths} != {*paths}
-        execute_and_report(request, [path], run, request.notes, chosen=chosen)
-        return
-    series = selected(
-        paths,
-        selection,
-        in_order=True,
-        choosing=True,
-        steps=methods.counts_steps(half_life, span, per_step=per_step),
-    )
-    smoothing = methods.smoothing(
-        series.steps,
-        decay=decay,
-        half_life=half_life,
-        span=span,
-        per_step=per_step,
-        debias=debias,
-        warmup=warmup,
-        counting=series.unit,
-    )
-    notes = list(series.notes)
-    if half_life is not None or span is not None:
-        unit = f"{series.unit or 'step'}s" if smoothing.per_step else "checkpoints"
-        notes.append(f"counted in {unit}: the decay is {smoothing.decay:.8g} per {unit[:-1]}")
-    request = methods.ema(series, smoothing, policy=policy, resume=resume, again=again)
+    else:
+        steps = methods.counts_steps(half_life, span, per_step=per_step)
+        series = selected(paths, selection, in_order=True, choosing=True, steps=steps)
+        smoothing = methods.smoothing(
+            series.steps,
+            decay=decay,
+            half_life=half_life,
+            span=span,
+            per_step=per_step,
+            debias=debias,
+            warmup=warmup,
+            counting=series.unit,
+        )
+        if half_life is not None or span is not None:
+            unit = f"{series.unit or 'step'}s" if smoothing.per_step else "checkpoints"
+            notes = [f"counted in {unit}: the decay is {smoothing.decay:.8g} per {unit[:-1]}"]
+        request = methods.ema(series, smoothing, policy=policy, resume=resume, again=again)
     chosen = {*series.paths} != {*paths}
-    execute_and_report(request, [path], run, notes, chosen=chosen)
+    execute_and_report(request, [path], run, [*series.notes, *notes], chosen=chosen)

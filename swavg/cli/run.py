@@ -246,6 +246,10 @@ def execute_and_report(
     if run.part is not None:
         _tell_part(run, plan.folder or paths[0])
         return
+    _tell_made(made, paths, run, chosen=chosen)
+
+
+def _tell_made(made: Sequence[Report], paths: Sequence[str], run: Run, *, chosen: bool) -> None:
     params = click.get_current_context().command.params
     reports = [
         replace(

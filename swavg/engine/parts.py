@@ -4,18 +4,14 @@ goes on where another was killed. Each writes its bytes into one temporary, and 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from swavg import __version__
+from swavg.engine.agreement import agree
 from swavg.engine.average import OnProgress, complete
 from swavg.engine.outputs import (
     check,
@@ -32,11 +28,10 @@ from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
 from swavg.engine.workers import cluster_of, start, tools_of
-from swavg.errors import InputError, OutputError, RequestError, quoted
+from swavg.errors import OutputError, RequestError
 from swavg.planning.plan import Plan
-from swavg.storage.journals import Facts, Journals
+from swavg.storage.journals import Journals
 from swavg.storage.paths import check_all
-from swavg.storage.temporary import kept_name
 
 if TYPE_CHECKING:
     from swavg.engine.ray.connection import Cluster
@@ -111,7 +106,7 @@ def _run_part(
             hint=f"Begin anew: rm -r {begun[0]}",
         )
     check(plan, begun=bool(begun))
-    digest = _agree(journals, plan, part.count)
+    digest = agree(journals, plan, part.count)
     tally, executor, chosen = start(plan, resources, cluster)
     numbers = part.of(plan.tasks())
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
@@ -159,7 +154,7 @@ def finish(
     count = cast(int, facts["parts"])
     plan = plan.for_machines(count * _TASKS)
     check(plan, begun=True)
-    digest = _agree(journals, plan, count)
+    digest = agree(journals, plan, count)
     begun = time.monotonic()
     parts = [journals.read(number, digest) for number in range(1, count + 1)]
     missing = [number for number, each in enumerate(parts, 1) if not each.complete]
@@ -223,58 +218,6 @@ def _journals(plan: Plan) -> Journals:
     return Journals(plan.folder or path)
 
 
-def _agree(journals: Journals, plan: Plan, count: int) -> str:
-    """The digest of what all parts have in common. InputError if they have not."""
-    own = _facts(plan, count)
-    agreed = journals.agree(own)
-    for key, here in own.items():
-        there = agreed.get(key)
-        if there == here:
-            continue
-        if key == "inputs":
-            _raise_changed(cast(list[Any], there), cast(list[Any], here), _anew(journals))
-        way = "Say what the other parts said"
-        if key == "parts":
-            way = f"Go on with part=I/{there}" if there != 1 else "Go on with proceed=True"
-        raise InputError(
-            journals.folder,
-            f"is of another run: {key} {_short(there)} there, {_short(here)} here",
-            hint=f"{way}, choose another output=, or begin anew: {_anew(journals)}",
-        )
-    return _digest(own)
-
-
-def _facts(plan: Plan, count: int) -> dict[str, object]:
-    """What must be equal for the bytes to be equal, as plain values."""
-    fixed = hashlib.sha256()
-    for output in plan.outputs:
-        for file in output.files:
-            for offset, data in file.layout.fixed():
-                fixed.update(offset.to_bytes(8, "little") + data)
-    return {
-        "version": __version__,
-        "parts": count,
-        "inputs": [[source.name, source.size, source.version] for source in plan.sources],
-        "weights": [list(row.weights) for row in plan.rows],
-        "options": json.loads(json.dumps(plan.policy.changed)),
-        "distances": plan.distances,
-        "outputs": [
-            [file.layout.name, file.layout.size] for each in plan.outputs for file in each.files
-        ],
-        "cut": plan.cut,
-        "headers": fixed.hexdigest(),
-    }
-
-
-def _digest(facts: Facts) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _anew(journals: Journals) -> str:
-    """The command that removes what there is of an output."""
-    return shlex.join(["rm", "-r", journals.folder, kept_name(journals.target)])
-
-
 def _ranges(numbers: Sequence[int]) -> str:
     """``2, 5-7``, which Slurm's ``--array`` takes without the spaces."""
     runs: list[list[int]] = []
@@ -284,34 +227,3 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join("-".join(map(str, run)) for run in runs)
-
-
-def _raise_changed(there: list[Any], here: list[Any], anew: str) -> None:
-    before = {name: facts for name, *facts in there}
-    for name, *facts in here:
-        if name in before and before[name] != facts:
-            raise InputError(
-                name,
-                f"has changed since the first part: {_version(*before[name])} there,"
-                f" {_version(*facts)} here",
-                hint=f"Begin anew: {anew}",
-            )
-    names = [name for name, *_ in here]
-    raise InputError(
-        names[0],
-        f"the parts are of other inputs: {quoted([*before], 4)} there, {quoted(names, 4)} here",
-        hint=f"Begin anew with {anew}; if checkpoints were added meanwhile, name those there, or"
-        " give to_step=.",
-    )
-
-
-def _version(size: int, version: object) -> str:
-    """A time of change is for people; an ETag is what it is."""
-    if isinstance(version, int):
-        version = datetime.fromtimestamp(version / 1e9).isoformat(" ", "milliseconds")
-    return f"{size:,} bytes of {version}"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 80 else text[:77] + "..."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from swavg import weights
 from swavg.errors import RequestError
 from swavg.methods.smooth import known, last_step
@@ -62,14 +64,15 @@ def by_metric(
     """The checkpoints weighted by the softmax of a metric in its better direction
     (:func:`swavg.weights.by_metric`); those without it are left out. ``mode`` says whether ``min``
     or ``max`` is better; None: as the metric's name does. Raises RequestError."""
-    series, best = with_metric(series, metric, mode)
+    series, best = with_metric(replace(series, notes=()), metric, mode)
     numbers = weights.by_metric(
         [snapshot.metrics[metric] for snapshot in series.snapshots],
         lower_is_better=best == "min",
         temperature=temperature,
     )
     details = {"metric": metric, "mode": best, "temperature": temperature}
-    return _request(series, numbers, "by metric", details, policy)
+    request = _request(series, numbers, "by metric", details, policy)
+    return replace(request, notes=series.notes)
 
 
 def _request(
@@ -80,4 +83,4 @@ def _request(
     policy: Policy,
 ) -> Request:
     row = Row(numbers, tuple(range(len(series))), method, details | last_step(series.steps))
-    return Request(series.paths, (row,), policy, series.notes, shared=series.shared)
+    return Request(series.paths, (row,), policy, shared=series.shared)

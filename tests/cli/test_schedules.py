@@ -91,3 +91,17 @@ def test_what_does_not_go_together(run, args):
     found = swavg(*args, "-o", "a.safetensors", cwd=run)
     assert found.returncode == 2
     assert not (run / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["average", "run", "--anneal", "linear"],
+        ["average", "run", "--by-metric", "val_loss"],
+        ["ema", "run", "--schedule", "bema"],
+    ],
+)
+def test_a_note_on_the_series_is_told_once(run, args):
+    (run / "run" / "best.safetensors").write_bytes(b"")
+    finished = done(*args, "-o", "a.safetensors", cwd=run)
+    assert finished.stderr.count("best.safetensors") == 1
