@@ -74,7 +74,9 @@ def verify(
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")
     given = [os.fspath(each) for each in inputs] or [_found(path, str(name)) for name in names]
     if len(given) != len(names):
-        raise RequestError(f"{path} has {len(names)} inputs, and {len(given)} were given.")
+        raise RequestError(
+            f"{path} has {len(names)} inputs, and {len(given)} were given.", hint=_GIVE
+        )
     plan = _planned(path, given, recipe)
     _check_held(plan, recipe, given)
     sinks = [
@@ -96,6 +98,9 @@ def verify(
         write_fixed(plan, sinks)
     note = "the recipe that would be written now is another: that of another version or method"
     return Verified(path, tuple(given), tally.written, tally.planned, () if same else (note,))
+
+
+_GIVE = "Give the inputs, or their URLs, behind the output, in the order of its recipe."
 
 
 def _planned(path: str, inputs: Sequence[str], recipe: Mapping[str, Any]) -> Plan:
@@ -130,8 +135,10 @@ def _check_held(plan: Plan, recipe: Mapping[str, Any], inputs: Sequence[str]) ->
             raise InputError(
                 inputs[number],
                 f"is not what the average was made of: its fingerprint is {found}, and was {was}",
+                hint=_GIVE,
             )
-    raise InputError(inputs[0], "and the other inputs are not what the average was made of")
+    problem = "and the other inputs are not what the average was made of"
+    raise InputError(inputs[0], problem, hint=_GIVE)
 
 
 def _found(output: str, name: str) -> str:
@@ -148,7 +155,7 @@ def _found(output: str, name: str) -> str:
     raise InputError(
         name,
         f"an input of {output}, was not found near it",
-        hint="Give the inputs behind the output, in the order of its recipe.",
+        hint=_GIVE,
         absent=True,
     )
 
