@@ -94,12 +94,14 @@ def _run(args: Sequence[str]) -> int:
     """Run the command line; its exit code."""
     options = args[: args.index("--")] if "--" in args else args
     as_json = "--json" in options
+    invoked: dict[str, click.Command] = {}
     try:
-        code = cli.main(args=[*args], prog_name="swavg", standalone_mode=False)
+        code = cli.main(args=[*args], prog_name="swavg", standalone_mode=False, obj=invoked)
     except SwavgError as error:
         if isinstance(error, OutputError) and error.path == STDOUT:
             discard_stdout()
-        command = next((_command(word) for word in args if word in _COMMANDS), None)
+        named = (_command(word) for word in args if word in _COMMANDS)
+        command = invoked.get("of a job") or next(named, None)
         verbose = "-v" in options or "--verbose" in options
         return tell(error, command, as_json=as_json, verbose=verbose)
     except (MemoryError, OSError, ImportError) as error:

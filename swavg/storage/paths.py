@@ -120,7 +120,7 @@ def find_file(path: str) -> Source:
     except InputError as error:
         if error.absent and looks_like_url(path):
             kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            hint = f"URLs are texts, no paths of pathlib, and begin with one of {kinds}."
+            hint = f"A URL begins with one of {kinds}; pathlib makes one slash of two."
             raise InputError(path, error.problem, hint=hint) from None
         raise
 

@@ -32,7 +32,7 @@ def writable(url: str) -> Location:
         raise OutputError(
             url,
             f"is neither a path nor a URL: {bare}: is followed by two slashes",
-            hint="Give a URL as text: pathlib makes one slash of two.",
+            hint=f"Write {bare}://BUCKET/KEY, as text: pathlib makes one slash of two.",
         )
     if scheme not in _WRITABLE:
         hint = "Write to a local path, and upload that; or to s3://, gs://, az:// or abfss://."
