@@ -91,6 +91,27 @@ def check_absent(
         raise exists_error(location.url, "exists already")
 
 
+def check_no_folder(location: Location) -> None:
+    """OutputError if an object at ``location`` would hide the folder of that name, as far as one
+    may look."""
+    import obstore
+
+    def look(store: ObjectStore) -> bool:
+        found = chain.from_iterable(obstore.list(store, location.key, chunk_size=2))
+        return any(meta["path"] != location.key for meta in found)
+
+    try:
+        hides = ask(location, look)
+    except (FileNotFoundError, OutputError):
+        return
+    if hides:
+        raise OutputError(
+            location.url,
+            "is a folder, which the output would not be",
+            hint=f"Give a name in it, such as {location.url}/averaged.",
+        )
+
+
 def check_folder(location: Location, names: Collection[str], *, force: bool) -> None:
     """As :func:`check_absent` for a folder in which ``names`` are written. With ``force`` nothing
     else may lie there: it would be taken for a part of the new checkpoint."""
