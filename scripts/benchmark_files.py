@@ -135,7 +135,7 @@ def list_ranges(listed: str, *urls: str) -> None:
     """Write what the tasks of an average read of objects, as [name, start, stop] in their order."""
     import swavg
     from swavg.engine.ahead import ranges_of
-    from swavg.storage.stored import joined
+    from swavg.storage.fetching import joined
 
     row = swavg.Row((1 / len(urls),) * len(urls), tuple(range(len(urls))))
     plan = swavg.prepare(urls, [row], [f"{listed}.safetensors"])
@@ -188,12 +188,12 @@ def ranges(listed: str, endpoint: str, out: str, connections: str) -> None:
         worker.join()
 
 
-def ray(times: str, out: str, *inputs: str) -> None:
-    """Average on a Ray cluster of two nodes with a processor each, ``times`` times: prints for each
-    the seconds in all, and those from the second task's end to the last's. SystemExit if one
-    machine makes other bytes."""
+def ray(times: str, program: str, out: str, *inputs: str) -> None:
+    """Average with a ``program`` on this machine, and on a Ray cluster of two nodes with a
+    processor each, ``times`` times: prints for each the seconds of the one, of the other, and those
+    from the second task's end to the last's. SystemExit if one machine makes other bytes."""
     import filecmp
-    import os
+    import subprocess
     import time
 
     from ray.cluster_utils import Cluster
@@ -206,6 +206,11 @@ def ray(times: str, out: str, *inputs: str) -> None:
         cluster.add_node(**node)
         there = swavg.Resources(engine="ray", address=cluster.address)
         for _ in range(int(times)):
+            begun = time.perf_counter()
+            subprocess.run([program, "average", *inputs, "-o", out, "--force", "-q"], check=True,
+                           stdout=subprocess.DEVNULL)  # fmt: skip
+            alone = time.perf_counter() - begun
+            os.sync()
             ends: list[float] = []
             begun = time.perf_counter()
             swavg.average(
@@ -215,9 +220,9 @@ def ray(times: str, out: str, *inputs: str) -> None:
                 force=True,
                 on_progress=lambda _, ends=ends: ends.append(time.perf_counter()),
             )
-            os.sync()
             # The first is told before any task.
-            print(time.perf_counter() - begun, ends[-1] - ends[2], flush=True)
+            print(alone, time.perf_counter() - begun, ends[-1] - ends[2], flush=True)
+            os.sync()
     finally:
         cluster.shutdown()
     local = f"{out}.local"

@@ -135,6 +135,21 @@ class InputError(PathError):
         self.absent = absent
 
 
+class ChangedError(InputError):
+    """An input is no longer what it was when it was opened."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            path,
+            "changed while it was read",
+            hint="Is a training run still writing it? Wait for it to finish, or copy it first.",
+        )
+
+
+class DeniedError(InputError):
+    """An input that these credentials may not look at: it may be there, or not."""
+
+
 class NoWeightsError(InputError):
     """A file that holds no weights, rather than a broken one: beside others it may well lie."""
 
@@ -173,6 +188,11 @@ class NumericsError(SwavgError):
 
     exit_code = 6
     kind = "numerics"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

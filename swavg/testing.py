@@ -32,8 +32,9 @@ import numpy as np
 import numpy.typing as npt
 
 from swavg.dtypes import BY_NAME, DType
-from swavg.engine.average import average, execute, prepare, start
+from swavg.engine.average import average, execute, prepare
 from swavg.engine.resources import Resources
+from swavg.engine.workers import start
 from swavg.errors import InputError, OutputError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint

@@ -65,8 +65,8 @@ def average(
     CKPT are safetensors, PyTorch or NumPy files, folders as Hugging Face writes them, distributed
     checkpoints (torch, DeepSpeed), those of TensorFlow, Keras, Flax and Orbax, folders of parts
     (ranks, pipelines: each part is averaged with its namesakes), or a folder of checkpoints to
-    choose from; '-' reads paths from stdin, a line each. The path of what was written is the one
-    line on stdout.
+    choose from, here or by a URL (s3://, gs://, az://, abfss://, https://, hf://ORG/NAME/PATH); '-'
+    reads paths from stdin, a line each. The path of what was written is the one line on stdout.
 
     \b
     swavg average a.pt b.pt                        the mean, in averaged.pt

@@ -14,8 +14,7 @@ from click.core import ParameterSource
 
 from swavg.cli.values import Weights
 from swavg.errors import InputError, did_you_mean
-from swavg.storage.paths import read_file
-from swavg.storage.stores import is_url
+from swavg.storage.paths import is_absolute, read_file
 
 _COMMAND = "command"
 _MOST = 1 << 24
@@ -162,7 +161,7 @@ def _variable(job: str, name: str) -> str:
 
 
 def _in(folder: str, path: str) -> str:
-    return path if path == "-" or is_url(path) else os.path.join(folder, path)
+    return path if path == "-" or is_absolute(path) else os.path.join(folder, path)
 
 
 def save(ctx: click.Context, path: str) -> None:
@@ -191,8 +190,12 @@ def save(ctx: click.Context, path: str) -> None:
             value = [number for group in value for number in group]
         lines.append(f"{[*keys_of(param)][-1]} = {_toml(value)}")
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write("\n".join([*lines, ""]))
+        data = "\n".join([*lines, ""]).encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("A job is UTF-8, and a name in this call is not.") from None
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
     except FileExistsError:
         raise click.UsageError(f"{path} exists already: --save-job writes a new file.") from None
     except OSError as error:
@@ -203,7 +206,7 @@ def _from(folder: str, path: str) -> str:
     """A path as it is from a folder."""
     if path == "-":
         raise click.UsageError("A job cannot read paths from standard input, or write there.")
-    if is_url(path) or os.path.isabs(path):
+    if is_absolute(path):
         return path
     slash = "/" if path.endswith("/") else ""
     return os.path.relpath(path, folder) + slash
@@ -214,5 +217,9 @@ def _toml(value: object) -> str:
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float):
         return repr(value)
-    # A dollar with a brace would be a variable.
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and (found := _VARIABLE.search(value)):
+        raise click.UsageError(
+            f"In a job {found[0]} would be a variable of the environment, and it is part of a name."
+        )
+    # What TOML escapes as JSON does, but for one.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

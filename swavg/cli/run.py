@@ -31,8 +31,8 @@ _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 OUTPUT = click.option(
     "-o", "--output", metavar="OUT", type=click.Path(),
-    help="Where to write (folders above it are made); '-' streams to stdout. [default: averaged,"
-    " with the suffix of the first input]",
+    help="Where to write: a path (folders above it are made), s3://, gs:// or az://, or '-' for"
+    " stdout. [default: averaged, with the suffix of the first input]",
 )  # fmt: skip
 AGAIN = click.option(
     "--again", is_flag=True, help="Add also what the average holds already: it counts once more."
@@ -285,7 +285,9 @@ def _tell_part(run: Run, output: str) -> None:
     elif not run.quiet:
         from swavg.console import messages
 
-        messages.notes([f"part {run.part} of {output} is done; --finish gives it its name"])
+        messages.notes(
+            [f"part {run.part} of {output} is done; once all are, --finish gives it its name"]
+        )
 
 
 def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:
@@ -335,7 +337,7 @@ def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) 
 
 def _execution(run: Run) -> Callable[..., list[Report]]:
     """What does a plan: at once, in parts, or where a run before it ended."""
-    ways = [name for name, used in (("--part", run.part), ("--finish", run.finish),
+    ways = [name for name, used in (("--part", run.part is not None), ("--finish", run.finish),
                                     ("--continue", run.proceed)) if used]  # fmt: skip
     if len(ways) > 1:
         raise click.UsageError(f"{ways[0]} and {ways[1]} exclude each other.")

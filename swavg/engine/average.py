@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from swavg import weights as schedules
 from swavg.engine.ahead import cut_of
 from swavg.engine.beforehand import Beforehand
-from swavg.engine.compute import Sinks, Tools
-from swavg.engine.executors import Executor, can_fork, forked, threads
+from swavg.engine.compute import Sinks
 from swavg.engine.held import held_by, held_by_each
-from swavg.engine.outputs import check, goes_to_store, publishing, write_deferred, write_fixed
-from swavg.engine.ray.connection import Cluster, engine
-from swavg.engine.ray.executor import on_ray
+from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
-from swavg.engine.remarks import averages_left, facts_kept, warnings_of, weights_lost
-from swavg.engine.report import Progress, Report, Tally, read_and_written
-from swavg.engine.resources import Resources, Sizes, sizes
+from swavg.engine.remarks import (
+    averages_left,
+    facts_kept,
+    notes_of_all,
+    same_twice,
+    warnings_of,
+    weights_lost,
+)
+from swavg.engine.report import Progress, Report, Tally
+from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
+from swavg.engine.workers import cluster_of, start, tools_of
 from swavg.errors import OptimizerError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
@@ -41,14 +46,10 @@ from swavg.planning.row import Path, Row
 from swavg.planning.siblings import join_siblings
 from swavg.planning.side_files import differing_files
 from swavg.planning.ties import broken_ties
-from swavg.storage.destination import is_stream
 from swavg.storage.paths import check_all, look_ahead, unpinned
-from swavg.storage.sources import Source
 
 OnProgress = Callable[[Progress], None]
 
-_WORTH_A_FORK = 32 << 20
-"""Bytes to read from which on processes pay."""
 _TASKS = 8
 """For each processor of a cluster, about."""
 
@@ -133,7 +134,9 @@ def prepare(
         for row, own in zip(rows, made.rows, strict=True)
     ]
     texts = [
-        made.checkpoints[own.members[0]].extras.recipe or "" if own.copies else as_text(told)
+        (made.checkpoints[own.members[0]].extras.recipe or "" if own.copies else as_text(told))
+        if own.recorded is None
+        else own.recorded
         for own, told in zip(made.rows, recipes, strict=True)
     ]
     early = Beforehand(made.checkpoints, made.shown, policy)
@@ -141,8 +144,8 @@ def prepare(
         made.checkpoints, made.rows, decided, targets, texts, policy, made.files, early.compute
     )
     notes = (
-        *_notes(names, siblings.checkpoints),
-        *_same_twice(whole, grouped.wholes),
+        *notes_of_all(names, siblings.checkpoints),
+        *same_twice(whole, grouped.wholes),
         *grouped.notes(rows),
         *tied,
         *facts_kept(rows, planned, opened, names),
@@ -261,7 +264,7 @@ def execute(
         plan = replace(plan, cut=DEVICE_CUT)
     check(plan)
     begun = time.monotonic()
-    with engine(plan, resources) as cluster:
+    with cluster_of(plan, resources) as cluster:
         if cluster is not None:
             plan = plan.for_machines(_TASKS * cluster.processors)
         tally, executor, chosen = start(plan, resources, cluster)
@@ -284,96 +287,14 @@ def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> No
     tally.complete()
     tally.notes += tally.reads.compare(plan, everything=resources.check_crc)
     write_deferred(plan, tally, sinks)
-    check_sources(plan)
-
-
-def check_sources(plan: Plan) -> None:
-    """InputError if an input is not what it was."""
-    check_all(sources_of(plan))
-
-
-def sources_of(plan: Plan) -> Iterator[Source]:
-    """Where the bytes of all inputs come from."""
-    return (source for checkpoint in plan.checkpoints for source in checkpoint.sources)
+    check_all(plan.sources)
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
     """The reports before a run."""
-    with engine(plan, resources) as cluster:
+    with cluster_of(plan, resources) as cluster:
         _, _, chosen = start(plan, resources, cluster)
     return reports(plan, chosen, resources)
-
-
-def start(
-    plan: Plan, resources: Resources, cluster: Cluster | None = None
-) -> tuple[Tally, Executor, Sizes]:
-    """What counts a run, who does it (None: this machine), and with which buffers. RequestError if
-    that cannot be."""
-    if resources.device not in ("cpu", "torch"):
-        from swavg.engine.kernels.torch import check_device
-
-        check_device(resources.device)
-    sums = [read_and_written(plan, row) for row in range(len(plan.rows))]
-    total, planned = sum(read for read, _ in sums), sum(written for _, written in sums)
-    forks = _forks(plan, resources, total)
-    # Here NumPy is imported, which may start threads of its own, and end this process if it is
-    # short of memory: before there is any file.
-    from swavg.engine.distances import Distances
-
-    if cluster is None:
-        chosen = sizes(plan, resources, forked=forks)
-    else:
-        chosen = cluster.sizes(plan, resources)
-    forks = forks and chosen.workers > 1 and can_fork()
-    rows = plan.rows if plan.distances else ()
-    # The parts of one output are measured as one.
-    whole = [Distances(len(row.members)) for row in rows[:: plan.width]]
-    distances = tuple(whole[number // plan.width] for number in range(len(rows)))
-    if cluster is not None:
-        executor = on_ray(cluster, chosen.workers)
-    else:
-        executor = forked(chosen.workers) if forks else threads(chosen.workers)
-    return Tally(plan, total, planned, distances), executor, chosen
-
-
-def _forks(plan: Plan, resources: Resources, total: int) -> bool:
-    wanted = resources.processes
-    if wanted is None:
-        wanted = total >= _WORTH_A_FORK
-    return (
-        wanted
-        and (resources.engine, resources.device) == ("local", "cpu")
-        and can_fork()
-        and all(source.forks for source in sources_of(plan))
-        and not goes_to_store(plan)
-        and not any(
-            output.target.path is None or is_stream(output.target.path) for output in plan.outputs
-        )
-    )
-
-
-def tools_of(
-    plan: Plan, chosen: Sizes, resources: Resources, *, journaled: bool = False
-) -> Callable[[], Tools]:
-    """What makes a worker's tools."""
-    positions = None
-    if plan.distances:
-        from swavg.engine.distances import positions_of
-
-        positions = positions_of(plan)
-    # Loaded here, so that forked processes share it.
-    if resources.device == "cpu":
-        import swavg.engine.kernels.repair  # noqa: F401
-    for operation in plan.entries.operations:
-        if operation.op in ("average", "integer"):
-            operation.dtype.part.numpy()
-    for table in plan.entries.tables:
-        for dtype, _, _ in table.columns.forms:
-            dtype.part.numpy()
-    check_crc = resources.check_crc
-    return partial(
-        Tools, plan, chosen, resources.device, positions, check_crc=check_crc, journaled=journaled
-    )
 
 
 def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:
@@ -404,27 +325,3 @@ def open_all(
                 checkpoint.path, "holds the state of an optimizer, which is not averaged"
             )
     return opened
-
-
-def _notes(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """What the checkpoints have to say: once where all say the same."""
-    told: dict[str, list[str]] = {}
-    for name, checkpoint in zip(shown, checkpoints, strict=True):
-        for note in checkpoint.notes:
-            told.setdefault(note, []).append(name)
-    notes = []
-    for note, names in told.items():
-        common = 1 < len(names) == len(checkpoints)
-        notes += [note] if common else [f"{name}: {note}" for name in names]
-    return notes
-
-
-def _same_twice(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
-    seen: dict[tuple[object, ...], str] = {}
-    notes = []
-    for name, checkpoint in zip(shown, checkpoints, strict=True):
-        identity = tuple(source.identity for source in checkpoint.sources)
-        if identity in seen:
-            notes.append(f"{name} is the same file as {seen[identity]}: it counts twice")
-        seen.setdefault(identity, name)
-    return notes

@@ -14,13 +14,12 @@ from swavg.errors import OutputError
 from swavg.formats.folder import LOGS, weights_stem
 from swavg.planning.plan import Output, Plan
 from swavg.storage import publish
-from swavg.storage.destination import Destination, check_destinations, is_stream
+from swavg.storage.destination import Destination, check_destinations, is_stored, is_stream
 from swavg.storage.paths import find_file
 from swavg.storage.pending import Pending
 from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
 from swavg.storage.sinks import STDOUT, allow_open
 from swavg.storage.sources import Pool
-from swavg.storage.stores import looks_like_url
 from swavg.storage.streams import open_stream
 
 
@@ -49,14 +48,15 @@ def check(plan: Plan, *, begun: bool = False) -> None:
     check_destinations(_destinations(plan), whole, inside=plan.folder)
 
 
-def is_stored(path: str | None) -> bool:
-    """Whether an output goes to an object store, or is meant to."""
-    return path is not None and looks_like_url(path)
-
-
 def goes_to_store(plan: Plan) -> bool:
     """Whether some outputs go to an object store."""
     return any(is_stored(output.target.path) for output in plan.outputs)
+
+
+def goes_to_stream(plan: Plan) -> bool:
+    """Whether some outputs go to standard output, a FIFO or a device."""
+    paths = (output.target.path for output in plan.outputs)
+    return any(path is None or is_stream(path) for path in paths)
 
 
 def _check_replaced(plan: Plan) -> None:

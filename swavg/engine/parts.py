@@ -8,38 +8,41 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
 
 from swavg import __version__
-from swavg.engine.average import OnProgress, check_sources, complete, sources_of, start, tools_of
-from swavg.engine.batches import BytesRead
-from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
+from swavg.engine.average import OnProgress, complete
 from swavg.engine.outputs import (
     check,
     goes_to_store,
+    goes_to_stream,
     publishing,
     shared,
     shared_files,
     shared_paths,
     write_fixed,
 )
-from swavg.engine.ray.connection import Cluster, engine
+from swavg.engine.records import as_record, as_result, still_written
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
+from swavg.engine.workers import cluster_of, start, tools_of
 from swavg.errors import InputError, OutputError, RequestError, quoted
 from swavg.planning.plan import Plan
-from swavg.storage.destination import is_stream
-from swavg.storage.journals import Facts, Journal, Journals
-from swavg.storage.sinks import FileSink
+from swavg.storage.journals import Facts, Journals
+from swavg.storage.paths import check_all
+from swavg.storage.temporary import kept_name
+
+if TYPE_CHECKING:
+    from swavg.engine.ray.connection import Cluster
 
 _TASKS = 64
 """Of a part, about."""
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def run_part(
     if resources.engine != "local" and part.count > 1:
         raise RequestError("engine=ray shares the work out itself, and makes no part=.")
     plan, journals = plan.for_machines(part.count * _TASKS), _journals(plan)
-    with engine(plan, resources) as cluster:
+    with cluster_of(plan, resources) as cluster:
         _run_part(plan, resources, cluster, journals, part, on_progress, on_end)
     return []
 
@@ -105,7 +108,7 @@ def _run_part(
         raise OutputError(
             journals.target,
             f"{begun[0]} lies there without the journals of what is in it",
-            hint="Remove it to begin anew.",
+            hint=f"Begin anew: rm -r {begun[0]}",
         )
     check(plan, begun=bool(begun))
     digest = _agree(journals, plan, part.count)
@@ -114,22 +117,23 @@ def _run_part(
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
     started = time.monotonic()
     with journals.open(part.number, digest) as journal:
-        if journal.records or journal.complete:
+        # Once another part has written, the files are not made anew: its bytes would be missing.
+        if journals.recorded(part.count):
             _check_there(plan, journals)
         if journal.complete:
             return
         with shared(plan) as sinks:
             write_fixed(plan, sinks)
-            for result in _checked(journal, sinks):
+            for result in still_written(journal, sinks):
                 tally.add(result)
             left = [number for number in numbers if number not in tally.done]
             make = tools_of(plan, chosen, resources, journaled=True)
             for result in executor(plan, left, sinks, make) if left else ():
-                journal.add(_as_record(result))
+                journal.add(as_record(result))
                 tally.add(result)
                 if on_progress is not None:
                     on_progress(Progress(tally.read, total, time.monotonic() - started))
-            check_sources(plan)
+            check_all(plan.sources)
         on_end()
         journal.end()
 
@@ -150,7 +154,7 @@ def finish(
     if facts is None:
         raise RequestError(
             f"No part of {journals.target} is there.",
-            hint="Make them first: part=1/8 to part=8/8, say.",
+            hint="Make all parts of this output first, such as part=1/8 to part=8/8.",
         )
     count = cast(int, facts["parts"])
     plan = plan.for_machines(count * _TASKS)
@@ -158,11 +162,11 @@ def finish(
     digest = _agree(journals, plan, count)
     begun = time.monotonic()
     parts = [journals.read(number, digest) for number in range(1, count + 1)]
-    missing = [str(number) for number, each in enumerate(parts, 1) if not each.complete]
+    missing = [number for number, each in enumerate(parts, 1) if not each.complete]
     if missing:
         several = len(missing) > 1
         raise RequestError(
-            f"Part{'s' * several} {', '.join(missing)} of {count} {'are' if several else 'is'} not"
+            f"Part{'s' * several} {_ranges(missing)} of {count} {'are' if several else 'is'} not"
             " done.",
             hint=f"Run part={missing[0]}/{count} (again); what it has done stays.",
         )
@@ -170,7 +174,7 @@ def finish(
     tally, _, chosen = start(plan, resources)
     with publishing(plan, tally, on_publish, kept=True) as sinks:
         for part in parts:
-            for result in map(_as_result, part.records):
+            for result in map(as_result, part.records):
                 # Done again, where what was written is not what the journal says.
                 if result.number not in tally.done:
                     tally.add(result)
@@ -208,7 +212,7 @@ def _check_there(plan: Plan, journals: Journals) -> None:
 
 def _journals(plan: Plan) -> Journals:
     path = plan.outputs[0].target.path
-    if path is None or is_stream(path):
+    if path is None or goes_to_stream(plan):
         raise RequestError("What is made in parts is a file or a folder, not a stream.")
     if goes_to_store(plan):
         raise RequestError(
@@ -228,11 +232,14 @@ def _agree(journals: Journals, plan: Plan, count: int) -> str:
         if there == here:
             continue
         if key == "inputs":
-            _raise_changed(cast(list[Any], there), cast(list[Any], here))
+            _raise_changed(cast(list[Any], there), cast(list[Any], here), _anew(journals))
+        way = "Say what the other parts said"
+        if key == "parts":
+            way = f"Go on with part=I/{there}" if there != 1 else "Go on with proceed=True"
         raise InputError(
             journals.folder,
             f"is of another run: {key} {_short(there)} there, {_short(here)} here",
-            hint="Choose another output=, or remove that folder to begin anew.",
+            hint=f"{way}, choose another output=, or begin anew: {_anew(journals)}",
         )
     return _digest(own)
 
@@ -247,9 +254,10 @@ def _facts(plan: Plan, count: int) -> dict[str, object]:
     return {
         "version": __version__,
         "parts": count,
-        "inputs": [[source.name, source.size, source.version] for source in sources_of(plan)],
+        "inputs": [[source.name, source.size, source.version] for source in plan.sources],
         "weights": [list(row.weights) for row in plan.rows],
         "options": json.loads(json.dumps(plan.policy.changed)),
+        "distances": plan.distances,
         "outputs": [
             [file.layout.name, file.layout.size] for each in plan.outputs for file in each.files
         ],
@@ -262,73 +270,48 @@ def _digest(facts: Facts) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _raise_changed(there: list[Any], here: list[Any]) -> None:
+def _anew(journals: Journals) -> str:
+    """The command that removes what there is of an output."""
+    return shlex.join(["rm", "-r", journals.folder, kept_name(journals.target)])
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``2, 5-7``, which Slurm's ``--array`` takes without the spaces."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
+
+
+def _raise_changed(there: list[Any], here: list[Any], anew: str) -> None:
     before = {name: facts for name, *facts in there}
     for name, *facts in here:
         if name in before and before[name] != facts:
-            size, version = before[name]
             raise InputError(
                 name,
-                f"has changed since the first part: {size:,} bytes of {version} there,"
-                f" {facts[0]:,} bytes of {facts[1]} here",
+                f"has changed since the first part: {_version(*before[name])} there,"
+                f" {_version(*facts)} here",
+                hint=f"Begin anew: {anew}",
             )
     names = [name for name, *_ in here]
     raise InputError(
-        names[0], f"the parts are of other inputs: {quoted([*before], 4)} there,"
-        f" {quoted(names, 4)} here"
-    )  # fmt: skip
+        names[0],
+        f"the parts are of other inputs: {quoted([*before], 4)} there, {quoted(names, 4)} here",
+        hint=f"Begin anew with {anew}; if checkpoints were added meanwhile, name those there, or"
+        " give to_step=.",
+    )
+
+
+def _version(size: int, version: object) -> str:
+    """A time of change is for people; an ETag is what it is."""
+    if isinstance(version, int):
+        version = datetime.fromtimestamp(version / 1e9).isoformat(" ", "milliseconds")
+    return f"{size:,} bytes of {version}"
 
 
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) < 80 else text[:77] + "..."
-
-
-def _checked(journal: Journal, sinks: Sinks) -> Iterator[TaskResult]:
-    """What is done: its bytes are those that the journal tells of."""
-    for result in map(_as_result, journal.records):
-        if all(
-            _is_there(cast(FileSink, sinks[each.row][each.file]), each) for each in result.wrote
-        ):
-            yield result
-
-
-def _is_there(sink: FileSink, written: Written) -> bool:
-    crc, end = 0, written.offset + written.nbytes
-    for offset in range(written.offset, end, _CHUNK):
-        crc = zlib.crc32(os.pread(sink.fd, min(_CHUNK, end - offset), offset), crc)
-    return crc == written.crc
-
-
-def _as_record(result: TaskResult) -> Facts:
-    record = asdict(result)
-    for name in ("nonfinite", "differing"):
-        record[name] = sorted(record[name])
-    return record
-
-
-def _as_result(record: Facts) -> TaskResult:
-    from swavg.engine.distances import Sums
-
-    values: dict[str, Any] = dict(record)
-    return TaskResult(
-        values["number"],
-        values["read"],
-        values["written"],
-        [Checksum(**each) for each in values["checksums"]],
-        _pairs(values["nonfinite"]),
-        _pairs(values["differing"]),
-        [(row, Sums(**_tuples(sums))) for row, sums in values["distances"]],
-        [BytesRead(*each) for each in values["reads"]],
-        [Written(*each) for each in values["wrote"]],
-        values["node"],
-        values["lost"],
-    )
-
-
-def _pairs(values: Iterable[Sequence[int]]) -> set[tuple[int, int]]:
-    return {(row, entry) for row, entry in values}
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

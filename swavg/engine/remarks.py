@@ -24,6 +24,31 @@ from swavg.storage.paths import absolute, files_below, is_folder
 _LISTED = 4
 
 
+def notes_of_all(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """What the checkpoints have to say: once where all say the same."""
+    told: dict[str, list[str]] = {}
+    for name, checkpoint in zip(shown, checkpoints, strict=True):
+        for note in checkpoint.notes:
+            told.setdefault(note, []).append(name)
+    notes = []
+    for note, names in told.items():
+        common = 1 < len(names) == len(checkpoints)
+        notes += [note] if common else [f"{name}: {note}" for name in names]
+    return notes
+
+
+def same_twice(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """A note for each checkpoint that was given before."""
+    seen: dict[tuple[object, ...], str] = {}
+    notes = []
+    for name, checkpoint in zip(shown, checkpoints, strict=True):
+        identity = tuple(source.identity for source in checkpoint.sources)
+        if identity in seen:
+            notes.append(f"{name} is the same file as {seen[identity]}: it counts twice")
+        seen.setdefault(identity, name)
+    return notes
+
+
 def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[str]:
     """What may make a row useless: an average among its own inputs, a single input, several
     networks, NumPy arrays that are not averaged."""

@@ -15,7 +15,7 @@ from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, Sizes
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.plan import Output, Plan
-from swavg.storage.stores import looks_like_url
+from swavg.storage.destination import is_stored
 
 STDOUT = "-"
 
@@ -234,7 +234,7 @@ def report(
 
 def _sending(output: Output) -> int:
     """Bytes that are held of an output that goes to an object store."""
-    if output.target.path is None or not looks_like_url(output.target.path):
+    if not is_stored(output.target.path):
         return 0
     from swavg.storage.uploads import buffers
 

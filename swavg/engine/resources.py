@@ -54,10 +54,11 @@ class Resources:
     device: str = "cpu"
     """``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int | None = None
-    """How many workers; None: the processors of this process, at most 8 (4 for a device)."""
+    """How many workers; None: the processors of this process, at most 8 (4 for a device), or 6
+    where inputs are in a store."""
     memory: int | None = None
-    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers (256 MiB for a device), and
-    what compressed chunks take."""
+    """Bytes for blocks of tensors; None: 32 MiB for up to 8 workers (256 MiB for a device, 72 MiB
+    where inputs are in a store), and what compressed chunks take."""
     processes: bool | None = None
     """Workers are forked processes; None: where a fork is safe and pays, else threads."""
     check_crc: bool = False

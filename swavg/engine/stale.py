@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
-from swavg.engine.average import sources_of
 from swavg.engine.recipe import as_text
 from swavg.formats import recipe_in
 from swavg.planning.plan import Plan
@@ -33,7 +32,7 @@ def up_to_date(plan: Plan) -> bool:
 
 def _changed(plan: Plan) -> Iterator[int]:
     """When each file was changed that outputs are made of, in nanoseconds."""
-    for source in sources_of(plan):
+    for source in plan.sources:
         if isinstance(source.version, int):
             yield source.version
     for output in plan.outputs:

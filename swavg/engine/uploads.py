@@ -15,6 +15,7 @@ from swavg.engine.report import Tally
 from swavg.errors import OutputError, RequestError
 from swavg.formats.table import FORMATS
 from swavg.planning.plan import Output, Plan
+from swavg.storage.destination import is_stored
 from swavg.storage.filesystems import check_room
 from swavg.storage.protect import Input
 from swavg.storage.streams import StreamSink
@@ -75,8 +76,7 @@ def _streamed(plan: Plan) -> Iterator[tuple[Sinks, list[Uploads]]]:
         ]
         try:
             yield [streams], [uploads]
-            # The last has begun before those into which no tensor goes.
-            for stream, upload in zip(reversed(streams), reversed(sent), strict=True):
+            for stream, upload in zip(streams, sent, strict=True):
                 stream.finish()
                 upload.end()
         except BaseException as error:
@@ -126,7 +126,7 @@ def _by_path(plan: Plan) -> dict[str, list[Output]]:
     found: dict[str, list[Output]] = {}
     for output in plan.outputs:
         path = output.target.path
-        if path is None or not outputs.is_stored(path):
+        if path is None or not is_stored(path):
             raise RequestError("Outputs go to object stores all, or none.")
         found.setdefault(path, []).append(output)
     return found

@@ -9,17 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from swavg.engine.average import check_sources, prepare, start, tools_of
+from swavg.engine.average import prepare
 from swavg.engine.held import held_in
 from swavg.engine.outputs import write_fixed
 from swavg.engine.recipe import as_text, recipe_of
 from swavg.engine.report import Progress
 from swavg.engine.resources import Resources
-from swavg.errors import InputError, MismatchError, RequestError
+from swavg.engine.workers import start, tools_of
+from swavg.errors import InputError, MismatchError, RequestError, some
+from swavg.formats.composite import as_composite
+from swavg.formats.parts import open_parts
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
-from swavg.storage.paths import exists, find_file, is_folder, names_if_any
+from swavg.storage.paths import check_all, exists, find_file, is_folder, names_if_any
 from swavg.storage.sinks import Buffer
 from swavg.storage.sources import Pool, Source
 
@@ -72,11 +75,23 @@ def verify(
     names, numbers = recipe.get("inputs"), recipe.get("weights")
     if not isinstance(names, list) or not isinstance(numbers, list):
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")
-    given = [os.fspath(each) for each in inputs] or [_found(path, str(name)) for name in names]
+    given = [os.fspath(each) for each in inputs] or _all_found(path, [*map(str, names)])
     if len(given) != len(names):
         raise RequestError(f"{path} has {len(names)} inputs, and {len(given)} were given.")
     plan = _planned(path, given, recipe)
     _check_held(plan, recipe, given)
+    told = as_text(recipe)
+    same = told in map(as_text, plan.recipes)
+    if not same and plan.parts is not None:
+        raise InputError(
+            given[0],
+            "and the other inputs are of other names or another version than when the parts of"
+            f" {path} were made, each of which says so otherwise",
+            hint=f"Name them as they were: {some([*map(str, names)], 4)}.",
+        )
+    if not same:
+        # Of the same bytes but for what it says of itself.
+        plan = _planned(path, given, recipe, told)
     sinks = [
         [_Comparing(plan, row, number, path) for number in range(len(each.files))]
         for row, each in enumerate(plan.outputs)
@@ -90,23 +105,30 @@ def verify(
         tally.add(result)
         if on_progress is not None:
             on_progress(Progress(tally.read, tally.total // step, 0.0))
-    check_sources(plan)
-    same = as_text(recipe) in map(as_text, plan.recipes)
-    if same:
-        write_fixed(plan, sinks)
-    note = "the recipe that would be written now is another: that of another version or method"
+    check_all(plan.sources)
+    write_fixed(plan, sinks)
+    note = (
+        "the recipe that would be written now is another: that of another version or method, or of"
+        " inputs of other names"
+    )
     return Verified(path, tuple(given), tally.written, tally.planned, () if same else (note,))
 
 
-def _planned(path: str, inputs: Sequence[str], recipe: Mapping[str, Any]) -> Plan:
+def _planned(
+    path: str, inputs: Sequence[str], recipe: Mapping[str, Any], recorded: str | None = None
+) -> Plan:
     """The average as its recipe says, with the output where it is."""
     known = {field.name for field in fields(Policy)}
-    options: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in recipe.get("options", {}).items()
-        if key in known
-    }
-    weights = tuple(float(weight) for weight in recipe["weights"])
+    told = recipe.get("options", {})
+    try:
+        options: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in told.items()
+            if key in known
+        }
+        weights = tuple(float(weight) for weight in recipe["weights"])
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(path, "has a recipe that is none of swavg's") from None
     details = {key: value for key, value in recipe.items() if key not in _TOLD}
     row = Row(
         weights,
@@ -115,6 +137,7 @@ def _planned(path: str, inputs: Sequence[str], recipe: Mapping[str, Any]) -> Pla
         details,
         of_averages=True,
         copies=recipe.get("method") == "copy",
+        recorded=recorded,
     )
     policy = Policy(**options)
     return prepare(inputs, [row], [path], policy, force=True, distances=False)
@@ -132,6 +155,17 @@ def _check_held(plan: Plan, recipe: Mapping[str, Any], inputs: Sequence[str]) ->
                 f"is not what the average was made of: its fingerprint is {found}, and was {was}",
             )
     raise InputError(inputs[0], "and the other inputs are not what the average was made of")
+
+
+def _all_found(output: str, names: Sequence[str]) -> list[str]:
+    """The inputs by the names in the recipe. InputError for one that is nowhere near."""
+    found = [_found(output, name) for name in names]
+    composite = as_composite(output)
+    if composite is not None:
+        # The recipe is that of its first part.
+        for _ in filter(None, next(iter(open_parts(composite).parts)).split("/")):
+            found = [os.path.dirname(each) for each in found]
+    return found
 
 
 def _found(output: str, name: str) -> str:

@@ -24,7 +24,8 @@ from swavg.planning.decide import NotAveraged
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
-from swavg.storage.stores import is_url
+from swavg.storage.paths import in_store
+from swavg.storage.sources import Source
 
 CUT = 2 << 20
 """Bytes of the output that a task covers."""
@@ -276,10 +277,15 @@ class Plan:
     parts: Parts | None = None
     """Of inputs that are composites: each output then has a row for each part."""
 
+    @property
+    def sources(self) -> Iterator[Source]:
+        """Where the bytes of all inputs come from."""
+        return (source for checkpoint in self.checkpoints for source in checkpoint.sources)
+
     @cached_property
     def remote(self) -> bool:
         """Whether some inputs are in a store, so that a read is a request."""
-        return any(is_url(source.name) for each in self.checkpoints for source in each.sources)
+        return any(map(in_store, self.sources))
 
     @property
     def width(self) -> int:
@@ -291,7 +297,7 @@ class Plan:
         two may write into one page, of which 1 MiB is a multiple."""
         size = sum(output.size for output in self.outputs) // tasks
         # What a task reads of objects in a store is in memory at once.
-        far = any(not source.forks for each in self.checkpoints for source in each.sources)
+        far = any(not source.forks for source in self.sources)
         most = self.cut if far else _MOST
         return replace(self, cut=max(_LEAST, min(most, size // _LEAST * _LEAST)))
 

@@ -30,6 +30,8 @@ class Row:
     """Some inputs are averages on purpose: they are continued, or taken apart."""
     copies: bool = False
     """The one input in another form: bytes as they are, NaN too, unless the dtype changes."""
+    recorded: str | None = None
+    """The recipe that is written, instead of that of this call."""
 
     def __post_init__(self) -> None:
         if not self.members or len(self.weights) != len(self.members):

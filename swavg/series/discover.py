@@ -34,7 +34,7 @@ from swavg.series.search import (
     without_pointers,
 )
 from swavg.series.tables import from_file
-from swavg.storage.paths import absolute, exists, find_file, is_folder
+from swavg.storage.paths import absolute, exists, find_file, is_folder, look_ahead
 
 
 def discover(
@@ -72,6 +72,7 @@ def discover(
                 find_file(path)
             candidates.append(Candidate(path, _named(path, named)))
     candidates = without_links(candidates, notes)
+    look_ahead([candidate.path for candidate in candidates])
     shared = Shared()
     for candidate in candidates:
         candidate.shared = shared

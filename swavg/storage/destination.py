@@ -64,10 +64,15 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def is_stored(path: str | None) -> bool:
+    """Whether an output (None: standard output) goes to an object store, or is meant to."""
+    return path is not None and looks_like_url(path)
+
+
 def check_local(path: str | os.PathLike[str]) -> None:
     """Raise OutputError for a URL, where only paths of this machine are written to."""
     shown = os.fspath(path)
-    if looks_like_url(shown):
+    if is_stored(shown):
         raise OutputError(
             shown,
             "this is written to paths of this machine only",

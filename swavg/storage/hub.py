@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from swavg.errors import InputError, MissingDependencyError, SwavgError
+from swavg.errors import InputError, MissingDependencyError, SwavgError, first_line
 from swavg.storage.stored import Stored
 from swavg.storage.stores import Location
 
@@ -110,10 +110,8 @@ def _errors(url: str) -> Iterator[None]:
             hint="Give the folder of the model in the cache: models--ORG--NAME.",
         ) from None
     except errors.HfHubHTTPError as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(url, f"the hub refused it: {first}", hint=denied) from None
+        raise InputError(url, f"the hub refused it: {first_line(error)}", hint=denied) from None
     except SwavgError:
         raise
     except Exception as error:  # of the library below the hub's
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(url, f"the hub cannot be reached: {first}") from None
+        raise InputError(url, f"the hub cannot be reached: {first_line(error)}") from None

@@ -83,6 +83,20 @@ class Journals:
             journal.take(file.read())
         return journal
 
+    def recorded(self, count: int) -> bool:
+        """Whether one of ``count`` parts has written anything down, and so to the output before.
+        OutputError."""
+        for part in range(1, count + 1):
+            try:
+                with open(os.path.join(self.folder, f"{part}.journal"), "rb") as file:
+                    if file.readline() and file.read(1):
+                        return True
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise write_error(self.folder, error) from None
+        return False
+
     def remove(self) -> None:
         remove(self.folder)
 

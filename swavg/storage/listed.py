@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from swavg.errors import InputError
+from swavg.errors import DeniedError, InputError
 from swavg.storage import hub
 from swavg.storage.stored import Stored, errors, look, of_meta
 from swavg.storage.stores import Location, call, locate, store_of
@@ -105,7 +105,7 @@ def forget() -> None:
 
 def _is_missing(error: InputError) -> bool:
     """Whether it is there for nobody, or not for us."""
-    return error.absent or "denied" in error.problem
+    return error.absent or isinstance(error, DeniedError)
 
 
 def find(url: str) -> Stored | None:
@@ -199,6 +199,7 @@ def names_in(url: str) -> list[str]:
     if location.scheme in ("https", "http"):
         raise InputError(url, "no such folder", hint=_NO_FOLDERS)
     names = _folders(location)
-    if not names:
+    # Of a folder that was made by hand there may be nothing but its own key.
+    if not names and _listed(location) is not None:
         raise InputError(url, "no such folder", absent=True)
     return sorted(names)

@@ -20,12 +20,25 @@ from swavg.errors import InputError, some
 from swavg.storage.sources import LocalFile, Pool, Source, Window
 from swavg.storage.stores import SCHEMES, is_url, looks_like_url
 
+_AHEAD = 60
+"""Objects whose beginning and end are kept until they are opened."""
+
 
 class Status(NamedTuple):
     """What tells one file or folder from others, and its size in bytes."""
 
     identity: tuple[object, ...]
     size: int
+
+
+def in_store(source: Source) -> bool:
+    """Whether a read of it is a request to a store."""
+    return is_url(source.name)
+
+
+def is_absolute(path: str) -> bool:
+    """Whether it leads to the same place from every folder."""
+    return is_url(path) or os.path.isabs(path)
 
 
 def exists(path: str) -> bool:
@@ -130,7 +143,7 @@ def check_all(sources: Iterable[Source]) -> None:
     """InputError if one is no longer what it was; objects are looked at side by side."""
     pending = []
     for source in sources:
-        if is_url(source.name):
+        if in_store(source):
             from swavg.storage.stores import begin
 
             pending.append(begin(source.check))
@@ -143,7 +156,7 @@ def check_all(sources: Iterable[Source]) -> None:
 def version_of(source: Source) -> str | None:
     """The store's digest of an object: where two are equal, the bytes are. None for other sources,
     and where the store has none."""
-    if is_url(source.name):
+    if in_store(source):
         from swavg.storage.stored import Stored
 
         return source.etag if isinstance(source, Stored) else None
@@ -167,7 +180,7 @@ def check_local(path: str, problem: str) -> None:
 
 def unpinned(sources: Iterable[Source]) -> list[str]:
     """A warning of objects whose server gives them no version."""
-    objects = [source for source in sources if is_url(source.name)]
+    objects = [*filter(in_store, sources)]
     if not objects:
         return []
     from swavg.storage.stored import Stored
@@ -182,23 +195,28 @@ def unpinned(sources: Iterable[Source]) -> list[str]:
 def list_ahead(folder: str, names: Iterable[str]) -> None:
     """List the folders among these names of a folder, side by side; nothing of a local one."""
     if is_url(folder):
-        look_ahead([path for name in names if is_folder(path := os.path.join(folder, name))])
+        _side_by_side([path for name in names if is_folder(path := os.path.join(folder, name))])
 
 
 def look_ahead(paths: Sequence[str]) -> None:
-    """Fetch what opening these checkpoints reads first, side by side; nothing of local ones."""
-    urls = [path for path in paths if is_url(path)]
+    """Fetch what opening these checkpoints reads first, side by side: of as many as are kept, and
+    nothing of local ones."""
+    urls = [path for path in paths if is_url(path)][:_AHEAD]
     if len(urls) > 1:
-        from swavg.storage import listed
-        from swavg.storage.stores import begin
+        _side_by_side(urls)
 
-        for looking in [begin(listed.look_ahead, url) for url in urls]:
-            looking.result()
+
+def _side_by_side(urls: Sequence[str]) -> None:
+    from swavg.storage import listed
+    from swavg.storage.stores import begin
+
+    for looking in [begin(listed.look_ahead, url) for url in urls]:
+        looking.result()
 
 
 def expect(pool: Pool, ranges: Iterable[tuple[Source, int, int]]) -> None:
     """Fetch the bytes ``[start, stop)`` of objects side by side, for what the pool reads next."""
-    from swavg.storage.stored import Fetching
+    from swavg.storage.fetching import Fetching
 
     before = pool.expected
     pool.expected = Fetching(ranges, before if isinstance(before, Fetching) else None)
@@ -248,7 +266,7 @@ class FileReader:
     @property
     def remote(self) -> bool:
         """Whether a read is a request to a store."""
-        return is_url(self.file.name)
+        return in_store(self.file)
 
     def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Fetch the bytes ``[start, stop)`` of an object side by side, before they are read."""

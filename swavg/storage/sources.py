@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from swavg.errors import InputError
+from swavg.errors import ChangedError, InputError
 
 
 class Reader(Protocol):
@@ -141,11 +141,7 @@ class LocalFile:
         # Another machine has another number for the device, and some systems for the file.
         known = 0 if now.stamp[0] == self.stamp[0] else 2
         if now.stamp[known:] != self.stamp[known:] or not untouched:
-            raise InputError(
-                self.name,
-                "changed while it was read",
-                hint="Is a training run still writing it? Wait for it to finish, or copy it first.",
-            )
+            raise ChangedError(self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from swavg.errors import InputError, SwavgError
-from swavg.storage.stores import Abandoned, Call, Location, call, store_of, submit, told
+from swavg.errors import ChangedError, DeniedError, InputError, SwavgError
+from swavg.storage.stores import Abandoned, Location, call, is_denied, store_of, told
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
 
-    from swavg.storage.sources import Source
 
 _BLOCK = 1 << 14
 """Bytes that are fetched at once at least."""
@@ -28,8 +26,7 @@ _KEPT = 1 << 20
 _ROOM = 8 << 20
 """Bytes that are kept of all objects."""
 _STEP = 1 << 18
-_GAP = 4096
-"""Bytes between two ranges that are fetched with them."""
+"""Bytes of an answer that are taken at once: less holds less memory per connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ class Stored:
 
     def check(self) -> None:
         if not self.fixed and not self.is_still(call(_head, self.name, self.location)):
-            raise self.changed()
+            raise ChangedError(self.name)
 
     def is_still(self, meta: ObjectMeta) -> bool:
         """Whether it is what it was, going by what a store says now: not all servers look at the
@@ -77,14 +74,6 @@ class Stored:
         now = of_meta(self.name, self.location, meta)
         same_time = self.etag is not None or now.modified == self.modified
         return (now.etag, now.size) == (self.etag, self.size) and same_time
-
-    def changed(self) -> InputError:
-        """The error of an object that is not what it was."""
-        return InputError(
-            self.name,
-            "changed while it was read",
-            hint="Is a training run still writing it? Wait for it to finish, or copy it first.",
-        )
 
     def fetch(
         self, offset: int, out: memoryview, on_progress: Callable[[int], object] = lambda done: None
@@ -102,7 +91,7 @@ class Stored:
         with errors(self.name):
             answer = obstore.get(store_of(self.location), self.location.key, options=options)
             if not self.is_still(answer.meta):
-                raise self.changed()
+                raise ChangedError(self.name)
             for part in answer.stream(min_chunk_size=_STEP):
                 if done + len(part) > len(out):
                     raise InputError(self.name, "the server sent more than it was asked for")
@@ -126,7 +115,13 @@ def errors(name: str) -> Iterator[None]:
     except BaseException as error:  # a panic of obstore is no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
+        from obstore.exceptions import PreconditionError
+
+        if isinstance(error, PreconditionError):
+            raise ChangedError(name) from None
         problem, hint = told(error)
+        if is_denied(error):
+            raise DeniedError(name, problem, hint=hint) from None
         absent = isinstance(error, FileNotFoundError)
         raise InputError(name, problem, hint=hint, absent=absent) from None
 
@@ -204,6 +199,12 @@ class _Kept:
 _kept = _Kept()
 
 
+def fill_kept(source: Stored, offset: int, out: memoryview) -> tuple[int, int]:
+    """Fill the beginning and the end of ``out`` as far as was fetched before: between which of its
+    bytes the rest lies."""
+    return _kept.fill(source, offset, out)
+
+
 @dataclass(frozen=True, slots=True)
 class OpenStored:
     """An object that is read where nobody has said what will be."""
@@ -234,104 +235,3 @@ class OpenStored:
 
     def close(self) -> None:
         """There is nothing to give back."""
-
-
-class _Segment:
-    """A range that is being fetched."""
-
-    def __init__(self, source: Stored, start: int, stop: int, data: memoryview) -> None:
-        self.start, self.stop = start, stop
-        self._source = source
-        self._data = data
-        self._low, self._high = _kept.fill(source, start, self._data)
-        self._filled = self._low
-        self._call = Call(self._fetch)
-
-    @property
-    def ended(self) -> bool:
-        return self._call.done
-
-    def begin(self) -> None:
-        if self._low < self._high:
-            submit(self._call)
-        else:
-            self._call.end(None)
-
-    def _fetch(self) -> None:
-        data = self._data[self._low : self._high]
-        self._source.fetch(self.start + self._low, data, self._add)
-
-    def _add(self, done: int) -> None:
-        with self._call.changed:
-            if self._call.done:
-                # Nobody waits for it any more.
-                raise Abandoned
-            self._filled = self._low + done
-            self._call.changed.notify_all()
-
-    def read_into(self, offset: int, out: memoryview) -> None:
-        at = offset - self.start
-        stop = at + len(out)
-        self._call.wait(lambda: self._filled >= stop)
-        out[:] = self._data[at:stop]
-
-
-class Fetching:
-    """What a task said that it will read of objects: all of it is fetched at once."""
-
-    def __init__(
-        self, ranges: Iterable[tuple[Source, int, int]], before: Fetching | None = None
-    ) -> None:
-        """``ranges`` are sources with the bytes ``[start, stop)`` of them; of sources that are no
-        objects nothing is fetched. The room of what was fetched ``before`` is used again."""
-        by_source: dict[Stored, list[tuple[int, int]]] = {}
-        for source, start, stop in ranges:
-            if isinstance(source, Stored):
-                by_source.setdefault(source, []).append((start, stop))
-        wanted = {source: [*joined(own)] for source, own in by_source.items()}
-        size = sum(stop - start for own in wanted.values() for start, stop in own)
-        room = b"" if before is None else before.free()
-        self._room = room if len(room) >= size else bytearray(size)
-        self._segments: dict[Stored, list[_Segment]] = {}
-        rest = memoryview(self._room)
-        for source, own in wanted.items():
-            segments = self._segments[source] = []
-            for start, stop in own:
-                segments.append(_Segment(source, start, stop, rest[: stop - start]))
-                rest = rest[stop - start :]
-        self._starts = {
-            source: [each.start for each in own] for source, own in self._segments.items()
-        }
-        for segments in self._segments.values():
-            for segment in segments:
-                segment.begin()
-
-    def free(self) -> bytearray | bytes:
-        """The room, if nothing is written there any more."""
-        ended = all(segment.ended for own in self._segments.values() for segment in own)
-        return self._room if ended else b""
-
-    def read_into(self, source: Source, offset: int, out: memoryview) -> bool:
-        """Fill ``out``; False if that was not expected."""
-        if not isinstance(source, Stored) or source not in self._segments:
-            return False
-        place = bisect_right(self._starts[source], offset) - 1
-        segment = self._segments[source][place]
-        if not segment.start <= offset <= offset + len(out) <= segment.stop:
-            return False
-        segment.read_into(offset, out)
-        return True
-
-
-def joined(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The ranges in order, those that touch or lie near each other as one."""
-    start = stop = -1
-    for low, high in sorted(ranges):
-        if stop >= 0 and low <= stop + _GAP:
-            stop = max(stop, high)
-        else:
-            if start < stop:
-                yield start, stop
-            start, stop = low, high
-    if start < stop:
-        yield start, stop

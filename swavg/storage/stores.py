@@ -18,7 +18,7 @@ from functools import cache, partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from swavg.errors import InputError, MissingDependencyError, RequestError
+from swavg.errors import InputError, MissingDependencyError, RequestError, first_line
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -159,22 +159,26 @@ def _options(scheme: str) -> dict[str, Any]:
     return {"client_options": client, "retry_config": retries}
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether a store's error says that one may not do it."""
+    from obstore import exceptions
+
+    denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
+    return isinstance(error, denied) or "403 Forbidden" in first_line(error)
+
+
 def told(error: BaseException) -> tuple[str, str | None]:
     """What a store's error means, and a way out: never more than its first line, which names no
     secret."""
     from obstore import exceptions
 
-    lines = str(error).strip().splitlines()
     # What stands behind a question mark may be a signature.
-    first = re.sub(r"\?\S+", "", lines[0]).rstrip(" :{") if lines else type(error).__name__
+    first = re.sub(r"\?\S+|: <.*", "", first_line(error)).rstrip(" :{")
+    if code := re.search(r"<Code>(\w+)</Code>", str(error)):
+        first += f" ({code[1]})"
     if isinstance(error, FileNotFoundError):
         return "no such object", None
-    if isinstance(error, exceptions.PreconditionError):
-        return "changed while it was read", (
-            "Is a training run still writing it? Wait for it to finish, or copy it first."
-        )
-    denied = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
-    if isinstance(error, denied) or "403 Forbidden" in first:
+    if is_denied(error):
         return f"access was denied: {first}", (
             "Are the credentials those of its owner, and have they expired? docs/scale.md says"
             " where they are looked for."
@@ -252,10 +256,12 @@ class _Callers:
         self._calls: SimpleQueue[Call[Any]] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
-        self._process = os.getpid()
+        self._process = 0
+        """The one that made the first call."""
         self.pending: set[Call[Any]] = set()
 
     def submit(self, made: Call[Any]) -> None:
+        self._process = self._process or os.getpid()
         if self._process != os.getpid():
             raise RequestError(
                 "Object stores were used before this process was forked, and cannot be used in it.",
@@ -267,7 +273,14 @@ class _Callers:
             self._threads += more
         self._calls.put(made)
         if more:
-            threading.Thread(target=self._work, daemon=True, name="swavg-store").start()
+            try:
+                threading.Thread(target=self._work, daemon=True, name="swavg-store").start()
+            except RuntimeError:
+                # The system allows no more: those that there are do it.
+                with self._lock:
+                    self._threads -= 1
+                    if not self._threads:
+                        raise
 
     def _work(self) -> None:
         _this_thread.makes_calls = True
@@ -283,14 +296,12 @@ class _Callers:
             return [made for made in self.pending if made.owner in owners]
 
 
-@cache
-def _callers() -> _Callers:
-    return _Callers()
+_callers = _Callers()
 
 
 def submit(made: Call[Any]) -> None:
     """Begin a call of a store, beside others."""
-    _callers().submit(made)
+    _callers.submit(made)
 
 
 def begin(function: Callable[..., T], *args: object, **options: object) -> Call[T]:
@@ -311,7 +322,7 @@ def call(function: Callable[..., T], *args: object, **options: object) -> T:
 def abandoned(owners: Collection[int]) -> Iterator[None]:
     """In the block these threads wait for no call: it raises Abandoned in them."""
     _abandoned.update(owners)
-    for made in _callers().of(owners):
+    for made in _callers.of(owners):
         made.end(Abandoned())
     try:
         yield

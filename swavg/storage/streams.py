@@ -98,6 +98,7 @@ class StreamSink:
     def begin(self) -> None:
         """Write what precedes the first region, unless that was done."""
         with self._turn:
+            self._check()
             first, self._begun = not self._begun, True
         if first:
             self._advance(memoryview(b""))

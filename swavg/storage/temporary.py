@@ -83,7 +83,7 @@ class Temporary:
 
 class Kept(Temporary):
     """A temporary that stays until a run has given it its name: ``shared`` by those that write
-    parts of it."""
+    parts of it, and make it. OutputError if there is none for the one that gives it its name."""
 
     def __init__(self, target: str, *, shared: bool) -> None:
         super().__init__(target)
@@ -91,13 +91,15 @@ class Kept(Temporary):
 
     def create(self, *, folder: bool, shown: str) -> None:
         try:
-            if folder:
+            if folder and self._shared:
                 os.makedirs(self.path, exist_ok=True)
-            flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_CREAT
-            self.fd = os.open(self.path, flags, 0o666)
+            create = os.O_CREAT if self._shared else 0
+            flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | create
+            self.fd = os.open(self.path, flags | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             raise write_error(shown, error) from None
-        if not _lock(self.fd, shared=self._shared):
+        # Another run may have given it its name before it was locked.
+        if not (_lock(self.fd, shared=self._shared) and _is_same(self.fd, self.path)):
             self.close()
             doing = "given its name" if self._shared else "written"
             raise OutputError(shown, f"is being {doing} by another run", hint="Wait for its end.")
@@ -133,7 +135,10 @@ def clear_partials(target: str) -> list[str]:
     except OSError:
         return []
     kept = kept_name(target)
-    begun = f"{kept} is what a run began and did not end; proceed=True goes on with it"
+    begun = (
+        f"{kept} is what a run began and did not end; proceed=True goes on with it, or part= where"
+        " it was made in parts"
+    )
     notes = [begun] if os.path.lexists(kept) else []
     if names:
         local = is_local(folder or ".")

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from swavg.errors import OutputError
+from swavg.errors import OutputError, OutputExistsError
 from swavg.storage.listed import forget
 from swavg.storage.sinks import Buffer
 from swavg.storage.stores import Location, begin, store_of
@@ -114,7 +114,7 @@ class Upload:
     ) -> None:
         self.location, self.size, self.ended = location, size, False
         self._force, self._last, self._turn = force, last, turn
-        self._begun = False
+        self._begun = self._has_turn = False
         self._taken = 0
         self._held = bytearray()
         self._writer: Any = None
@@ -127,8 +127,12 @@ class Upload:
         self._taken += len(data)
         if self._is_large and len(self._held) >= _PIECE:
             self._hand_over(stop)
-        if self._taken == self.size and not self._last:
-            self.end(stop)
+        if self._taken == self.size:
+            if self._last:
+                # Others may still wait for their turn, whose end its own waits for.
+                self._free()
+            else:
+                self.end(stop)
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         """:meth:`write` what follows."""
@@ -138,8 +142,6 @@ class Upload:
 
     def end(self, stop: Callable[[], None] = lambda: None) -> None:
         """Let it appear, unless it has. OutputError."""
-        import obstore
-
         if self.ended:
             return
         assert self._taken == self.size, f"{self._taken} bytes written, {self.size} planned"
@@ -150,11 +152,22 @@ class Upload:
             check_absent(self.location, force=self._force, stop=stop)
             self._send(self._writer.close, stop, ends=True)
         else:
-            store, data = store_of(self.location), bytes(self._held)
-            mode: Literal["create", "overwrite"] = "overwrite" if self._force else "create"
-            put = partial(obstore.put, store, self.location.key, data, mode=mode)
-            self._send(put, stop, ends=True)
-        self._turn.release()
+            self._put(bytes(self._held), stop)
+        self._free()
+
+    def _put(self, data: bytes, stop: Callable[[], None]) -> None:
+        import obstore
+
+        store, key = store_of(self.location), self.location.key
+        mode: Literal["create", "overwrite"] = "overwrite" if self._force else "create"
+        try:
+            self._send(partial(obstore.put, store, key, data, mode=mode), stop, ends=True)
+        except OutputExistsError:
+            # A request whose answer was lost is made again, and finds what it made.
+            found = ask(self.location, lambda store: bytes(obstore.get(store, key).bytes()))
+            if found != data:
+                raise
+            self.ended = True
 
     def verify(self) -> None:
         """OutputError unless it is there as it was sent."""
@@ -181,8 +194,13 @@ class Upload:
 
     def _begin(self, stop: Callable[[], None]) -> None:
         while not self._begun:
-            self._begun = self._turn.acquire(timeout=_POLL)
+            self._begun = self._has_turn = self._turn.acquire(timeout=_POLL)
             stop()
+
+    def _free(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._turn.release()
 
     def _hand_over(self, stop: Callable[[], None]) -> None:
         """Send what is held, which nobody may write into again: it is not copied."""

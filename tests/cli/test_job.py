@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from command_line import done, swavg
@@ -89,6 +90,26 @@ def test_what_is_no_job(run, text, said):
     (run / "job.toml").write_text(text)
     found = swavg("run", "job.toml", cwd=run)
     assert (found.returncode, said in found.stderr) == (2, True), found.stderr
+
+
+def test_a_name_of_odd_characters(run):
+    name = 'a "b" \x7f\t$c {d} é.safetensors'
+    shutil.copy(next((run / "run").iterdir()), run / name)
+    done("average", name, "-o", "out.safetensors", "--save-job", "job.toml", cwd=run)
+    before = (run / "out.safetensors").read_bytes()
+    done("run", "job.toml", "--force", cwd=run)
+    assert (run / "out.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a${HOME}", "${HOME} would be a variable"), ("a\udcff", "is UTF-8")]
+)
+def test_what_a_job_cannot_name_is_not_saved(run, name, said):
+    shutil.copy(next((run / "run").iterdir()), run / name)
+    found = swavg("average", name, "-o", "out.safetensors", "--save-job", "job.toml", cwd=run)
+    assert (found.returncode, said in found.stderr) == (2, True), found.stderr
+    assert not (run / "job.toml").exists()
+    assert not (run / "out.safetensors").exists()
 
 
 def test_standard_input_cannot_be_saved(run):

@@ -1,9 +1,11 @@
 """Checkpoints in a store are averaged as those of this machine are: the very same bytes come out,
 and no more than these are fetched."""
 
+import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import composites
@@ -18,7 +20,7 @@ from checkpoints import state
 from command_line import SWAVG, done, swavg
 from framework_files import FRAMEWORKS
 from make import arrays, sharded
-from object_stores import environment
+from object_stores import KEYS, environment
 from zero_folders import zero_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -182,6 +184,16 @@ def test_what_a_network_does_to_answers_is_healed(bucket, proxy, tmp_path):
     done("diff", tmp_path / "here.safetensors", tmp_path / "out.safetensors")
 
 
+@pytest.mark.slow
+def test_an_answer_that_stands_still_is_asked_for_again(bucket, proxy, tmp_path):
+    paths = big(tmp_path / "run")
+    urls = [bucket.put(path, f"run/{path.name}") for path in paths]
+    proxy.fault = lambda method, path, number: ("stall", 100) if number in (3, 8) else None
+    average_of(urls, tmp_path / "out.safetensors")
+    done("average", *paths, "-o", tmp_path / "here.safetensors")
+    done("diff", tmp_path / "here.safetensors", tmp_path / "out.safetensors")
+
+
 def test_a_refusal_in_the_middle_is_told_and_leaves_the_old_output(bucket, proxy, tmp_path):
     urls = [bucket.put(path, f"run/{path.name}") for path in big(tmp_path / "run")]
     expired = 403, b"<Error><Code>ExpiredToken</Code></Error>"
@@ -229,3 +241,70 @@ def test_an_interrupt_does_not_wait_for_a_server_that_stands_still(at, bucket, p
     assert time.monotonic() - begun < 2
     assert process.returncode == 130, told
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 8])
+def test_memory_is_bounded_whatever_the_size_and_number_of_inputs(count, bucket, tmp_path):
+    tensors = {f"{n}.w": np.ones((1000, 1000), np.float32) for n in range(6)}
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
+    urls = [bucket.put(tmp_path / "a.safetensors", f"{i}.safetensors") for i in range(count)]
+    # This process is large, and a child's peak begins with its parent's.
+    small = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    command = [*SWAVG, "average", *urls, "-o", str(tmp_path / "out.safetensors")]
+    found = subprocess.run(
+        [sys.executable, "-c", small, *command],
+        env=environment(bucket),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(found.stdout.split()[-1]) < 200 << 10
+
+
+def test_snapshots_are_chosen_from_a_folder_and_side_files_go_along(bucket, tmp_path):
+    for i in range(1, 6):
+        shards(tmp_path / "run" / f"checkpoint-{i}0", i)
+    url = bucket.put(tmp_path / "run")
+    told = json.loads(done("list", url, "--json").stdout)
+    assert [each["step"] for each in told["snapshots"]] == [10, 20, 30, 40, 50]
+    done("average", url, "--last", 2, "-o", tmp_path / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "run" / "checkpoint-10").iterdir())
+    found = safetensors.numpy.load_file(tmp_path / "out" / "model-00001-of-00002.safetensors")
+    assert found["a0"].tolist() == np.full((3, 5), 4.5).tolist()
+    done("ema", url, "--decay", 0.5, "-o", tmp_path / "ema")
+    done("ema", tmp_path / "run", "--decay", 0.5, "-o", tmp_path / "here")
+    done("diff", tmp_path / "ema", tmp_path / "here")
+    done("convert", f"{url}/checkpoint-20", tmp_path / "converted.npz")
+    done("diff", tmp_path / "run" / "checkpoint-20", tmp_path / "converted.npz")
+
+
+def test_without_credentials_it_ends_before_a_request(bucket, proxy, tmp_path, monkeypatch):
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    found = swavg("average", bucket.url("a.pt"), bucket.url("b.pt"), "-o", tmp_path / "out.pt")
+    assert found.returncode == 2
+    assert "AWS_SKIP_SIGNATURE=true" in found.stderr
+    assert proxy.requests == []
+
+
+def test_what_is_not_there_and_what_is_not_read_from_a_store_is_told(bucket, tmp_path):
+    (tmp_path / "step-1" / "default").mkdir(parents=True)
+    (tmp_path / "step-1" / "default" / "_METADATA").write_text("{}")
+    orbax = bucket.put(tmp_path / "step-1")
+    for url, problem in (
+        (bucket.url("none.pt"), "no such object"),
+        ("s3://no-such-bucket/a.pt", "no such bucket"),
+        (orbax, "aws s3 cp --recursive"),
+        ("s3:/bucket/a.pt", "no paths of pathlib"),
+        ("ftp://host/a.pt", "begin with one of s3://"),
+    ):
+        found = swavg("average", url, url, "-o", tmp_path / "out.pt")
+        assert found.returncode == 4, url
+        assert problem in found.stderr

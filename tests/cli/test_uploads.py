@@ -6,10 +6,14 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 import torch
+from bundles import write as write_bundle
 from checkpoints import save, series
 from command_line import SWAVG, process
+from composites import w
+from composites import write as write_parts
 from object_stores import KEYS
 
 PART = 8 << 20
@@ -175,6 +179,23 @@ def test_the_index_of_shards_comes_last(bucket, proxy, large, tmp_path):
     assert sent[-1].endswith("/avg/model.safetensors.index.json")
 
 
+def test_many_workers_send_many_shards(bucket, tmp_path):
+    """Some of which hold nothing, or are smaller than a task."""
+    sizes = [0, 1, 40, 3000, 70, 0, 5] * 6 + [0]
+    inputs = [
+        save(tmp_path / f"{seed}.safetensors",
+             {f"layer.{n}": torch.full((size,), n + seed) for n, size in enumerate(sizes)})
+        for seed in (0.0, 1.0)
+    ]  # fmt: skip
+    args = (*inputs, "--max-shard-size", "100", "--threads", "8", "-o")
+    found = average(*args, bucket.url("avg/"))
+    assert found.returncode == 0, found.stderr
+    average(*args, tmp_path / "avg/")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
+    assert {key.removeprefix("avg/"): bucket.get(key) for key in bucket.names()} == files
+    assert len(files) > 20
+
+
 def test_shards_that_are_not_all_sent_are_taken_back(bucket, proxy, large):
     fault(proxy, "PUT", "index.json", (403, b""))
     found = average(*large, "-o", bucket.url("avg/"), "--max-shard-size", "9MB")
@@ -211,17 +232,40 @@ def test_other_formats_are_streamed_too(bucket, proxy, small, tmp_path, format):
     assert bucket.get(f"avg.{format}") == (tmp_path / f"avg.{format}").read_bytes()
 
 
-def test_a_folder_that_is_written_out_of_order_is_sent_when_it_is_finished(
-    bucket, proxy, small, tmp_path, monkeypatch
+def dcp(folder):
+    return [*series(folder), "--format", "dcp"], ".metadata"
+
+
+def tensorflow(folder):
+    folder.mkdir()
+    for name, value in (("a", 1), ("b", 2)):
+        write_bundle(folder / name, {"w": np.full(3, value, np.float32)})
+    return [folder / "a", folder / "b"], ".index"
+
+
+def composite(folder):
+    files = {"actor/model.pt": w(1), "critic.safetensors": w(2)["w"], "config.json": {}}
+    files["critic.safetensors"] = {"w": files["critic.safetensors"]}
+    return [write_parts(folder / name, files) for name in ("a", "b")], "config.json"
+
+
+@pytest.mark.parametrize("make", [dcp, tensorflow, composite])
+def test_what_is_not_made_in_order_is_sent_when_it_is_finished(
+    bucket, proxy, tmp_path, monkeypatch, make
 ):
+    inputs, last = make(tmp_path / "in")
     (tmp_path / "room").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "room"))
-    found = average(*small, "-o", bucket.url("avg"), "--format", "dcp")
+    found = average(*inputs, "-o", bucket.url("avg"))
     assert found.returncode == 0, found.stderr
-    average(*small, "-o", tmp_path / "avg", "--format", "dcp")
-    files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
+    assert average(*inputs, "-o", tmp_path / "avg").returncode == 0
+    files = {
+        path.relative_to(tmp_path / "avg").as_posix(): path.read_bytes()
+        for path in (tmp_path / "avg").rglob("*")
+        if path.is_file()
+    }
     assert {key.removeprefix("avg/"): bucket.get(key) for key in bucket.names()} == files
-    assert [path for method, path, _ in proxy.requests if method == "PUT"][-1].endswith(".metadata")
+    assert [path for method, path, _ in proxy.requests if method == "PUT"][-1].endswith(last)
     assert list((tmp_path / "room").iterdir()) == []
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 
+import composites
+import make
 import pytest
 from command_line import done, swavg
 
@@ -87,6 +89,42 @@ def test_inputs_that_are_gone_moved_or_another(run):
     found = swavg("verify", "out.safetensors", other, cwd=run)
     assert found.returncode == 2
     assert "has 2 inputs, and 1 were given" in found.stderr
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt", "out.npz"])
+def test_inputs_may_have_other_names_and_the_header_is_compared_all_the_same(run, name):
+    done("average", "run", "--last", 2, "-o", name, cwd=run)
+    paths = [next((run / "run").glob(f"{step}-*")) for step in ("step_40", "step_100")]
+    for number, path in enumerate(paths):
+        shutil.move(path, run / f"a-name-that-is-longer-than-it-was-{number}.safetensors")
+    inputs = sorted(path.name for path in run.glob("a-name*"))
+    found = done("verify", name, *inputs, cwd=run)
+    assert "all of" in found.stdout
+    assert "inputs of other names" in found.stderr
+    data = (run / name).read_bytes()
+    (run / name).write_bytes(data.replace(b"body.bias", b"body.bjas"))
+    assert swavg("verify", name, *inputs, cwd=run).returncode == 3
+
+
+def test_parts_are_proven_from_those_of_the_inputs(tmp_path):
+    for number in (1, 2):
+        composites.write(tmp_path / f"step-{number}", composites.llama(number))
+    done("average", "step-1", "step-2", "-o", "out", cwd=tmp_path)
+    for inputs in ([], ["step-1", "step-2"]):
+        assert "all of" in done("verify", "out", *inputs, cwd=tmp_path).stdout
+    (tmp_path / "step-2").rename(tmp_path / "of-another-name")
+    found = swavg("verify", "out", "step-1", "of-another-name", cwd=tmp_path)
+    assert (found.returncode, "Name them as they were: step-1" in found.stderr) == (4, True)
+
+
+@pytest.mark.parametrize("damage", [{"options": "x"}, {"weights": ["x", 1]}, {"weights": [None]}])
+def test_a_recipe_of_somebody_else(run, damage):
+    recipe = {"inputs": ["a", "b"], "weights": [0.5, 0.5], **damage}
+    entries = {"__metadata__": {"swavg": json.dumps(recipe)}, "x": make.entry("F32", (), (0, 4))}
+    (run / "out.safetensors").write_bytes(make.raw(entries, bytes(4)))
+    inputs = sorted((run / "run").iterdir())[:2]
+    found = swavg("verify", "out.safetensors", *inputs, cwd=run)
+    assert (found.returncode, "none of swavg's" in found.stderr) == (4, True), found.stderr
 
 
 def test_what_has_no_recipe(run):

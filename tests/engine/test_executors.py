@@ -29,7 +29,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import swavg
 from dataclasses import replace
 from swavg import Resources, Row
-from swavg.engine import average, executors
+from swavg.engine import executors
+from swavg.engine.workers import start, tools_of
 
 FORKED = Resources(threads=2, processes=True)
 
@@ -213,9 +214,9 @@ class Broken:
     def sync(self): pass
     def fail(self, error): pass
 plan = planned(sys.argv[1:-1], sys.argv[-1])
-_, executor, sizes = average.start(plan, FORKED)
+_, executor, sizes = start(plan, FORKED)
 try:
-    list(executor(plan, plan.tasks(), [[Broken()]], average.tools_of(plan, sizes, FORKED)))
+    list(executor(plan, plan.tasks(), [[Broken()]], tools_of(plan, sizes, FORKED)))
 except OutputError as error:
     print(error, workers())
 """,
@@ -345,10 +346,10 @@ class Sink:
     def sync(self): pass
     def fail(self, error): pass
 plan = planned(sys.argv[2:-1], sys.argv[-1])
-_, executor, sizes = average.start(plan, FORKED)
+_, executor, sizes = start(plan, FORKED)
 import traceback
 try:
-    list(executor(plan, plan.tasks(), [[Sink()]], average.tools_of(plan, sizes, FORKED)))
+    list(executor(plan, plan.tasks(), [[Sink()]], tools_of(plan, sizes, FORKED)))
 except (ValueError, RuntimeError) as error:
     print(type(error).__name__)
     traceback.print_exc(file=sys.stdout)

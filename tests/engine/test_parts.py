@@ -14,8 +14,9 @@ import pytest
 from command_line import SWAVG, done, swavg
 
 from swavg.engine.parts import Part
-from swavg.errors import RequestError
+from swavg.errors import OutputError, RequestError
 from swavg.storage.journals import journals_of
+from swavg.storage.temporary import Kept
 
 MIB = 1 << 20
 
@@ -108,38 +109,50 @@ def test_parts_that_are_missing_are_named(inputs):
     found = swavg(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
     assert found.returncode == 2
     assert "No part of out.st is there" in found.stderr
+    assert "such as --part 1/8 to --part 8/8." in found.stderr
     done(*AVERAGE, "-o", "out.st", "--part", "2/4", cwd=inputs)
     found = swavg(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
     assert found.returncode == 2
-    assert "Parts 1, 3, 4 of 4 are not done" in found.stderr
+    assert "Parts 1, 3-4 of 4 are not done" in found.stderr
     assert "--part 1/4" in found.stderr
     assert not (inputs / "out.st").exists()
 
 
 DIFFERENT = {
-    "weights": (["--weights", "0.5", "0.25", "0.25"], "weights"),
-    "options": (["--exclude", "layer.0"], "options"),
-    "number": (["--part", "2/3"], "parts 2 there, 3 here"),
+    "weights": (["--weights", "0.5", "0.25", "0.25"], "weights", "Say what the other parts said"),
+    "options": (["--exclude", "layer.0"], "options", "Say what the other parts said"),
+    "what is measured": (
+        ["--no-geometry"],
+        "distances true there",
+        "Say what the other parts said",
+    ),
+    "number": (["--part", "2/3"], "parts 2 there, 3 here", "Go on with --part I/2"),
 }
 
 
-@pytest.mark.parametrize(("more", "said"), DIFFERENT.values(), ids=DIFFERENT)
-def test_parts_of_different_runs_are_refused(inputs, more, said):
+@pytest.mark.parametrize(("more", "said", "way"), DIFFERENT.values(), ids=DIFFERENT)
+def test_parts_of_different_runs_are_refused(inputs, more, said, way):
     done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
     found = swavg(*AVERAGE, "-o", "out.st", "--part", "2/2", *more, cwd=inputs)
     assert found.returncode == 4
     assert said in found.stderr
+    anew = "rm -r out.st.parts.swavg-partial out.st.swavg-partial"
+    assert f"{way}, choose another --output, or begin anew: {anew}" in found.stderr
+    subprocess.run(anew.split(), cwd=inputs, check=True)
+    done(*AVERAGE, "-o", "out.st", "--part", "1/1", cwd=inputs)
 
 
 @pytest.mark.parametrize("step", [["--part", "2/2"], ["--finish"]])
 def test_an_input_that_changed_between_parts_is_named_with_both_facts(inputs, step):
     done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
     size = (inputs / "1.safetensors").stat().st_size
-    os.utime(inputs / "1.safetensors", ns=(1, 17))
+    os.utime(inputs / "1.safetensors", (0, 1e9 + 0.25))
     found = swavg(*AVERAGE, "-o", "out.st", *step, cwd=inputs)
     assert found.returncode == 4
     assert "1.safetensors: has changed since the first part" in found.stderr
-    assert f"{size:,} bytes of 17 here" in found.stderr
+    assert f"{size:,} bytes of 2001-09-0" in found.stderr
+    assert ":40.250 here" in found.stderr
+    assert "Begin anew: rm -r out.st.parts.swavg-partial" in found.stderr
 
 
 def test_other_inputs_are_named(inputs):
@@ -147,6 +160,7 @@ def test_other_inputs_are_named(inputs):
     found = swavg(*AVERAGE[:3], "-o", "out.st", "--part", "2/2", cwd=inputs)
     assert found.returncode == 4
     assert "'2.safetensors' there" in found.stderr
+    assert "name those there, or give --to-step." in found.stderr
 
 
 def test_bytes_that_are_gone_are_never_published_as_zeros(inputs):
@@ -164,6 +178,42 @@ def test_bytes_that_are_gone_are_never_published_as_zeros(inputs):
     found = swavg(*args, "--part", "1/2", cwd=inputs)
     assert found.returncode == 5
     assert "without the journals" in found.stderr
+
+
+def test_a_part_does_not_make_anew_what_another_part_wrote_to(inputs):
+    args = [*AVERAGE, "-o", "out.st"]
+    done(*args, "--part", "1/2", cwd=inputs)
+    os.unlink(inputs / "out.st.swavg-partial")
+    found = swavg(*args, "--part", "2/2", cwd=inputs)
+    assert (found.returncode, "to begin anew" in found.stderr) == (5, True)
+    assert not (inputs / "out.st.swavg-partial").exists()
+
+
+def test_a_sweep_whose_folder_was_made_between_its_parts_is_refused(inputs):
+    done(*SWEEP, "-d", "out", "--part", "1/2", cwd=inputs)
+    (inputs / "out").mkdir()
+    found = swavg(*SWEEP, "-d", "out", "--part", "2/2", cwd=inputs)
+    assert (found.returncode, "to begin anew" in found.stderr) == (5, True)
+
+
+def test_a_link_under_the_name_of_the_temporary_is_not_followed(inputs):
+    done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
+    kept = inputs / "out.st.swavg-partial"
+    kept.rename(inputs / "other")
+    kept.symlink_to("other")
+    before = (inputs / "other").read_bytes()
+    assert swavg(*AVERAGE, "-o", "out.st", "--part=2/2", cwd=inputs).returncode == 5
+    assert (inputs / "other").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_has_its_name_already_is_not_made_anew(tmp_path, folder):
+    """By the second of two runs that give it its name."""
+    target = str(tmp_path / "out")
+    kept = Kept(target, shared=False)
+    with pytest.raises(OutputError, match="No such file"):
+        kept.create(folder=folder, shown=target)
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_output_that_is_there_needs_force(inputs):
@@ -184,6 +234,14 @@ def test_streams_are_not_made_in_parts(inputs):
 def test_what_is_no_part(text):
     with pytest.raises(RequestError, match="I/N"):
         Part.parse(text)
+
+
+def test_an_empty_part_is_refused_before_anything_is_made(inputs):
+    """As of a variable that is not set: it is not the whole."""
+    found = swavg(*AVERAGE, "-o", "out.st", "--part", "", cwd=inputs)
+    assert found.returncode == 2
+    assert "--part is I/N" in found.stderr
+    assert not (inputs / "out.st").exists()
 
 
 def test_ways_to_run_exclude_each_other(inputs):

@@ -236,6 +236,8 @@ def test_without_ray_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     [
         (["--address", "h:1"], "--address needs --engine ray"),
         (["--engine", "ray", "--address", "ray://h:1"], "--address is HOST:PORT"),
+        (["--engine", "ray", "--address", "nowhere"], "--address is HOST:PORT"),
+        (["--engine", "ray", "--address", "h.invalid:1"], "No Ray cluster answers at h.invalid:1"),
         (["--engine", "ray", "-o", "-"], "--engine ray writes a file or a folder"),
         (["--engine", "ray", "--device", "cuda"], "--engine ray computes on processors"),
         (["--engine", "ray", "--part", "1/2"], "--engine ray shares the work out itself"),

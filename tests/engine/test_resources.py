@@ -8,9 +8,9 @@ from checkpoints import planned, save, series
 
 import swavg
 from swavg import Policy, Resources, Row
-from swavg.engine.average import tools_of
 from swavg.engine.compute import run_task
 from swavg.engine.resources import DEFAULT_MEMORY, Needs, processors, sizes
+from swavg.engine.workers import tools_of
 
 MIB = 1 << 20
 CONSTANT = 2 * MIB

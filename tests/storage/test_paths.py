@@ -82,6 +82,17 @@ def test_urls_are_absolute_and_normal_as_they_are(tmp_path, monkeypatch):
     assert not paths.is_link("s3://b/a")
 
 
+def test_folders_that_were_made_by_hand_and_odd_names(bucket):
+    for key in ("run/", "run/empty/", "run/a é %25=1 #?/b c", "run/a+b"):
+        bucket.client.put_object(Bucket=bucket.name, Key=key, Body=key.encode())
+    url = bucket.url("run")
+    assert paths.names_in(url) == ["a é %25=1 #?", "a+b", "empty"]
+    assert paths.names_in(f"{url}/empty") == []
+    assert paths.is_folder(f"{url}/empty")
+    assert paths.read_file(f"{url}/a é %25=1 #?/b c") == "run/a é %25=1 #?/b c".encode()
+    assert paths.read_file(f"{url}/a+b") == b"run/a+b"
+
+
 def test_all_names_of_a_folder_are_one_request(bucket, proxy, tmp_path):
     for number in range(20):
         (tmp_path / f"{number}.pt").write_bytes(b"1")

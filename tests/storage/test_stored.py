@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from swavg.errors import InputError
+from swavg.storage.fetching import joined
 from swavg.storage.paths import expect, find_file, look_ahead
 from swavg.storage.sources import Pool
 
@@ -62,7 +63,12 @@ def test_what_is_expected_is_fetched_at_once_and_taken_from_there(source, proxy)
         assert pool.read(source, 350_000, 5) == DATA[350_000:350_005]
         # Those that lie near each other are one.
         assert covered(proxy) == [(0, 7000), (300_000, 500_000), (900_000, 900_001)]
+        assert [*joined(ranges, gap=0)] == [(0, 5000), *ranges[2:]]
         assert pool.read(source, 499_999, 2) == DATA[499_999:500_001]
+        expect(pool, [(source, len(DATA) - 9, len(DATA) + 9), (source, len(DATA) + 5, 1 << 30)])
+        assert pool.read(source, len(DATA) - 9, 9) == DATA[-9:]
+        with pytest.raises(InputError, match="short of its data"):
+            pool.read(source, len(DATA) - 9, 18)
         expect(pool, [(source, 100_000, 300_000)])
         assert pool.read(source, 100_000, 200_000) == DATA[100_000:300_000]
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from object_stores import KEYS
+from obstore.exceptions import PermissionDeniedError
 
 from swavg.errors import InputError, RequestError
 from swavg.storage.stores import (
@@ -18,6 +19,7 @@ from swavg.storage.stores import (
     is_url,
     locate,
     store_of,
+    told,
 )
 
 
@@ -153,3 +155,35 @@ def test_who_is_abandoned_waits_no_more():
         waiting.join(5)
     assert len(ended) == 1
     never.set()
+
+
+def test_a_process_that_was_forked_uses_stores_if_its_parent_has_not():
+    code = (
+        "import os\n"
+        "from swavg.storage.stores import abandoned, call\n"
+        "def child():\n"
+        "    if pid := os.fork():\n"
+        "        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "    try:\n        os._exit(call(lambda: 7))\n"
+        "    except Exception as error:\n        print(error, flush=True)\n        os._exit(1)\n"
+        "with abandoned({1}):\n    pass\n"
+        "print(child(), call(lambda: 8), child())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.startswith("Object stores were used before this process was forked")
+    assert told.stdout.endswith("7 8 1\n")
+
+
+def test_of_an_error_its_first_line_is_told_without_signatures():
+    text = (
+        "No privileges for path a: Error performing GET http://h/b/a?X-Signature=secret in 2ms -"
+        " Server returned non-2xx status code: 403 Forbidden: <Error><Code>ExpiredToken</Code>"
+        "</Error>\n\nDebug source: all that there is"
+    )
+    problem, hint = told(PermissionDeniedError(text))
+    assert problem == (
+        "access was denied: No privileges for path a: Error performing GET http://h/b/a in 2ms -"
+        " Server returned non-2xx status code: 403 Forbidden (ExpiredToken)"
+    )
+    assert hint is not None
+    assert told(FileNotFoundError(text)) == ("no such object", None)

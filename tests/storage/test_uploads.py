@@ -57,6 +57,29 @@ def test_the_last_object_appears_when_it_is_ended(bucket):
     }  # fmt: skip
 
 
+def test_the_last_object_may_be_complete_before_another_begins(bucket):
+    """It waits for what comes of all others."""
+    polls = iter(range(30))
+    with Uploads(locate(bucket.url("run")), force=False) as uploads:
+        first, last = uploads.create("a", 2), uploads.create("b", 2, last=True)
+        last.write(b"34")
+        first.write(b"12", lambda: next(polls))
+        last.end()
+    assert bucket.names() == ["run/a", "run/b"]
+
+
+def test_one_object_is_sent_after_the_other(bucket):
+    with Uploads(locate(bucket.url("run")), force=False) as uploads:
+        first, other = uploads.create("a", 2), uploads.create("b", 2)
+        other.write(b"3")
+        polls = iter(range(3))
+        with pytest.raises(StopIteration):
+            first.write(b"12", lambda: next(polls))
+        other.write(b"4")
+        first.write(b"12")
+    assert bucket.names() == ["run/a", "run/b"]
+
+
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("size", [1, PART + 1])
 def test_a_failure_leaves_what_was_there(bucket, size, force):
@@ -92,3 +115,13 @@ def test_an_index_that_someone_else_puts_there_stays(bucket):
     assert bucket.get("run/index") == b"theirs"
     Uploads(locate(bucket.url("run")), force=True).remove(["index", "absent"])
     assert bucket.names() == []
+
+
+def test_a_request_whose_answer_is_lost_finds_what_it_made(bucket, proxy):
+    answers = [
+        lambda: bucket.client.put_object(Bucket=bucket.name, Key="made", Body=b"12") and None
+    ]
+    proxy.fault = lambda method, *_: answers.pop() if method == "PUT" and answers else None
+    with Uploads(locate(bucket.url("made")), force=False) as uploads:
+        uploads.create(size=2).write(b"12")
+    assert bucket.get("made") == b"12"

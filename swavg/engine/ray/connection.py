@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
-from swavg.engine.outputs import goes_to_store
-from swavg.engine.ray.worker import first_line
-from swavg.engine.resources import Engine, Resources, Sizes, sizes
-from swavg.errors import MissingDependencyError, RequestError
+from swavg.engine.outputs import goes_to_store, goes_to_stream
+from swavg.engine.resources import Resources, Sizes, sizes
+from swavg.errors import MissingDependencyError, RequestError, first_line
 from swavg.planning.plan import Plan
-from swavg.storage.destination import is_stream
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 _CONNECTING = 5.0
@@ -47,16 +45,9 @@ class Cluster:
 
 
 @contextmanager
-def engine(plan: Plan, resources: Resources) -> Iterator[Cluster | None]:
-    """What runs the tasks in the block, but for this machine (None). While it is a cluster,
-    standard output is standard error: Ray writes there. RequestError if there is none."""
-    if resources.engine not in get_args(Engine):
-        raise RequestError(f"is local or ray, not '{resources.engine}'.", argument="engine")
-    if resources.engine == "local":
-        if resources.address is not None:
-            raise RequestError("needs engine=ray.", argument="address")
-        yield None
-        return
+def connected(plan: Plan, resources: Resources) -> Iterator[Cluster]:
+    """The cluster that runs the tasks in the block, where standard output is standard error: Ray
+    writes there. RequestError if there is none, or for what it does not do."""
     _check(plan, resources)
     with _no_stdout(), _connected(resources.address) as cluster:
         yield cluster
@@ -66,8 +57,7 @@ def _check(plan: Plan, resources: Resources) -> None:
     """RequestError for what a cluster does not do."""
     if resources.device != "cpu":
         raise RequestError("engine=ray computes on processors, and takes no device=.")
-    paths = [output.target.path for output in plan.outputs]
-    if goes_to_store(plan) or any(path is None or is_stream(path) for path in paths):
+    if goes_to_store(plan) or goes_to_stream(plan):
         raise RequestError(
             "engine=ray writes a file or a folder that all nodes see: no stream, no object store.",
             hint="Give output= such a path, and copy it from there.",
@@ -79,14 +69,16 @@ def _resolved(address: str | None) -> str:
     from ray._private.services import canonicalize_bootstrap_address_or_die
 
     wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if "://" in wanted:
+    try:
+        if "://" in wanted:
+            raise ValueError("another protocol")
+        found: str = canonicalize_bootstrap_address_or_die(wanted)
+    except ValueError:
         raise RequestError(
             f"is HOST:PORT of a cluster that this machine is a node of, not '{wanted}'.",
             argument="address",
             hint="From elsewhere: ray job submit -- swavg ... --engine ray",
-        )
-    try:
-        found: str = canonicalize_bootstrap_address_or_die(wanted)
+        ) from None
     except ConnectionError:
         _raise_no_cluster("No Ray cluster runs on this machine.")
     host, _, port = found.rpartition(":")
@@ -143,7 +135,9 @@ def _connected(wanted: str | None) -> Iterator[Cluster]:
         _init(address)
         yield _cluster()
     finally:
-        ray.shutdown()
+        # It says what its threads have kept back.
+        with contextlib.redirect_stdout(None):
+            ray.shutdown()
         # Ray leaves the system's own.
         _set_sigterm(signal.getsignal(signal.SIGTERM))
 

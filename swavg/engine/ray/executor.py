@@ -13,9 +13,10 @@ from swavg import __version__
 from swavg.engine.compute import Sinks, TaskResult
 from swavg.engine.executors import Executor, MakeTools
 from swavg.engine.ray.connection import Cluster
-from swavg.engine.ray.worker import Problem, Work, first_line, look, run_number
-from swavg.errors import OutputError, SwavgError, WorkerError
+from swavg.engine.ray.worker import Problem, Work, look, run_number
+from swavg.errors import OutputError, SwavgError, WorkerError, first_line
 from swavg.planning.plan import Plan
+from swavg.storage.paths import check_all
 from swavg.storage.sinks import FileSink
 from swavg.storage.temporary import Temporary, clear_partials, remove
 
@@ -31,7 +32,7 @@ _AGAIN = 3
 
 
 def on_ray(cluster: Cluster, workers: int) -> Executor:
-    """Up to ``workers`` of the cluster's processors at once, within :func:`engine`. Results come
+    """Up to ``workers`` of the cluster's processors at once, within :func:`connected`. Results come
     in any order; a task whose worker or node was lost is run again."""
     ahead = _AHEAD * workers if workers == cluster.processors else workers
 
@@ -115,7 +116,8 @@ class _Job:
             raise WorkerError("All nodes of the Ray cluster are gone.")
 
     def _raise_unseen(self, node: str, problem: Problem) -> NoReturn:
-        self._check_sources()
+        # Where it is the input that changed, no node is to blame.
+        check_all(self._plan.sources)
         raise problem.on(self._cluster.nodes[node], self._plan)
 
     def results(self, numbers: Sequence[int]) -> Iterator[TaskResult]:
@@ -135,14 +137,8 @@ class _Job:
         if failures:
             error = failures[min(failures)]
             if isinstance(error, OutputError):
-                self._check_sources()
+                check_all(self._plan.sources)
             raise error
-
-    def _check_sources(self) -> None:
-        """InputError where it is the input that changed, and no node is to blame."""
-        for checkpoint in self._plan.checkpoints:
-            for source in checkpoint.sources:
-                source.check()
 
     def _submit(self, number: int) -> None:
         ref = self._task.remote(self._work, self._key, number)

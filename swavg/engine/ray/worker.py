@@ -102,15 +102,9 @@ def _unseen(work: Work) -> Problem | None:
             return Problem(os.path.dirname(token), "does not see this folder")
         if not os.access(token, os.W_OK):
             return Problem(os.path.dirname(token), "may not write into this folder")
-    for checkpoint in work.plan.checkpoints:
-        for source in checkpoint.sources:
-            try:
-                source.check()
-            except InputError as error:
-                return Problem(source.name, f"does not see what is here: {error.problem}")
+    for source in work.plan.sources:
+        try:
+            source.check()
+        except InputError as error:
+            return Problem(source.name, f"does not see what is here: {error.problem}")
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
