@@ -47,8 +47,8 @@ def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, seconds
     with a signal, or with --until, and may be started again: what is up to date stays.
 
     \b
-    swavg watch run/ --last 5 -o latest.safetensors --until 1100
-    swavg watch --every 5 --until 1100 ema run/ --decay 0.9 -o ema.safetensors
+    swavg watch run/ --last 5 -o latest.safetensors --until 1000
+    swavg watch --every 5 --until 1000 ema run/ --decay 0.9 -o ema.safetensors
     """
     assert ctx.parent is not None
     group = ctx.parent.command

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from checkpoints import save, state
@@ -48,7 +49,7 @@ def test_the_average_follows_until_a_step(run):
 
 @pytest.mark.slow
 def test_a_file_that_is_not_finished_is_waited_for(run):
-    data = save(run / "beside" / "whole.safetensors", state(200)).read_bytes()
+    data = Path(save(run / "beside" / "whole.safetensors", state(200))).read_bytes()
     path = run / "run" / "step_200.safetensors"
     path.write_bytes(data[:100])
     watching = started(run, "--until", "200", "run", "--last", "1", "-o", "out.safetensors")
