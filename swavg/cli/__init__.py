@@ -27,6 +27,7 @@ _COMMANDS = {
     "bn": "Recompute batch-norm statistics of an average.",
     "landscape": "The loss on the plane through three checkpoints.",
     "path": "The loss along the line between two checkpoints.",
+    "watch": "Average the checkpoints of a run while it is trained.",
     "run": "Run what a file says that --save-job wrote.",
     "list": "Show a series: steps, metrics, and what would be chosen.",
     "inspect": "Show what a checkpoint holds.",
