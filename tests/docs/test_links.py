@@ -93,8 +93,10 @@ def options_of(name):
     from swavg.cli import cli
 
     command = cli.get_command(None, name)
-    return {each for parameter in command.params for each in (*parameter.opts,
-            *parameter.secondary_opts)} | {"--help", "-h"}  # fmt: skip
+    own = {each for parameter in command.params for each in (*parameter.opts,
+           *parameter.secondary_opts)} | {"--help", "-h"}  # fmt: skip
+    # It takes those of what it runs.
+    return own | options_of("average") | options_of("ema") if name == "watch" else own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
