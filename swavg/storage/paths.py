@@ -20,7 +20,6 @@ from swavg.errors import InputError, some
 from swavg.storage.sources import LocalFile, Pool, Source, Window
 from swavg.storage.stores import SCHEMES, is_url, looks_like_url
 
-
 _SECOND = 1_000_000_000
 
 
