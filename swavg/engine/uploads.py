@@ -14,7 +14,7 @@ from swavg.engine.compute import Sinks
 from swavg.engine.report import Tally
 from swavg.errors import OutputError, RequestError
 from swavg.formats.table import FORMATS
-from swavg.planning.plan import Output, Plan
+from swavg.planning.plan import File, Output, Plan
 from swavg.storage.filesystems import check_room
 from swavg.storage.protect import Input
 from swavg.storage.streams import StreamSink
@@ -73,7 +73,9 @@ def _streamed(plan: Plan) -> Iterator[tuple[Sinks, list[Uploads]]]:
         uploads.remove([name for name in output.small if outputs.is_index(name)])
         last = output.files[-1]
         sent = [
-            uploads.create(file.layout.name, file.layout.size, last=file is last)
+            uploads.create(
+                file.layout.name, file.layout.size, last=file is last, late=not _has_tensors(file)
+            )
             for file in output.files
         ]
         streams = [
@@ -91,6 +93,11 @@ def _streamed(plan: Plan) -> Iterator[tuple[Sinks, list[Uploads]]]:
                 stream.fail(error)
             raise
         outputs.write_others(output, uploads)
+
+
+def _has_tensors(file: File) -> bool:
+    """Whether bytes of tensors go into it."""
+    return sum(len(data) for _, data in file.layout.fixed()) < file.layout.size
 
 
 @contextmanager

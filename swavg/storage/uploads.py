@@ -58,17 +58,22 @@ class Uploads:
 
     def __init__(self, location: Location, *, force: bool) -> None:
         self._location, self._force = location, force
-        self._turn = threading.Semaphore()
+        self._before: Upload | None = None
         self._made: list[Upload] = []
 
-    def create(self, name: str = "", size: int = 0, *, last: bool = False) -> Upload:
+    def create(
+        self, name: str = "", size: int = 0, *, last: bool = False, late: bool = False
+    ) -> Upload:
         """The object itself, or the one of this ``name`` in the folder, of ``size`` bytes. It
-        appears when all are sent; if it is the ``last``, when it is ended."""
+        appears when all are sent; if it is the ``last``, when it is ended. They are sent in the
+        order in which they were created, but for a ``late`` one, for which none waits."""
         place = self._location
         if name:
             key = f"{place.key}/{name}" if place.key else name
             place = Location(place.scheme, place.bucket, key)
-        upload = Upload(place, size, self._turn, force=self._force, last=last)
+        upload = Upload(place, size, self._before, force=self._force, last=last)
+        if not late:
+            self._before = upload
         self._made.append(upload)
         if not size and not last:
             upload.end()
@@ -110,11 +115,11 @@ class Upload:
     """An object that is sent in order, in parts, while more is written."""
 
     def __init__(
-        self, location: Location, size: int, turn: threading.Semaphore, *, force: bool, last: bool
+        self, location: Location, size: int, before: Upload | None, *, force: bool, last: bool
     ) -> None:
         self.location, self.size, self.ended = location, size, False
-        self._force, self._last, self._turn = force, last, turn
-        self._begun = False
+        self._force, self._last, self._before = force, last, before
+        self._over = threading.Event()
         self._taken = 0
         self._held = bytearray()
         self._writer: Any = None
@@ -154,7 +159,7 @@ class Upload:
             mode: Literal["create", "overwrite"] = "overwrite" if self._force else "create"
             put = partial(obstore.put, store, self.location.key, data, mode=mode)
             self._send(put, stop, ends=True)
-        self._turn.release()
+        self._over.set()
 
     def verify(self) -> None:
         """OutputError unless it is there as it was sent."""
@@ -180,9 +185,9 @@ class Upload:
         return self.size > _PART
 
     def _begin(self, stop: Callable[[], None]) -> None:
-        while not self._begun:
-            self._begun = self._turn.acquire(timeout=_POLL)
+        while self._before is not None and not self._before._over.wait(_POLL):
             stop()
+        self._before = None
 
     def _hand_over(self, stop: Callable[[], None]) -> None:
         """Send what is held, which nobody may write into again: it is not copied."""

@@ -93,7 +93,7 @@ def test_what_is_no_job(run, text, said):
 
 
 def test_a_name_of_odd_characters(run):
-    name = "a \"b\" \x7f\t$c {d} é.safetensors"
+    name = 'a "b" \x7f\t$c {d} é.safetensors'
     shutil.copy(next((run / "run").iterdir()), run / name)
     done("average", name, "-o", "out.safetensors", "--save-job", "job.toml", cwd=run)
     before = (run / "out.safetensors").read_bytes()
