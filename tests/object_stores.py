@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -110,6 +110,11 @@ class Proxy:
 
             def log_message(self, *_):
                 pass
+
+            def handle(self):
+                # Whoever asked may be gone.
+                with contextlib.suppress(OSError, HTTPException):
+                    super().handle()
 
             def answer(self):
                 with proxy._lock:
