@@ -27,6 +27,7 @@ _COMMANDS = {
     "bn": "Recompute batch-norm statistics of an average.",
     "landscape": "The loss on the plane through three checkpoints.",
     "path": "The loss along the line between two checkpoints.",
+    "watch": "Average the checkpoints of a run while it is trained.",
     "run": "Run what a file says that --save-job wrote.",
     "list": "Show a series: steps, metrics, and what would be chosen.",
     "inspect": "Show what a checkpoint holds.",
@@ -94,12 +95,14 @@ def _run(args: Sequence[str]) -> int:
     """Run the command line; its exit code."""
     options = args[: args.index("--")] if "--" in args else args
     as_json = "--json" in options
+    invoked: dict[str, click.Command] = {}
     try:
-        code = cli.main(args=[*args], prog_name="swavg", standalone_mode=False)
+        code = cli.main(args=[*args], prog_name="swavg", standalone_mode=False, obj=invoked)
     except SwavgError as error:
         if isinstance(error, OutputError) and error.path == STDOUT:
             discard_stdout()
-        command = next((_command(word) for word in args if word in _COMMANDS), None)
+        named = (_command(word) for word in args if word in _COMMANDS)
+        command = invoked.get("of a job") or next(named, None)
         verbose = "-v" in options or "--verbose" in options
         return tell(error, command, as_json=as_json, verbose=verbose)
     except (MemoryError, OSError, ImportError) as error:

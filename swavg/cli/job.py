@@ -47,6 +47,8 @@ def run(ctx: click.Context, job: str, more: tuple[str, ...]) -> object:
         raise click.UsageError(f"{job}: there is no command '{name}'. {near}".rstrip())
     command = group.get_command(ctx, name)
     assert command is not None
+    # Errors name its options.
+    ctx.ensure_object(dict)["of a job"] = command
     options, paths = _arguments(job, command, values)
     with command.make_context(name, [*options, *more, "--", *paths], parent=ctx.parent) as inner:
         return command.invoke(inner)

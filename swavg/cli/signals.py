@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -40,6 +42,17 @@ def stop_on_signals() -> None:
         # A parent may have asked us to ignore it (nohup).
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, stop)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """After the block signals do again what they did before it."""
+    before = {each: signal.getsignal(each) for each in _STOPPING}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def ignore_signals() -> None:

@@ -219,11 +219,11 @@ def _journals(plan: Plan) -> Journals:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """``2, 5-7``, which Slurm's ``--array`` takes without the spaces."""
+    """``2,5-7``, as Slurm's ``--array`` takes it."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1][1:] = [number]
         else:
             runs.append([number])
-    return ", ".join("-".join(map(str, run)) for run in runs)
+    return ",".join("-".join(map(str, run)) for run in runs)

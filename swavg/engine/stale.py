@@ -9,7 +9,8 @@ from dataclasses import replace
 from swavg.engine.recipe import as_text
 from swavg.formats import recipe_in
 from swavg.planning.plan import Plan
-from swavg.storage.paths import exists
+from swavg.storage.paths import changed, exists
+from swavg.storage.stores import is_url
 
 
 def up_to_date(plan: Plan) -> bool:
@@ -21,12 +22,10 @@ def up_to_date(plan: Plan) -> bool:
         recipes = {as_text(recipe) for recipe in plan.recipes[first : first + plan.width]}
         if path is None or not exists(path) or recipe_in(path) not in recipes:
             return False
-        try:
-            if os.stat(path).st_mtime_ns < newest:
-                return False
-        except OSError:
-            # In a store: the fingerprints alone say it.
-            continue
+        made = changed(path)
+        # A store tells the second.
+        if made is not None and made < (newest - newest % 10**9 if is_url(path) else newest):
+            return False
     return True
 
 

@@ -19,7 +19,13 @@ from swavg.storage.destination import is_stored
 from swavg.storage.filesystems import check_room
 from swavg.storage.protect import Input
 from swavg.storage.streams import StreamSink
-from swavg.storage.upload_checks import check_absent, check_folder, check_not_input, writable
+from swavg.storage.upload_checks import (
+    check_absent,
+    check_folder,
+    check_no_folder,
+    check_not_input,
+    writable,
+)
 from swavg.storage.uploads import Uploads
 
 _CHUNK = 1 << 20
@@ -40,6 +46,7 @@ def check(plan: Plan, inputs: Sequence[Input]) -> None:
             check_folder(location, _names(own), force=target.force)
         else:
             check_absent(location, force=target.force)
+            check_no_folder(location)
     if not _is_streamed(plan):
         folder = tempfile.gettempdir()
         try:

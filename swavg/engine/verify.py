@@ -77,7 +77,9 @@ def verify(
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")
     given = [os.fspath(each) for each in inputs] or _all_found(path, [*map(str, names)])
     if len(given) != len(names):
-        raise RequestError(f"{path} has {len(names)} inputs, and {len(given)} were given.")
+        raise RequestError(
+            f"{path} has {len(names)} inputs, and {len(given)} were given.", hint=_GIVE
+        )
     plan = _planned(path, given, recipe)
     _check_held(plan, recipe, given)
     told = as_text(recipe)
@@ -112,6 +114,9 @@ def verify(
         " inputs of other names"
     )
     return Verified(path, tuple(given), tally.written, tally.planned, () if same else (note,))
+
+
+_GIVE = "Give the inputs, or their URLs, behind the output, in the order of its recipe."
 
 
 def _planned(
@@ -153,8 +158,10 @@ def _check_held(plan: Plan, recipe: Mapping[str, Any], inputs: Sequence[str]) ->
             raise InputError(
                 inputs[number],
                 f"is not what the average was made of: its fingerprint is {found}, and was {was}",
+                hint=_GIVE,
             )
-    raise InputError(inputs[0], "and the other inputs are not what the average was made of")
+    problem = "and the other inputs are not what the average was made of"
+    raise InputError(inputs[0], problem, hint=_GIVE)
 
 
 def _all_found(output: str, names: Sequence[str]) -> list[str]:
@@ -182,7 +189,7 @@ def _found(output: str, name: str) -> str:
     raise InputError(
         name,
         f"an input of {output}, was not found near it",
-        hint="Give the inputs behind the output, in the order of its recipe.",
+        hint=_GIVE,
         absent=True,
     )
 

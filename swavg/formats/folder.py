@@ -88,7 +88,8 @@ def hub_snapshot(path: str) -> str:
     (``models--ORG--NAME``), or the only one there; any other path as it is. InputError if it cannot
     be told which is meant."""
     snapshots, main = os.path.join(path, "snapshots"), os.path.join(path, "refs", "main")
-    if not (is_folder(snapshots) and is_folder(os.path.dirname(main))):
+    # First of all whether it is a file: what is said of a server that does not answer names it.
+    if is_file(path) or not (is_folder(snapshots) and is_folder(os.path.dirname(main))):
         return path
     present = names_in(snapshots)
     commit = read_file(main, 64).decode(errors="replace").strip() if is_file(main) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from swavg import weights
-from swavg.errors import RequestError
+from swavg.errors import InputError, RequestError
 from swavg.methods.smooth import known, last_step
 from swavg.planning.policy import Policy
 from swavg.planning.row import Request, Row
@@ -36,7 +36,11 @@ def anneal(series: Series, how: str, *, policy: Policy) -> Request:
 
 
 def _factors(path: str) -> tuple[float, ...]:
-    text = read_file(path, _MOST).decode(errors="replace")
+    try:
+        text = read_file(path, _MOST).decode(errors="replace")
+    except InputError as error:
+        hint = f"Give {', '.join(weights.ANNEALINGS)}, or a file of factors, one a line."
+        raise InputError(path, error.problem, hint=hint, absent=error.absent) from None
     try:
         return tuple(float(line) for line in text.split("\n") if line.strip())
     except ValueError as error:

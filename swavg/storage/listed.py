@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -166,16 +167,19 @@ def absent(url: str) -> InputError:
     location = locate(url)
     if is_folder(url):
         return InputError(url, "is a folder, where a file is expected")
+    hint = _NO_PATTERNS if re.search(r"[*\[]", location.key) else None
     try:
         if not _cannot_be(location):
             _objects(location)
     except InputError as error:
         if location.scheme in ("https", "http") and error.absent:
             return InputError(url, "no such file", hint=_NO_FOLDERS, absent=True)
-        return error
-    return InputError(url, "no such object", absent=True)
+        if not error.absent or hint is None:
+            return error
+    return InputError(url, "no such object", hint=hint, absent=True)
 
 
+_NO_PATTERNS = "URLs are no patterns: name each object, or give the folder and pattern='*.pt'."
 _NO_FOLDERS = "A server's folders cannot be listed: give the URLs of single files."
 
 

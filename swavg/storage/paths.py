@@ -24,6 +24,9 @@ _AHEAD = 60
 """Objects whose beginning and end are kept until they are opened."""
 
 
+_SECOND = 1_000_000_000
+
+
 class Status(NamedTuple):
     """What tells one file or folder from others, and its size in bytes."""
 
@@ -120,7 +123,7 @@ def find_file(path: str) -> Source:
     except InputError as error:
         if error.absent and looks_like_url(path):
             kinds = ", ".join(f"{scheme}://" for scheme in SCHEMES)
-            hint = f"URLs are texts, no paths of pathlib, and begin with one of {kinds}."
+            hint = f"A URL begins with one of {kinds}; pathlib makes one slash of two."
             raise InputError(path, error.problem, hint=hint) from None
         raise
 
@@ -236,6 +239,23 @@ def status(path: str) -> Status | None:
     except OSError:
         return None
     return Status((found.st_dev, found.st_ino), found.st_size)
+
+
+def changed(path: str) -> int | None:
+    """When a file was changed, or the oldest of those in a folder, in nanoseconds; of objects to
+    the second. None if that is not known. InputError."""
+    times = []
+    for each in files_below(path) if is_folder(path) else [path]:
+        source = find_file(each)
+        if isinstance(source, LocalFile):
+            times.append(source.version)
+        else:
+            from swavg.storage.stored import Stored
+
+            if not isinstance(source, Stored) or source.modified is None:
+                return None
+            times.append(int(source.modified.timestamp()) * _SECOND)
+    return min(times, default=None)
 
 
 def absolute(path: str) -> str:

@@ -142,6 +142,11 @@ def _options(scheme: str) -> dict[str, Any]:
     # The time of a whole answer, which is a few MiB; and that without a byte of it.
     client: dict[str, object] = {"timeout": "120s", "read_timeout": "20s"}
     endpoints = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT")
+    for name in endpoints[:2] if scheme == "s3" else ():
+        if (address := os.environ.get(name)) and "://" not in address:
+            raise RequestError(
+                f"{name} is no URL: '{address}'.", hint="Write http:// or https:// before it."
+            )
     if scheme == "http" or any(os.environ.get(e, "").startswith("http://") for e in endpoints):
         # Whoever wrote it so wants it so.
         client["allow_http"] = True
@@ -177,6 +182,11 @@ def told(error: BaseException) -> tuple[str, str | None]:
         return f"the server does not do what is needed: {first}", "Download the file first."
     if "404 Not Found" in first:
         return "no such bucket", None
+    if "error sending request" in first:
+        return f"cannot be reached: {first}", (
+            "Is the address right, also that in AWS_ENDPOINT_URL if it is set, and is there a"
+            " network?"
+        )
     if "redirect" in first:
         return first, "Set AWS_REGION to the region of the bucket."
     return first, None

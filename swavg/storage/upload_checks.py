@@ -33,7 +33,7 @@ def writable(url: str) -> Location:
         raise OutputError(
             url,
             f"is neither a path nor a URL: {bare}: is followed by two slashes",
-            hint="Give a URL as text: pathlib makes one slash of two.",
+            hint=f"Write {bare}://BUCKET/KEY, as text: pathlib makes one slash of two.",
         )
     if scheme not in _WRITABLE:
         hint = "Write to a local path, and upload that; or to s3://, gs://, az:// or abfss://."
@@ -90,6 +90,27 @@ def check_absent(
     with suppress(FileNotFoundError):
         ask(location, obstore.head, location.key, stop=stop, doing="cannot be looked for")
         raise exists_error(location.url, "exists already")
+
+
+def check_no_folder(location: Location) -> None:
+    """OutputError if an object at ``location`` would hide the folder of that name, as far as one
+    may look."""
+    import obstore
+
+    def look(store: ObjectStore) -> bool:
+        found = chain.from_iterable(obstore.list(store, location.key, chunk_size=2))
+        return any(meta["path"] != location.key for meta in found)
+
+    try:
+        hides = ask(location, look)
+    except (FileNotFoundError, OutputError):
+        return
+    if hides:
+        raise OutputError(
+            location.url,
+            "is a folder, which the output would not be",
+            hint=f"Give a name in it, such as {location.url}/averaged.",
+        )
 
 
 def check_folder(location: Location, names: Collection[str], *, force: bool) -> None:

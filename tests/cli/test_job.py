@@ -62,6 +62,14 @@ def test_a_job_by_hand_with_variables(run):
     assert "the variable RUN is not set" in found.stderr
 
 
+def test_errors_of_a_job_name_the_options_of_its_command(run):
+    done("average", "run", "-o", "out.safetensors", "--save-job", "job.toml", cwd=run)
+    found = swavg("run", "job.toml", cwd=run)
+    assert found.returncode == 7
+    assert "Use --force to replace it." in found.stderr
+    done("run", "job.toml", "--force", cwd=run)
+
+
 def test_a_report_is_a_job(run):
     text = done(
         "ema", "run", "--decay", "0.5", "--dtype", "float64", "-o", "a.st", "--json", cwd=run

@@ -172,6 +172,18 @@ def test_each_byte_is_fetched_once_and_of_the_version_that_was_found(bucket, pro
     done("diff", tmp_path / "here.safetensors", tmp_path / "out.safetensors")
 
 
+def test_a_pattern_and_a_server_that_is_not_there_are_told_with_a_way_out(bucket, tmp_path):
+    env = environment(bucket)
+    for command, way in (("list", "the folder and --pattern '*.pt'"), ("inspect", "each object.")):
+        found = swavg(command, bucket.url("run/*.pt"), cwd=tmp_path, env=env)
+        assert found.returncode == 4
+        assert "no such object" in found.stderr
+        assert way in found.stderr
+    found = swavg("inspect", "http://127.0.0.1:1/a.pt", cwd=tmp_path, env=env)
+    assert found.returncode == 4
+    assert "http://127.0.0.1:1/a.pt: cannot be reached" in found.stderr
+
+
 def test_what_a_network_does_to_answers_is_healed(bucket, proxy, tmp_path):
     paths = big(tmp_path / "run")
     urls = [bucket.put(path, f"run/{path.name}") for path in paths]

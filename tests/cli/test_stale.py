@@ -84,3 +84,15 @@ def test_of_a_sweep_all_must_be_there(run):
     os.unlink(run / "out" / "uniform-last-2.safetensors")
     assert "up to date" not in done(*args, cwd=run).stderr
     assert len(os.listdir(run / "out")) == 2
+
+
+def test_what_was_put_into_the_folder_of_an_output_later_makes_it_no_younger(run):
+    call = [*AVERAGE, "--max-shard-size", "1kB", "-o", "a"]
+    done(*call, cwd=run)
+    newest = max(path.stat().st_mtime_ns for path in (run / "a").iterdir())
+    os.utime(next((run / "run").glob("step_100-*")), ns=(newest + 1, newest + 1))
+    (run / "a" / "notes.txt").write_text("mine")
+    os.utime(run / "a", ns=(newest + 2, newest + 2))
+    found = swavg(*call, cwd=run)
+    assert "up to date" not in found.stderr
+    assert (run / "a" / "notes.txt").read_text() == "mine"

@@ -1,6 +1,7 @@
 """Outputs in object stores: whole or not there, never over another without --force."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -54,7 +55,7 @@ def test_a_small_object_is_one_request_that_replaces_nothing(bucket, proxy, smal
     assert found.stdout == bucket.url("run/avg.safetensors\n")
     average(*small, "-o", tmp_path / "avg.safetensors")
     assert bucket.get("run/avg.safetensors") == (tmp_path / "avg.safetensors").read_bytes()
-    assert [method for method, _, _ in proxy.requests][:3] == ["HEAD", "PUT", "HEAD"]
+    assert [method for method, _, _ in proxy.requests][:4] == ["HEAD", "GET", "PUT", "HEAD"]
 
 
 def test_an_object_of_three_parts_has_the_bytes_of_a_file(bucket, proxy, large, tmp_path):
@@ -349,4 +350,29 @@ def test_a_dry_run_sends_nothing_and_counts_what_sending_holds(bucket, proxy, la
     local = average(*large, "-o", "avg.safetensors", "-n", "--json")
     held = json.loads(found.stdout)["memory"] - json.loads(local.stdout)["memory"]
     assert 2 * PART < held <= 6 * PART + (1 << 20)
-    assert {method for method, _, _ in proxy.requests} == {"HEAD"}
+    assert {method for method, _, _ in proxy.requests} == {"HEAD", "GET"}
+
+
+@pytest.mark.parametrize("more", [[], ["--force"]])
+def test_an_object_does_not_hide_the_folder_of_its_name(bucket, proxy, small, more):
+    bucket.put(small[0], "run/step-1.safetensors")
+    bucket.put(small[0], "runs.safetensors")
+    found = average(*small, "-o", bucket.url("run"), *more)
+    assert (found.returncode, "is a folder" in found.stderr) == (5, True), found.stderr
+    assert bucket.names() == ["run/step-1.safetensors", "runs.safetensors"]
+    assert average(*small, "-o", bucket.url("runs")).returncode == 0
+
+
+def test_a_local_input_that_changed_where_nobody_looks_is_newer_than_the_object(
+    bucket, proxy, large
+):
+    """Its fingerprint is of some places only."""
+    call = (*large, "-o", bucket.url("avg.safetensors"), "--if-stale")
+    assert average(*call).returncode == 0
+    assert "up to date" in average(*call).stderr
+    with open(large[0], "r+b") as file:
+        file.seek(-6000, os.SEEK_END)
+        file.write(bytes(8))
+    later = time.time_ns() + 5 * 10**9
+    os.utime(large[0], ns=(later, later))
+    assert "up to date" not in average(*call).stderr

@@ -82,6 +82,7 @@ def test_inputs_that_are_gone_moved_or_another(run):
     found = swavg("verify", "out.safetensors", cwd=run)
     assert found.returncode == 4
     assert "is not what the average was made of" in found.stderr
+    assert "Give the inputs, or their URLs, behind the output" in found.stderr
     os.unlink(moved)
     found = swavg("verify", "out.safetensors", cwd=run)
     assert found.returncode == 4

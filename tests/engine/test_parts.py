@@ -113,7 +113,7 @@ def test_parts_that_are_missing_are_named(inputs):
     done(*AVERAGE, "-o", "out.st", "--part", "2/4", cwd=inputs)
     found = swavg(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
     assert found.returncode == 2
-    assert "Parts 1, 3-4 of 4 are not done" in found.stderr
+    assert "Parts 1,3-4 of 4 are not done" in found.stderr
     assert "--part 1/4" in found.stderr
     assert not (inputs / "out.st").exists()
 

@@ -89,6 +89,14 @@ def test_without_credentials_it_says_where_they_are_looked_for(url, ways, monkey
     assert all(way in error.value.hint for way in ways)
 
 
+def test_an_address_without_a_scheme_is_refused(monkeypatch):
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": "127.0.0.1:9000"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match="AWS_ENDPOINT_URL is no URL") as error:
+        store_of(locate("s3://bucket-without-a-scheme/a"))
+    assert "http://" in str(error.value.hint)
+
+
 def test_a_profile_is_taken_from_the_files_of_the_aws_tools(monkeypatch, tmp_path):
     for name in KEYS:
         monkeypatch.delenv(name, raising=False)

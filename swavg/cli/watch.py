@@ -1,0 +1,125 @@
+"""``swavg watch``: an average that follows a training run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import click
+
+from swavg.cli.signals import signals_kept
+from swavg.errors import InputError, RequestError, SwavgError
+
+_AVERAGING = ("average", "ema")
+_DEEP = 2
+"""Folders below the one that is given, in which checkpoints may grow."""
+
+Seen = frozenset[tuple[str, int, int]]
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--until", type=int, metavar="STEP", help="End once a checkpoint of this step is in.")
+@click.option(
+    "--every",
+    "seconds",
+    type=click.FloatRange(min=0.1),
+    default=30,
+    metavar="SECONDS",
+    show_default=True,
+    help="How often to look.",
+)
+@click.argument(
+    "words",
+    nargs=-1,
+    required=True,
+    type=click.UNPROCESSED,
+    metavar="[average|ema] RUN [OPTION]...",
+)
+@click.pass_context
+def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, seconds: float) -> None:
+    """Average the checkpoints of a run while it is trained, whenever there are new ones.
+
+    RUN and what follows are those of swavg average (or, after its name, of ema): --last 5, -o. The
+    output is made anew once the files in RUN have not changed for two looks, and replaces the one
+    before in one step; its path is printed each time. What is not finished is waited for. It ends
+    with a signal, or with --until, and may be started again: what is up to date stays.
+
+    \b
+    swavg watch run/ --last 5 -o latest.safetensors --until 1000
+    swavg watch --every 5 --until 1000 ema run/ --decay 0.9 -o ema.safetensors
+    """
+    assert ctx.parent is not None
+    group = ctx.parent.command
+    assert isinstance(group, click.Group)
+    named = words[0] in _AVERAGING
+    name, rest = (words[0], words[1:]) if named else ("average", words)
+    command = group.get_command(ctx, name)
+    assert command is not None
+    folders = [word for word in rest if os.path.isdir(word)]
+    if not folders:
+        raise click.UsageError("Give the folder of a run to watch.")
+    told = ""
+    for settled in _settled(folders, seconds):
+        try:
+            # Publishing ignores them.
+            with signals_kept():
+                _run(ctx.parent, command, [*rest, "--if-stale", "-q"])
+            told = ""
+        except (InputError, RequestError) as error:
+            # It may be unfinished, or there may be too few as yet.
+            if str(error) != told:
+                print(f"waiting: {error}", file=sys.stderr)
+            told = str(error)
+        if until is not None and not told and _newest(folders) >= until and settled:
+            return
+
+
+def _run(group: click.Context, command: click.Command, words: Sequence[str]) -> None:
+    with command.make_context(command.name, [*words], parent=group) as inner:
+        command.invoke(inner)
+
+
+def _settled(folders: Sequence[str], seconds: float) -> Iterator[Seen]:
+    """What is in the folders, each time it has changed and then stayed for two looks."""
+    done: Seen | None = None
+    before = _seen(folders)
+    while True:
+        if before != done:
+            time.sleep(min(seconds, 1.0) if done is None else seconds)
+            now = _seen(folders)
+            if now == before:
+                done = now
+                yield now
+            before = now
+        else:
+            time.sleep(seconds)
+            before = _seen(folders)
+
+
+def _seen(folders: Sequence[str]) -> Seen:
+    found = set()
+    for folder in folders:
+        base = folder.rstrip("/").count("/")
+        for root, inner, files in os.walk(folder):
+            if root.rstrip("/").count("/") - base >= _DEEP:
+                inner.clear()
+            for name in files:
+                try:
+                    facts = os.stat(os.path.join(root, name))
+                except OSError:
+                    continue
+                found.add((os.path.join(root, name), facts.st_size, facts.st_mtime_ns))
+    return frozenset(found)
+
+
+def _newest(folders: Sequence[str]) -> int:
+    """The last step that there is; -1 if none is known."""
+    from swavg import series
+
+    try:
+        steps = series.discover(folders).steps
+    except SwavgError:
+        return -1
+    return max((step for step in steps if step is not None), default=-1)
