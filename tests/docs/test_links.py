@@ -93,8 +93,12 @@ def options_of(name):
     from swavg.cli import cli
 
     command = cli.get_command(None, name)
-    return {each for parameter in command.params for each in (*parameter.opts,
-            *parameter.secondary_opts)} | {"--help", "-h"}  # fmt: skip
+    own = {each for parameter in command.params for each in (*parameter.opts,
+           *parameter.secondary_opts)} | {"--help", "-h"}  # fmt: skip
+    if command.context_settings.get("ignore_unknown_options"):
+        # What it does not know it hands on.
+        own |= options_of("average") | options_of("ema")
+    return own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
