@@ -144,9 +144,7 @@ def _options(scheme: str) -> dict[str, Any]:
     endpoints = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AZURE_STORAGE_ENDPOINT")
     for name in endpoints[:2] if scheme == "s3" else ():
         if (address := os.environ.get(name)) and "://" not in address:
-            raise RequestError(
-                f"{name} is no URL: '{address}'.", hint="Write http:// or https:// before it."
-            )
+            raise RequestError(f"{name} is no URL.", hint="Write http:// or https:// before it.")
     if scheme == "http" or any(os.environ.get(e, "").startswith("http://") for e in endpoints):
         # Whoever wrote it so wants it so.
         client["allow_http"] = True
