@@ -314,7 +314,7 @@ def test_what_is_not_there_and_what_is_not_read_from_a_store_is_told(bucket, tmp
         (bucket.url("none.pt"), "no such object"),
         ("s3://no-such-bucket/a.pt", "no such bucket"),
         (orbax, "aws s3 cp --recursive"),
-        ("s3:/bucket/a.pt", "no paths of pathlib"),
+        ("s3:/bucket/a.pt", "pathlib makes one slash of two"),
         ("ftp://host/a.pt", "begin with one of s3://"),
     ):
         found = swavg("average", url, url, "-o", tmp_path / "out.pt")
