@@ -23,7 +23,7 @@ from typing import NoReturn
 from swavg.engine.compute import Sinks, TaskResult, Tools, run_task
 from swavg.errors import SwavgError, WorkerError
 from swavg.planning.plan import Plan
-from swavg.storage.stores import abandoned
+from swavg.storage.calls import abandoned
 
 MakeTools = Callable[[], Tools]
 Executor = Callable[[Plan, Sequence[int], Sinks, MakeTools], Iterator[TaskResult]]

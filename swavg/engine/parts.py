@@ -118,7 +118,6 @@ def _run_part(
         if journal.complete:
             return
         with shared(plan) as sinks:
-            write_fixed(plan, sinks)
             for result in still_written(journal, sinks):
                 tally.add(result)
             left = [number for number in numbers if number not in tally.done]
@@ -168,6 +167,8 @@ def finish(
     _check_there(plan, journals)
     tally, _, chosen = start(plan, resources)
     with publishing(plan, tally, on_publish, kept=True) as sinks:
+        # By one run alone: it may lie in pages in which several parts wrote.
+        write_fixed(plan, sinks)
         for part in parts:
             for result in map(as_result, part.records):
                 # Done again, where what was written is not what the journal says.

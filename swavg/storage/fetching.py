@@ -6,8 +6,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from swavg.storage.calls import Abandoned, Call, submit
 from swavg.storage.stored import Stored, fill_kept
-from swavg.storage.stores import Abandoned, Call, submit
 
 if TYPE_CHECKING:
     from swavg.storage.sources import Source

@@ -12,8 +12,9 @@ from typing import Generic, TypeVar
 
 from swavg.errors import DeniedError, InputError
 from swavg.storage import hub
+from swavg.storage.calls import call
 from swavg.storage.stored import Stored, errors, look, of_meta
-from swavg.storage.stores import Location, call, locate, store_of
+from swavg.storage.stores import Location, locate, store_of
 
 T = TypeVar("T")
 

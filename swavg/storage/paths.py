@@ -147,7 +147,7 @@ def check_all(sources: Iterable[Source]) -> None:
     pending = []
     for source in sources:
         if in_store(source):
-            from swavg.storage.stores import begin
+            from swavg.storage.calls import begin
 
             pending.append(begin(source.check))
         else:
@@ -211,7 +211,7 @@ def look_ahead(paths: Sequence[str]) -> None:
 
 def _side_by_side(urls: Sequence[str]) -> None:
     from swavg.storage import listed
-    from swavg.storage.stores import begin
+    from swavg.storage.calls import begin
 
     for looking in [begin(listed.look_ahead, url) for url in urls]:
         looking.result()

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from swavg.errors import ChangedError, DeniedError, InputError, SwavgError
-from swavg.storage.stores import Abandoned, Location, call, is_denied, store_of, told
+from swavg.storage.calls import Abandoned, call
+from swavg.storage.stores import Location, is_denied, store_of, told
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta

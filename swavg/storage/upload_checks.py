@@ -8,9 +8,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from swavg.errors import OutputError
+from swavg.storage.calls import Call, begin
 from swavg.storage.destination import exists_error
 from swavg.storage.protect import Input
-from swavg.storage.stores import Call, Location, begin, is_url, locate, store_of, told
+from swavg.storage.stores import Location, is_url, locate, store_of, told
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -14,9 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from swavg.errors import OutputError, OutputExistsError
+from swavg.storage.calls import begin
 from swavg.storage.listed import forget
 from swavg.storage.sinks import Buffer
-from swavg.storage.stores import Location, begin, store_of
+from swavg.storage.stores import Location, store_of
 from swavg.storage.upload_checks import ask, bucket_there, check_absent, ended
 
 if TYPE_CHECKING:

@@ -97,6 +97,14 @@ def test_a_part_is_done_once_and_again_if_its_bytes_are_lost(inputs):
     assert content(inputs / "out.st") == content(inputs / "whole.st")
 
 
+def test_a_part_writes_into_its_own_stretch_alone(inputs):
+    done(*AVERAGE, "-o", "out.pt", "--format", "torch", "--part", "2/2", cwd=inputs)
+    done(*AVERAGE, "-o", "whole.pt", "--format", "torch", cwd=inputs)
+    made = (inputs / "out.pt.swavg-partial").read_bytes()
+    assert made[: 3 * MIB] == bytes(3 * MIB)
+    assert made[3 * MIB :].rstrip(b"\0") != b""
+
+
 def test_more_parts_than_tasks(inputs):
     done(*AVERAGE, "-o", "whole.st", cwd=inputs)
     for number in range(1, 10):
