@@ -1,6 +1,5 @@
 """What is sent to a store is what was written, in parts that the store takes."""
 
-import threading
 
 import pytest
 
@@ -44,22 +43,6 @@ def test_a_buffer_may_be_written_into_again_at_once(bucket, size, step):
     uploads.verify()
     assert bucket.get("made") == data
     assert bucket.unfinished() == []
-
-
-def test_who_writes_to_a_later_object_first_waits_and_stops_nobody(bucket):
-    with Uploads(locate(bucket.url("run")), force=False) as uploads:
-        first, late = uploads.create("a", 2), uploads.create("b", 1, late=True)
-        last = uploads.create("c", 2, last=True)
-        early = threading.Thread(target=last.write, args=(b"34",), daemon=True)
-        early.start()
-        early.join(0.3)
-        assert early.is_alive()
-        first.write(b"12")
-        early.join(30)
-        assert not early.is_alive()
-        last.end()
-        late.write(b"5")
-    assert [bucket.get(f"run/{name}") for name in "abc"] == [b"12", b"5", b"34"]
 
 
 def test_the_last_object_appears_when_it_is_ended(bucket):
