@@ -1,6 +1,5 @@
 """What is sent to a store is what was written, in parts that the store takes."""
 
-
 import pytest
 
 from swavg.errors import InputError, OutputExistsError
