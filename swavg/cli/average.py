@@ -10,8 +10,9 @@ import click
 
 from swavg.cli.run import OUTPUT, Run, averaging_command, execute_and_report, output_path
 from swavg.cli.selection import Selection, selected, selection_options
-from swavg.cli.values import NULL, Weights, WeightsCommand, read_paths
+from swavg.cli.values import NULL, NameOrPath, Weights, WeightsCommand, read_paths
 from swavg.planning.policy import Policy
+from swavg.weights import ANNEALINGS
 
 if TYPE_CHECKING:
     from swavg.planning.row import Request
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--anneal",
+    type=NameOrPath(ANNEALINGS),
     metavar="SCHEDULE",
     help="Weights that stand for a learning rate that decays over the checkpoints, oldest first:"
     " linear (the mean), cosine, 1-sqrt, or a file of factors, one a line.",

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from swavg.cli.values import Weights
+from swavg.cli.values import NameOrPath, Weights
 from swavg.errors import InputError, did_you_mean
 from swavg.storage.paths import is_absolute, read_file
 
@@ -101,8 +101,9 @@ def _arguments(
             near = did_you_mean(key, params) or ""
             raise click.UsageError(f"{job}: {command.name} takes no '{key}'. {near}".rstrip())
         param = params[key]
-        is_path = isinstance(param.type, click.Path)
-        texts = [_in(folder, text) if is_path else text for text in _texts(job, key, value)]
+        texts = [
+            _in(folder, text) if _is_path(param, text) else text for text in _texts(job, key, value)
+        ]
         if isinstance(param, click.Argument):
             places[key] = texts
         else:
@@ -162,6 +163,11 @@ def _variable(job: str, name: str) -> str:
     return os.environ[name]
 
 
+def _is_path(param: click.Parameter, text: str) -> bool:
+    names = param.type.names if isinstance(param.type, NameOrPath) else ()
+    return isinstance(param.type, click.Path) and text not in names
+
+
 def _in(folder: str, path: str) -> str:
     return path if path == "-" or is_absolute(path) else os.path.join(folder, path)
 
@@ -186,7 +192,10 @@ def save(ctx: click.Context, path: str) -> None:
             value = True
         if isinstance(param.type, click.Path):
             several = isinstance(value, tuple)
-            paths = [_from(folder, each) for each in (value if several else [value])]
+            paths = [
+                _from(folder, each) if _is_path(param, each) else each
+                for each in (value if several else [value])
+            ]
             value = paths if several else paths[0]
         if isinstance(param.type, Weights):
             value = [number for group in value for number in group]

@@ -207,10 +207,6 @@ def execute_and_report(
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
 
-    if run.save_job is not None:
-        from swavg.cli.job import save
-
-        save(click.get_current_context(), run.save_job)
     resources = Resources(
         run.device,
         run.threads,
@@ -231,6 +227,10 @@ def execute_and_report(
         warnings=request.warnings,
         shared=request.shared,
     )
+    if run.save_job is not None:
+        from swavg.cli.job import save
+
+        save(click.get_current_context(), run.save_job)
     if run.dry_run:
         _show_plan(plan, resources, run, notes)
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import click
@@ -93,6 +93,14 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         if found is None or (found[3] and not found[2]):
             self.fail(f"'{value}' is no size; write 64MiB, 5GB or a number of bytes.", param, ctx)
         return int(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2]])
+
+
+class NameOrPath(click.Path):
+    """One of some names, or else the path of a file."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
 
 
 class FormatName(click.ParamType):  # type: ignore[type-arg]

@@ -124,3 +124,21 @@ def test_standard_input_cannot_be_saved(run):
     found = swavg("average", "-", "-n", "--save-job", "job.toml", cwd=run, stdin="run\n")
     assert found.returncode == 2
     assert not (run / "job.toml").exists()
+
+
+def test_a_file_of_factors_is_that_beside_the_job_and_a_name_is_a_name(run):
+    (run / "jobs").mkdir()
+    (run / "factors").write_text("1\n0.5\n0.5\n0\n")
+    args = ["average", "run", "-o", "a.safetensors", "-n", "--save-job"]
+    done(*args, "jobs/a.toml", "--anneal", "factors", cwd=run)
+    assert 'anneal = "../factors"' in (run / "jobs" / "a.toml").read_text()
+    done(*args, "jobs/b.toml", "--anneal", "cosine", cwd=run)
+    assert 'anneal = "cosine"' in (run / "jobs" / "b.toml").read_text()
+    for name in ("a", "b"):
+        done("run", run / "jobs" / f"{name}.toml", cwd="/")
+
+
+def test_a_call_that_is_refused_is_not_written_down(run):
+    args = ["average", "run", "--last", "9", "-o", "a.safetensors", "--save-job", "job.toml"]
+    assert swavg(*args, cwd=run).returncode == 2
+    assert not (run / "job.toml").exists()
