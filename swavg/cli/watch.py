@@ -22,8 +22,7 @@ Seen = frozenset[tuple[str, int, int]]
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--until", type=int, metavar="STEP", help="End once a checkpoint of this step is in.")
 @click.option(
-    "--every",
-    "seconds",
+    "--interval",
     type=click.FloatRange(min=0.1),
     default=30,
     metavar="SECONDS",
@@ -38,7 +37,7 @@ Seen = frozenset[tuple[str, int, int]]
     metavar="[average|ema] RUN [OPTION]...",
 )
 @click.pass_context
-def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, seconds: float) -> None:
+def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, interval: float) -> None:
     """Average the checkpoints of a run while it is trained, whenever there are new ones.
 
     RUN and what follows are those of swavg average (or, after its name, of ema): --last 5, -o. The
@@ -48,7 +47,7 @@ def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, seconds
 
     \b
     swavg watch run/ --last 5 -o latest.safetensors --until 1000
-    swavg watch --every 5 --until 1000 ema run/ --decay 0.9 -o ema.safetensors
+    swavg watch --interval 5 --until 1000 ema run/ --decay 0.9 -o ema.safetensors
     """
     assert ctx.parent is not None
     group = ctx.parent.command
@@ -57,22 +56,26 @@ def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, seconds
     name, rest = (words[0], words[1:]) if named else ("average", words)
     command = group.get_command(ctx, name)
     assert command is not None
-    folders = [word for word in rest if os.path.isdir(word)]
+    arguments = [*rest, "--if-stale"]
+    with command.make_context(name, [*arguments], parent=ctx.parent) as inner:
+        folders = [path for path in inner.params["checkpoints"] if os.path.isdir(path)]
     if not folders:
         raise click.UsageError("Give the folder of a run to watch.")
     told = ""
-    for settled in _settled(folders, seconds):
+    for _ in _settled(folders, interval):
+        # Before: what comes meanwhile is not in.
+        reached = until is not None and _newest(folders) >= until
         try:
             # Publishing ignores them.
             with signals_kept():
-                _run(ctx.parent, command, [*rest, "--if-stale", "-q"])
+                _run(ctx.parent, command, arguments)
             told = ""
         except (InputError, RequestError) as error:
             # It may be unfinished, or there may be too few as yet.
             if str(error) != told:
                 print(f"waiting: {error}", file=sys.stderr)
             told = str(error)
-        if until is not None and not told and _newest(folders) >= until and settled:
+        if reached and not told:
             return
 
 
@@ -81,24 +84,21 @@ def _run(group: click.Context, command: click.Command, words: Sequence[str]) -> 
         command.invoke(inner)
 
 
-def _settled(folders: Sequence[str], seconds: float) -> Iterator[Seen]:
-    """What is in the folders, each time it has changed and then stayed for two looks."""
+def _settled(folders: Sequence[str], interval: float) -> Iterator[None]:
+    """Each time that what is in the folders has changed, and then stayed for two looks."""
     done: Seen | None = None
     before = _seen(folders)
     while True:
-        if before != done:
-            time.sleep(min(seconds, 1.0) if done is None else seconds)
-            now = _seen(folders)
-            if now == before:
-                done = now
-                yield now
-            before = now
-        else:
-            time.sleep(seconds)
-            before = _seen(folders)
+        time.sleep(min(interval, 1.0) if done is None else interval)
+        now = _seen(folders)
+        if now == before != done:
+            done = now
+            yield
+        before = now
 
 
 def _seen(folders: Sequence[str]) -> Seen:
+    """Paths, sizes and times of the files in the folders."""
     found = set()
     for folder in folders:
         base = folder.rstrip("/").count("/")

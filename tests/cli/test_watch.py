@@ -12,7 +12,7 @@ from checkpoints import save, state
 from command_line import SWAVG, done, swavg
 from run_of_five import STEPS, assert_bias, bias
 
-QUICK = ["--every", "0.1"]
+QUICK = ["--interval", "0.1"]
 
 
 def started(run, *args):
@@ -89,3 +89,12 @@ def test_what_cannot_be_watched(run):
     args = ["watch", *QUICK, "--until", "10", "run", "-o", "out.safetensors"]
     found = swavg(*args, cwd=run)
     assert found.returncode == 7
+
+
+@pytest.mark.slow
+def test_options_are_those_of_the_command_and_what_it_has_to_say_is_shown(run):
+    """``--every`` counts steps, as everywhere; an output inside the run is no change."""
+    args = ["watch", *QUICK, "--until", "100", "run", "--every", "30", "-o", "run/out.safetensors"]
+    finished = done(*args, cwd=run)
+    assert_bias(run / "run" / "out.safetensors", bias((10, 40, 100)))
+    assert "averaged 3 checkpoints" in finished.stderr
