@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from swavg.engine.compute import Sinks, TaskResult
 from swavg.engine.executors import Executor, part
 from swavg.engine.outputs import write_deferred, write_fixed
 from swavg.engine.report import Tally
 from swavg.engine.resources import Resources
+from swavg.engine.results import Sinks, TaskResult
 from swavg.engine.workers import start, tools_of
 from swavg.planning.plan import Plan
 from swavg.storage.sinks import FileSink

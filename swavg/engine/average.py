@@ -11,7 +11,6 @@ from functools import partial
 from swavg import weights as schedules
 from swavg.engine.ahead import cut_of
 from swavg.engine.beforehand import Beforehand
-from swavg.engine.compute import Sinks
 from swavg.engine.held import held_by, held_by_each
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
@@ -25,6 +24,7 @@ from swavg.engine.remarks import (
 )
 from swavg.engine.report import Progress, Report, Tally
 from swavg.engine.resources import Resources
+from swavg.engine.results import Sinks
 from swavg.engine.whole_report import reports
 from swavg.engine.workers import cluster_of, start, tools_of
 from swavg.errors import OptimizerError, RequestError

@@ -6,77 +6,29 @@ import math
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from swavg.engine.ahead import ranges_of
-from swavg.engine.batches import Batch, Batches, BatchReader, BytesRead, Inputs, position_of
+from swavg.engine.batches import Batch, Batches, BatchReader, Inputs, position_of
 from swavg.engine.checksums import checked_members
 from swavg.engine.differing import also_differ
 from swavg.engine.resources import Sizes
+from swavg.engine.results import Checksum, Sinks, TaskResult, Written
 from swavg.errors import MismatchError, NumericsError
 from swavg.planning.findings import UNMASK
 from swavg.planning.plan import Plan
-from swavg.storage.crc import combined, crc_function
+from swavg.storage.crc import crc_function
 from swavg.storage.paths import expect
-from swavg.storage.sinks import Sink
 
 if TYPE_CHECKING:
-    from swavg.engine.distances import Sampler, Sums
+    from swavg.engine.distances import Sampler
     from swavg.engine.kernels.base import Arithmetic, Kernel
     from swavg.engine.kernels.repair import Trouble
-
-Sinks = Sequence[Sequence[Sink]]
-"""By row and file."""
 
 _COMBINED = 1 << 15
 """Elements of all inputs whose mean is taken at once."""
 _REPAIRED = 1 << 12
 """Elements that are repaired at once: it takes many arrays in float64."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checksum:
-    """The checksum of ``nbytes`` from ``start`` on of the region at ``offset`` of a file."""
-
-    row: int
-    file: int
-    offset: int
-    start: int
-    nbytes: int
-    crc: int
-
-
-class Written(NamedTuple):
-    """``nbytes`` that were written at ``offset`` of a row's file, and their CRC-32."""
-
-    row: int
-    file: int
-    offset: int
-    nbytes: int
-    crc: int
-
-
-@dataclass(slots=True)
-class TaskResult:
-    """What came of a task: bytes read and written; which entries of a row hold values that are not
-    finite (and are let through), or integers that differ, as ``(row, entry)``."""
-
-    number: int
-    read: int = 0
-    written: int = 0
-    checksums: list[Checksum] = field(default_factory=list)
-    nonfinite: set[tuple[int, int]] = field(default_factory=set)
-    differing: set[tuple[int, int]] = field(default_factory=set)
-    distances: list[tuple[int, Sums]] = field(default_factory=list)
-    reads: list[BytesRead] = field(default_factory=list)
-    """Of inputs whose own checksums are compared."""
-    wrote: list[Written] = field(default_factory=list)
-    """What was written, where a journal is kept."""
-    node: str = ""
-    """That of a cluster which did it."""
-    lost: int = 0
-    """Times that it was begun by a worker that was lost."""
 
 
 def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
@@ -92,17 +44,8 @@ def run_task(plan: Plan, number: int, tools: Tools, sinks: Sinks) -> TaskResult:
                 sinks[term.row][file].pwrite(offset, data)
                 result.written += len(data)
                 if tools.journaled:
-                    _record(result, Written(term.row, file, offset, len(data), zlib.crc32(data)))
+                    result.record(Written(term.row, file, offset, len(data), zlib.crc32(data)))
     return result
-
-
-def _record(result: TaskResult, made: Written) -> None:
-    last = result.wrote[-1] if result.wrote else None
-    if last and (last.row, last.file, last.offset + last.nbytes) == made[:3]:
-        crc = combined(((last.crc, last.nbytes), (made.crc, made.nbytes)))
-        result.wrote[-1] = last._replace(nbytes=last.nbytes + made.nbytes, crc=crc)
-    else:
-        result.wrote.append(made)
 
 
 def _pieces(

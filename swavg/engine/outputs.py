@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
-from swavg.engine.compute import Sinks
 from swavg.engine.report import Tally
+from swavg.engine.results import Sinks
 from swavg.errors import OutputError
 from swavg.formats.folder import LOGS, weights_stem
 from swavg.planning.plan import Output, Plan

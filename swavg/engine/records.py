@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from swavg.engine.batches import BytesRead
-from swavg.engine.compute import Checksum, Sinks, TaskResult, Written
+from swavg.engine.results import Checksum, Sinks, TaskResult, Written
 from swavg.storage.journals import Facts, Journal
 from swavg.storage.sinks import FileSink
 

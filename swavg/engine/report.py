@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from swavg.engine.checksums import Reads
-from swavg.engine.compute import TaskResult
 from swavg.engine.differing import doubtful_means
 from swavg.engine.distances import Distances
 from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources, Sizes
+from swavg.engine.results import TaskResult
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.plan import Output, Plan
 from swavg.storage.destination import is_stored

@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from swavg.engine import outputs
-from swavg.engine.compute import Sinks
 from swavg.engine.report import Tally
+from swavg.engine.results import Sinks
 from swavg.errors import OutputError, RequestError
 from swavg.formats.table import FORMATS
 from swavg.planning.plan import Output, Plan

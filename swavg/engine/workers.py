@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from swavg.engine.compute import Tools
-from swavg.engine.executors import Executor, can_fork, forked, threads
+from swavg.engine.executors import Executor, threads
+from swavg.engine.forked import can_fork, forked
 from swavg.engine.outputs import goes_to_store, goes_to_stream
 from swavg.engine.report import Tally, read_and_written
 from swavg.engine.resources import Resources, Sizes, sizes

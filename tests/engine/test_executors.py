@@ -18,7 +18,8 @@ from checkpoints import planned
 
 import swavg
 from swavg import Resources, errors
-from swavg.engine.executors import can_fork, part, threads
+from swavg.engine.executors import part, threads
+from swavg.engine.forked import can_fork
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import swavg
 from dataclasses import replace
 from swavg import Resources, Row
-from swavg.engine import executors
+from swavg.engine import forked
 from swavg.engine.workers import start, tools_of
 
 FORKED = Resources(threads=2, processes=True)
@@ -509,7 +510,7 @@ def test_a_process_with_threads_or_torch_does_not_fork():
     found = library(
         """
 import threading, types
-can_fork = executors.can_fork
+can_fork = forked.can_fork
 print(can_fork())
 end = threading.Event()
 thread = threading.Thread(target=end.wait)

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from swavg import __version__
-from swavg.engine.compute import Sinks, TaskResult
 from swavg.engine.executors import Executor, MakeTools
 from swavg.engine.ray.connection import Cluster
 from swavg.engine.ray.worker import Problem, Work, look, run_number
+from swavg.engine.results import Sinks, TaskResult
 from swavg.errors import OutputError, SwavgError, WorkerError, first_line
 from swavg.planning.plan import Plan
 from swavg.storage.paths import check_all

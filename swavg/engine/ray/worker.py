@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from swavg import __version__
-from swavg.engine.compute import Sinks, TaskResult, Tools, run_task
+from swavg.engine.compute import Tools, run_task
+from swavg.engine.results import Sinks, TaskResult
 from swavg.errors import InputError, OutputError
 from swavg.planning.plan import Plan
 from swavg.storage.sinks import SharedFile
