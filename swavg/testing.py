@@ -41,7 +41,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format
 from swavg.planning.plan import Plan
 from swavg.planning.row import Row
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 from swavg.weights import mean
 
 Array = npt.NDArray[Any]

@@ -20,7 +20,8 @@ from swavg.formats.torch.extras import Value, plain_values
 from swavg.formats.torch.legacy import read_legacy
 from swavg.formats.torch.state import State, find_state
 from swavg.formats.torch.views import Placed, placed
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.pool import Pool
+from swavg.storage.sources import LocalFile
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,

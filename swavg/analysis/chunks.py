@@ -21,7 +21,7 @@ from swavg.engine.kernels.floats import widen
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.gather import unpack_codes
 from swavg.formats.tensors import Tensor
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 Array = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]

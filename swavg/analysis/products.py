@@ -25,7 +25,7 @@ from swavg.analysis.figures import Distance
 from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.tensors import Tensor
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,8 +60,7 @@ class _LazyGroup(click.Group):
 
 
 def _command(name: str) -> click.Command:
-    # What commands share is called run, too.
-    module = importlib.import_module(f"swavg.cli.{'job' if name == 'run' else name}")
+    module = importlib.import_module(f"swavg.cli.{name}")
     # A function called list would hide the type.
     command = getattr(module, "list_command" if name == "list" else name)
     assert isinstance(command, click.Command)

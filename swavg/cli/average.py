@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from swavg.cli.run import OUTPUT, Run, averaging_command, execute_and_report, output_path
+from swavg.cli.averaging import OUTPUT, Run, averaging_command, output_path
+from swavg.cli.executing import execute_and_report
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, NameOrPath, Weights, WeightsCommand, read_paths
 from swavg.planning.policy import Policy

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
+from swavg.cli.averaging import output_path
 from swavg.cli.printing import print_published
-from swavg.cli.run import output_path
 from swavg.cli.signals import ignore_signals
 from swavg.cli.values import COUNT, KEY, STRIP
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.run import Run, averaging_command, execute_and_report, output_path
+from swavg.cli.averaging import Run, averaging_command, output_path
+from swavg.cli.executing import execute_and_report
 from swavg.planning.policy import Policy
 
 _FIELDS = (

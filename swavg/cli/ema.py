@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.run import AGAIN, OUTPUT, Run, averaging_command, execute_and_report, output_path
+from swavg.cli.averaging import AGAIN, OUTPUT, Run, averaging_command, output_path
+from swavg.cli.executing import execute_and_report
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy

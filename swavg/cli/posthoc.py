@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from swavg.cli.averaging import FOLDER, OUTPUT, Run, averaging_command, output_path
+from swavg.cli.executing import execute_and_report
 from swavg.cli.folders import outputs_in
-from swavg.cli.run import FOLDER, OUTPUT, Run, averaging_command, execute_and_report, output_path
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.planning.policy import Policy
 

@@ -1,356 +1,236 @@
-"""What commands that write averages share: their options, and doing what they planned."""
+"""``swavg run``: a command that was written down, with the same words as its options."""
 
 from __future__ import annotations
 
-import functools
+import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from swavg.cli.errors import with_options
-from swavg.cli.options import Command, Option, SectionedCommand, filled
-from swavg.cli.printing import print_json, print_published
-from swavg.cli.signals import ignore_signals
-from swavg.cli.streams import require_stdout
-from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, FormatName, Size
-from swavg.errors import OutputExistsError
-from swavg.planning.policy import Policy
+from swavg.cli.values import NameOrPath, Weights
+from swavg.errors import InputError, did_you_mean
+from swavg.storage.paths import is_absolute, read_file
 
-if TYPE_CHECKING:
-    from swavg.engine.report import Progress, Report
-    from swavg.engine.resources import Resources
-    from swavg.planning.plan import Plan
-    from swavg.planning.row import Request
-
-_STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-
-OUTPUT = click.option(
-    "-o", "--output", metavar="OUT", type=click.Path(),
-    help="Where to write: a path (folders above it are made), s3://, gs:// or az://, or '-' for"
-    " stdout. [default: averaged, with the suffix of the first input]",
-)  # fmt: skip
-AGAIN = click.option(
-    "--again", is_flag=True, help="Add also what the average holds already: it counts once more."
-)
-FOLDER = click.option(
-    "-d", "--folder", metavar="OUTDIR", type=click.Path(),
-    help="The folder for the outputs; made if need be.",
-)  # fmt: skip
-
-_POLICY = {
-    "Tensors": (
-        Option("strict", "--strict/--lenient",
-               "All names, shapes and dtypes must match (default), or average what is shared."),
-        Option("missing", "--missing",
-               "With --lenient: what some lack is taken from the last that has it, left out, or"
-               " averaged over those that have it. [default: keep]"),
-        Option("mixed_dtypes", "--mixed-dtypes",
-               "Floats of different dtypes match; each tensor is summed in the widest accumulator"
-               " that its inputs ask for, and written as --dtype says or as in the first."),
-        Option("include", "--include", "Average only these tensors.", "GLOB"),
-        Option("exclude", "--exclude",
-               "Do not average these; they are copied from the last checkpoint.", "GLOB"),
-        Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
-        Option("rename", "--rename",
-               "Put B for A where A is a part of a name, or some, between dots: 'gamma=weight',"
-               " 'encoder.layer=blocks', 'base_model='. Names of the output are the new ones.",
-               "A=B"),
-        Option("drop_excluded", "--drop-excluded", "Leave them out instead of copying them."),
-        Option("key", "--key", KEY_HELP, "PATH"),
-        Option("integers", "--integers",
-               "Integer and bool tensors that differ; auto: the last of a single element, an error"
-               " of more."),
-        Option("lora", "--lora",
-               "LoRA: the mean of A and that of B, or factors of more rank whose product is exactly"
-               " the average."),
-        Option("drop_ties", "--drop-ties",
-               "Write tied tensors once in safetensors (under their first name)."),
-        Option("allow_nonfinite", "--allow-nonfinite", "Let NaN and Inf through."),
-    ),
-    "Numbers and format": (
-        Option("dtype", "--dtype", "Floats in the output."),
-        Option("accumulate", "--accumulate", "Sums are taken in this dtype."),
-        Option("weights_only", "--weights-only", "Write a bare state dict to a .pt."),
-        Option("max_shard_size", "--max-shard-size",
-               "Write a folder of shards of at most this size, such as 5GB.", "SIZE", Size()),
-        Option("format", "--format",
-               "Of the output. [default: by its suffix, or as the first input]",
-               "|".join(FormatName.names), FormatName()),
-    ),
-}  # fmt: skip
+_COMMAND = "command"
+_MOST = 1 << 24
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What a run may use and replace, and what it shows."""
+@click.command("run", context_settings={"ignore_unknown_options": True})
+@click.argument("job", metavar="JOB", type=click.Path())
+@click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[OPTION]...")
+@click.pass_context
+def run(ctx: click.Context, job: str, more: tuple[str, ...]) -> object:
+    """Run what a file says: a command and its options, as --save-job writes them.
 
-    distances: bool = True
-    device: str = "cpu"
-    threads: int | None = None
-    memory: int | None = None
-    check_crc: bool = False
-    engine: Literal["local", "ray"] = "local"
-    address: str | None = None
-    part: str | None = None
-    finish: bool = False
-    proceed: bool = False
-    if_stale: bool = False
-    force: bool = False
-    dry_run: bool = False
-    save_job: str | None = None
-    as_json: bool = False
-    quiet: bool = False
-    verbose: bool = False
+    JOB is TOML with the words of the command line: command = "average", checkpoints = ["run"],
+    last = 5, output = "avg.safetensors". Paths are relative to the file, and ${NAME} is a variable
+    of the environment. Options behind it are added. A report that --json printed is a job too: the
+    same inputs with the same weights.
 
-
-_RUN = (
-    Option("distances", "--no-geometry", "Do not look how far each input lies from the average."),
-    Option("device", "--device", "Where to compute. The bytes are the same.", "cpu|cuda|cuda:N",
-           environment="SWAVG_DEVICE"),
-    Option("threads", "--threads",
-           "Workers. [default: the processors of this process, at most 8]", "N", COUNT,
-           "SWAVG_THREADS"),
-    Option("memory", "--memory", "Bound on buffers. [default: 32MiB; 256MiB on a GPU]", "SIZE",
-           Size(), "SWAVG_MEMORY"),
-    Option("check_crc", "--check-crc",
-           "Compare what is read with the checksums that PyTorch files hold; it takes longer."),
-    Option("engine", "--engine",
-           "What does the work; ray: a cluster whose nodes see all files (docs/scale.md)."),
-    Option("address", "--address",
-           "The Ray cluster. [default: what RAY_ADDRESS says, or the one of this machine]",
-           "HOST:PORT"),
-    Option("part", "--part",
-           "Make part I of N, on any machine that sees the folder; --finish follows.", "I/N"),
-    Option("finish", "--finish", "Give the output its name, once all parts are made."),
-    Option("proceed", "--continue",
-           "Keep a journal: a run that was killed goes on where it was, with the same call."),
-    Option("if_stale", "--if-stale",
-           "Do nothing if the output is there, of this recipe and these inputs; else replace it."),
-    Option("force", "--force", "Replace an existing output."),
-    Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
-    Option("save_job", "--save-job",
-           "Write this call down as well, for swavg run: a file to be reviewed and kept.", "FILE",
-           click.Path()),
-    Option("as_json", "--json", "Print the report as JSON."),
-    Option("quiet", "-q --quiet", "Print errors only."),
-    Option("verbose", "-v --verbose", "Print inputs, plan and every exception."),
-)  # fmt: skip
+    \b
+    swavg average run/ --last 5 -o avg.safetensors --save-job average.toml
+    swavg run job.toml
+    """
+    assert ctx.parent is not None
+    group = ctx.parent.command
+    assert isinstance(group, click.Group)
+    name, values = _read(job)
+    names = [each for each in group.list_commands(ctx) if each != "run"]
+    if name not in names:
+        near = did_you_mean(name, names) or ""
+        raise click.UsageError(f"{job}: there is no command '{name}'. {near}".rstrip())
+    command = group.get_command(ctx, name)
+    assert command is not None
+    # Errors name its options.
+    ctx.ensure_object(dict)["of a job"] = command
+    options, paths = _arguments(job, command, values)
+    with command.make_context(name, [*options, *more, "--", *paths], parent=ctx.parent) as inner:
+        return command.invoke(inner)
 
 
-def policy_options() -> Iterator[Option]:
-    """Those that say what becomes of tensors."""
-    return (option for section in _POLICY.values() for option in section)
+def _read(path: str) -> tuple[str, dict[str, object]]:
+    """The name of the command, and the values by their keys."""
+    text = read_file(path, _MOST).decode(errors="replace")
+    try:
+        values = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"{path} is no job: {error}.") from None
+    if str(values.get("schema", "")).startswith("swavg.report/"):
+        values = _of_report(values)
+    name = values.pop(_COMMAND, None)
+    if not isinstance(name, str):
+        raise click.UsageError(f'{path} says no command: command = "average", say.')
+    return name, values
 
 
-def averaging_command(
-    kind: type[click.Command] = SectionedCommand, policy_fields: Sequence[str] | None = None
-) -> Callable[[Command], click.Command]:
-    """A command with the options that say what becomes of tensors (those of ``policy_fields``;
-    None: all), how it runs and what it shows; it gets ``policy`` and ``run``."""
-    sections = {
-        heading: tuple(
-            each for each in options if policy_fields is None or each.field in policy_fields
-        )
-        for heading, options in _POLICY.items()
+def _of_report(report: Mapping[str, object]) -> dict[str, object]:
+    """The average that a report tells of, with its weights."""
+    from swavg.cli.averaging import policy_options
+
+    inputs, recipe = report["inputs"], report["recipe"]
+    assert isinstance(inputs, list)
+    assert isinstance(recipe, dict)
+    keys = {option.field: option.key for option in policy_options()}
+    options = {keys[field]: value for field, value in recipe.get("options", {}).items()}
+    return {
+        _COMMAND: "average",
+        "checkpoints": [each["path"] for each in inputs],
+        "weights": [each["weight"] for each in inputs],
+        "raw-weights": True,
+        "output": report["output"],
+        **options,
     }
 
-    def decorate(command: Command) -> click.Command:
-        @functools.wraps(command)
-        def called(policy: Policy, **values: object) -> object:
-            source = click.get_current_context().get_parameter_source("missing")
-            if policy.strict and source not in (None, ParameterSource.DEFAULT):
-                raise click.UsageError("--missing says what --lenient does; add --lenient.")
-            # NumPy's linear algebra has next to nothing to do here: no threads for it.
-            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-            return command(policy=policy, **values)
 
-        # What keeps to some fields does not average: there is nothing to measure.
-        running = _RUN if policy_fields is None else _RUN[1:]
-        with_run = filled("run", Run, {"Running": running})(called)
-        return click.command(cls=kind)(filled("policy", Policy, sections)(with_run))
-
-    return decorate
-
-
-def output_path(output: str | None, *, as_json: bool, dry_run: bool) -> str | None:
-    """The library's output for ``-o``: None for standard output, empty for the default."""
-    if output not in _STDOUT_NAMES:
-        return output or ""
-    if not dry_run:
-        if as_json:
-            raise click.UsageError("--json and -o - both want standard output.")
-        require_stdout()
-        if sys.stdout.isatty():
-            raise click.UsageError("Standard output is a terminal; pipe it, or give -o a path.")
-    return None
-
-
-def execute_and_report(
-    request: Request,
-    outputs: Sequence[str | None],
-    run: Run,
-    notes: Sequence[str] = (),
-    *,
-    folder: str | None = None,
-    chosen: bool = False,
-) -> None:
-    """Do what a method asks for with one read of the inputs, or print what would be done.
-
-    ``folder`` is made for the outputs, and appears with all of them. ``chosen``: the inputs are
-    not just what was given.
-    """
-    from swavg.engine.average import prepare
-    from swavg.engine.resources import Resources
-
-    resources = Resources(
-        run.device,
-        run.threads,
-        run.memory,
-        check_crc=run.check_crc,
-        engine=run.engine,
-        address=run.address,
-    )
-    plan = prepare(
-        request.inputs,
-        request.rows,
-        outputs,
-        request.policy,
-        force=run.force,
-        distances=run.distances,
-        folder=folder,
-        notes=request.notes,
-        warnings=request.warnings,
-        shared=request.shared,
-    )
-    if run.save_job is not None:
-        from swavg.cli.job import save
-
-        save(click.get_current_context(), run.save_job)
-    if run.dry_run:
-        _show_plan(plan, resources, run, notes)
-        return
-    if run.if_stale:
-        from swavg.engine.stale import replacing_averages, up_to_date
-
-        if up_to_date(plan):
-            _tell_up_to_date(plan, run)
-            return
-        plan = replacing_averages(plan)
-    made = _executed(plan, resources, run, notes)
-    paths = _paths(plan)
-    if run.part is not None:
-        _tell_part(run, plan.folder or paths[0])
-        return
-    _tell_made(made, paths, run, chosen=chosen)
-
-
-def _tell_made(made: Sequence[Report], paths: Sequence[str], run: Run, *, chosen: bool) -> None:
-    params = click.get_current_context().command.params
-    reports = [
-        replace(
-            report,
-            warnings=tuple(with_options(text, params) for text in report.warnings),
-            notes=tuple(with_options(text, params) for text in report.notes),
-        )
-        for report in made
+def _arguments(
+    job: str, command: click.Command, values: Mapping[str, object]
+) -> tuple[list[str], list[str]]:
+    """The options and the paths that the command gets."""
+    folder = os.path.dirname(job)
+    params = {key: param for param in command.params for key in keys_of(param)}
+    options: list[str] = []
+    places: dict[str, list[str]] = {}
+    for key, value in values.items():
+        if key not in params:
+            near = did_you_mean(key, params) or ""
+            raise click.UsageError(f"{job}: {command.name} takes no '{key}'. {near}".rstrip())
+        param = params[key]
+        texts = [
+            _in(folder, text) if _is_path(param, text) else text for text in _texts(job, key, value)
+        ]
+        if isinstance(param, click.Argument):
+            places[key] = texts
+        else:
+            options += _option(job, key, param, value, texts)
+    paths = [
+        text
+        for param in command.params
+        if isinstance(param, click.Argument)
+        for text in places.get(str(param.name), [])
     ]
-    if not run.quiet:
-        from swavg.console import report as console
-
-        console.summary(reports, verbose=run.verbose, chosen=chosen)
-    values = [report.to_json() for report in reports]
-    print_published("report", values, paths, as_json=run.as_json)
+    return options, paths
 
 
-def _paths(plan: Plan) -> list[str]:
-    """Those of the outputs."""
-    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
-    return [*dict.fromkeys(paths)]
+def keys_of(param: click.Parameter) -> Iterator[str]:
+    """What a parameter is called in a job."""
+    if isinstance(param, click.Argument):
+        yield str(param.name)
+        return
+    for name in param.opts:
+        if name.startswith("--"):
+            yield name.removeprefix("--")
 
 
-def _tell_up_to_date(plan: Plan, run: Run) -> None:
-    if not run.quiet:
-        from swavg.console import messages
+def _option(
+    job: str, key: str, param: click.Parameter, value: object, texts: Sequence[str]
+) -> list[str]:
+    assert isinstance(param, click.Option)
+    if param.is_flag:
+        if not isinstance(value, bool):
+            raise click.UsageError(f"{job}: '{key}' is true or false.")
+        if value:
+            return [f"--{key}"]
+        return [param.secondary_opts[-1]] if param.secondary_opts else []
+    if isinstance(param.type, Weights):
+        return [f"--{key}={','.join(texts)}"]
+    if param.nargs > 1:
+        return [f"--{key}", *texts]
+    if len(texts) != 1 and not param.multiple:
+        raise click.UsageError(f"{job}: '{key}' is one value, not {len(texts)}.")
+    return [f"--{key}={text}" for text in texts]
 
-        messages.notes(["up to date"])
-    values = [{"output": path, "up_to_date": True} for path in _paths(plan)]
-    print_published("report", values, _paths(plan), as_json=run.as_json)
+
+def _texts(job: str, key: str, value: object) -> list[str]:
+    """A value, or each of a list, as it is typed."""
+    found = []
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, bool | dict | list) and not isinstance(value, bool):
+            raise click.UsageError(f"{job}: '{key}' is no list of texts and numbers.")
+        text = repr(each) if isinstance(each, float) else str(each)
+        found.append(_VARIABLE.sub(lambda name: _variable(job, name[1]), text))
+    return found
 
 
-def _tell_part(run: Run, output: str) -> None:
-    """A part has no output of its own: nothing is published."""
-    if run.as_json:
-        print_json("part", {"part": run.part, "output": output})
-    elif not run.quiet:
-        from swavg.console import messages
+def _variable(job: str, name: str) -> str:
+    if name not in os.environ:
+        raise click.UsageError(f"{job}: the variable {name} is not set.")
+    return os.environ[name]
 
-        messages.notes(
-            [f"part {run.part} of {output} is done; once all are, --finish gives it its name"]
+
+def _is_path(param: click.Parameter, text: str) -> bool:
+    names = param.type.names if isinstance(param.type, NameOrPath) else ()
+    return isinstance(param.type, click.Path) and text not in names
+
+
+def _in(folder: str, path: str) -> str:
+    return path if path == "-" or is_absolute(path) else os.path.join(folder, path)
+
+
+def save(ctx: click.Context, path: str) -> None:
+    """Write the command of ``ctx`` down. UsageError, or InputError where a file is there."""
+    folder = os.path.dirname(os.path.abspath(path))
+    lines = [f"{_COMMAND} = {json.dumps(ctx.info_name)}"]
+    for param in ctx.command.params:
+        value: Any = ctx.params.get(str(param.name))
+        given = ctx.get_parameter_source(str(param.name)) in (
+            ParameterSource.COMMANDLINE,
+            ParameterSource.ENVIRONMENT,
         )
-
-
-def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:
-    from swavg.console import messages
-    from swavg.console import report as console
-    from swavg.engine.average import dry_run
-    from swavg.engine.outputs import check
-
-    params = click.get_current_context().command.params
-    exists: tuple[str, ...] = ()
+        if not given or param.name == "save_job" or value in ((), None):
+            continue
+        if isinstance(param, click.Option) and param.is_flag and not param.secondary_opts:
+            # It may be one of several flags that fill the same parameter.
+            chosen = param.flag_value if isinstance(param.flag_value, str | bool) else True
+            if value != chosen:
+                continue
+            value = True
+        if isinstance(param.type, click.Path):
+            several = isinstance(value, tuple)
+            paths = [
+                _from(folder, each) if _is_path(param, each) else each
+                for each in (value if several else [value])
+            ]
+            value = paths if several else paths[0]
+        if isinstance(param.type, Weights):
+            value = [number for group in value for number in group]
+        lines.append(f"{[*keys_of(param)][-1]} = {_toml(value)}")
     try:
-        check(plan)
-    except OutputExistsError as error:
-        exists = (f"{error.message}. {error.hint}",)
-    reports = [
-        replace(
-            report, warnings=tuple(with_options(w, params) for w in (*report.warnings, *exists))
+        data = "\n".join([*lines, ""]).encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("A job is UTF-8, and a name in this call is not.") from None
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise click.UsageError(f"{path} exists already: --save-job writes a new file.") from None
+    except OSError as error:
+        raise InputError(path, f"cannot be written: {error.strerror}") from None
+
+
+def _from(folder: str, path: str) -> str:
+    """A path as it is from a folder."""
+    if path == "-":
+        raise click.UsageError("A job cannot read paths from standard input, or write there.")
+    if is_absolute(path):
+        return path
+    slash = "/" if path.endswith("/") else ""
+    return os.path.relpath(path, folder) + slash
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, str) and (found := _VARIABLE.search(value)):
+        raise click.UsageError(
+            f"In a job {found[0]} would be a variable of the environment, and it is part of a name."
         )
-        for report in dry_run(plan, resources)
-    ]
-    if run.as_json:
-        print_json("report", *(report.to_json() for report in reports))
-        return
-    for report in reports:
-        console.plan(report)
-    messages.notes([*notes, *reports[0].notes])
-    messages.warnings([*dict.fromkeys(text for report in reports for text in report.warnings)])
-
-
-def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> list[Report]:
-    execute = _execution(run)
-    if run.quiet:
-        return execute(plan, resources, None, ignore_signals)
-    from swavg.console import messages
-    from swavg.console.progress import progress_bar
-
-    messages.notes(notes)
-    verb = "converting" if plan.rows[0].copies else "averaging"
-    with progress_bar(verb, "bytes", shown=True) as update:
-
-        def on_progress(progress: Progress) -> None:
-            assert update is not None
-            update(progress.read, progress.total)
-
-        return execute(plan, resources, None if update is None else on_progress, ignore_signals)
-
-
-def _execution(run: Run) -> Callable[..., list[Report]]:
-    """What does a plan: at once, in parts, or where a run before it ended."""
-    ways = [name for name, used in (("--part", run.part is not None), ("--finish", run.finish),
-                                    ("--continue", run.proceed)) if used]  # fmt: skip
-    if len(ways) > 1:
-        raise click.UsageError(f"{ways[0]} and {ways[1]} exclude each other.")
-    if not ways:
-        from swavg.engine.average import execute
-
-        return execute
-    from swavg.engine import parts
-
-    if run.part is None:
-        return parts.finish if run.finish else parts.proceed
-    return functools.partial(parts.run_part, part=parts.Part.parse(run.part))
+    # What TOML escapes as JSON does, but for one.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

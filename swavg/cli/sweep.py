@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from swavg.cli.averaging import FOLDER, Run, averaging_command
+from swavg.cli.executing import execute_and_report
 from swavg.cli.folders import outputs_in
-from swavg.cli.run import FOLDER, Run, averaging_command, execute_and_report
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy

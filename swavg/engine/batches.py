@@ -12,7 +12,8 @@ from swavg.engine.resources import INTEGERS
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.tensors import Tensor
 from swavg.planning.plan import Operation, Plan, Span, Task
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 _SPARSE = 2
 """Pieces of a file are read at once if they are at least one part in so many of their stretch."""

@@ -9,7 +9,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.records import Record, checksum_of, damaged
 from swavg.planning.plan import Plan
 from swavg.storage.crc import Checksum, combined, crc_function
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 _SMALL = 4 << 20
 """Bytes of a record up to which it is read here if it was not before (the pickle, say)."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 
 from swavg.errors import some
 from swavg.planning.plan import Plan
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 _LISTED = 6
 _LOOKED_AT = 1000

@@ -10,7 +10,7 @@ from swavg.engine.recipe import recorded_in
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.row import Row
 from swavg.storage.fingerprints import fingerprint
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 MOST = 1000
 """Entries at most: the newest are kept."""

@@ -17,9 +17,9 @@ from swavg.storage import publish
 from swavg.storage.destination import Destination, check_destinations, is_stored, is_stream
 from swavg.storage.paths import find_file
 from swavg.storage.pending import Pending
+from swavg.storage.pool import Pool
 from swavg.storage.protect import check_not_input, check_only_ours, check_stdout_not_input
 from swavg.storage.sinks import STDOUT, allow_open
-from swavg.storage.sources import Pool
 from swavg.storage.streams import open_stream
 
 

@@ -23,8 +23,9 @@ from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
 from swavg.storage.paths import check_all, exists, find_file, is_folder, names_if_any
+from swavg.storage.pool import Pool
 from swavg.storage.sinks import Buffer
-from swavg.storage.sources import Pool, Source
+from swavg.storage.sources import Source
 
 SAMPLE = 64
 """Tasks that are made again of a large output, unless all are."""

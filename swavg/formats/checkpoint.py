@@ -17,7 +17,8 @@ from swavg.dtypes import DType
 from swavg.formats.records import Record, Unchecked
 from swavg.formats.tensors import Shape, Tensor, TensorTable
 from swavg.storage.crc import Checksum
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 if TYPE_CHECKING:
     from types import EllipsisType

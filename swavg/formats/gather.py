@@ -13,7 +13,8 @@ from swavg.dtypes import DType
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.strides import is_row_major, regions, row_major_strides
 from swavg.formats.tensors import GATHERING, Box, Shape, Tensor
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from swavg.errors import InputError
 from swavg.storage.crc import SHOWN, Checksum, combined, crc_function
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 _READ = 1 << 20
 

@@ -16,7 +16,7 @@ from swavg.planning.match import distinct_tables, numbered
 from swavg.planning.not_plain import holds_codes, is_code, not_plain
 from swavg.planning.policy import Policy
 from swavg.planning.same import STEP, InCheckpoint, same_elements
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 _BEGIN = 4096
 """Bytes at which codes and masks are compared."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.tensors import Tensor
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 STEP = 1 << 20
 """Bytes of each tensor that are read at once."""

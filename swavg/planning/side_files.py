@@ -11,7 +11,7 @@ from swavg.formats.configuration import is_configuration, small_json
 from swavg.planning.adapters import CONFIG, SETTINGS
 from swavg.storage.fingerprints import same_bytes
 from swavg.storage.paths import find_file
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 _SAYS_NOTHING = {
     "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_diffusers_version",

@@ -11,7 +11,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.configuration import small_json
 from swavg.formats.tensors import Tensor
 from swavg.planning.same import same_elements
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 _SAMPLE = 4096
 """Bytes from the middle of tensors that may be equal: where an embedding has no padding."""

@@ -15,7 +15,8 @@ from swavg.series.families import members, pattern_for
 from swavg.series.model import Series, Snapshot, Unit, label
 from swavg.storage.fingerprints import same_bytes
 from swavg.storage.paths import absolute, find_file, is_file, names_in
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 _LISTED = 4
 

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 
 from swavg.storage.paths import version_of
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 _PLACE = 4096
 _PLACES = 16

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from swavg.errors import InputError, some
-from swavg.storage.sources import LocalFile, Pool, Source, Window
+from swavg.storage.pool import Pool, Window
+from swavg.storage.sources import LocalFile, Source
 from swavg.storage.stores import SCHEMES, is_url, looks_like_url
 
 _AHEAD = 60

@@ -6,7 +6,7 @@ from checkpoints import load, save, series, state
 
 import swavg
 from swavg import Policy, Row
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 WEIGHTS = [
     ((0, 1, 2), (1 / 3, 1 / 3, 1 / 3)),

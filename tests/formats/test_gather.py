@@ -21,7 +21,8 @@ from swavg.dtypes import BY_NAME
 from swavg.formats.gather import gather, unpack_codes
 from swavg.formats.strides import regions, row_major_strides
 from swavg.formats.tensors import Box, Tensor, TensorSpec
-from swavg.storage.sources import Memory, Pool
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Memory
 
 RELAXED = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -7,7 +7,8 @@ import pytest
 
 from swavg.errors import InputError
 from swavg.formats.records import Record, Unchecked, checksum_of
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.pool import Pool
+from swavg.storage.sources import LocalFile
 
 DATA = bytes(range(256)) * 9000
 

@@ -26,7 +26,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Specs
 from swavg.formats.safetensors import plan_specs
 from swavg.formats.tensors import Shared
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 relaxed = settings(
     max_examples=60,

@@ -10,7 +10,7 @@ from safetensors_files import write_safetensors
 
 from swavg.formats import open_checkpoint
 from swavg.planning.same import STEP, same_elements
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 LONG = np.arange(STEP // 4 + 5, dtype=np.float32)
 """More than is read at once."""

@@ -10,7 +10,8 @@ from command_line import done, swavg
 from swavg.errors import RequestError
 from swavg.series import Selection, check_equal_steps, discover, select
 from swavg.storage import fingerprints
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.pool import Pool
+from swavg.storage.sources import LocalFile
 
 
 def write(path, value, **more):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from swavg.errors import InputError
-from swavg.storage.sources import LocalFile, Memory, Pool
+from swavg.storage.pool import Pool
+from swavg.storage.sources import LocalFile, Memory
 
 DATA = bytes(range(256)) * 4
 

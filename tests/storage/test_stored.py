@@ -10,7 +10,7 @@ import pytest
 from swavg.errors import InputError
 from swavg.storage.fetching import joined
 from swavg.storage.paths import expect, find_file, look_ahead
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 DATA = os.urandom(1 << 20)
 

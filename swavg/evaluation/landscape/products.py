@@ -14,7 +14,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.tensors import Tensor
 from swavg.planning.match import spelling
 from swavg.planning.prefixes import behind_prefix
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 OnRead = Callable[[int, int], None]
 """Called with the bytes read so far, and in all."""

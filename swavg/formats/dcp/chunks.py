@@ -20,7 +20,8 @@ from swavg.formats.torch.objects import Refused, View
 from swavg.formats.torch.views import placed
 from swavg.formats.zip_directory import END
 from swavg.storage.paths import FileReader
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 _HEAD = 1024
 """Bytes of a chunk up to its data, nearly always."""

@@ -18,7 +18,7 @@ from swavg.formats.tensors import Shape
 from swavg.formats.torch.objects import Global, Opaque, is_count
 from swavg.formats.torch.unpickler import Graph, unpickle
 from swavg.storage.paths import find_file
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 _MAX_BYTES = 48 << 20
 """Of a frame, and of a pickle without any."""

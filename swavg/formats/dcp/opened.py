@@ -30,7 +30,8 @@ from swavg.formats.tensors import Made, Shape, Shared, TableBuilder, TensorSpec,
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
 from swavg.storage.paths import FileReader, exists, find_file, find_part, is_file, read_file
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 _RECIPE_LIMIT = 64 << 20
 _SIDE_VALUES = ("meta.pt", "common.pt")

@@ -18,7 +18,8 @@ from swavg.formats.dcp.saved import Chunk, ChunkColumns, Chunks, Place, Saved, S
 from swavg.formats.layout import FileLayout, Kept, Layout, Specs, WriteRequest, losses
 from swavg.storage.crc import RegionChecksum
 from swavg.storage.paths import find_file
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 MOST = 5_000_000_000
 """Bytes of a data file: what would make it larger begins a new one."""

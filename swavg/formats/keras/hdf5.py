@@ -14,7 +14,8 @@ from swavg.dtypes import BY_NAME, DType
 from swavg.errors import InputError
 from swavg.formats.strides import regions
 from swavg.formats.tensors import Shape
-from swavg.storage.sources import InFile, Reader, Source, Window
+from swavg.storage.pool import Window
+from swavg.storage.sources import InFile, Reader, Source
 
 if TYPE_CHECKING:
     import h5py

@@ -17,7 +17,8 @@ from swavg.formats.zip_directory import read_members
 from swavg.formats.zip_layout import Member
 from swavg.formats.zip_recipe import read_recipe
 from swavg.storage.paths import exists, find_file, reading
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 WEIGHTS = "model.weights.h5"
 _WHOLE = "model_weights"

@@ -20,7 +20,8 @@ from swavg.formats.zip_recipe import read_recipe
 from swavg.storage.crc import combined
 from swavg.storage.deflated import Deflated
 from swavg.storage.paths import FileReader, find_file
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 SUFFIX = ".npy"
 _DEFLATED = 8

@@ -13,7 +13,8 @@ from swavg.formats.metrics import number
 from swavg.formats.orbax.tree import Leaf, Model, leaves_in, model_of
 from swavg.formats.tensors import Shared, TableBuilder
 from swavg.storage.paths import check_local, is_file
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 _COUNTS = ("step", "global_step", "epoch", "iteration", "num_updates")
 _NEAR = 3

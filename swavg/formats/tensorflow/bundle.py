@@ -12,7 +12,8 @@ from swavg.formats.tensorflow import sstable
 from swavg.formats.tensorflow.proto import Value, field, fields, fixed32, messages
 from swavg.formats.tensors import Shape
 from swavg.storage.paths import find_file
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 DIMENSION_LIMIT = 64
 SHARD_LIMIT = 10_000

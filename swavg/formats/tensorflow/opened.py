@@ -21,7 +21,8 @@ from swavg.formats.tensorflow.slices import NUL, slices_of
 from swavg.formats.tensors import Box, Shared, TableBuilder, Tensor, TensorSpec
 from swavg.storage.crc import crc_function
 from swavg.storage.paths import find_part, is_folder
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 """What the key of a variable of an object ends with."""

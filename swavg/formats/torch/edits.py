@@ -14,7 +14,7 @@ from swavg.formats.strides import row_major_strides
 from swavg.formats.template import CannotKeep, Edit, Replacement
 from swavg.formats.tensors import Form, Shape
 from swavg.formats.torch.arrays import FAR
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,7 +30,8 @@ from swavg.formats.torch.plain import RECIPE, lay_out_plain
 from swavg.formats.torch.unpickler import MAX_BYTES
 from swavg.formats.zip_layout import ArchiveLayout, Member, arranged, lay_out_archive
 from swavg.storage.paths import find_file, reading
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 # Padding is an extra field, whose length is a 16-bit number.
 _MAX_ALIGNMENT = 1 << 15

@@ -19,7 +19,7 @@ from swavg.formats.zero.masters import frozen, masters, read_partition
 from swavg.formats.zero.rank_file import SIXTEEN_BITS, RankFile, open_rank_file
 from swavg.formats.zero.rows import Cut
 from swavg.storage.paths import names_in, status
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 _MODEL_STATES = "mp_rank_00_model_states.pt"
 _MODULE = "module"

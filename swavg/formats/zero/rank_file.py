@@ -15,7 +15,8 @@ from swavg.formats.torch.objects import Opaque, Refused, View, is_count, mapping
 from swavg.formats.torch.views import placed
 from swavg.formats.zero.rows import Flat
 from swavg.storage.paths import FileReader, find_part
-from swavg.storage.sources import Pool, Source
+from swavg.storage.pool import Pool
+from swavg.storage.sources import Source
 
 _MAX_DIMENSIONS = 32
 _SHOWN = 200

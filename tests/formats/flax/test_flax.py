@@ -22,7 +22,7 @@ from swavg.errors import InputError, NoWeightsError, RequestError
 from swavg.formats import open_checkpoint
 from swavg.formats.table import FORMATS
 from swavg.series import discover
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 from swavg.testing import DTYPES, FormatTests
 
 FILES = FRAMEWORKS / "flax" / "files"

@@ -17,7 +17,7 @@ from orbax_folders import write_array
 
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 FILES = Path(__file__).parents[2] / "frameworks" / "orbax" / "files"
 KERNEL = "params.up.kernel"

@@ -192,7 +192,8 @@ import sys
 from swavg.errors import InputError
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.state import find_state
-from swavg.storage.sources import LocalFile, Pool
+from swavg.storage.pool import Pool
+from swavg.storage.sources import LocalFile
 try:
     file = LocalFile.find(sys.argv[1])
     with Pool() as pool:

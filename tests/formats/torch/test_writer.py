@@ -23,7 +23,7 @@ import swavg
 from swavg import Policy, Row
 from swavg.errors import OutputError, RequestError
 from swavg.formats.checkpoint import Checkpoint
-from swavg.storage.sources import Pool
+from swavg.storage.pool import Pool
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

@@ -1,0 +1,190 @@
+"""Doing what a command that writes averages planned, and telling of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from swavg.cli.averaging import Run
+from swavg.cli.errors import with_options
+from swavg.cli.printing import print_json, print_published
+from swavg.cli.signals import ignore_signals
+from swavg.errors import OutputExistsError
+
+if TYPE_CHECKING:
+    from swavg.engine.report import Progress, Report
+    from swavg.engine.resources import Resources
+    from swavg.planning.plan import Plan
+    from swavg.planning.row import Request
+
+
+def execute_and_report(
+    request: Request,
+    outputs: Sequence[str | None],
+    run: Run,
+    notes: Sequence[str] = (),
+    *,
+    folder: str | None = None,
+    chosen: bool = False,
+) -> None:
+    """Do what a method asks for with one read of the inputs, or print what would be done.
+
+    ``folder`` is made for the outputs, and appears with all of them. ``chosen``: the inputs are
+    not just what was given.
+    """
+    from swavg.engine.average import prepare
+    from swavg.engine.resources import Resources
+
+    resources = Resources(
+        run.device,
+        run.threads,
+        run.memory,
+        check_crc=run.check_crc,
+        engine=run.engine,
+        address=run.address,
+    )
+    plan = prepare(
+        request.inputs,
+        request.rows,
+        outputs,
+        request.policy,
+        force=run.force,
+        distances=run.distances,
+        folder=folder,
+        notes=request.notes,
+        warnings=request.warnings,
+        shared=request.shared,
+    )
+    if run.save_job is not None:
+        from swavg.cli.run import save
+
+        save(click.get_current_context(), run.save_job)
+    if run.dry_run:
+        _show_plan(plan, resources, run, notes)
+        return
+    if run.if_stale:
+        from swavg.engine.stale import replacing_averages, up_to_date
+
+        if up_to_date(plan):
+            _tell_up_to_date(plan, resources, run)
+            return
+        plan = replacing_averages(plan)
+    made = _executed(plan, resources, run, notes)
+    paths = _paths(plan)
+    if run.part is not None:
+        _tell_part(run, plan.folder or paths[0])
+        return
+    _tell_made(made, paths, run, chosen=chosen)
+
+
+def _tell_made(made: Sequence[Report], paths: Sequence[str], run: Run, *, chosen: bool) -> None:
+    params = click.get_current_context().command.params
+    reports = [
+        replace(
+            report,
+            warnings=tuple(with_options(text, params) for text in report.warnings),
+            notes=tuple(with_options(text, params) for text in report.notes),
+        )
+        for report in made
+    ]
+    if not run.quiet:
+        from swavg.console import report as console
+
+        console.summary(reports, verbose=run.verbose, chosen=chosen)
+    values = [report.to_json() for report in reports]
+    print_published("report", values, paths, as_json=run.as_json)
+
+
+def _paths(plan: Plan) -> list[str]:
+    """Those of the outputs."""
+    paths = [output.target.path for output in plan.outputs if output.target.path is not None]
+    return [*dict.fromkeys(paths)]
+
+
+def _tell_up_to_date(plan: Plan, resources: Resources, run: Run) -> None:
+    from swavg.console import messages
+    from swavg.engine.average import dry_run
+
+    if not run.quiet:
+        messages.notes(["up to date"])
+    here = replace(resources, engine="local", address=None)
+    values = [{**each.to_json(), "up_to_date": True} for each in dry_run(plan, here)]
+    print_published("report", values, _paths(plan), as_json=run.as_json)
+
+
+def _tell_part(run: Run, output: str) -> None:
+    """A part has no output of its own: nothing is published."""
+    if run.as_json:
+        print_json("part", {"part": run.part, "output": output})
+    elif not run.quiet:
+        from swavg.console import messages
+
+        messages.notes(
+            [f"part {run.part} of {output} is done; once all are, --finish gives it its name"]
+        )
+
+
+def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:
+    from swavg.console import messages
+    from swavg.console import report as console
+    from swavg.engine.average import dry_run
+    from swavg.engine.outputs import check
+
+    params = click.get_current_context().command.params
+    exists: tuple[str, ...] = ()
+    try:
+        check(plan)
+    except OutputExistsError as error:
+        exists = (f"{error.message}. {error.hint}",)
+    reports = [
+        replace(
+            report, warnings=tuple(with_options(w, params) for w in (*report.warnings, *exists))
+        )
+        for report in dry_run(plan, resources)
+    ]
+    if run.as_json:
+        print_json("report", *(report.to_json() for report in reports))
+        return
+    for report in reports:
+        console.plan(report)
+    messages.notes([*notes, *reports[0].notes])
+    messages.warnings([*dict.fromkeys(text for report in reports for text in report.warnings)])
+
+
+def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> list[Report]:
+    execute = _execution(run)
+    if run.quiet:
+        return execute(plan, resources, None, ignore_signals)
+    from swavg.console import messages
+    from swavg.console.progress import progress_bar
+
+    messages.notes(notes)
+    verb = "converting" if plan.rows[0].copies else "averaging"
+    with progress_bar(verb, "bytes", shown=True) as update:
+
+        def on_progress(progress: Progress) -> None:
+            assert update is not None
+            update(progress.read, progress.total)
+
+        return execute(plan, resources, None if update is None else on_progress, ignore_signals)
+
+
+def _execution(run: Run) -> Callable[..., list[Report]]:
+    """What does a plan: at once, in parts, or where a run before it ended."""
+    ways = [name for name, used in (("--part", run.part is not None), ("--finish", run.finish),
+                                    ("--continue", run.proceed)) if used]  # fmt: skip
+    if len(ways) > 1:
+        raise click.UsageError(f"{ways[0]} and {ways[1]} exclude each other.")
+    if not ways:
+        from swavg.engine.average import execute
+
+        return execute
+    from swavg.engine import parts
+
+    if run.part is None:
+        return parts.finish if run.finish else parts.proceed
+    return functools.partial(parts.run_part, part=parts.Part.parse(run.part))

@@ -1,0 +1,72 @@
+"""What the commands that write averages share."""
+
+import json
+import os
+
+import pytest
+from command_line import done, swavg
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["ema", "run", "--half-life", "30steps"],
+        ["average", "run"],
+        ["sweep", "run", "-r", "uniform:last=2", "-d", "out"],
+        ["posthoc", "run", "--profile", "0.1", "--sigma-rel", "0.15"],
+    ],
+)
+def test_a_dry_run_draws_the_weights_and_writes_nothing(run, args):
+    finished = done(*args, "--dry-run", cwd=run)
+    assert "█" in finished.stdout
+    assert "equal checkpoints" in finished.stdout
+    assert "newest" in finished.stdout
+    assert sorted(path.name for path in run.iterdir()) == ["run"]
+    as_json = json.loads(done(*args, "--dry-run", "--json", cwd=run).stdout)
+    assert as_json["seconds"] is None
+    assert len(as_json["inputs"]) >= 2
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["ema", "run"], "Give one of --decay, --half-life and --span"),
+        (["ema", "run", "--decay", "1.5"], "1.5"),
+        (["update", "x"], "Give the new checkpoints"),
+        (["sweep", "run", "-r", "uniform"], "-d OUTDIR"),
+        (["sweep", "run", "-r", "uniform", "-r", "uniform", "-d", "o"], "Two outputs"),
+        (["posthoc", "run", "--sigma-rel", "0.1", "--sigma-rel", "0.2"], "-d OUTDIR"),
+        (["posthoc", "run", "--sigma-rel", "0.5", "--profile", "0.1"], "0.5"),
+    ],
+)
+def test_wrong_calls_are_usage_errors(run, args, said):
+    finished = swavg(*args, cwd=run)
+    assert finished.returncode == 2
+    assert said in " ".join(finished.stderr.split())
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("file/out", "Not a directory"),
+        ("file", "'file' is no folder"),
+        ("closed/out", "the folder 'closed' is not writable"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_a_dry_run_into_a_folder_that_cannot_be_made_fails_as_the_run_would(run, folder, reason):
+    (run / "file").write_text("")
+    (run / "closed").mkdir(mode=0o500)
+    if os.geteuid() == 0 and folder.startswith("closed"):
+        pytest.skip("root may write anywhere")
+    args = ["sweep", "run", "-r", "uniform:last=2", "-d", folder]
+    for more in ([], ["-n"]):
+        finished = swavg(*args, *more, cwd=run)
+        assert finished.returncode == 5
+        assert f"{folder}: cannot be made: {reason}" in finished.stderr
+
+
+def test_a_dry_run_makes_no_folder(run):
+    done("sweep", "run", "-r", "uniform:last=2", "-d", "deep/er", "-n", cwd=run)
+    assert not (run / "deep").exists()
