@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 from click.testing import CliRunner
@@ -55,6 +56,17 @@ def process(*args, cwd=None, stdin=None, text=True, **more):
         check=False,
         **more,
     )
+
+
+def children(pid):
+    """The processes that a process, which may end meanwhile, has started just now."""
+    found = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                path = Path(f"/proc/{pid}/task/{thread}/children")
+                found += map(int, path.read_text().split())
+    return found
 
 
 def shell(command, cwd, **more):

@@ -127,8 +127,13 @@ class Window(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
+        self._at = offset + (0, self._at, self.end)[whence]
         return self._at
+
+    @property
+    def end(self) -> int:
+        """How many bytes it has."""
+        return self._size
 
     def readinto(self, out: memoryview) -> int:  # type: ignore[override]
         count = max(0, min(len(out), self._size - self._at))

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from checkpoints import load, save, state
-from command_line import SWAVG
+from command_line import SWAVG, children
 
 pytestmark = pytest.mark.slow
 
@@ -97,11 +97,6 @@ def test_an_interrupt_has_its_code_and_says_what_it_leaves(tmp_path, number, cod
     assert process.returncode == code
     assert f"interrupted; {kept[0]}" in said
     assert sorted(os.listdir(tmp_path / "out")) == kept[1]
-
-
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(text) for text in file.read().split()]
 
 
 def ended(pid):

@@ -15,6 +15,7 @@ import numpy as np
 import plans
 import pytest
 from checkpoints import planned
+from command_line import children
 
 import swavg
 from swavg import Resources, errors
@@ -89,10 +90,6 @@ def within(seconds, true):
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-def children(pid):
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture

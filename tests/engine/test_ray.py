@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from checkpoints import planned
-from command_line import SWAVG, process
+from command_line import SWAVG, children, process
 from command_line import swavg as in_process
 from make import debris
 
@@ -67,11 +67,7 @@ def files(folder, count=3, megabytes=12, **values):
 
 
 def descendants(pid):
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
+    return [each for child in children(pid) for each in (child, *descendants(child))]
 
 
 def workers(title="ray::run_number"):

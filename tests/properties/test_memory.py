@@ -14,6 +14,7 @@ from pathlib import Path
 import make
 import numpy as np
 import pytest
+from command_line import children
 from orbax_folders import write_array
 
 MIB = 1 << 20
@@ -41,17 +42,6 @@ def sparse(path, shapes, dtype="BF16", itemsize=2):
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + position)
     return str(path)
-
-
-def children(pid):
-    try:
-        return [
-            int(child)
-            for task in os.listdir(f"/proc/{pid}/task")
-            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-        ]
-    except OSError:
-        return []
 
 
 def kilobytes(pid, file, fields):

@@ -3,7 +3,6 @@ in one place are read without it."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -59,15 +58,9 @@ class _ChangedWindow(Window):
     def writable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._changes.size)[whence]
-        return self._at
+    @property
+    def end(self) -> int:
+        return self._changes.size
 
     def readinto(self, out: memoryview) -> int:  # type: ignore[override]
         start = self._at
