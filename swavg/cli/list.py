@@ -34,7 +34,7 @@ def list_command(
 ) -> None:
     """Show the checkpoints of a training run in step order, and what options would choose.
 
-    DIR is a folder of checkpoints (one level deep); '-' reads paths from stdin. Steps come from
+    DIR is a folder of checkpoints, or has one in it; '-' reads paths from stdin. Steps come from
     the names, or from the checkpoints. With a metric, its course is drawn.
 
     \b

@@ -185,6 +185,7 @@ def report(
     """The report of one row, before a run or with what it found out."""
     output, members = plan.outputs[row], plan.rows[row].members
     differing, nonfinite = (set(), set()) if tally is None else (tally.differing, tally.nonfinite)
+    weights = plan.rows[row].weights
     names = [plan.shown[member] for member in members]
     if plan.parts is not None:
         whole = short_names(plan.parts.roots)
@@ -200,7 +201,7 @@ def report(
         inputs=tuple(
             summary_of(plan.checkpoints[member], name, weight, distance, cosine)
             for member, name, weight, distance, cosine in zip(
-                members, names, plan.rows[row].weights, far, cosines, strict=True
+                members, names, weights, far, cosines, strict=True
             )
         ),
         tensors=output.counts,
@@ -222,7 +223,7 @@ def report(
         warnings=(
             *plan.warnings,
             *output.warnings,
-            *(distances.warnings(names) if distances is not None else ()),
+            *(distances.warnings(names, weights) if distances is not None else ()),
             *(tally.warnings if tally is not None else ()),
             *doubtful_means(plan, row, tally.differing if tally is not None else ()),
         ),

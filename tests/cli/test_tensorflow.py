@@ -82,7 +82,7 @@ def test_a_folder_of_runs_is_no_series_of_their_latest():
     shutil.copytree("run", "runs/b")
     found = swavg("list", "runs")
     assert found.returncode == 4
-    assert "Folders are searched one level deep; try runs/a" in found.stderr
+    assert "There are some in runs/a, runs/b." in found.stderr
 
 
 def test_what_is_wrong_with_a_path_is_told():

@@ -55,6 +55,25 @@ def test_an_input_of_another_run_is_named(tmp_path):
     assert "4.safetensors points elsewhere" in found.warnings[0]
 
 
+def test_one_of_next_to_no_weight_does_no_harm_wherever_it_lies(tmp_path):
+    base = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    for seed in range(10):
+        save(tmp_path / f"{seed}.safetensors", {"x": base + seed / 1000})
+    save(tmp_path / "other.safetensors", {"x": -base})
+    paths = sorted(tmp_path.iterdir())
+    for weight, said in ((0.001, 0), (0.02, 1)):
+        weights = [(1 - weight) / 10] * 10 + [weight]
+        found = swavg.average(paths, weights, output=tmp_path / "out" / "a.pt", force=True)
+        assert len(found.warnings) == said
+
+
+def test_many_of_another_run_are_named_in_one_line(tmp_path):
+    base = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    found = report(tmp_path, [{"x": base}] * 12 + [{"x": -base * n} for n in range(1, 5)])
+    (warning,) = (text for text in found.warnings if "identical" not in text)
+    assert warning.startswith("4 inputs point elsewhere: 12.safetensors, 13.safetensors and 2 more")
+
+
 def test_inputs_that_have_nothing_in_common_are_said(tmp_path):
     found = report(tmp_path, [{"x": torch.randn(3000)} for _ in range(2)])
     assert "hardly point the same way" in found.warnings[0]
