@@ -85,13 +85,11 @@ class SurveyOptions:
     def weights(self, model: Module, checkpoints: Sequence[Checkpoint]) -> Sequence[Sequence[str]]:
         """The names of what counts as weights, as the opened checkpoints have them."""
         from swavg.evaluation.evaluate import parameter_names
-        from swavg.planning.rename import renamed_with_model, rules
+        from swavg.planning.rename import rules
+        from swavg.training.known_as import known_as
 
-        groups = parameter_names(model)
-        own = tuple(name for group in groups for name in group)
-        names, _ = renamed_with_model(own, checkpoints, rules(self.strip_prefix))
-        known_as = dict(zip(own, names, strict=True))
-        return [[known_as[name] for name in group] for group in groups]
+        names, _ = known_as(model, checkpoints, rules(self.strip_prefix))
+        return [[names[name] for name in group] for group in parameter_names(model)]
 
     def measuring(self) -> AbstractContextManager[OnProgress | None]:
         """Progress of reading how far checkpoints lie apart."""
