@@ -182,7 +182,7 @@ def save(ctx: click.Context, path: str) -> None:
             ParameterSource.COMMANDLINE,
             ParameterSource.ENVIRONMENT,
         )
-        if not given or param.name == "save_job" or value in ((), None):
+        if not given or param.name in ("save_job", "dry_run") or value in ((), None):
             continue
         if isinstance(param, click.Option) and param.is_flag and not param.secondary_opts:
             # It may be one of several flags that fill the same parameter.

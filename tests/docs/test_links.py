@@ -95,8 +95,9 @@ def options_of(name):
     command = cli.get_command(None, name)
     own = {each for parameter in command.params for each in (*parameter.opts,
            *parameter.secondary_opts)} | {"--help", "-h"}  # fmt: skip
-    # It takes those of what it runs.
-    return own | options_of("average") | options_of("ema") if name == "watch" else own
+    # They take those of what they run.
+    takes_more = name in ("watch", "run")
+    return own | options_of("average") | options_of("ema") if takes_more else own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

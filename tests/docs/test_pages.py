@@ -16,6 +16,8 @@ WITH = {
     "tensorflow.md": "training",
     "large-runs.md": "checkpoint state-0 state-1",
     "scale.md": "run",
+    "pipelines.md": "a b run ckpts",
+    "library.md": "a b",
 }
 
 
@@ -59,7 +61,7 @@ def with_blocks(*languages):
 
 
 def test_a_block_is_run_or_says_why_not():
-    known = {"sh", "python", "console", ""}
+    known = {"sh", "python", "console", "toml", "make", ""}
     for page in PAGES:
         for block in blocks(page):
             assert block.language in known, f"{page.name}: {block.language}"
