@@ -15,7 +15,9 @@ import click
 
 Command = Callable[..., object]
 Decorator = Callable[[Command], Command]
-HEADINGS = ("Options", "Choosing checkpoints", "Tensors", "Numbers and format", "Running")
+HEADINGS = (
+    "Options", "Choosing checkpoints", "Evaluating", "Tensors", "Numbers and format", "Running",
+)  # fmt: skip
 """Of the help, in their order."""
 
 
