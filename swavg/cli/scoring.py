@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,7 +14,8 @@ from swavg.cli.options import Option, filled
 from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP
 
 if TYPE_CHECKING:
-    from swavg.evaluation.evaluate import LossFunction, Module
+    from swavg.evaluation.evaluate import Module
+    from swavg.evaluation.ranking import Measure
     from swavg.evaluation.score import Evaluate
     from swavg.evaluation.survey import Scorer
     from swavg.formats.checkpoint import Checkpoint
@@ -97,7 +98,7 @@ class ScoringOptions:
             " with --bn-data, or take the checkpoints' own with --keep-bn"
         ]
 
-    def evaluator(self, model: Module, metric: LossFunction | None = None) -> Evaluate:
+    def evaluator(self, model: Module, measure: Measure | None = None) -> Evaluate:
         """What evaluates the model as it is, on the data, which the user's code makes."""
         from swavg.evaluation import loading
         from swavg.evaluation.batches import Passes
@@ -111,21 +112,39 @@ class ScoringOptions:
                 again = loading.build_batches(self.bn_data, "--bn-data")
                 bn_data = Passes(again, self.device, self.batches)
         loss = None if self.loss is None else loading.load_callable(self.loss, "--loss")
-        return partial(evaluate, model, data, loss, bn_data, metric)
+        if measure is None:
+            return partial(evaluate, model, data, loss, bn_data)
+        return measure.checked(partial(evaluate, model, data, loss, bn_data, measure.function))
 
     def scorer(
         self,
         model: Module,
         sums: Sequence[Checkpoint],
         others: Sequence[Checkpoint] = (),
-        metric: LossFunction | None = None,
+        measure: Measure | None = None,
     ) -> Callable[[], AbstractContextManager[Scorer]]:
         """What makes a scorer of sums of checkpoints, and of ``others`` by themselves, ready."""
         from swavg.evaluation.score import scoring
 
         return lambda: scoring(
-            model, self.evaluator(model, metric), sums, others, self.strip_prefix
+            model, self.evaluator(model, measure), sums, others, self.strip_prefix
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MetricOptions:
+    """What decides which is best."""
+
+    scored_by: str = "loss"
+    better: Literal["min", "max"] | None = None
+
+    def measure(self) -> Measure:
+        """Loads the user's function."""
+        from swavg.evaluation import loading
+        from swavg.evaluation.ranking import measure_of
+
+        with loading.prints_on_stderr():
+            return measure_of(self.scored_by, self.better, "scored_by=")
 
 
 SCORING = (
@@ -148,4 +167,14 @@ SCORING = (
     Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
 )  # fmt: skip
 
+METRIC = (
+    Option("scored_by", "--metric",
+           "What decides: the loss, the error rate, or a function as for --loss, whose mean over"
+           " examples counts.", "loss|error|MODULE:NAME"),
+    Option("better", "--mode",
+           "Whether the lowest or the highest is best. [default: the lowest; of a function by its"
+           " name]"),
+)  # fmt: skip
+
 scoring_options = filled("scoring", ScoringOptions, {"Evaluating": SCORING})
+metric_options = filled("metric", MetricOptions, {"Evaluating": METRIC})
