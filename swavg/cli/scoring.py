@@ -176,5 +176,5 @@ METRIC = (
            " name]"),
 )  # fmt: skip
 
-scoring_options = filled("scoring", ScoringOptions, {"Evaluating": SCORING})
-metric_options = filled("metric", MetricOptions, {"Evaluating": METRIC})
+scoring_options = filled("scoring", ScoringOptions, {"Options": SCORING})
+metric_options = filled("deciding", MetricOptions, {"Options": METRIC})

@@ -55,11 +55,13 @@ class Outputs:
         rows = finished_rows(self.csv, survey.cache_key, survey.columns)
         return rows is not None and len(rows) == len(survey.points)
 
-    def publish(self, survey: Survey, table: Table, draw: Callable[[str], bytes]) -> None:
+    def publish(
+        self, survey: Survey, table: Table, draw: Callable[[str], bytes] | None = None
+    ) -> None:
         """Put both under their names; the unfinished table goes. ``draw`` makes a figure of a kind
         of file, such as ``png``."""
         drawn = None
-        if self.figure is not None:
+        if self.figure is not None and draw is not None:
             drawn = draw(drawing.figure_format(self.figure))
         if not self._made(survey):
             publish(table, self.csv, force=self.force)
