@@ -53,7 +53,7 @@ def eval_command(
         return 0
     made = ranking(found, outputs, series.notes, quiet=options.quiet)
     if not options.quiet:
-        show(made)
-    report = {"csv": outputs.csv, **as_json(made)}
+        show(found, made)
+    report = {"csv": outputs.csv, **as_json(found, made)}
     print_published("eval", [report], outputs.paths, as_json=options.as_json)
     return 0

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from swavg.evaluation.survey import Metric, Scorer, Survey, Value
     from swavg.evaluation.table import Table
 
+AGAIN = "the same command goes on from there"
+
 
 @dataclass(frozen=True, slots=True)
 class TableOptions:
@@ -96,9 +98,11 @@ def measured(
     notes: Sequence[str] = (),
     *,
     unit: Literal["points", "checkpoints"] = "points",
+    again: str = AGAIN,
     quiet: bool,
 ) -> Iterator[tuple[Table, list[Value]]]:
-    """The table, and the values of all points. If interrupted, says so and ends the command."""
+    """The table, and the values of all points. If interrupted, says so, and how it is done
+    ``again``, and ends the command."""
     from swavg.console import messages
     from swavg.console import survey as console
     from swavg.console.progress import progress_bar
@@ -124,7 +128,7 @@ def measured(
                 values = run(survey, table, score, on_point)
         except KeyboardInterrupt as stopped:
             done = f"{len(table.rows)} of {len(survey.points)} {unit}"
-            console.interrupted(done, str(table.path))
+            console.interrupted(done, str(table.path), again)
             raise click.exceptions.Exit(exit_code(stopped)) from None
         yield table, values
 
