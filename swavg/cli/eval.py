@@ -38,9 +38,9 @@ def eval_command(
     it is found from the current folder, too. An interrupted run goes on when it is called again.
 
     \b
-    swavg eval last.pt averages/*.pt --model train:build_model --data train:test_loader
-    swavg eval run/ --last 10 --model train.py:Net --data train.py:val --metric error
-    swavg eval a.pt b.pt --model m.py:Net --data m.py:val --metric m.py:accuracy --mode max
+    swavg eval a.pt b.pt avg.pt --model train:build_model --data train:test_loader
+    swavg eval run/ --last 5 --model train.py:Net --data train.py:test --metric error
+    swavg eval a.pt b.pt --model train.py:Net --data train.py:test --metric train.py:accuracy
     """
     if not selection.selects:
         # The table has an order of its own.

@@ -55,7 +55,7 @@ def sweep(
     \b
     swavg sweep run/ -r uniform:last=5 -r ema:half-life=2000steps -d averages
     swavg sweep run/ -r uniform:last=3 -r uniform:last=5 -d averages --model train.py:Net \\
-        --data train.py:val
+        --data train.py:test
     """
     if folder is None:
         raise click.UsageError("Give a folder for the outputs: -d OUTDIR.")
