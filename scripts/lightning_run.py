@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-EPOCHS, RATE = 30, 0.05
+Loader = DataLoader[tuple[Tensor, ...]]
+EPOCHS, RATE = 40, 0.05
 
 
 class Network(lightning.LightningModule):
@@ -20,13 +21,15 @@ class Network(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = digits.network()
+        self.generator = torch.Generator().manual_seed(0)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net(images)
         return logits
 
     def training_step(self, batch: digits.Batch) -> Tensor:
-        return cross_entropy(self(batch[0]), batch[1])
+        images, labels = batch
+        return cross_entropy(self(digits.augmented(images, self.generator)), labels)
 
     def validation_step(self, batch: digits.Batch) -> None:
         self.log("val_loss", cross_entropy(self(batch[0]), batch[1]))
@@ -35,20 +38,14 @@ class Network(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), RATE, momentum=0.9, weight_decay=5e-4)
 
 
-def train() -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(TensorDataset(*digits.training_images()), batch_size=16, shuffle=True)
-
-
-def validation() -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(TensorDataset(*digits.validation_images()), batch_size=300)
-
-
-def test() -> list[digits.Batch]:
-    return digits.test_batches()
+def loader(images: Tensor, labels: Tensor, size: int, *, shuffle: bool) -> Loader:
+    return DataLoader(TensorDataset(images, labels), size, shuffle=shuffle)
 
 
 if __name__ == "__main__":
     lightning.seed_everything(0)
     every = ModelCheckpoint(filename="{epoch}-{step}-{val_loss:.3f}", save_top_k=-1)
     trainer = lightning.Trainer(max_epochs=EPOCHS, accelerator="cpu", callbacks=[every])
-    trainer.fit(Network(), train(), validation())
+    training = loader(*digits.training_images(), 16, shuffle=True)
+    validation = loader(*digits.validation_images(), 300, shuffle=False)
+    trainer.fit(Network(), training, validation)
