@@ -67,7 +67,11 @@ def _command(name: str) -> click.Command:
     return command
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="swavg COMMAND -h shows its usual options, swavg COMMAND --help all of them.",
+)
 @click.version_option(__version__, package_name="swavg", message="swavg %(version)s")
 def cli() -> None:
     """Average neural-network checkpoints, streamed in constant memory.

@@ -236,33 +236,34 @@ class SurveyOptions:
 
 
 _OPTIONS = (
-    Option("model", "--model", "A function that returns the model, or the model:"
-           " package.module:build or path/to/file.py:build.", "MODULE:NAME"),
-    Option("data", "--data", "A function that returns batches (a DataLoader, a list), or these.",
-           "MODULE:NAME"),
+    Option("model", "--model", "A function that returns the model. Or the model itself:"
+           " package.module:build or path/to/file.py:build.", "MODULE:NAME", daily=True),
+    Option("data", "--data", "A function that returns batches. Or these: a DataLoader, a list.",
+           "MODULE:NAME", daily=True),
     Option("loss", "--loss",
            "A function of outputs and target: the mean over a batch, or a loss for each example."
            " [default: the model's own, or cross-entropy]", "MODULE:NAME"),
     Option("bn_data", "--bn-data",
-           "Batches on which batch-norm statistics are recomputed at every point."
-           " [default: those of --data]", "MODULE:NAME"),
+           "Training batches for batch-norm statistics. They are recomputed at every point."
+           " [default: those of --data]", "MODULE:NAME", daily=True),
     Option("keep_bn", "--keep-bn",
            "Interpolate the checkpoints' batch-norm statistics instead."),
     Option("batches", "--batches", "Take only the first N batches of each. [default: all]", "N",
            COUNT),
-    Option("metric", "--metric", "What the figure shows; the csv has both."),
+    Option("metric", "--metric", "What the figure shows. The csv has both.", daily=True),
     Option("subject", "--of", "What the data are, for the figure's labels: test, training.",
            "TEXT"),
     Option("labels", "--labels", "Names of the points in the figure; 'names': those of the files.",
            "A,B,..."),
-    Option("output", "-o --output", "A .png, .svg or .pdf.", "FIGURE"),
-    Option("csv", "--csv", "The values. [default: beside the figure]", "CSV"),
+    Option("output", "-o --output", "A .png, .svg or .pdf.", "FIGURE", click.Path(),
+           daily=True),
+    Option("csv", "--csv", "The values. [default: beside the figure]", "CSV", click.Path()),
     Option("device", "--device", "Where to run the model.", "cpu|cuda|cuda:N"),
     Option("key", "--key", KEY_HELP, "PATH"),
     Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
-    Option("force", "--force", "Replace existing outputs."),
+    Option("force", "--force", "Replace existing outputs.", daily=True),
     Option("anew", "--restart", "Compute all points anew."),
-    Option("dry_run", "-n --dry-run", "Print what would be computed."),
+    Option("dry_run", "-n --dry-run", "Print what would be computed.", daily=True),
     Option("as_json", "--json", "Print the report as JSON."),
     Option("quiet", "-q --quiet", "Print errors only."),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.averaging import OUTPUT, Run, averaging_command, output_path
+from swavg.cli.averaging import Run, averaging_command, output_option, output_path
 from swavg.cli.executing import execute_and_report
 from swavg.planning.policy import Policy
 
@@ -12,13 +12,13 @@ from swavg.planning.policy import Policy
 @averaging_command()
 @click.argument("start", type=click.Path())
 @click.argument("end", type=click.Path())
-@OUTPUT
+@output_option("window")
 @click.option(
     "--counts",
     nargs=2,
     type=float,
     metavar="S E",
-    help="Of how many checkpoints or steps the two are averages. [default: as recorded]",
+    help="Of how many steps they are averages. Or checkpoints. [default: as recorded]",
 )
 def window(
     start: str,
