@@ -9,7 +9,7 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -56,9 +56,33 @@ class Headed(click.Option):
         self.daily = daily
 
 
+class _UncutWords(click.HelpFormatter):
+    """Lines break at spaces alone: never within ``--per-step``."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(text.replace("-", _UNBROKEN))
+
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        uncut = [(typed, told.replace("-", _UNBROKEN)) for typed, told in rows]
+        super().write_dl(uncut, col_max, col_spacing)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(_UNBROKEN, "-")
+
+
+class HelpContext(click.Context):
+    """A context whose help has no word cut."""
+
+    formatter_class = _UncutWords
+
+
 class SectionedCommand(click.Command):
     """A command whose --help shows its own options first, and those it shares under headings; and
     whose -h shows those of every day, on one screen."""
+
+    context_class = HelpContext
 
     def get_help_option_names(self, ctx: click.Context) -> list[str]:
         return ["--help"]
@@ -112,6 +136,7 @@ class SectionedCommand(click.Command):
         return formatter.getvalue().rstrip("\n")
 
 
+_UNBROKEN = "\N{NON-BREAKING HYPHEN}"
 _RANGE = re.compile(r"  \[x>=[^\];]*\]|; x>=[^\];]*(?=\])")
 _EXAMPLES = 3
 _WIDEST = 27

@@ -18,7 +18,7 @@ from swavg.planning.policy import Policy
     nargs=2,
     type=float,
     metavar="S E",
-    help="Of how many steps they are averages. Or checkpoints. [default: as recorded]",
+    help="Of how many steps the two are means. Or checkpoints. [default: as recorded]",
 )
 def window(
     start: str,
@@ -31,7 +31,7 @@ def window(
     """The mean over the steps between two running averages.
 
     With running averages a_s of s steps and a_e of e, the mean over (s, e] is
-    (a_e e - a_s s) / (e - s): two files instead of all between them.
+    (a_e e - a_s s)/(e-s): two files instead of all between them.
 
     \b
     swavg window avg-800.pt avg-1000.pt --counts 800 1000 -o window.pt
