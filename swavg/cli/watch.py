@@ -36,6 +36,7 @@ Seen = frozenset[tuple[str, int, int]]
     required=True,
     type=click.UNPROCESSED,
     metavar="[average|ema] RUN [OPTION]...",
+    shell_complete=click.Path().shell_complete,
 )
 @click.pass_context
 def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, interval: float) -> None:
