@@ -20,6 +20,7 @@ Span = str | tuple[str, str] | Text
 Cell = str | tuple[str, str]
 _Place = tuple[int, "Column", int]
 
+_WORD = re.compile(r"(?<=: )swavg .+|\S+")
 _NARROWEST = 24
 _LEAST = 6
 
@@ -125,11 +126,11 @@ class Page:
 
 def _broken(text: Text, width: int, hang: int) -> Iterator[Text]:
     """``text`` in lines of whole words, at most ``width`` cells long; the room for all but the
-    first is less by ``hang``."""
+    first is less by ``hang``. A command at the end of a line counts as a word."""
     for line in text.split("\n", allow_blank=True):
         ends: list[int] = []
         begun = 0
-        for word in re.finditer(r"\S+", line.plain):
+        for word in _WORD.finditer(line.plain):
             room = width - (hang if ends else 0)
             before = line.plain[begun : word.start()]
             if before.strip() and cell_len(before + word[0]) > room:

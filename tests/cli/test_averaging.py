@@ -4,6 +4,8 @@ import json
 import os
 
 import pytest
+import torch
+from checkpoints import save
 from command_line import done, swavg
 
 
@@ -98,3 +100,18 @@ def test_an_output_is_named_after_its_command_as_the_help_says(run):
     (run / "out").mkdir()
     made = done("ema", "run", "--decay", "0.9", "-o", "out", cwd=run)
     assert made.stdout == "out/ema.safetensors\n"
+
+
+def test_a_dry_run_of_a_part_says_what_the_part_does(tmp_path):
+    paths = [save(tmp_path / f"{i}.safetensors", {"w": torch.ones(1 << 20)}) for i in range(2)]
+    call = ["average", *paths, "-o", "out.safetensors", "-n"]
+    told = "part 2/3 makes 2 of 5 tasks: it reads about 3.36 MB of 8.39 MB, and writes about"
+    told += " 1.68 MB of 4.19 MB"
+    found = done(*call, "--part", "2/3", cwd=tmp_path)
+    assert f"note {told}\n" in found.stderr
+    as_json = json.loads(done(*call, "--part", "2/3", "--json", cwd=tmp_path).stdout)
+    assert told in as_json["notes"]
+    assert "part" not in done(*call, cwd=tmp_path).stderr
+    assert "such as 3/8, not '4/3'" in swavg(*call, "--part", "4/3", cwd=tmp_path).stderr
+    both = swavg(*call, "--part", "1/3", "--finish", cwd=tmp_path)
+    assert "--part and --finish exclude each other" in both.stderr

@@ -71,6 +71,7 @@ def test_a_frame_is_white_space_and_knows_80_columns(monkeypatch):
         ("    one two", 8, ["    one", "  two"]),
         ("one\ntwo three", 6, ["one", "  two", "  three"]),
         ("one two three", None, ["one two three"]),
+        ("do: swavg bn a.pt", 8, ["do:", "  swavg bn a.pt"]),
     ],
 )
 def test_a_line_is_broken_between_words(monkeypatch, text, width, lines):
