@@ -11,6 +11,7 @@ import click
 
 from swavg import __version__
 from swavg.cli.errors import is_memory_short, print_error, tell, tell_memory_short
+from swavg.cli.options import HelpContext
 from swavg.cli.signals import exit_code, stop_on_signals
 from swavg.cli.streams import discard_stdout, reopen_closed
 from swavg.errors import OutputError, SwavgError, did_you_mean
@@ -41,6 +42,8 @@ _COMMANDS = {
 class _LazyGroup(click.Group):
     """Commands are imported when they are called, so that --help starts at once."""
 
+    context_class = HelpContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*_COMMANDS]
 
@@ -68,7 +71,11 @@ def _command(name: str) -> click.Command:
     return command
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="swavg COMMAND -h shows its usual options, swavg COMMAND --help all of them.",
+)
 @click.version_option(__version__, package_name="swavg", message="swavg %(version)s")
 def cli() -> None:
     """Average neural-network checkpoints, streamed in constant memory.

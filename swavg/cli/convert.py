@@ -26,7 +26,7 @@ def convert(checkpoint: str, output: str, policy: Policy, run: Run) -> None:
 
     \b
     swavg convert a.pt converted.safetensors
-    swavg convert a.safetensors converted.pt
+    swavg convert a.safetensors resharded --format dcp
     swavg convert model.safetensors out/ --max-shard-size 5GB
     swavg convert a.safetensors half.safetensors --dtype bfloat16
     """

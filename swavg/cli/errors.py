@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
@@ -19,9 +19,12 @@ from swavg.errors import (
     ReaderGoneError,
     RequestError,
     SwavgError,
+    did_you_mean,
     nearest,
+    some,
 )
-from swavg.storage.paths import names_in
+from swavg.storage.paths import names_if_any, names_in
+from swavg.storage.stores import is_url
 
 # Not behind a colon: there it is a word of a recipe.
 _ARGUMENT = re.compile(r"(?<![^\s(])(?<!: )(\w+)=('[^']*'|[\w.+-]*\w)?")
@@ -136,12 +139,13 @@ def _longest(names: Sequence[str]) -> str:
 
 
 def _nearest_path(path: str) -> str | None:
-    """A question with the nearest name in the folder of a ``path`` that does not exist."""
+    """A question with the nearest name in the folder of a ``path`` that does not exist; or what is
+    there, or where the path ends."""
     folder, name = os.path.split(path.rstrip("/"))
     try:
         names = names_in(folder or ".")
     except InputError:
-        return None
+        return None if is_url(path) or os.path.isdir(folder) else _missing_folder(folder)
     from swavg.formats.foreign import explain_name
     from swavg.formats.places import format_at
 
@@ -150,4 +154,33 @@ def _nearest_path(path: str) -> str | None:
     # Suffixes are alike anyway.
     stems = {os.path.splitext(each)[0]: each for each in sorted(names, reverse=True)}
     near = nearest(os.path.splitext(name)[0], stems)
-    return None if near is None else f"Did you mean '{os.path.join(folder, stems[near])}'?"
+    if near is not None:
+        return f"Did you mean '{os.path.join(folder, stems[near])}'?"
+    there = [] if is_url(path) or not path else [*_alike(folder, name, names)]
+    where = f"In {folder} there" if folder else "Here"
+    return f"{where} {'are' if len(there) > 1 else 'is'}: {some(there, 4)}." if there else None
+
+
+def _alike(folder: str, name: str, names: Sequence[str]) -> Iterator[str]:
+    """Checkpoints and folders; or files like ``name``, if that is of another kind."""
+    from swavg.planning.targets import format_named
+
+    suffix = os.path.splitext(name)[1]
+    other = suffix and format_named(name) is None
+    for each in names:
+        if other:
+            if each.endswith(suffix):
+                yield each
+        elif format_named(each) or (
+            not each.startswith(".") and os.path.isdir(os.path.join(folder, each))
+        ):
+            yield each
+
+
+def _missing_folder(folder: str) -> str:
+    """Which folder on the way is not there, and what it was to be, perhaps."""
+    above = os.path.dirname(folder)
+    while above and not os.path.isdir(above):
+        folder, above = above, os.path.dirname(above)
+    near = did_you_mean(os.path.basename(folder), names_if_any(above or "."))
+    return f"There is no folder '{folder}'." + (f" {near}" if near else "")

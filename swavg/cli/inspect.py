@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from swavg.cli.options import SectionedCommand
 from swavg.cli.printing import print_json
 from swavg.cli.values import KEY
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("checkpoint", metavar="CKPT", type=click.Path())
 @click.option("--stats", is_flag=True, help="Read the values: mean, deviation, range, NaN, Inf.")
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swavg.cli.options import SectionedCommand
 from swavg.cli.scoring import ScoringOptions, scoring_options
 from swavg.cli.survey import SurveyOptions, measured, nonfinite_notes, survey_options
 
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
     from swavg.evaluation.survey import Survey
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("w1", metavar="W1", type=click.Path())
 @click.argument("w2", metavar="W2", type=click.Path())
 @click.argument("w3", metavar="W3", type=click.Path())
-@click.option("--mark", multiple=True, metavar="AVG",
+@click.option("--mark", multiple=True, metavar="AVG", type=click.Path(),
               help="Draw this checkpoint, too, with its own loss. Can be repeated.")  # fmt: skip
-@click.option("--series", multiple=True, metavar="RUN|CKPT",
+@click.option("--series", multiple=True, metavar="RUN|CKPT", type=click.Path(),
               help="Draw the path of these checkpoints, projected. Can be repeated.")  # fmt: skip
 @click.option("--grid", default="21", show_default=True, metavar="N|NxM", help="Points per axis.")
 @click.option("--margin", type=float, default=0.2, show_default=True, metavar="SHARE",
@@ -48,9 +49,10 @@ def landscape(
     it is found from the current folder, too. An interrupted run goes on when it is called again.
 
     \b
-    swavg landscape a.pt b.pt c.pt --model train:build_model --data train:test_loader
-    swavg landscape a.pt b.pt c.pt --mark swa.pt --series run/ --model train.py:Net \\
-        --data train.py:test_batches --bn-data train.py:train_batches --metric both -o plane.svg
+    swavg landscape a.pt b.pt c.pt --model train:build_model --data train:test
+    swavg landscape a.pt b.pt c.pt --mark swa.pt --series run/ \\
+        --model train.py:Net --data train.py:test_batches \\
+        --bn-data train.py:train_batches --metric both -o plane.svg
     """
     from swavg.evaluation.landscape.grid import parse_shape
     from swavg.evaluation.landscape.planar import lay_out, survey_of

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from swavg.cli.options import SectionedCommand
 from swavg.cli.scoring import ScoringOptions, scoring_options
 from swavg.cli.survey import SurveyOptions, measured, nonfinite_notes, survey_options
 from swavg.cli.values import read_paths
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from swavg.evaluation.survey import Survey
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("checkpoints", nargs=-1, required=True, metavar="A B [C...]", type=click.Path())
 @click.option("--points", type=click.IntRange(min=2), default=25, show_default=True, metavar="N",
               help="Points along the line.")  # fmt: skip
@@ -46,7 +47,8 @@ def path(
 
     \b
     swavg path a.pt b.pt --model train:build_model --data train:test_loader
-    swavg path a.pt b.pt --model train.py:Net --data train.py:test --metric both -o line.pdf
+    swavg path a.pt b.pt --model train.py:Net --data train.py:test \\
+        --metric both -o line.pdf
     """
     from swavg.evaluation.landscape import route as routes
     from swavg.evaluation.landscape.line import line_of

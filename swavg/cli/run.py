@@ -12,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from swavg.cli.options import SectionedCommand
 from swavg.cli.values import NameOrPath, Weights
 from swavg.errors import InputError, did_you_mean
 from swavg.storage.paths import is_absolute, read_file
@@ -21,7 +22,7 @@ _MOST = 1 << 24
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True})
+@click.command("run", cls=SectionedCommand, context_settings={"ignore_unknown_options": True})
 @click.argument("job", metavar="JOB", type=click.Path())
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[OPTION]...")
 @click.pass_context

@@ -149,16 +149,16 @@ class MetricOptions:
 
 
 SCORING = (
-    Option("model", "--model", "A function that returns the model, or the model:"
-           " package.module:build or path/to/file.py:build.", "MODULE:NAME"),
-    Option("data", "--data", "A function that returns batches (a DataLoader, a list), or these.",
-           "MODULE:NAME"),
+    Option("model", "--model", "A function that returns the model. Or the model itself:"
+           " package.module:build or path/to/file.py:build.", "MODULE:NAME", daily=True),
+    Option("data", "--data", "A function that returns batches. Or these: a DataLoader, a list.",
+           "MODULE:NAME", daily=True),
     Option("loss", "--loss",
            "A function of outputs and target: the mean over a batch, or a loss for each example."
            " [default: the model's own, or cross-entropy]", "MODULE:NAME"),
     Option("bn_data", "--bn-data",
-           "Batches on which batch-norm statistics are recomputed for each evaluation."
-           " [default: those of --data]", "MODULE:NAME"),
+           "Training batches for batch-norm statistics. They are recomputed for each evaluation."
+           " [default: those of --data]", "MODULE:NAME", daily=True),
     Option("keep_bn", "--keep-bn",
            "Take the checkpoints' batch-norm statistics instead (interpolated between them)."),
     Option("batches", "--batches", "Take only the first N batches of each. [default: all]", "N",
@@ -171,7 +171,7 @@ SCORING = (
 METRIC = (
     Option("scored_by", "--metric",
            "What decides: the loss, the error rate, or a function as for --loss, whose mean over"
-           " examples counts.", "loss|error|MODULE:NAME"),
+           " examples counts.", "loss|error|MODULE:NAME", daily=True),
     Option("better", "--mode",
            "Whether the lowest or the highest is best. [default: the lowest; of a function by its"
            " name]"),

@@ -148,18 +148,19 @@ def nonfinite_notes(values: Mapping[str, Sequence[float]], points: str, shown: s
 
 
 _FIGURE = (
-    Option("metric", "--metric", "What the figure shows; the csv has both."),
+    Option("metric", "--metric", "What the figure shows. The csv has both.", daily=True),
     Option("subject", "--of", "What the data are, for the figure's labels: test, training.",
            "TEXT"),
     Option("labels", "--labels", "Names of the points in the figure; 'names': those of the files.",
            "A,B,..."),
-    Option("output", "-o --output", "A .png, .svg or .pdf.", "FIGURE"),
+    Option("output", "-o --output", "A .png, .svg or .pdf.", "FIGURE", click.Path(),
+           daily=True),
 )  # fmt: skip
-_CSV = Option("csv", "--csv", "The values. [default: beside the figure]", "CSV")
+_CSV = Option("csv", "--csv", "The values. [default: beside the figure]", "CSV", click.Path())
 _TABLE = (
-    Option("force", "--force", "Replace existing outputs."),
+    Option("force", "--force", "Replace existing outputs.", daily=True),
     Option("anew", "--restart", "Compute everything anew."),
-    Option("dry_run", "-n --dry-run", "Print what would be computed."),
+    Option("dry_run", "-n --dry-run", "Print what would be computed.", daily=True),
     Option("as_json", "--json", "Print the report as JSON."),
     Option("quiet", "-q --quiet", "Print errors only."),
 )  # fmt: skip

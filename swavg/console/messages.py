@@ -9,6 +9,8 @@ from swavg.console.page import Column, Page, Row
 from swavg.console.text import MOST_ROWS, counted, printable, some
 from swavg.errors import Difference
 
+_HANG = len("error ")
+
 
 def notes(texts: Sequence[str]) -> None:
     """What one may like to know, a line each."""
@@ -23,17 +25,17 @@ def warnings(texts: Sequence[str]) -> None:
 def _tagged(tag: str, texts: Sequence[str]) -> None:
     page = Page(sys.stderr)
     for text in texts:
-        page.line((tag, "yellow"), f" {printable(text)}", wrap=True)
+        page.line((tag, "yellow"), f" {printable(text)}", wrap=True, hang=len(tag) + 1)
 
 
 def error(message: str, hint: str | None) -> None:
     """An error, with the way out on a line of its own, and so each command of it."""
     page = Page(sys.stderr)
-    page.line(("error", "bold red"), f" {printable(message)}", wrap=True)
+    page.line(("error", "bold red"), f" {printable(message)}", wrap=True, hang=_HANG)
     if hint:
-        # A command that is copied from there stays whole.
         for line in printable(hint).split("\n"):
-            page.line(f"      {line}")
+            # A command that is copied from there stays whole.
+            page.line(f"{'':{_HANG}}{line}", wrap=line[:1].isupper(), hang=_HANG)
 
 
 def differences(found: Sequence[Difference], *, everything: bool) -> None:

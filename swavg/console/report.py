@@ -49,7 +49,7 @@ def summary(reports: Sequence[Report], *, verbose: bool, chosen: bool = False) -
     for report in reports:
         done = "converted" if _copies(report) else "averaged"
         figures = _figures(report, len(reports), chosen=chosen)
-        page.line((done, "green"), f" {figures}", wrap=True)
+        page.line((done, "green"), f" {figures}", wrap=True, hang=len(done) + 1)
     told = (text for report in reports for text in _warnings(report, verbose))
     warnings([*dict.fromkeys(told)])
 

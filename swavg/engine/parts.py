@@ -67,6 +67,12 @@ class Part:
         return numbers[size * (self.number - 1) // self.count : size * self.number // self.count]
 
 
+def share(plan: Plan, part: Part) -> tuple[int, int]:
+    """How many of a plan's tasks a part makes, and how many there are."""
+    tasks = plan.for_machines(part.count * _TASKS).tasks()
+    return len(part.of(tasks)), len(tasks)
+
+
 def run_part(
     plan: Plan,
     resources: Resources,

@@ -54,7 +54,7 @@ def bema(series: Series, *, policy: Policy) -> Request:
     """The bias-corrected EMA of a series (:func:`swavg.weights.bema`); t counts training steps from
     the first checkpoint on. RequestError where a step is not known."""
     details = {"n": len(series), "schedule": "bema"}
-    return _request(series, weights.bema(known(series.steps)), "bema", details, policy)
+    return _request(series, weights.bema(known(series.steps)), "bema", details, policy, name="ema")
 
 
 def by_metric(
@@ -85,6 +85,9 @@ def _request(
     method: str,
     details: dict[str, object],
     policy: Policy,
+    *,
+    name: str = "averaged",
 ) -> Request:
-    row = Row(numbers, tuple(range(len(series))), method, details | last_step(series.steps))
+    details |= last_step(series.steps)
+    row = Row(numbers, tuple(range(len(series))), method, details, name=name)
     return Request(series.paths, (row,), policy, shared=series.shared)

@@ -32,6 +32,8 @@ class Row:
     """The one input in another form: bytes as they are, NaN too, unless the dtype changes."""
     recorded: str | None = None
     """The recipe that is written, instead of that of this call."""
+    name: str = "averaged"
+    """What the output is called, before its suffix, where nobody names it."""
 
     def __post_init__(self) -> None:
         if not self.members or len(self.weights) != len(self.members):

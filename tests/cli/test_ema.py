@@ -10,8 +10,7 @@ def test_the_literal_ema_call_runs(run):
     files = sorted((run / "run").iterdir())
     done("ema", *files, "--decay", "0.99", cwd=run)
     weights = [0.99**4, *(0.01 * 0.99 ** (4 - i) for i in range(1, 5))]
-    out = next(run.glob("averaged*"))
-    assert_bias(out, bias(STEPS, weights))
+    assert_bias(run / "ema.safetensors", bias(STEPS, weights))
 
 
 def test_a_half_life_in_steps_counts_the_gaps_and_says_so(run):

@@ -121,6 +121,27 @@ def test_what_was_meant_is_named(pair, args, meant):
     assert meant in " ".join(found.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("nothing-like-it", "Here are: a.safetensors, b.safetensors, inf.safetensors,"
+         " other.safetensors and 2 more."),
+        ("runs/step-9.pt", "In runs there is: 17."),
+        ("runs/18/old/a.pt", "There is no folder 'runs/18'."),
+        ("rusn/17/a.pt", "There is no folder 'rusn'. Did you mean 'runs'?"),
+        ("/none/such/a.pt", "There is no folder '/none'."),
+        ("runs/17/a.pt", None),
+        ("", None),
+        ("gone.csv", "Here is: log.csv."),
+    ],
+)  # fmt: skip
+def test_what_is_there_is_told_where_nothing_is_near(pair, path, hint):
+    (pair / "runs/17").mkdir(parents=True)
+    (pair / "log.csv").write_text("")
+    told = json.loads(swavg("average", path, "--json", cwd=pair).stdout)
+    assert (told["code"], told["hint"]) == (4, hint)
+
+
 @pytest.mark.parametrize("args", [["bogus"], ["average", "nothing-like-it"]])
 def test_nothing_is_named_that_is_not_near(pair, args):
     assert "Did you mean" not in swavg(*args, cwd=pair).stderr

@@ -29,6 +29,46 @@ def test_the_help_shows_each_option_once_under_a_heading(command):
     assert shown.count("Choosing checkpoints:") == (command not in ("update", "window"))
 
 
+COMMANDS = cli.list_commands(None)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_usual_options_fit_on_a_screen(command):
+    narrow = done(command, "-h", env={"COLUMNS": "80"}).stdout.splitlines()
+    assert len(narrow) <= 24
+    assert max(map(len, narrow)) <= 80
+    assert narrow[2].strip()
+    assert any(f"swavg {command} " in line for line in narrow[3:])
+    assert narrow[-1].startswith(f"swavg {command} --help shows ")
+
+
+@pytest.mark.parametrize("columns", [80, 100, 160])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_the_help_takes_a_hundred_columns_at_most(command, columns):
+    lines = done(*command.split(), "--help", env={"COLUMNS": str(columns)}).stdout.splitlines()
+    assert max(map(len, lines)) <= min(columns, 100)
+
+
+def test_the_usual_options_are_told_in_a_sentence():
+    shown = done("average", "-h", env={"COLUMNS": "80"}).stdout
+    assert "  -o, --output OUT            Where to write. [default: averaged.SUFFIX]\n" in shown
+    assert "  --dtype [keep|float32|...]  Floats in the output.  [default: keep]\n" in shown
+    assert "  --exclude GLOB              Do not average these tensors.\n" in shown
+    assert (
+        shown.index("--by-metric") < shown.index("--last N") < shown.index("--strict / --lenient")
+    )
+    rare = "--lora", "--threads", "--at-most", "--temperature", "-h"
+    assert not [option for option in rare if f"  {option} " in shown]
+    told = done("bn", "-h").stdout
+    assert "A function that returns the model.  [required]\n" in told
+
+
+def test_an_example_is_shown_whole():
+    shown = done("landscape", "-h", env={"COLUMNS": "80"}).stdout
+    assert shown.count("\\\n") == 2
+    assert "-o plane.svg\n" in shown
+
+
 def test_version_and_module_agree():
     import swavg as package
 

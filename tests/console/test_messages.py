@@ -35,5 +35,6 @@ def test_a_terminal_gets_an_error_broken_between_words_and_paths_whole(tmp_path)
     assert "Use --lenient" in message
     words = {word for line in message.splitlines() for word in line.split()}
     assert {"'layer.0.weight'", "tensors", "differ."} <= words
+    assert all(len(line) <= 40 or len(line.split()) == 1 for line in message.splitlines()[1:])
     shown, _ = on_a_terminal(["inspect", paths[0].with_name("none.pt")], columns=40)
     assert f"{paths[0].with_name('none.pt')}:" in shown

@@ -114,8 +114,11 @@ def test_a_profile_is_taken_from_the_files_of_the_aws_tools(monkeypatch, tmp_pat
     assert store.config["region"] == "eu-west-1"
     assert store.config["endpoint"] == "http://127.0.0.1:9"
     monkeypatch.setenv("AWS_PROFILE", "other")
-    with pytest.raises(RequestError, match="other"):
+    with pytest.raises(RequestError, match="other") as error:
         store_of(locate("s3://of-another-profile/a"))
+    ways, command = str(error.value.hint).split("\n")
+    assert ways == "Set AWS_PROFILE to one that there is: mine; or make it:"
+    assert command == "aws configure --profile other"
 
 
 def test_without_obstore_it_says_what_to_install():
