@@ -94,7 +94,7 @@ def _drawn(surface: Surface, options: SurveyOptions, kind: str) -> bytes:
     from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.figure import draw
 
-    return encoded(draw(surface, options.metrics, subject=options.subject), kind)
+    return encoded(draw(surface, options.metrics, subject=options.subject, data=options.data), kind)
 
 
 def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:

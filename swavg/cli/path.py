@@ -74,7 +74,9 @@ def _drawn(line: Line, labels: list[str], options: SurveyOptions, kind: str) -> 
     from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.line_figure import draw
 
-    return encoded(draw(line, options.metrics, labels=labels, subject=options.subject), kind)
+    return encoded(
+        draw(line, options.metrics, labels=labels, subject=options.subject, data=options.data), kind
+    )
 
 
 def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:
