@@ -44,7 +44,8 @@ class Extras:
     ``siblings`` are its other state dicts by dotted path, the tensors in them under their paths in
     the file; ``doubtful`` are the paths of what may be one, ``also`` the notes on both; ``arrays``
     name NumPy arrays, which are no tensors. ``joined`` are the siblings whose tensors stand in the
-    checkpoint's own table, too.
+    checkpoint's own table, too. ``callables`` are the functions and classes that torch would run to
+    load the pickle, ``foreign`` those that it runs only where told to; 1,000 of each at most.
 
     Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
     file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
@@ -69,6 +70,8 @@ class Extras:
     doubtful: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
+    callables: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
     shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     index: str | None = None
