@@ -6,7 +6,8 @@ gives styles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -60,7 +61,8 @@ class Page:
             self._stream.write("".join(map(str, spans)) + "\n")
         else:
             text = Text.assemble(*spans, style=style or "")
-            self.console.print(text, soft_wrap=soft, overflow="ignore", crop=False)
+            for line in [text] if soft or self.width is None else _broken(text, self.width):
+                self.console.print(line, soft_wrap=True)
 
     def fact(self, label: str, value: str, *, indent: int = 12) -> None:
         """A label and its value, folded behind it."""
@@ -140,6 +142,20 @@ def _fitted(
             break
         widths[widest] -= 1
     return [(i, columns[i], widths[i]) for i in shown]
+
+
+def _broken(text: Text, width: int) -> Iterator[Text]:
+    """``text`` in lines of at most ``width`` cells, but for a word that is longer."""
+    for line in text.split():
+        ends, start = [], 0
+        for word in re.finditer(r"\S+", line.plain):
+            before = line.plain[start : word.start()]
+            if before.strip() and cell_len(before) + cell_len(word[0]) > width:
+                start = word.start()
+                ends.append(start)
+        for part in line.divide(ends):
+            part.rstrip()
+            yield part
 
 
 def _plain(cell: Cell) -> tuple[str, str]:

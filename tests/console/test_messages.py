@@ -1,5 +1,7 @@
 """Notes, warnings and errors."""
 
+import re
+
 import torch
 from checkpoints import save
 from command_line import done
@@ -35,5 +37,9 @@ def test_a_terminal_gets_an_error_broken_between_words_and_paths_whole(tmp_path)
     assert "Use --lenient" in message
     words = {word for line in message.splitlines() for word in line.split()}
     assert {"'layer.0.weight'", "tensors", "differ."} <= words
+    # All but the way out, which may be a command.
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", message).partition("\n      ")[0].splitlines()
+    assert len(lines) > 1
+    assert all(len(line) <= 40 for line in lines)
     shown, _ = on_a_terminal(["inspect", paths[0].with_name("none.pt")], columns=40)
     assert f"{paths[0].with_name('none.pt')}:" in shown
