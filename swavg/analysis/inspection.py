@@ -15,6 +15,7 @@ from swavg.formats.parts import open_whole
 from swavg.formats.tensors import Tensor
 from swavg.planning.globs import check_globs
 from swavg.planning.match import canonical, spelling
+from swavg.short_repr import ShortRepr
 from swavg.storage.sources import Source
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class Folder:
     left_out: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(ShortRepr):
     """What a checkpoint holds.
 
     ``size`` is that of its files in bytes; ``held`` the number of its tensors, of which ``tensors``
