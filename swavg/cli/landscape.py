@@ -91,16 +91,16 @@ def landscape(
         from swavg.evaluation.landscape.planar import surface_of
 
         surface = surface_of(layout, values, labels)
-        outputs.publish(survey, table, partial(_drawn, surface, options))
+        outputs.publish(survey, table, partial(_drawn, surface, options, scoring.data))
     _report(surface, layout, options, outputs)
     return 0
 
 
-def _drawn(surface: Surface, options: SurveyOptions, kind: str) -> bytes:
+def _drawn(surface: Surface, options: SurveyOptions, data: str, kind: str) -> bytes:
     from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.figure import draw
 
-    return encoded(draw(surface, options.metrics, subject=options.subject), kind)
+    return encoded(draw(surface, options.metrics, subject=options.subject, data=data), kind)
 
 
 def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:

@@ -75,16 +75,18 @@ def path(
     scorer, told = scoring.scorer(model, opened), scoring.notes(model)
     with measured(survey, outputs, scorer, told, quiet=options.quiet) as (table, values):
         line = line_of(route, values)
-        outputs.publish(survey, table, partial(_drawn, line, labels, options))
+        outputs.publish(survey, table, partial(_drawn, line, labels, options, scoring.data))
     _report(line, labels, options, outputs)
     return 0
 
 
-def _drawn(line: Line, labels: list[str], options: SurveyOptions, kind: str) -> bytes:
+def _drawn(line: Line, labels: list[str], options: SurveyOptions, data: str, kind: str) -> bytes:
     from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.line_figure import draw
 
-    return encoded(draw(line, options.metrics, labels=labels, subject=options.subject), kind)
+    return encoded(
+        draw(line, options.metrics, labels=labels, subject=options.subject, data=data), kind
+    )
 
 
 def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:

@@ -141,6 +141,11 @@ def _pickled(page: Page, pickled: Pickled, everything: bool) -> None:
         page.fact("no tensors", _listed(inside, everything))
     for index, (name, value) in enumerate(pickled.scalars.items()):
         page.fact("" if index else "entries", f"{one_line(name)} = {shortened(str(value))}")
+    if pickled.callables:
+        page.fact("torch runs", _listed(pickled.callables, everything))
+    if pickled.foreign:
+        page.fact("foreign", _listed(pickled.foreign, everything))
+        page.fact("", "torch imports and runs these with weights_only=False; swavg runs nothing")
 
 
 def _folder(page: Page, found: Inspection, everything: bool) -> None:

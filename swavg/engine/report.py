@@ -15,6 +15,7 @@ from swavg.engine.resources import Resources, Sizes
 from swavg.engine.results import TaskResult
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.plan import Output, Plan
+from swavg.short_repr import ShortRepr
 from swavg.storage.destination import is_stored
 
 STDOUT = "-"
@@ -48,8 +49,8 @@ class InputSummary:
     """That of the angle between the two, estimated."""
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(ShortRepr):
     """What was (or, before a run, will be) done for one output."""
 
     output: str
@@ -83,6 +84,13 @@ class Report:
     """None before a run."""
     parts: tuple[str, ...] = ()
     """Of a composite."""
+
+    def facts(self) -> Mapping[str, object]:
+        return {
+            **super().facts(),
+            "inputs": {each.name: each.weight for each in self.inputs},
+            "tensors": {what: count for what, count in self.tensors.items() if count},
+        }
 
     def to_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""

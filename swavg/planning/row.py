@@ -11,12 +11,13 @@ from itertools import pairwise
 from swavg.errors import RequestError
 from swavg.formats.tensors import Shared
 from swavg.planning.policy import Policy
+from swavg.short_repr import ShortRepr
 
 Path = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+@dataclass(frozen=True, slots=True, repr=False)
+class Row(ShortRepr):
     """One output: weights over inputs. RequestError unless they are finite, and one to one."""
 
     weights: tuple[float, ...]
@@ -48,8 +49,8 @@ class Row:
             raise RequestError("The members of a row are not ascending indices of inputs.")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+@dataclass(frozen=True, slots=True, repr=False)
+class Request(ShortRepr):
     """Rows over inputs: all that a method decides. Where the outputs go, others say."""
 
     inputs: tuple[str, ...]
@@ -61,5 +62,5 @@ class Request:
     """What one may like to know of how the rows came about."""
     warnings: tuple[str, ...] = ()
     """What may make the results useless."""
-    shared: Shared | None = None
+    shared: Shared | None = field(default=None, repr=False)
     """What was read of the inputs on the way."""

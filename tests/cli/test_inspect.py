@@ -1,5 +1,6 @@
 """What ``swavg inspect`` prints."""
 
+import argparse
 import json
 import math
 import struct
@@ -138,3 +139,14 @@ def test_figures_of_a_tensor_larger_than_the_promise_stay_within_it(tmp_path, dt
 def test_figures_of_a_large_transposed_tensor_stay_within_the_promise(tmp_path):
     torch.save({"w": torch.ones(4096, 8192).t()}, tmp_path / "a.pt")
     assert peak("inspect", tmp_path / "a.pt", "--stats") <= PROMISE
+
+
+def test_what_torch_would_run_is_told_from_what_it_would_not_run_by_default(tmp_path):
+    holds = {"model": state(1), "args": argparse.Namespace(lr=0.1)}
+    torch.save(holds, tmp_path / "last.pt")
+    shown = swavg("inspect", tmp_path / "last.pt").stdout
+    assert "torch runs  collections.OrderedDict, torch._utils._rebuild_tensor_v2\n" in shown
+    assert "foreign     argparse.Namespace\n" in shown
+    assert "swavg runs nothing" in shown
+    torch.save(holds["model"], tmp_path / "model.pt")
+    assert "foreign" not in swavg("inspect", tmp_path / "model.pt").stdout
