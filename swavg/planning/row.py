@@ -32,6 +32,8 @@ class Row:
     """The one input in another form: bytes as they are, NaN too, unless the dtype changes."""
     recorded: str | None = None
     """The recipe that is written, instead of that of this call."""
+    older: bool = False
+    """The recipe says no more than those of the first version."""
 
     def __post_init__(self) -> None:
         if not self.members or len(self.weights) != len(self.members):
