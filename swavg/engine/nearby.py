@@ -20,9 +20,22 @@ def find_inputs(output: str, recipe: Mapping[str, object], key: str | None = Non
     """The inputs by their names in the recipe: of several that are called so, the one of that size
     and fingerprint. ``key`` as in :class:`swavg.planning.policy.Policy`. InputError for one that is
     nowhere near."""
-    composite = as_composite(output)
-    part = "" if composite is None else next(iter(open_parts(composite, key).parts))
+    part = _first_part(output, key)
     return [_found(output, each, part, key) for each in inputs_in(recipe)]
+
+
+def of_wholes(output: str, recipe: Mapping[str, object]) -> dict[str, object]:
+    """The recipe of a composite with the names of its inputs, instead of those of a part; any other
+    as it is."""
+    part = _first_part(output)
+    names = [each.name.removesuffix(f"/{part}") for each in inputs_in(recipe)]
+    return {**recipe, "inputs": names} if part else dict(recipe)
+
+
+def _first_part(output: str, key: str | None = None) -> str:
+    """The name of the part whose recipe is that of the output; empty of what has none."""
+    composite = as_composite(output)
+    return "" if composite is None else next(iter(open_parts(composite, key).parts))
 
 
 def find_near(output: str, told: Input, part: str = "", key: str | None = None) -> str | None:
