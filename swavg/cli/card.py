@@ -34,8 +34,7 @@ def card_of(path: str, recipe: Mapping[str, object], base_models: Iterable[str] 
     names = [each.name for each in inputs]
     by_weights = {} if is_uniform(weights) else {"weights": weights, "raw-weights": True}
     made = command_line(average, names, {"output": name, **by_weights, **options_of(recipe)})
-    proven = shlex.join(["swavg", "verify", name, *names])
-    return card(name, recipe, [made, proven], [*base_models])
+    return card(name, recipe, [made, shlex.join(["swavg", "verify", name])], [*base_models])
 
 
 def with_cards(plan: Plan) -> Plan:

@@ -175,7 +175,7 @@ def _texts(job: str, key: str, value: object) -> list[str]:
 
 def _plain(job: str, key: str, value: object) -> list[str]:
     found = []
-    for each in value if isinstance(value, list) else [value]:
+    for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, bool | dict | list) and not isinstance(value, bool):
             raise click.UsageError(f"{job}: '{key}' is no list of texts and numbers.")
         found.append(repr(each) if isinstance(each, float) else str(each))
