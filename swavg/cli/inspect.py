@@ -38,7 +38,7 @@ def inspect(
     swavg inspect model.safetensors          a line per tensor, then the sums
     swavg inspect last.ckpt --tree           by module, and what else it holds
     swavg inspect model --stats --include '*.bias'
-    swavg inspect average.pt --card > average.md
+    swavg inspect avg.safetensors --card > avg.md
 
     The standard deviation is the population's; NaN and Inf are counted and left out of the other
     figures; complex values count by their magnitude. Tied tensors are summed once.
