@@ -12,13 +12,13 @@ from swavg.engine.average import prepare
 from swavg.engine.comparing import ComparingSink, compare_others
 from swavg.engine.held import held_in
 from swavg.engine.nearby import GIVE, find_inputs
-from swavg.engine.origins import LATER, as_before, inputs_in, origins_of
+from swavg.engine.origins import LATER, Input, as_before, inputs_in, origins_of
 from swavg.engine.outputs import write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe_of
 from swavg.engine.report import Progress
 from swavg.engine.resources import Resources
 from swavg.engine.workers import start, tools_of
-from swavg.errors import InputError, RequestError, some
+from swavg.errors import InputError, RequestError, SwavgError, some
 from swavg.formats.parts import open_whole
 from swavg.formats.tensors import Shared
 from swavg.planning.plan import Plan
@@ -116,8 +116,13 @@ def verify(
 def _as_told(path: str, inputs: Sequence[str], recipe: Mapping[str, Any]) -> tuple[Plan, list[str]]:
     """The plan of the output that is there, and what is to be said of its recipe. InputError."""
     shared = Shared()
-    _check_inputs(recipe, inputs, shared)
-    plan = _planned(path, inputs, recipe, shared)
+    try:
+        plan = _planned(path, inputs, recipe, shared)
+    except SwavgError:
+        # Unless an input has changed, which explains it.
+        _check_inputs(recipe, inputs, [_as_it_is(each, _key(recipe)) for each in inputs])
+        raise
+    _check_inputs(recipe, inputs, inputs_in(plan.recipes[0]))
     _check_held(plan, recipe, inputs)
     told = as_text(recipe)
     if told in map(as_text, plan.recipes):
@@ -178,15 +183,21 @@ def _planned(
     return prepare(inputs, [row], [path], policy, force=True, distances=False, shared=shared)
 
 
-def _check_inputs(recipe: Mapping[str, Any], paths: Sequence[str], shared: Shared) -> None:
+def _as_it_is(path: str, key: str | None) -> Input:
+    """What a recipe would tell of an input. InputError."""
+    (origin,) = origins_of([open_whole(path, key=key, of_parts=True)], [path])
+    return Input(path, None, origin.size, digits=origin.own.digits)
+
+
+def _check_inputs(
+    recipe: Mapping[str, Any], paths: Sequence[str], as_they_are: Sequence[Input]
+) -> None:
     """InputError if an input is not what it was when the average was made."""
-    for path, was in zip(paths, inputs_in(recipe), strict=True):
-        opened = open_whole(path, key=_key(recipe), shared=shared, of_parts=True)
-        (found,) = origins_of([opened], [was.name])
+    for path, was, found in zip(paths, inputs_in(recipe), as_they_are, strict=True):
         if was.size not in (None, found.size):
             change = f"it has {found.size:,} bytes, and had {was.size:,}"
-        elif was.digits not in (None, found.own.digits):
-            change = f"its fingerprint is {found.own.digits}, and was {was.digits}"
+        elif was.digits not in (None, found.digits):
+            change = f"its fingerprint is {found.digits}, and was {was.digits}"
         else:
             continue
         raise InputError(path, f"is not what the average was made of: {change}", hint=GIVE)
