@@ -27,14 +27,16 @@ def card_of(path: str, recipe: Mapping[str, object], base_models: Iterable[str] 
     from swavg.weights import is_uniform
 
     inputs = inputs_in(recipe)
-    weights = [each.weight for each in inputs if isinstance(each.weight, float)]
+    weights = [float(each.weight) for each in inputs if isinstance(each.weight, int | float)]
     if not inputs or len(weights) < len(inputs):
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")
     name = os.path.basename(path.rstrip("/"))
     names = [each.name for each in inputs]
     by_weights = {} if is_uniform(weights) else {"weights": weights, "raw-weights": True}
     made = command_line(average, names, {"output": name, **by_weights, **options_of(recipe)})
-    return card(name, recipe, [made, shlex.join(["swavg", "verify", name])], [*base_models])
+    page = card(name, recipe, [made, shlex.join(["swavg", "verify", name])], [*base_models])
+    # A file name need not be UTF-8; a page is.
+    return page.encode(errors="backslashreplace").decode()
 
 
 def with_cards(plan: Plan) -> Plan:
@@ -59,7 +61,7 @@ def with_cards(plan: Plan) -> Plan:
             recipe = {**recipe, "inputs": [*short_names(roots)]}
         page = card_of(target.path, recipe, _repositories(members))
         sides = {name: path for name, path in output.side_files.items() if name != _NAME}
-        small = {**output.small, _NAME: page.encode(errors="backslashreplace")}
+        small = {**output.small, _NAME: page.encode()}
         outputs[first] = replace(output, small=small, side_files=sides)
     return replace(plan, outputs=tuple(outputs))
 

@@ -28,8 +28,15 @@ def of_wholes(output: str, recipe: Mapping[str, object]) -> dict[str, object]:
     """The recipe of a composite with the names of its inputs, instead of those of a part; any other
     as it is."""
     part = _first_part(output)
-    names = [each.name.removesuffix(f"/{part}") for each in inputs_in(recipe)]
+    names = [_without(part, each.name) for each in inputs_in(recipe)]
     return {**recipe, "inputs": names} if part else dict(recipe)
+
+
+def _without(part: str, path: str) -> str:
+    """The path of what has a part, from that of the part, which may have another number in it."""
+    for _ in filter(None, part.split("/")):
+        path = os.path.dirname(path)
+    return path
 
 
 def _first_part(output: str, key: str | None = None) -> str:
@@ -63,12 +70,9 @@ def _places(output: str, name: str, part: str) -> Iterator[str]:
         inner = (os.path.join(folder, each) for each in names_if_any(folder or "."))
         for place in (folder, *filter(is_folder, inner)):
             found = os.path.join(place, name)
-            if exists(found):
-                for _ in filter(None, part.split("/")):
-                    found = os.path.dirname(found)
-                # It may have been replaced by what was made of it.
-                if absolute(found) != absolute(output):
-                    yield found
+            # It may have been replaced by what was made of it.
+            if exists(found) and absolute(whole := _without(part, found)) != absolute(output):
+                yield whole
 
 
 def _is_it(path: str, told: Input, key: str | None) -> bool:

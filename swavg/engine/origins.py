@@ -30,7 +30,7 @@ class Origin(NamedTuple):
     """Bytes of its files."""
     counts: Mapping[Unit, int]
     recipe: Mapping[str, object]
-    """Empty unless it is an average itself."""
+    """What swavg recorded in it: how it was made, if it is an average itself."""
 
     @property
     def holds(self) -> Sequence[Held]:
@@ -91,11 +91,12 @@ def with_lineage(
 ) -> dict[str, object]:
     """The recipe, with those of the averages that are among its inputs, and of those among theirs:
     the nearest first, as many as there is room for."""
-    room = _ROOM - len(as_text(recipe).encode())
     lineage: dict[str, Mapping[str, object]] = {}
+    room: int | None = None
     for entry in _ancestors([origins[member] for member in row.members]):
         digits = str(entry["fingerprint"])
         if digits not in lineage:
+            room = _ROOM - len(as_text(recipe).encode()) if room is None else room
             room -= len(as_text(entry).encode()) + 2
             if room < 0:
                 break

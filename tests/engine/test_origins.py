@@ -145,3 +145,14 @@ def test_what_the_first_version_wrote_is_verified_and_up_to_date(tmp_path, parts
     assert (found.proven, found.notes) == (found.total, ())
     plan = swavg.prepare(paths, [Row((0.5, 0.5), (0, 1))], [output])
     assert up_to_date(plan)
+
+
+def test_a_recipe_that_says_nothing_of_its_inputs_is_verified(tmp_path, paths):
+    output = tmp_path / "mean.safetensors"
+    recipe = {"method": "mean", "n": 2, "inputs": ["step_10.safetensors", "step_20.safetensors"],
+              "weights": [0.5, 0.5], "options": {}, "version": "0.0.1"}  # fmt: skip
+    row = Row((0.5, 0.5), (0, 1), recorded=json.dumps(recipe))
+    swavg.execute(swavg.prepare(paths[:2], [row], [output]))
+    found = verify(output)
+    assert found.proven == found.total
+    assert "of another version" in found.notes[0]
