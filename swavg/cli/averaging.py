@@ -93,6 +93,7 @@ class Run:
     """What a run may use and replace, and what it shows."""
 
     distances: bool = True
+    card: bool = False
     device: str = "cpu"
     threads: int | None = None
     memory: int | None = None
@@ -113,6 +114,8 @@ class Run:
 
 _RUN = (
     Option("distances", "--no-geometry", "Do not look how far each input lies from the average."),
+    Option("card", "--card",
+           "Write README.md into an output that is a folder: what it was made of, and how."),
     Option("device", "--device", "Where to compute. The bytes are the same.", "cpu|cuda|cuda:N",
            environment="SWAVG_DEVICE"),
     Option("threads", "--threads",
@@ -143,6 +146,8 @@ _RUN = (
     Option("quiet", "-q --quiet", "Print errors only."),
     Option("verbose", "-v --verbose", "Print inputs, plan and every exception."),
 )  # fmt: skip
+_AVERAGES = ("distances", "card")
+"""What only averages have."""
 
 
 def policy_options() -> Iterator[Option]:
@@ -172,8 +177,8 @@ def averaging_command(
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             return command(policy=policy, **values)
 
-        # What keeps to some fields does not average: there is nothing to measure.
-        running = _RUN if policy_fields is None else _RUN[1:]
+        # What keeps to some fields does not average: there is nothing to measure, or to tell of.
+        running = [each for each in _RUN if policy_fields is None or each.field not in _AVERAGES]
         with_run = filled("run", Run, {"Running": running})(called)
         return click.command(cls=kind)(filled("policy", Policy, sections)(with_run))
 

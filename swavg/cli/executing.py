@@ -64,6 +64,10 @@ def execute_and_report(
         warnings=request.warnings,
         shared=request.shared,
     )
+    if run.card:
+        from swavg.cli.card import with_cards
+
+        plan = with_cards(plan)
     if run.save_job is not None:
         from swavg.cli.run import save
 

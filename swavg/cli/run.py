@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -72,21 +73,39 @@ def _read(path: str) -> tuple[str, dict[str, object]]:
 
 def _of_report(report: Mapping[str, object]) -> dict[str, object]:
     """The average that a report tells of, with its weights."""
-    from swavg.cli.averaging import policy_options
-
     inputs, recipe = report["inputs"], report["recipe"]
     assert isinstance(inputs, list)
     assert isinstance(recipe, dict)
-    keys = {option.field: option.key for option in policy_options()}
-    options = {keys[field]: value for field, value in recipe.get("options", {}).items()}
     return {
         _COMMAND: "average",
         "checkpoints": [each["path"] for each in inputs],
         "weights": [each["weight"] for each in inputs],
         "raw-weights": True,
         "output": report["output"],
-        **options,
+        **options_of(recipe),
     }
+
+
+def options_of(recipe: Mapping[str, object]) -> dict[str, object]:
+    """The options of a recipe by their keys. UsageError for one that this version lacks."""
+    from swavg.cli.averaging import policy_options
+
+    keys = {option.field: option.key for option in policy_options()}
+    options = recipe.get("options")
+    told = options if isinstance(options, dict) else {}
+    for field in told:
+        if field not in keys:
+            raise click.UsageError(f"Its recipe has the option '{field}', which is not known here.")
+    return {keys[field]: value for field, value in told.items()}
+
+
+def command_line(command: click.Command, paths: Sequence[str], values: Mapping[str, object]) -> str:
+    """What is typed for a command with these paths, and the values of options by their keys."""
+    params = {key: param for param in command.params for key in keys_of(param)}
+    words = ["swavg", str(command.name), *paths]
+    for key, value in values.items():
+        words += _option("a recipe", key, params[key], value, _plain("a recipe", key, value))
+    return shlex.join(words)
 
 
 def _arguments(
@@ -148,13 +167,19 @@ def _option(
 
 
 def _texts(job: str, key: str, value: object) -> list[str]:
-    """A value, or each of a list, as it is typed."""
+    """A value, or each of a list, as it is typed, with the variables in it."""
+    return [
+        _VARIABLE.sub(lambda name: _variable(job, name[1]), text)
+        for text in _plain(job, key, value)
+    ]
+
+
+def _plain(job: str, key: str, value: object) -> list[str]:
     found = []
-    for each in value if isinstance(value, list) else [value]:
+    for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, bool | dict | list) and not isinstance(value, bool):
             raise click.UsageError(f"{job}: '{key}' is no list of texts and numbers.")
-        text = repr(each) if isinstance(each, float) else str(each)
-        found.append(_VARIABLE.sub(lambda name: _variable(job, name[1]), text))
+        found.append(repr(each) if isinstance(each, float) else str(each))
     return found
 
 

@@ -22,14 +22,14 @@ def verify(
 
     It is made again from its inputs, and compared bit by bit, without being written. INPUT are the
     inputs in the order of the recipe (swavg inspect shows it); without them they are looked for by
-    their names, near OUT and here. Of a large output a sample is compared.
+    their names, sizes and fingerprints, near OUT and here. Of a large output a sample is compared.
 
     \b
     swavg verify avg.safetensors
     swavg verify avg.safetensors --all
 
     Exit codes: 0 if no byte differs, 3 for the first that does, 4 if there is no recipe or an input
-    is gone or another.
+    is gone or has changed.
     """
     from swavg.console import messages
     from swavg.console.progress import progress_bar

@@ -109,10 +109,11 @@ class Parts:
 
     @property
     def wholes(self) -> list[Checkpoint]:
-        """The first part of each input, with the files of all."""
+        """The first part of each input, with the path and the files of all."""
         return [
             replace(
                 next(iter(each.parts.values())),
+                path=each.composite.path,
                 sources=tuple(source for part in each.parts.values() for source in part.sources),
             )
             for each in self.inputs

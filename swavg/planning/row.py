@@ -35,6 +35,8 @@ class Row(ShortRepr):
     """The recipe that is written, instead of that of this call."""
     name: str = "averaged"
     """What the output is called, before its suffix, where nobody names it."""
+    older: bool = False
+    """The recipe says no more than those of the first version."""
 
     def __post_init__(self) -> None:
         if not self.members or len(self.weights) != len(self.members):

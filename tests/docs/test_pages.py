@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 WITH = {
     "README.md": "a b ckpts run step-900 step-1000",
     "series.md": "run",
+    "recipes.md": "run",
     "batch-norm.md": "averaged avg train model data",
     "landscape.md": "a b c run train",
     "evaluation.md": "a b avg run train",

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def test_the_recipe_is_in_the_metadata_and_the_templates_own_stays(tmp_path):
         "method": "weighted",
         "inputs": ["a.safetensors", "b.safetensors"],
         "weights": [0.25, 0.75],
+        "sizes": [os.path.getsize(path) for path in (first, last)],
+        "epochs": [1, 2],
         "options": {},
         "version": swavg.__version__,
     }
