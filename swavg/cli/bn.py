@@ -107,4 +107,4 @@ def bn(
     if not quiet:
         recalibration.summary(done)
     paths = [done.output] if done.output != STDOUT else []
-    print_published("bn", [asdict(done)], paths, as_json=as_json)
+    print_published("bn", [{"dry_run": False, **asdict(done)}], paths, as_json=as_json)

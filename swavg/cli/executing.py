@@ -112,7 +112,8 @@ def _tell_up_to_date(plan: Plan, resources: Resources, run: Run) -> None:
     if not run.quiet:
         messages.notes(["up to date"])
     here = replace(resources, engine="local", address=None)
-    values = [{**each.to_json(), "up_to_date": True} for each in dry_run(plan, here)]
+    reports = [replace(each, dry_run=False, up_to_date=True) for each in dry_run(plan, here)]
+    values = [report.to_json() for report in reports]
     print_published("report", values, _paths(plan), as_json=run.as_json)
 
 

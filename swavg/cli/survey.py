@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from swavg.cli.errors import print_error
 from swavg.cli.options import Option, filled
 from swavg.cli.printing import print_published
 from swavg.cli.signals import exit_code
@@ -169,7 +170,11 @@ class SurveyOptions:
             except KeyboardInterrupt as stopped:
                 done, total = len(table.rows), len(survey.points)
                 console.interrupted(done, total, str(table.path))
-                raise click.exceptions.Exit(exit_code(stopped)) from None
+                code = exit_code(stopped)
+                if self.as_json:
+                    text = f"interrupted: {done} of {total} points are in {table.path}"
+                    print_error(code, "interrupted", text)
+                raise click.exceptions.Exit(code) from None
             yield table, values
 
     def _values(
@@ -224,7 +229,7 @@ class SurveyOptions:
         return notes
 
     def finish(
-        self, name: str, outputs: Outputs, report: dict[str, Any], notes: Sequence[str]
+        self, name: str, outputs: Outputs, report: Mapping[str, object], notes: Sequence[str]
     ) -> None:
         """Say what is to be said and print the paths."""
         from swavg.console import messages

@@ -25,8 +25,8 @@ def plan(report: Report) -> None:
     """The plan of a run that has not been made, on stdout."""
     page = Page(sys.stdout)
     _inputs_and_facts(page, report)
-    if report.treated:
-        _not_averaged(page, report.treated, everything=True)
+    if report.not_averaged:
+        _not_averaged(page, report.not_averaged, everything=True)
 
 
 def summary(reports: Sequence[Report], *, verbose: bool, chosen: bool = False) -> None:
@@ -35,8 +35,8 @@ def summary(reports: Sequence[Report], *, verbose: bool, chosen: bool = False) -
     page = Page(sys.stderr)
     notes([*dict.fromkeys(note for report in reports for note in report.notes)])
     for report in reports:
-        if report.treated:
-            _not_averaged(page, report.treated, everything=verbose)
+        if report.not_averaged:
+            _not_averaged(page, report.not_averaged, everything=verbose)
         if report.differing_integers:
             rule = _option(report, "integers") or "last"
             names = ", ".join(some(report.differing_integers, _most(verbose)))
@@ -146,7 +146,7 @@ def _inputs_and_facts(page: Page, report: Report) -> None:
 
 def _inputs(page: Page, inputs: Sequence[InputSummary]) -> None:
     """The inputs with their weights; what all have in common stands once, in the title."""
-    measured = any(entry.distance is not None for entry in inputs)
+    measured = any(entry.relative_distance is not None for entry in inputs)
     kinds = {(entry.tensors, mix(entry.dtypes)) for entry in inputs}
     alike = len(inputs) > 1 and len(kinds) == 1
     columns = [Column("weight", True), Column(""), Column("checkpoint", folds=True)]
@@ -164,7 +164,9 @@ def _inputs(page: Page, inputs: Sequence[InputSummary]) -> None:
         drawn = (bar(abs(entry.weight) / largest), colour)
         cells: list[Cell] = [f"{entry.weight:.4g}", drawn, printable(entry.name)]
         if measured:
-            cells += ["" if v is None else f"{v:.4f}" for v in (entry.distance, entry.cosine)]
+            cells += [
+                "" if v is None else f"{v:.4f}" for v in (entry.relative_distance, entry.cosine)
+            ]
         cells += [size(entry.size)]
         cells += [] if alike else [str(entry.tensors), ", ".join(mix(entry.dtypes))]
         rows.append(Row(cells))
@@ -203,11 +205,13 @@ def _shape_of_weights(report: Report) -> Iterator[tuple[str, str]]:
     )
 
 
-def _not_averaged(page: Page, treated: Sequence[Mapping[str, str]], *, everything: bool) -> None:
+def _not_averaged(
+    page: Page, not_averaged: Sequence[Mapping[str, str]], *, everything: bool
+) -> None:
     """Tensors by what became of them and why: a row for those that share both."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for entry in treated:
-        groups.setdefault((entry["how"], entry["why"]), []).append(entry["name"])
+    for entry in not_averaged:
+        groups.setdefault((entry["action"], entry["reason"]), []).append(entry["name"])
     rows = [
         Row(["\n".join(map(one_line, names if everything else some(names))), how, printable(why)])
         for (how, why), names in groups.items()

@@ -80,6 +80,23 @@ def test_a_report_is_a_job(run):
     assert done("diff", "before.st", "a.st", cwd=run).returncode == 0
 
 
+def test_a_report_of_an_earlier_version_is_a_job(run):
+    paths = [next((run / "run").glob(f"step_{step}-*")) for step in (40, 100)]
+    report = {
+        "schema": "swavg.report/1",
+        "output": "a.safetensors",
+        "inputs": [
+            {"name": path.name, "path": str(path), "weight": weight, "distance": None}
+            for path, weight in zip(paths, (0.25, 0.75), strict=True)
+        ],
+        "treated": [],
+        "recipe": {"method": "weighted", "options": {"dtype": "float64"}, "version": "0.1.0"},
+    }
+    (run / "report.json").write_text(json.dumps(report))
+    done("run", "report.json", cwd=run)
+    assert_bias(run / "a.safetensors", bias((40, 100), (0.25, 0.75)))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

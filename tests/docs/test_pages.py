@@ -16,6 +16,7 @@ WITH = {
     "tensorflow.md": "training",
     "large-runs.md": "checkpoint state-0 state-1",
     "scale.md": "run",
+    "json.md": "",
 }
 
 
