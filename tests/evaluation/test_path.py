@@ -1,7 +1,9 @@
 """swavg path: the loss along a line, and whether there is a barrier."""
 
 import csv
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,3 +208,13 @@ def test_a_prefix_of_one_checkpoint_is_taken_off(bowls, capsys):
     losses = {row["name"]: float(row["loss"]) for row in rows("path.csv") if row["name"]}
     assert losses["wrapped.safetensors"] == bowl(CORNERS["a"])
     assert losses["b.safetensors"] == bowl(CORNERS["b"])
+
+
+def test_where_there_is_no_terminal_a_line_comes_now_and_then(bowls, monkeypatch, capsys):
+    ticks = itertools.count(0.0, 30.0)
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr("swavg.console.progress.time", clock)
+    assert call("path", "a.safetensors", "b.safetensors", *MODEL, "--points", "3") == 0
+    shown = capsys.readouterr().err
+    assert "measuring 32 of 32 B" in shown
+    assert "evaluating 1 of 5 points" in shown
