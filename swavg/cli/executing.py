@@ -132,6 +132,7 @@ def _tell_part(run: Run, output: str) -> None:
 def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:
     from swavg.console import messages
     from swavg.console import report as console
+    from swavg.console.several import said_once
     from swavg.engine.average import dry_run
     from swavg.engine.outputs import check
 
@@ -152,8 +153,8 @@ def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str])
         return
     for report in reports:
         console.plan(report)
-    messages.notes([*notes, *reports[0].notes])
-    messages.warnings([*dict.fromkeys(text for report in reports for text in report.warnings)])
+    messages.notes([*notes, *said_once(reports, lambda report: report.notes)])
+    messages.warnings(said_once(reports, lambda report: report.warnings))
 
 
 def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> list[Report]:
