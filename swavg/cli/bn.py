@@ -39,6 +39,8 @@ from swavg.cli.values import COUNT, KEY, STRIP
 @click.option(
     "--device",
     default="cpu",
+    envvar="SWAVG_DEVICE",
+    show_envvar=True,
     show_default=True,
     metavar="cpu|cuda|cuda:N",
     help="Where to run the model.",
