@@ -135,7 +135,7 @@ def _as_json(
     return {
         "dry_run": surface is None,
         "evaluations": survey.evaluations,
-        "figure": outputs.figure,
+        "output": outputs.figure,
         "csv": outputs.csv,
         "plane": {"side": plane.side, "foot": plane.foot, "height": plane.height},
         "grid": {"x": list(grid.xs), "y": list(grid.ys)},

@@ -107,7 +107,7 @@ def _as_json(
     return {
         "dry_run": line is None,
         "evaluations": survey.evaluations,
-        "figure": outputs.figure,
+        "output": outputs.figure,
         "csv": outputs.csv,
         "checkpoints": [
             {

@@ -12,14 +12,16 @@ from collections.abc import Mapping, Sequence
 from swavg.cli.streams import discard_stdout
 from swavg.errors import OutputError
 
-_VERSIONS = {"report": 2, "list": 2, "bn": 2, "comparison": 2, "verified": 2, "path": 2}
-"""Those whose keys are no more what they were; the others are 1."""
+_SECOND = (
+    "report", "bn", "landscape", "path", "list", "inspection", "verified", "comparison"
+)  # fmt: skip
+"""Those that had keys of other names before; the others are of version 1."""
 
 
 def print_json(name: str, *values: Mapping[str, object]) -> None:
     """Print an object, or a list of several, each with the ``schema`` that says what it is:
-    ``swavg.NAME/1``, which stands in ``schema.json`` of the package."""
-    schema = f"swavg.{name}/{_VERSIONS.get(name, 1)}"
+    ``swavg.NAME/2``, which stands in ``schema.json`` of the package."""
+    schema = f"swavg.{name}/{2 if name in _SECOND else 1}"
     shown = [_finite({"schema": schema, **value}) for value in values]
     text = json.dumps(
         shown[0] if len(shown) == 1 else shown,

@@ -32,7 +32,7 @@ def test_standard_output_may_be_text_in_memory(as_json, said):
         (["average", "a.safetensors", "-n"], "swavg.report/2"),
         (["average", "a.safetensors"], "swavg.report/2"),
         (["list", "a.safetensors"], "swavg.list/2"),
-        (["inspect", "a.safetensors", "--stats"], "swavg.inspection/1"),
+        (["inspect", "a.safetensors", "--stats"], "swavg.inspection/2"),
         (["diff", "a.safetensors", "a.safetensors"], "swavg.comparison/2"),
     ],
 )

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from command_line import done, swavg
+from json_documents import document
 from run_of_five import STEPS, assert_bias, bias
 
 CALLS = {
@@ -68,6 +69,12 @@ def test_errors_of_a_job_name_the_options_of_its_command(run):
     assert found.returncode == 7
     assert "Use --force to replace it." in found.stderr
     done("run", "job.toml", "--force", cwd=run)
+
+
+def test_errors_of_a_job_are_json_if_it_says_so(run):
+    done("average", "run", "-o", "out.safetensors", "--json", "--save-job", "job.toml", cwd=run)
+    found = swavg("run", "job.toml", cwd=run)
+    assert (found.returncode, document(found.stdout)["kind"]) == (7, "exists")
 
 
 def test_a_report_is_a_job(run):

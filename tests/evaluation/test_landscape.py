@@ -126,7 +126,7 @@ def test_marks_and_a_series_are_projected_and_marks_have_their_own_loss(bowls, c
     assert [point["loss"] for point in trail] == [None, None]
     assert "avg lies" in err
     assert "off the plane" in err
-    assert report["figure"] == "landscape.png"
+    assert report["output"] == "landscape.png"
     assert set(report["plane"]) == {"side", "foot", "height"}
 
 
@@ -488,7 +488,7 @@ def test_a_terminal_shows_progress_the_picture_and_the_points(bowls):
     shown, out = on_a_terminal(bowls, *LANDSCAPE, "--grid", "5")
     assert out == "landscape.png\nlandscape.csv\n"
     assert "evaluating" in shown
-    assert "29/29 points" in shown
+    assert "29 of 29 points" in shown
     assert "▒▒" in shown
     assert " 1 " in shown
     assert "W1       loss 5.312" in shown
@@ -498,7 +498,7 @@ def test_a_terminal_shows_progress_the_picture_and_the_points(bowls):
 def test_a_terminal_shows_the_chart_of_a_path(bowls):
     shown, out = on_a_terminal(bowls, "path", "a.safetensors", "b.safetensors", *MODEL)
     assert out == "path.png\npath.csv\n"
-    assert "25/25 points" in shown
+    assert "25 of 25 points" in shown
     assert "└──" in shown
     assert "no barrier: averaging is safe" in shown
 
