@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from swavg.console.messages import notes, warnings
 from swavg.console.page import Cell, Column, Page, Row
-from swavg.console.several import alike, names_of, of_which, said_once
+from swavg.console.several import grouped, names_of, of_which, said_once
 from swavg.console.text import MOST_ROWS, bar, counted, mix, number, one_line, printable, size, some
 from swavg.engine.report import STDOUT, InputSummary, Report
 from swavg.errors import RequestError
@@ -39,11 +39,11 @@ def summary(reports: Sequence[Report], *, verbose: bool, chosen: bool = False) -
     ``chosen``: of the inputs nobody gave the names."""
     page = Page(sys.stderr)
     notes(said_once(reports, lambda report: report.notes))
-    for exceptions, those in alike(reports, _exceptions):
+    for exceptions, those in grouped(reports, _exceptions):
         if len(those) < len(reports):
             page.line(f"in {names_of(those)}:")
         _not_averaged(page, exceptions, everything=verbose)
-    notes(said_once(reports, lambda report: _values_of_note(report, verbose), counts=True))
+    notes(said_once(reports, lambda report: _notes_of_values(report, verbose), counts=True))
     if verbose:
         for report in reports:
             _inputs_and_facts(page, report)
@@ -56,7 +56,7 @@ def summary(reports: Sequence[Report], *, verbose: bool, chosen: bool = False) -
     warnings([*_batch_norm(reports)])
 
 
-def _values_of_note(report: Report, verbose: bool) -> Iterator[str]:
+def _notes_of_values(report: Report, verbose: bool) -> Iterator[str]:
     """Values that one may like to know of."""
     if report.differing_integers:
         rule = _option(report, "integers") or "last"
@@ -74,7 +74,7 @@ def _let_through(report: Report, verbose: bool) -> Iterator[str]:
 
 def _batch_norm(reports: Sequence[Report]) -> Iterator[str]:
     """How to recompute batch-norm statistics that were averaged."""
-    for statistics, those in alike(reports, lambda each: [each.running_statistics]):
+    for statistics, those in grouped(reports, lambda each: [each.running_statistics]):
         if statistics:
             names = ", ".join(some(sorted(statistics), 2))
             example = those[0] if len(those) == 1 else replace(those[0], output="OUT")
@@ -235,16 +235,10 @@ def _not_averaged(page: Page, exceptions: Sequence[_Exception], *, everything: b
     groups: dict[tuple[str, str], list[str]] = {}
     for name, action, reason in exceptions:
         groups.setdefault((action, reason), []).append(name)
-    rows = [
-        Row(
-            [
-                "\n".join(map(one_line, names if everything else some(names))),
-                action,
-                printable(reason),
-            ]
-        )
-        for (action, reason), names in groups.items()
-    ]
+    rows = []
+    for (action, reason), names in groups.items():
+        shown = "\n".join(map(one_line, names if everything else some(names)))
+        rows.append(Row([shown, action, printable(reason)]))
     if not everything and len(rows) > MOST_ROWS:
         more = Row([f"... and {len(rows) - MOST_ROWS} more reasons", "", "-v shows all"])
         rows = [*rows[:MOST_ROWS], more]

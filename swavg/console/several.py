@@ -17,10 +17,12 @@ def said_once(
 ) -> list[str]:
     """Each of the ``texts`` once: behind the names of the outputs that it is of, unless these are
     all; with ``counts`` behind how many that are."""
-    return [of_which(those, reports, counts=counts) + text for text, those in alike(reports, texts)]
+    return [
+        of_which(those, reports, counts=counts) + text for text, those in grouped(reports, texts)
+    ]
 
 
-def alike(
+def grouped(
     reports: Sequence[Report], values: Callable[[Report], Iterable[T]]
 ) -> Iterable[tuple[T, list[Report]]]:
     """Each of the ``values`` once, with the reports that have it."""

@@ -20,7 +20,7 @@ from swavg.series.families import kinds, runs
 from swavg.series.inside import is_of_inputs
 from swavg.series.names import counts_of
 from swavg.storage.paths import absolute, files_below, is_folder
-from swavg.weights import effective_number
+from swavg.weights import effective_number, sums_to_one
 
 _LISTED = 4
 _ALONE = 1.05
@@ -84,11 +84,13 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
 
 def _as_good_as_a_copy(row: Row, shown: Sequence[str]) -> Iterator[str]:
     """A warning of an EMA whose weight lies in one checkpoint."""
-    if effective_number(row.weights) >= _ALONE:
+    if not sums_to_one(row.weights) or effective_number(row.weights) >= _ALONE:
         return
     heaviest = max(range(len(row.weights)), key=row.weights.__getitem__)
     decay, per_step, warmup = map(row.details.get, ("decay", "per_step", "warmup"))
-    way = f"a decay of {decay:.8g} per {'step' if per_step else 'checkpoint'}"
+    way = "these weights"
+    if isinstance(decay, int | float):
+        way = f"a decay of {decay:.8g} per {'step' if per_step else 'checkpoint'}"
     way_out = ""
     if warmup:
         way = f"the warm-up {warmup}"
