@@ -48,14 +48,14 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """What a PyTorch file holds: ``root_key`` is the dotted path of its state dict (empty: the top
+    """What a PyTorch file holds: ``key`` is the dotted path of its state dict (empty: the top
     level), ``other_entries`` what lies beside it, ``non_tensors`` what is in it and no tensor,
     ``scalars`` the plain values at the top level, of tensors with one element too. ``callables``
     are the functions and classes that torch would run to load it, ``foreign`` those of others that
     it would run with weights_only=False only; of a folder those of all files. Nothing is run here.
     """
 
-    root_key: str
+    key: str
     other_entries: tuple[str, ...]
     non_tensors: tuple[str, ...]
     scalars: Mapping[str, int | float | str]

@@ -41,6 +41,8 @@ from swavg.cli.values import COUNT, KEY, STRIP
 @click.option(
     "--device",
     default="cpu",
+    envvar="SWAVG_DEVICE",
+    show_envvar=True,
     show_default=True,
     metavar="cpu|cuda|cuda:N",
     help="Where to run the model.",
@@ -110,4 +112,4 @@ def bn(
     if not quiet:
         recalibration.summary(done)
     paths = [done.output] if done.output != STDOUT else []
-    print_published("bn", [asdict(done)], paths, as_json=as_json)
+    print_published("bn", [{"dry_run": False, **asdict(done)}], paths, as_json=as_json)

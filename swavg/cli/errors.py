@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import click
 
@@ -28,6 +29,14 @@ from swavg.storage.stores import is_url
 
 # Not behind a colon: there it is a word of a recipe.
 _ARGUMENT = re.compile(r"(?<![^\s(])(?<!: )(\w+)=('[^']*'|[\w.+-]*\w)?")
+
+
+@dataclass(slots=True)
+class Job:
+    """What ``swavg run`` found in its file: errors are told as those of this command."""
+
+    command: click.Command | None = None
+    options: Sequence[str] = ()
 
 
 def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, verbose: bool) -> int:

@@ -142,8 +142,8 @@ def _tell_up_to_date(plan: Plan, resources: Resources, run: Run, evaluate: Evalu
     if not run.quiet:
         messages.notes(["up to date"])
     here = replace(resources, engine="local", address=None)
-    values = [{**each.to_json(), "up_to_date": True} for each in dry_run(plan, here)]
-    _publish(values, _paths(plan), run, evaluate)
+    reports = [replace(each, dry_run=False, up_to_date=True) for each in dry_run(plan, here)]
+    _publish([report.to_json() for report in reports], _paths(plan), run, evaluate)
 
 
 def _tell_part(run: Run, output: str) -> None:
@@ -179,6 +179,7 @@ def _share(plan: Plan, run: Run, reports: Sequence[Report]) -> list[str]:
 def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:
     from swavg.console import messages
     from swavg.console import report as console
+    from swavg.console.several import said_once
     from swavg.engine.average import dry_run
     from swavg.engine.outputs import check
 
@@ -203,8 +204,8 @@ def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str])
         return
     for report in reports:
         console.plan(report)
-    messages.notes([*notes, *reports[0].notes])
-    messages.warnings([*dict.fromkeys(text for report in reports for text in report.warnings)])
+    messages.notes([*notes, *said_once(reports, lambda report: report.notes)])
+    messages.warnings(said_once(reports, lambda report: report.warnings))
 
 
 def _executed(

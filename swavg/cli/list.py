@@ -111,7 +111,7 @@ def _as_json(
 ) -> dict[str, object]:
     return {
         "unit": series.unit,
-        "snapshots": [
+        "checkpoints": [
             {
                 "path": snapshot.path,
                 "step": snapshot.step,

@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from swavg.cli.errors import Job
 from swavg.cli.options import SectionedCommand
 from swavg.cli.values import NameOrPath, Weights
 from swavg.errors import InputError, did_you_mean
@@ -49,9 +50,10 @@ def run(ctx: click.Context, job: str, more: tuple[str, ...]) -> object:
         raise click.UsageError(f"{job}: there is no command '{name}'. {near}".rstrip())
     command = group.get_command(ctx, name)
     assert command is not None
-    # Errors name its options.
-    ctx.ensure_object(dict)["of a job"] = command
+    found = ctx.ensure_object(Job)
+    found.command = command
     options, paths = _arguments(job, command, values)
+    found.options = options
     with command.make_context(name, [*options, *more, "--", *paths], parent=ctx.parent) as inner:
         return command.invoke(inner)
 

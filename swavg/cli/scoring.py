@@ -163,7 +163,8 @@ SCORING = (
            "Take the checkpoints' batch-norm statistics instead (interpolated between them)."),
     Option("batches", "--batches", "Take only the first N batches of each. [default: all]", "N",
            COUNT),
-    Option("device", "--device", "Where to run the model.", "cpu|cuda|cuda:N"),
+    Option("device", "--device", "Where to run the model.", "cpu|cuda|cuda:N",
+           environment="SWAVG_DEVICE"),
     Option("key", "--key", KEY_HELP, "PATH"),
     Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
 )  # fmt: skip

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from swavg.cli.errors import print_error
 from swavg.cli.options import Option, filled
 from swavg.cli.printing import print_published
 from swavg.cli.signals import exit_code
@@ -79,7 +80,7 @@ class SurveyOptions(TableOptions):
         return not self.quiet and sys.stderr.isatty()
 
     def finish(
-        self, name: str, outputs: Outputs, report: dict[str, Any], notes: Sequence[str]
+        self, name: str, outputs: Outputs, report: Mapping[str, object], notes: Sequence[str]
     ) -> None:
         """Say what is to be said and print the paths."""
         from swavg.console import messages
@@ -129,7 +130,10 @@ def measured(
         except KeyboardInterrupt as stopped:
             done = f"{len(table.rows)} of {len(survey.points)} {unit}"
             console.interrupted(done, str(table.path), again)
-            raise click.exceptions.Exit(exit_code(stopped)) from None
+            code = exit_code(stopped)
+            if click.get_current_context().params.get("as_json"):
+                print_error(code, "interrupted", f"interrupted: {done} are in {table.path}")
+            raise click.exceptions.Exit(code) from None
         yield table, values
 
 

@@ -13,7 +13,8 @@ from swavg.cli.values import COUNT
 @click.argument("output", metavar="OUT", type=click.Path())
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path())
 @click.option("--all", "everything", is_flag=True, help="Compare all of it, not a sample.")
-@click.option("--threads", type=COUNT, metavar="N", envvar="SWAVG_THREADS", help="Workers.")
+@click.option("--threads", type=COUNT, metavar="N", envvar="SWAVG_THREADS", show_envvar=True,
+              help="Workers.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(
     output: str, inputs: tuple[str, ...], everything: bool, threads: int | None, as_json: bool

@@ -64,6 +64,10 @@ def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, interva
         folders = [path for path in inner.params["checkpoints"] if os.path.isdir(path)]
     if not folders:
         raise click.UsageError("Give the folder of a run to watch.")
+    from swavg.console.messages import no_repetition
+
+    # What one round said, the next ones need not.
+    ctx.with_resource(no_repetition())
     told = ""
     for _ in _settled(folders, interval):
         # Before: what comes meanwhile is not in.

@@ -136,7 +136,7 @@ def _numbers(page: Page, found: Inspection) -> None:
 
 
 def _pickled(page: Page, pickled: Pickled, everything: bool) -> None:
-    where = f"under '{one_line(pickled.root_key)}'" if pickled.root_key else "at the top level"
+    where = f"under '{one_line(pickled.key)}'" if pickled.key else "at the top level"
     page.fact("state dict", where)
     beside = [name for name in pickled.other_entries if name not in pickled.scalars]
     if beside:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from swavg.console.page import Column, Page, Row
 from swavg.console.text import MOST_ROWS, counted, printable, some
 from swavg.errors import Difference
 
 _HANG = len("error ")
+_SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+@contextmanager
+def no_repetition() -> Iterator[None]:
+    """Within, a note or warning that was shown is not shown again."""
+    token = _SAID.set(set())
+    try:
+        yield
+    finally:
+        _SAID.reset(token)
 
 
 def notes(texts: Sequence[str]) -> None:
@@ -24,7 +37,12 @@ def warnings(texts: Sequence[str]) -> None:
 
 def _tagged(tag: str, texts: Sequence[str]) -> None:
     page = Page(sys.stderr)
+    said = _SAID.get()
     for text in texts:
+        if said is not None:
+            if text in said:
+                continue
+            said.add(text)
         page.line((tag, "yellow"), f" {printable(text)}", wrap=True, hang=len(tag) + 1)
 
 

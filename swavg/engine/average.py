@@ -293,10 +293,10 @@ def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> No
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
-    """The reports before a run."""
+    """The reports of what would be done."""
     with cluster_of(plan, resources) as cluster:
         _, _, chosen = start(plan, resources, cluster)
-    return reports(plan, chosen, resources)
+    return [replace(each, dry_run=True) for each in reports(plan, chosen, resources)]
 
 
 def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:

@@ -117,6 +117,12 @@ def _run_part(
     numbers = part.of(plan.tasks())
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
     started = time.monotonic()
+
+    def tell() -> None:
+        if on_progress is not None:
+            on_progress(Progress(tally.read, total, time.monotonic() - started))
+
+    tell()
     with journals.open(part.number, digest) as journal:
         # Once another part has written, the files are not made anew: its bytes would be missing.
         if journals.recorded(part.count):
@@ -124,15 +130,16 @@ def _run_part(
         if journal.complete:
             return
         with shared(plan) as sinks:
+            # Reading again what is written takes its time, too.
             for result in still_written(journal, sinks):
                 tally.add(result)
+                tell()
             left = [number for number in numbers if number not in tally.done]
             make = tools_of(plan, chosen, resources, journaled=True)
             for result in executor(plan, left, sinks, make) if left else ():
                 journal.add(as_record(result))
                 tally.add(result)
-                if on_progress is not None:
-                    on_progress(Progress(tally.read, total, time.monotonic() - started))
+                tell()
             check_all(plan.sources)
         on_end()
         journal.end()

@@ -43,7 +43,7 @@ class InputSummary:
     tensors: int
     dtypes: Mapping[str, int]
     """Elements of each dtype."""
-    distance: float | None = None
+    relative_distance: float | None = None
     """After a run: ||input - average|| / ||average||, estimated (:mod:`swavg.engine.distances`)."""
     cosine: float | None = None
     """That of the angle between the two, estimated."""
@@ -69,8 +69,8 @@ class Report(ShortRepr):
     threads: int
     """The number of workers."""
     device: str
-    treated: tuple[Mapping[str, str], ...] = ()
-    """Tensors that were not averaged over all inputs: name, how, why."""
+    not_averaged: tuple[Mapping[str, str], ...] = ()
+    """Tensors that were not averaged over all inputs: name, action, reason."""
     ties: tuple[tuple[str, ...], ...] = ()
     differing_integers: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
@@ -84,6 +84,10 @@ class Report(ShortRepr):
     """None before a run."""
     parts: tuple[str, ...] = ()
     """Of a composite."""
+    dry_run: bool = False
+    """Nothing was written."""
+    up_to_date: bool = False
+    """Nothing was written, as the output is there already."""
 
     def facts(self) -> Mapping[str, object]:
         return {
@@ -94,8 +98,7 @@ class Report(ShortRepr):
 
     def to_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""
-        values = asdict(self)
-        return values if self.parts else {k: v for k, v in values.items() if k != "parts"}
+        return asdict(self)
 
 
 @dataclass(slots=True)
@@ -220,10 +223,7 @@ def report(
         memory=sizes.memory + _sending(output),
         threads=sizes.workers,
         device=resources.device,
-        treated=tuple(
-            {"name": each.name, "how": each.action, "why": each.reason}
-            for each in output.not_averaged
-        ),
+        not_averaged=tuple(asdict(each) for each in output.not_averaged),
         ties=output.ties,
         differing_integers=_named(plan, row, plan.differing, differing),
         nonfinite=_named(plan, row, plan.nonfinite, nonfinite),

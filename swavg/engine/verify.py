@@ -54,7 +54,7 @@ class Verified:
         """Plain values for ``json.dumps``."""
         return {
             "output": self.output,
-            "inputs": [*self.inputs],
+            "inputs": [{"path": path} for path in self.inputs],
             "proven": self.proven,
             "total": self.total,
             "notes": [*self.notes],

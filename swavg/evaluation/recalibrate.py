@@ -31,16 +31,16 @@ Path = str | os.PathLike[str]
 class Recalibration:
     """What :func:`recalibrate` did.
 
-    ``buffers`` are the tensors of the checkpoint that were replaced, of ``layers`` batch-norm
-    layers; ``batches`` and ``examples`` (None if a batch does not tell) are what they were
-    computed on. ``moved`` says how far they moved. ``written`` are bytes.
+    ``running_statistics`` are the tensors of the checkpoint that were replaced, of ``layers``
+    batch-norm layers; ``batches`` and ``examples`` (None if a batch does not tell) are what they
+    were computed on. ``moved`` says how far they moved. ``written`` are bytes.
     """
 
     output: str
     format: str
     input: str
     layers: int
-    buffers: tuple[str, ...]
+    running_statistics: tuple[str, ...]
     batches: int
     examples: int | None
     moved: StatisticsShift

@@ -209,7 +209,7 @@ def trained(tmp_path):
 def test_a_pt_says_where_its_state_dict_lies_and_what_else_it_holds(trained):
     found = inspect(trained)
     assert [entry.name for entry in found.tensors] == ["weight", "bias"]
-    assert found.pickled.root_key == "model"
+    assert found.pickled.key == "model"
     assert set(found.pickled.other_entries) >= {"optimizer", "args", "callback"}
     assert found.pickled.scalars == {"epoch": 7, "best": -math.inf}
     assert found.pickled.callables == (
@@ -235,7 +235,7 @@ def test_a_folder_of_pickled_weights_says_what_else_is_in_them(tmp_path):
     (tmp_path / "m").mkdir()
     torch.save({"state_dict": state(1), "step": 4}, tmp_path / "m" / "pytorch_model.bin")
     found = inspect(tmp_path / "m")
-    assert found.pickled.root_key == "state_dict"
+    assert found.pickled.key == "state_dict"
     assert found.pickled.scalars == {"step": 4}
 
 

@@ -38,7 +38,7 @@ A = "a.safetensors"
     [
         (["average", "--weights"], 2, "usage", "--weights needs numbers"),
         (["average", A, "--quite"], 2, "usage", "Did you mean '--quiet'?"),
-        (["average", A, "-w", "2"], 2, "request", "sum to 2, not 1"),
+        (["average", A, "-w", "2"], 2, "usage", "sum to 2, not 1"),
         (["average", A, "other.safetensors"], 3, "mismatch", "differ"),
         (["average", A, "nowhere"], 4, "input", "nowhere: no such file"),
         (["average", A, "-o", f"{A}/x.safetensors"], 5, "output", "cannot be made"),

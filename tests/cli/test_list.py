@@ -61,7 +61,7 @@ def test_json_holds_all_of_it(folder):
         "run/step=300-val_loss=0.3.safetensors",
         "run/step=400-val_loss=0.45.safetensors",
     ]
-    first = found["snapshots"][0]
+    first = found["checkpoints"][0]
     assert first["size"] == (folder / first["path"]).stat().st_size
     del first["size"]
     assert first == {
@@ -78,7 +78,7 @@ def test_json_holds_all_of_it(folder):
 def test_a_number_that_is_none_is_null_in_json(folder):
     save(folder / "x/step=1-val_loss=nan.safetensors", state(1))
     found = json.loads(swavg("list", "x", "--json", cwd=folder).stdout)
-    assert found["snapshots"][0]["metrics"] == {"val_loss": None}
+    assert found["checkpoints"][0]["metrics"] == {"val_loss": None}
     assert found["selected"] is None
 
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_listed_is_said_with_its_code(folder, args, code, message
 def test_paths_come_from_stdin_in_any_order(folder):
     paths = sorted((folder / "run").iterdir(), reverse=True)
     done = swavg("list", "-", "--json", stdin="\n".join(map(str, paths)))
-    assert [entry["step"] for entry in json.loads(done.stdout)["snapshots"]] == sorted(LOSSES)
+    assert [entry["step"] for entry in json.loads(done.stdout)["checkpoints"]] == sorted(LOSSES)
 
 
 def test_names_with_control_characters_cannot_write_to_the_terminal(folder):

@@ -282,7 +282,7 @@ def test_snapshots_are_chosen_from_a_folder_and_side_files_go_along(bucket, tmp_
         shards(tmp_path / "run" / f"checkpoint-{i}0", i)
     url = bucket.put(tmp_path / "run")
     told = json.loads(done("list", url, "--json").stdout)
-    assert [each["step"] for each in told["snapshots"]] == [10, 20, 30, 40, 50]
+    assert [each["step"] for each in told["checkpoints"]] == [10, 20, 30, 40, 50]
     done("average", url, "--last", 2, "-o", tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "run" / "checkpoint-10").iterdir())

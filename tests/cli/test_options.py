@@ -6,6 +6,7 @@ import re
 import pytest
 from checkpoints import series
 from command_line import done, swavg
+from pages import ROOT
 
 from swavg.cli import cli
 from swavg.cli.options import Option
@@ -92,6 +93,29 @@ def test_the_environment_gives_the_size_of_a_run_where_no_option_does(pair):
     assert found["threads"] == 2
     wrong = swavg(*PAIR, cwd=pair, env={"SWAVG_THREADS": "many"})
     assert (wrong.returncode, "'--threads'" in wrong.stderr) == (2, True)
+
+
+def test_the_page_has_the_variables_and_the_help_shows_them():
+    page = (ROOT / "docs" / "json.md").read_text()
+    rows = dict(re.findall(r"^\| `(SWAVG_\w+)` \| `--\w+` \| (.*) \|$", page, re.MULTILINE))
+    averaging = {"average", "ema", "update", "window", "posthoc", "sweep", "convert"}
+    for variable, text in rows.items():
+        found = {
+            name
+            for name in cli.list_commands(None)
+            for param in cli.get_command(None, name).params
+            if param.envvar == variable
+        }
+        assert averaging <= found, variable
+        assert found - averaging == {*re.findall(r"`(\w+)`", text)}, variable
+        for name in found:
+            assert f"env var: {variable}" in " ".join(done(name, "--help").stdout.split())
+    assert set(rows) == {
+        param.envvar
+        for name in cli.list_commands(None)
+        for param in cli.get_command(None, name).params
+        if param.envvar
+    }
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from command_line import done, swavg
+from json_documents import document
 from run_of_five import STEPS, assert_bias, bias
 
 CALLS = {
@@ -71,6 +72,12 @@ def test_errors_of_a_job_name_the_options_of_its_command(run):
     done("run", "job.toml", "--force", cwd=run)
 
 
+def test_errors_of_a_job_are_json_if_it_says_so(run):
+    done("average", "run", "-o", "out.safetensors", "--json", "--save-job", "job.toml", cwd=run)
+    found = swavg("run", "job.toml", cwd=run)
+    assert (found.returncode, document(found.stdout)["kind"]) == (7, "exists")
+
+
 def test_a_report_is_a_job(run):
     text = done(
         "ema", "run", "--decay", "0.5", "--dtype", "float64", "-o", "a.st", "--json", cwd=run
@@ -79,6 +86,23 @@ def test_a_report_is_a_job(run):
     (run / "a.st").rename(run / "before.st")
     done("run", "report.json", cwd=run)
     assert done("diff", "before.st", "a.st", cwd=run).returncode == 0
+
+
+def test_a_report_of_an_earlier_version_is_a_job(run):
+    paths = [next((run / "run").glob(f"step_{step}-*")) for step in (40, 100)]
+    report = {
+        "schema": "swavg.report/1",
+        "output": "a.safetensors",
+        "inputs": [
+            {"name": path.name, "path": str(path), "weight": weight, "distance": None}
+            for path, weight in zip(paths, (0.25, 0.75), strict=True)
+        ],
+        "treated": [],
+        "recipe": {"method": "weighted", "options": {"dtype": "float64"}, "version": "0.1.0"},
+    }
+    (run / "report.json").write_text(json.dumps(report))
+    done("run", "report.json", cwd=run)
+    assert_bias(run / "a.safetensors", bias((40, 100), (0.25, 0.75)))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ WITH = {
     "scale.md": "run",
     "pipelines.md": "a b run ckpts",
     "library.md": "a b",
+    "json.md": "",
 }
 
 

@@ -23,7 +23,7 @@ def test_distances_and_cosines_are_those_of_the_whole_when_all_is_sampled(tmp_pa
     for entry, row in zip(found.inputs, rows, strict=True):
         distance = np.linalg.norm(row - average) / np.linalg.norm(average)
         cosine = row @ average / np.linalg.norm(row) / np.linalg.norm(average)
-        assert entry.distance == pytest.approx(distance, rel=1e-6)
+        assert entry.relative_distance == pytest.approx(distance, rel=1e-6)
         assert entry.cosine == pytest.approx(cosine, rel=1e-6)
     assert found.warnings == ()
 
@@ -36,7 +36,7 @@ def test_the_numbers_depend_neither_on_chunks_nor_on_workers(tmp_path):
                            (70_000, Resources(threads=2, memory=1 << 19))):  # fmt: skip
         plan = planned(paths, tmp_path / "out.safetensors", cut=cut, force=True)
         (made,) = swavg.execute(plan, resources)
-        found.append([(entry.distance, entry.cosine) for entry in made.inputs])
+        found.append([(entry.relative_distance, entry.cosine) for entry in made.inputs])
     assert found[0] == found[1] == found[2]
 
 
@@ -89,4 +89,4 @@ def test_a_far_one_of_the_same_direction_is_named(tmp_path):
 
 def test_it_can_be_turned_off(tmp_path):
     found = report(tmp_path, [state(1), state(2)], distances=False)
-    assert [entry.distance for entry in found.inputs] == [None, None]
+    assert [entry.relative_distance for entry in found.inputs] == [None, None]

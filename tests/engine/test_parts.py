@@ -277,7 +277,7 @@ def test_a_value_that_is_refused_leaves_what_was_done(inputs):
 def test_a_listing_does_not_show_what_is_unfinished(inputs):
     done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
     found = json.loads(done("list", ".", "--json", cwd=inputs).stdout)
-    assert "partial" not in json.dumps([each["path"] for each in found["snapshots"]])
+    assert "partial" not in json.dumps([each["path"] for each in found["checkpoints"]])
 
 
 @pytest.mark.slow
