@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,12 @@ def execute_and_report(
     *,
     folder: str | None = None,
     chosen: bool = False,
+    more: Mapping[str, object] | None = None,
 ) -> None:
     """Do what a method asks for with one read of the inputs, or print what would be done.
 
     ``folder`` is made for the outputs, and appears with all of them. ``chosen``: the inputs are
-    not just what was given.
+    not just what was given. ``more``: a report as JSON says this, too.
     """
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
@@ -78,10 +79,17 @@ def execute_and_report(
     if run.part is not None:
         _tell_part(run, plan.folder or paths[0])
         return
-    _tell_made(made, paths, run, chosen=chosen)
+    _tell_made(made, paths, run, chosen=chosen, more=more or {})
 
 
-def _tell_made(made: Sequence[Report], paths: Sequence[str], run: Run, *, chosen: bool) -> None:
+def _tell_made(
+    made: Sequence[Report],
+    paths: Sequence[str],
+    run: Run,
+    *,
+    chosen: bool,
+    more: Mapping[str, object],
+) -> None:
     params = click.get_current_context().command.params
     reports = [
         replace(
@@ -95,7 +103,7 @@ def _tell_made(made: Sequence[Report], paths: Sequence[str], run: Run, *, chosen
         from swavg.console import report as console
 
         console.summary(reports, verbose=run.verbose, chosen=chosen)
-    values = [report.to_json() for report in reports]
+    values = [{**report.to_json(), **more} for report in reports]
     print_published("report", values, paths, as_json=run.as_json)
 
 

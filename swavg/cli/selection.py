@@ -61,7 +61,15 @@ _OPTIONS = (
     Option("keep_order", "--keep-order", "Leave the order given; do not go by step."),
 )  # fmt: skip
 
-selection_options = filled("selection", Selection, {"Choosing checkpoints": _OPTIONS})
+_HEADING = "Choosing checkpoints"
+_BY_METRIC = ("best", "metric", "mode", "metrics_file")
+
+selection_options = filled("selection", Selection, {_HEADING: _OPTIONS})
+selection_by_step_options = filled(
+    "selection",
+    Selection,
+    {_HEADING: [option for option in _OPTIONS if option.field not in _BY_METRIC]},
+)
 
 
 def discover(paths: Sequence[str], selection: Selection, *, choosing: bool = False) -> Series:

@@ -9,10 +9,10 @@ from swavg.console.page import Page
 from swavg.console.text import printable
 
 
-def interrupted(done: int, total: int, path: str) -> None:
+def interrupted(done: int, total: int, path: str, noun: str = "points") -> None:
     """That the run can go on, on stderr."""
     page = Page(sys.stderr)
-    text = f" {done} of {total} points are in {printable(path)}"
+    text = f" {done} of {total} {noun} are in {printable(path)}"
     page.line(("interrupted", "yellow"), text, wrap=True)
     page.line("            the same command goes on from there")
 
