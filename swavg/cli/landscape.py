@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swavg.cli.survey import SurveyOptions, survey_options
+from swavg.cli.scoring import ScoringOptions, scoring_options
+from swavg.cli.survey import SurveyOptions, measured, nonfinite_notes, survey_options
 
 if TYPE_CHECKING:
-    from swavg.evaluation.landscape.outputs import Outputs
     from swavg.evaluation.landscape.planar import Layout
     from swavg.evaluation.landscape.surface import Surface
-    from swavg.evaluation.landscape.survey import Survey
+    from swavg.evaluation.outputs import Outputs
+    from swavg.evaluation.survey import Survey
 
 
 @click.command()
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--grid", default="21", show_default=True, metavar="N|NxM", help="Points per axis.")
 @click.option("--margin", type=float, default=0.2, show_default=True, metavar="SHARE",
               help="Room around the points, as a share of their extent.")  # fmt: skip
+@scoring_options
 @survey_options
 def landscape(
     w1: str,
@@ -36,6 +38,7 @@ def landscape(
     series: tuple[str, ...],
     grid: str,
     margin: float,
+    scoring: ScoringOptions,
     options: SurveyOptions,
 ) -> int:
     """The loss on the plane through three checkpoints, as a figure and a csv.
@@ -56,15 +59,15 @@ def landscape(
     shape = parse_shape(grid)
     outputs = options.outputs("landscape")
     trail = discover(series).paths if series else ()
-    corners, marks = options.open([w1, w2, w3]), options.open(mark)
-    passing = options.open(trail)
-    model = options.build()
+    corners, marks = scoring.open([w1, w2, w3]), scoring.open(mark)
+    passing = scoring.open(trail)
+    model = scoring.build()
     with options.measuring() as on_read:
         layout = lay_out(
             corners,
             marks,
             passing,
-            options.weights(model, [*corners, *marks, *passing]),
+            scoring.weights(model, [*corners, *marks, *passing]),
             shape=shape,
             margin=margin,
             on_read=on_read,
@@ -76,12 +79,13 @@ def landscape(
         names[:3] = short_names([w1, w2, w3])
     names += [place.name for place in layout.places if place.kind == "mark"]
     labels = options.label(len(names), names)
-    survey = survey_of(layout, options.cache_key(model))
+    survey = survey_of(layout, scoring.cache_key(model))
     outputs.check(survey, [*corners, *marks, *passing])
     if options.dry_run:
         _explain(survey, layout, outputs)
         return 0
-    with options.measured(survey, outputs, model, corners, marks) as (table, values):
+    scorer, told = scoring.scorer(model, corners, marks), scoring.notes(model)
+    with measured(survey, outputs, scorer, told, quiet=options.quiet) as (table, values):
         from swavg.evaluation.landscape.planar import surface_of
 
         surface = surface_of(layout, values, labels)
@@ -116,7 +120,7 @@ def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:
 def _report(surface: Surface, layout: Layout, options: SurveyOptions, outputs: Outputs) -> None:
     from swavg.console import surface as console
 
-    notes = options.nonfinite_notes(
+    notes = nonfinite_notes(
         {metric: list(surface.values(metric).ravel()) for metric in options.metrics},
         "points of the grid", "hatched in the figure, '?' on the terminal",
     )  # fmt: skip

@@ -15,7 +15,9 @@ import click
 
 Command = Callable[..., object]
 Decorator = Callable[[Command], Command]
-HEADINGS = ("Options", "Choosing checkpoints", "Tensors", "Numbers and format", "Running")
+HEADINGS = (
+    "Options", "Choosing checkpoints", "Evaluating", "Tensors", "Numbers and format", "Running",
+)  # fmt: skip
 """Of the help, in their order."""
 
 
@@ -117,6 +119,7 @@ def _as_click(option: Option, heading: str, hint: object, default: object) -> De
         envvar=option.environment,
         show_envvar=option.environment is not None,
         show_default=isinstance(default, (str, int)) and not isinstance(default, bool)
+        and default != ""
         and "[default:" not in option.help,
         **kind,
     )  # fmt: skip

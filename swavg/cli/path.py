@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from swavg.cli.survey import SurveyOptions, survey_options
+from swavg.cli.scoring import ScoringOptions, scoring_options
+from swavg.cli.survey import SurveyOptions, measured, nonfinite_notes, survey_options
 from swavg.cli.values import read_paths
 
 if TYPE_CHECKING:
     from swavg.evaluation.landscape.line import Line
-    from swavg.evaluation.landscape.outputs import Outputs
     from swavg.evaluation.landscape.route import Route
-    from swavg.evaluation.landscape.survey import Survey
+    from swavg.evaluation.outputs import Outputs
+    from swavg.evaluation.survey import Survey
 
 
 @click.command()
@@ -26,9 +27,15 @@ if TYPE_CHECKING:
               help="Where it begins; A lies at 0.")  # fmt: skip
 @click.option("--to", "end", type=float, default=1.25, show_default=True, metavar="T",
               help="Where it ends; the last checkpoint lies at 1.")  # fmt: skip
+@scoring_options
 @survey_options
 def path(
-    checkpoints: tuple[str, ...], points: int, start: float, end: float, options: SurveyOptions
+    checkpoints: tuple[str, ...],
+    points: int,
+    start: float,
+    end: float,
+    scoring: ScoringOptions,
+    options: SurveyOptions,
 ) -> int:
     """The loss along the straight line between two checkpoints: can they be averaged?
 
@@ -46,24 +53,25 @@ def path(
 
     paths = read_paths(checkpoints, null=False)
     outputs = options.outputs("path")
-    opened = options.open(paths)
-    model = options.build()
+    opened = scoring.open(paths)
+    model = scoring.build()
     with options.measuring() as on_read:
         route = routes.route(
             opened,
-            options.weights(model, opened),
+            scoring.weights(model, opened),
             points=points,
             start=start,
             end=end,
             on_read=on_read,
         )
     labels = options.label(len(paths), route.names)
-    survey = routes.survey_of(route, opened, options.cache_key(model))
+    survey = routes.survey_of(route, opened, scoring.cache_key(model))
     outputs.check(survey, opened)
     if options.dry_run:
         _explain(survey, route, outputs)
         return 0
-    with options.measured(survey, outputs, model, opened) as (table, values):
+    scorer, told = scoring.scorer(model, opened), scoring.notes(model)
+    with measured(survey, outputs, scorer, told, quiet=options.quiet) as (table, values):
         line = line_of(route, values)
         outputs.publish(survey, table, partial(_drawn, line, labels, options))
     _report(line, labels, options, outputs)
@@ -117,7 +125,7 @@ def _report(line: Line, labels: list[str], options: SurveyOptions, outputs: Outp
         "safe": found.safe,
         "verdict": found.text,
     }
-    notes = options.nonfinite_notes(
+    notes = nonfinite_notes(
         {metric: line.series(metric) for metric in options.metrics},
         "points of the line", "the curve leaves the frame there",
     )  # fmt: skip

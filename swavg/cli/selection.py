@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 import click
 
+from swavg.cli.errors import with_options
 from swavg.cli.options import Option, filled
 from swavg.cli.values import COUNT
 
@@ -62,13 +63,25 @@ _OPTIONS = (
 )  # fmt: skip
 
 _HEADING = "Choosing checkpoints"
-_BY_METRIC = ("best", "metric", "mode", "metrics_file")
-
 selection_options = filled("selection", Selection, {_HEADING: _OPTIONS})
-selection_by_step_options = filled(
+
+_RECORDED = {"best": "--best", "metric": "--best-by", "mode": "--best-mode"}
+# For commands that measure: there --metric and --mode are of what they find.
+recorded_selection_options = filled(
     "selection",
     Selection,
-    {_HEADING: [option for option in _OPTIONS if option.field not in _BY_METRIC]},
+    {
+        _HEADING: [
+            replace(
+                option,
+                names=_RECORDED[option.field],
+                help=option.help.replace("--metric", "--best-by, which they record"),
+            )
+            if option.field in _RECORDED
+            else option
+            for option in _OPTIONS
+        ]
+    },
 )
 
 
@@ -117,7 +130,8 @@ def selected(
 
     unused = selection.metric or (selection.metrics_file and not measured)
     if selection.best is None and unused:
-        raise click.UsageError("--metric and --metrics say what is best; add --best K.")
+        text = "metric= and metrics_file= say what is best; add best=K."
+        raise click.UsageError(with_options(text, click.get_current_context().command.params))
     if selection.by_position and not measured and not (choosing and len(paths) == 1):
         plain = in_given_order(paths, keep_order=selection.keep_order)
         if plain is not None and not (steps and None in plain.steps):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from swavg.cli.averaging import OUTPUT, Run, averaging_command, output_path
 from swavg.cli.executing import execute_and_report
-from swavg.cli.selection import Selection, selected, selection_by_step_options
+from swavg.cli.options import Headed, filled
+from swavg.cli.scoring import METRIC, SCORING, MetricOptions, ScoringOptions
+from swavg.cli.selection import Selection, recorded_selection_options, selected
 from swavg.cli.signals import exit_code
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
@@ -19,12 +22,35 @@ if TYPE_CHECKING:
     from swavg.evaluation.soup import Evaluate, Search, Soup
     from swavg.weights import Mode
 
+
+@dataclass(frozen=True, slots=True)
+class _Scoring(ScoringOptions):
+    """A command may give the scores instead of a model."""
+
+    model: str = ""
+    data: str = ""
+
+
+class _Scores(NamedTuple):
+    """What gives a checkpoint its score, and which score is best."""
+
+    evaluate: Evaluate
+    mode: Mode
+    depends_on: Mapping[str, object]
+    notes: list[str]
+
+
 _TENSORS = (
-    "mixed_dtypes", "include", "exclude", "drop_excluded", "key", "drop_ties", "allow_nonfinite",
-    "dtype", "accumulate", "weights_only", "max_shard_size", "format",
+    "mixed_dtypes", "include", "exclude", "drop_excluded", "drop_ties", "allow_nonfinite", "dtype",
+    "accumulate", "weights_only", "max_shard_size", "format",
 )  # fmt: skip
 # It goes on by itself, and is made on this machine.
 _NOT_RUNNING = ("device", "engine", "address", "part", "finish", "proceed")
+_EVALUATING = "Evaluating"
+_METRIC = [
+    replace(option, help=option.help.replace("function by", "function or KEY by"))
+    for option in METRIC
+]
 
 
 @averaging_command(policy_fields=_TENSORS, not_running=_NOT_RUNNING)
@@ -42,11 +68,6 @@ _NOT_RUNNING = ("device", "engine", "address", "part", "finish", "proceed")
     " is the last line]",
 )
 @click.option(
-    "--mode",
-    type=click.Choice(["min", "max"]),
-    help="Whether the lowest or the highest score is best. [default: by the name of KEY]",
-)
-@click.option(
     "--strictly",
     is_flag=True,
     help="Keep only what makes the soup better, as the paper's code does; not what makes it no"
@@ -60,31 +81,36 @@ _NOT_RUNNING = ("device", "engine", "address", "part", "finish", "proceed")
 )
 @click.option("--restart", "anew", is_flag=True, help="Evaluate everything anew.")
 @NULL
-@selection_by_step_options
+@recorded_selection_options
+@filled("scoring", _Scoring, {_EVALUATING: SCORING})
+@filled("metric", MetricOptions, {_EVALUATING: _METRIC})
 def soup(
     checkpoints: tuple[str, ...],
     output: str | None,
     evaluate: str | None,
     json_key: str | None,
-    mode: Mode | None,
     strictly: bool,
     csv: str | None,
     anew: bool,
     null: bool,
     selection: Selection,
+    scoring: _Scoring,
+    metric: MetricOptions,
     policy: Policy,
     run: Run,
 ) -> None:
     """The average of those checkpoints whose average scores best (a greedy soup).
 
     Each checkpoint is evaluated by itself. Then, best first, each is kept if the mean with it
-    scores no worse than without it (Wortsman et al. 2022). CMD is run by the shell, and gets the
-    path of a checkpoint or of a candidate: a float32 checkpoint of the first one's format. An
-    interrupted soup goes on when it is called again.
+    scores no worse than without it (Wortsman et al. 2022). What --model and --data name is the
+    user's code, and is run; so is CMD, by the shell, with the path of a checkpoint or of a
+    candidate: a float32 checkpoint in the format of the first. An interrupted soup goes on when it
+    is called again.
 
     \b
     swavg soup run/ --last 5 --evaluate 'python eval.py {}' --mode max -o soup.safetensors
     swavg soup a.pt b.pt c.pt --evaluate 'python eval.py {} --json' --json-key val_loss
+    swavg soup a.pt b.pt c.pt --model train:build_model --data train:val_loader --metric error
     """
     paths = read_paths(checkpoints, null=null)
     if not paths:
@@ -92,18 +118,21 @@ def soup(
     path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
     if path is None:
         raise click.UsageError("A soup is made beside its output: -o takes a path.")
-    score, depends_on, best = _scoring(evaluate, json_key, mode)
+    if evaluate is None:
+        scores = _by_model(scoring, metric, json_key)
+    else:
+        scores = _by_command(evaluate, json_key, metric)
     from swavg.evaluation.soup import prepare_soup
 
     series = selected(paths, selection)
     search = prepare_soup(
         series.paths,
         path,
-        mode=best,
-        depends_on=depends_on,
+        mode=scores.mode,
+        depends_on=scores.depends_on,
         accept_equal=not strictly,
         csv=csv,
-        policy=policy,
+        policy=replace(policy, key=scoring.key),
         shared=series.shared,
         # A plan says of itself what it would replace.
         force=run.force or run.dry_run,
@@ -116,29 +145,56 @@ def soup(
         save(click.get_current_context(), run.save_job)
         run = replace(run, save_job=None)
     if run.dry_run:
-        execute_and_report(search.of_all, [path], run, [*series.notes, *search.notes])
+        execute_and_report(search.of_all, [path], run, [*series.notes, *scores.notes])
         return
-    found = _found(search, score, run)
+    found = _found(search, scores, series.notes, run)
     more = {"tried": [asdict(each) for each in found.tried], "csv": found.csv}
-    execute_and_report(found.request, [path], run, series.notes, chosen=True, more=more)
+    execute_and_report(found.request, [path], run, chosen=True, more=more)
 
 
-def _scoring(
-    evaluate: str | None, json_key: str | None, mode: Mode | None
-) -> tuple[Evaluate, Mapping[str, object], Mode]:
-    """What gives a checkpoint its score, what that depends on, and which score is best."""
+def _by_model(scoring: _Scoring, metric: MetricOptions, json_key: str | None) -> _Scores:
+    if not (scoring.model and scoring.data):
+        raise click.UsageError(
+            "Say what gives a checkpoint its score: --evaluate 'CMD {}', or --model and --data."
+        )
+    if json_key is not None:
+        raise click.UsageError("--json-key says where the score is in what --evaluate prints.")
+    from swavg.evaluation import loading
+    from swavg.evaluation.score import score_checkpoint
+
+    measure, model = metric.measure(), scoring.build()
+    with loading.prints_on_stderr():
+        evaluate = scoring.evaluator(model, measure)
+
+    def score(path: str) -> float:
+        (checkpoint,) = scoring.open([path])
+        with loading.prints_on_stderr():
+            return measure.of(score_checkpoint(model, checkpoint, evaluate, scoring.strip_prefix))
+
+    key = {**scoring.cache_key(model), "metric": measure.text or measure.metric}
+    return _Scores(score, measure.mode, key, scoring.notes(model))
+
+
+def _by_command(text: str, json_key: str | None, metric: MetricOptions) -> _Scores:
     from swavg.evaluation.command import Command
     from swavg.series import guess_mode
 
-    if evaluate is None:
-        raise click.UsageError("Say what gives a checkpoint its score: --evaluate 'CMD {}'.")
-    best = mode or (None if json_key is None else guess_mode(json_key))
-    if best is None:
-        raise click.UsageError("Say whether the lowest or the highest score is best: --mode.")
-    return Command(evaluate, json_key), {"evaluate": evaluate, "json_key": json_key}, best
+    context = click.get_current_context()
+    for param in context.command.params:
+        of_model = isinstance(param, Headed) and param.heading == _EVALUATING
+        source = context.get_parameter_source(str(param.name))
+        if of_model and param.name not in ("key", "better") and source != ParameterSource.DEFAULT:
+            raise click.UsageError(f"{param.opts[-1]} has no use: --evaluate gives the scores.")
+    command = Command(text, json_key)
+    mode = metric.better or (None if json_key is None else guess_mode(json_key))
+    if mode is None:
+        raise click.UsageError(
+            "Say whether the lowest or the highest score is best: --mode min, or --mode max."
+        )
+    return _Scores(command, mode, {"evaluate": text, "json_key": json_key}, [])
 
 
-def _found(search: Search, score: Evaluate, run: Run) -> Soup:
+def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> Soup:
     """The soup, and a table of what was tried. If interrupted, says so and ends the command."""
     from swavg.console import messages
     from swavg.console import soup as console
@@ -147,6 +203,10 @@ def _found(search: Search, score: Evaluate, run: Run) -> Soup:
     from swavg.engine.resources import Resources
     from swavg.evaluation.soup import find_soup
 
+    if not run.quiet:
+        messages.notes([*notes, *scores.notes])
+        if "evaluate" in scores.depends_on:
+            messages.warnings(search.warnings)
     resources = Resources(threads=run.threads, memory=run.memory, check_crc=run.check_crc)
     done, total = 0, search.evaluations
     with progress_bar("evaluating", "evaluations", shown=not run.quiet) as update:
@@ -158,7 +218,7 @@ def _found(search: Search, score: Evaluate, run: Run) -> Soup:
                 update(now, of)
 
         try:
-            found = find_soup(search, score, resources, on_evaluation)
+            found = find_soup(search, scores.evaluate, resources, on_evaluation)
         except KeyboardInterrupt as stopped:
             interrupted(done, total, search.unfinished, "evaluations")
             raise click.exceptions.Exit(exit_code(stopped)) from None

@@ -12,7 +12,7 @@ from rich.text import Text
 from swavg.console.page import Page
 from swavg.console.text import block, one_line, values_text
 from swavg.evaluation.landscape.line import Line, extent, verdict
-from swavg.evaluation.landscape.survey import Metric, axis_title, scale
+from swavg.evaluation.survey import Metric, axis_title, scale
 
 _WIDEST, _WIDTH = 56, 80
 _HEIGHT = 8

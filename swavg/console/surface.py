@@ -15,7 +15,7 @@ from swavg.console.text import one_line, values_text
 from swavg.evaluation.landscape.levels import Levels
 from swavg.evaluation.landscape.smooth import panel_levels, smoothed
 from swavg.evaluation.landscape.surface import Place, Surface
-from swavg.evaluation.landscape.survey import Metric, axis_title
+from swavg.evaluation.survey import Metric, axis_title
 
 _BANDS = 6
 # From low to high: the bands' backgrounds, and what stands for them without colours.

@@ -1,4 +1,4 @@
-"""The loss and error rate of a model over data."""
+"""The loss and error rate of a model over data, and what a function of the user's says of it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,25 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The mean ``loss`` and the share of wrong classes (None without classes) of ``examples``."""
+    """The mean ``loss`` and the share of wrong classes (None without classes) of ``examples``, and
+    the mean of the user's own ``metric``, beside which the loss may be None."""
 
-    loss: float
+    loss: float | None
     error: float | None
     examples: int
+    metric: float | None = None
+
+
+@dataclass(slots=True)
+class _Mean:
+    """Of numbers of batches, by their examples."""
+
+    total: float = 0.0
+    examples: int = 0
+
+    def add(self, summed: float, count: int) -> None:
+        self.total += summed
+        self.examples += count
 
 
 def evaluate(
@@ -40,6 +54,7 @@ def evaluate(
     batches: Iterable[Any],
     loss: LossFunction | None = None,
     bn_data: Iterable[Any] | None = None,
+    metric: LossFunction | None = None,
 ) -> Score:
     """Mean loss over the examples of ``batches``, and the share of them that is wrong.
 
@@ -48,67 +63,100 @@ def evaluate(
     mean over the batch), or cross-entropy of logits (outputs, ``outputs.logits``, or the first of
     several) and integer targets, of which -100 is left out. Logits have their classes in dimension
     1 or last; each target counts as an example. With ``bn_data`` the model's batch-norm statistics
-    are recomputed over it first. Raises RequestError for data that do not fit.
+    are recomputed over it first. ``metric`` is called as ``loss`` is; where outputs are no logits
+    of classes, it does without a loss. Raises RequestError for data that do not fit.
     """
     if bn_data is not None:
         with users_code("recomputing batch-norm statistics failed"):
             update_bn(model, bn_data)
-    total, wrong, counted, judged, number = 0.0, 0, 0, True, 0
+    losses, own, wrong, judged, number = _Mean(), _Mean(), 0, True, 0
+    lossless = False
     with torch.no_grad(), evaluating(model):
         for number, batch in enumerate(batches, 1):
             with users_code(f"the model failed on batch {number}"):
                 outputs = forward(model, batch)
             target = split(batch)[2]
-            value, count = _loss_of(outputs, target, batch, loss, number)
-            total += value
-            counted += count
+            if metric is not None:
+                own.add(*_called(metric, "metric", outputs, target, batch, number))
+            summed = _loss_of(outputs, target, batch, loss, number)
+            if summed is None and metric is None:
+                raise _unfit(outputs, target, number)
+            losses.add(*(summed or (0.0, 0)))
+            lossless = lossless or summed is None
             misses = _misses(outputs, target)
             judged = judged and misses is not None
             wrong += misses or 0
-    if not counted:
+    counted = own if lossless else losses
+    if not counted.examples or (metric is not None and not own.examples):
         raise RequestError(
             "the data have no batches." if not number else "the data have no examples to count.",
             hint="Is the loader empty, or are all targets -100?",
         )
-    return Score(total / counted, wrong / counted if judged else None, counted)
+    return Score(
+        None if lossless else losses.total / losses.examples,
+        wrong / counted.examples if judged else None,
+        counted.examples,
+        own.total / own.examples if own.examples else None,
+    )
+
+
+def _called(
+    function: LossFunction, name: str, outputs: object, target: object, batch: object, number: int
+) -> tuple[float, int]:
+    """The sum over a batch of what the user's function says, and of how many examples."""
+    try:
+        found = function(outputs, target)
+    except Exception as error:
+        raise failed(f"the {name} failed on batch {number}", error) from error
+    return _summed(found, name, batch, number)
+
+
+def _summed(value: object, name: str, batch: object, number: int) -> tuple[float, int]:
+    try:
+        found = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise RequestError(
+            f"batch {number}: the {name} is {kind(value)}, not a number for the batch or one for"
+            " each example."
+        ) from None
+    if found.ndim:
+        return float(found.double().sum()), found.numel()
+    count = examples(batch)
+    if count is None:
+        raise RequestError(
+            f"batch {number} does not say how many examples it has.",
+            hint=f"Let the {name} function return a value for each example.",
+        )
+    return float(found) * count, count
 
 
 def _loss_of(
     outputs: object, target: object, batch: object, loss: LossFunction | None, number: int
-) -> tuple[float, int]:
-    """The sum of losses over a batch and of how many examples."""
+) -> tuple[float, int] | None:
+    """The sum of losses over a batch and of how many examples; None if there is none to take."""
     if loss is not None:
-        try:
-            own = loss(outputs, target)
-        except Exception as error:
-            raise failed(f"the loss failed on batch {number}", error) from error
-    else:
-        own = _entry(outputs, "loss")
+        return _called(loss, "loss", outputs, target, batch, number)
+    own = _entry(outputs, "loss")
     if own is not None:
-        value = own if isinstance(own, Tensor) else torch.as_tensor(own)
-        if value.ndim:
-            return float(value.double().sum()), value.numel()
-        count = examples(batch)
-        if count is None:
-            raise RequestError(
-                f"batch {number} does not say how many examples it has.",
-                hint="Let loss= return one loss for each example.",
-            )
-        return float(value) * count, count
+        return _summed(own, "loss", batch, number)
     fitted = _fitted(outputs, target)
     if fitted is None:
-        raise RequestError(
-            f"batch {number}: the model returns {_described(_logits(outputs))} for"
-            f" {_described(target)}, which is not what"
-            " cross-entropy takes: logits of classes and integer targets.",
-            hint="Name a function of outputs and target with loss=, such as"
-            " torch.nn.functional:mse_loss.",
-        )
+        return None
     logits, classes = fitted
     summed = functional.cross_entropy(
         logits.float(), classes, reduction="sum", ignore_index=IGNORED
     )
     return float(summed), int((classes != IGNORED).sum())
+
+
+def _unfit(outputs: object, target: object, number: int) -> RequestError:
+    return RequestError(
+        f"batch {number}: the model returns {_described(_logits(outputs))} for"
+        f" {_described(target)}, which is not what"
+        " cross-entropy takes: logits of classes and integer targets.",
+        hint="Name a function of outputs and target with loss=, such as"
+        " torch.nn.functional:mse_loss.",
+    )
 
 
 def _misses(outputs: object, target: object) -> int | None:

@@ -19,18 +19,16 @@ from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources
 from swavg.engine.stale import replacing_averages
 from swavg.errors import OutputError, RequestError
-from swavg.evaluation.landscape.survey import cache_key, joined, number_text, one_line
-from swavg.evaluation.landscape.table import PARTIAL, Table, discard, finished_rows, opened, publish
 from swavg.evaluation.running_soup import RunningSoup, beside, policy_of_candidates
+from swavg.evaluation.survey import cache_key, joined, number_text, one_line
+from swavg.evaluation.table import PARTIAL, Table, discard, finished_rows, opened, publish
 from swavg.formats.tensors import Shared
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
 from swavg.planning.targets import suffix_of
 from swavg.storage.destination import check_destination, check_local, destination, is_stream
-from swavg.storage.fingerprints import fingerprint
 from swavg.storage.paths import check_all
-from swavg.storage.pool import Pool
 from swavg.storage.protect import check_not_input
 from swavg.storage.publish import parents_made
 from swavg.weights import Mode, Trial, mean, trials
@@ -109,6 +107,16 @@ class Search:
         )
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What an evaluation has to see to."""
+        if not any(output.running_statistics for output in self.plan.outputs):
+            return ()
+        return (
+            "candidates hold averaged batch-norm statistics: recompute them before the score is"
+            " taken",
+        )
+
+    @property
     def unfinished(self) -> str:
         """The csv until all is done."""
         return f"{destination(self.csv)}{PARTIAL}"
@@ -156,13 +164,10 @@ def prepare_soup(
         raise RequestError("A soup is written to a file or a folder, beside which it is made.")
     check_local(target)
     check(replacing_averages(plan) if if_stale else plan)
-    with Pool() as pool:
-        digits = [fingerprint(pool, each.sources)[0] for each in plan.checkpoints]
     key = cache_key(
         "soup",
         [*zip(plan.shown, plan.checkpoints, strict=True)],
         {
-            "content": digits,
             "mode": mode,
             "strictly": not accept_equal,
             "options": policy_of_candidates(policy).changed,

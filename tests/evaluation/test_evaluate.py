@@ -51,6 +51,45 @@ def test_the_loss_is_the_mean_over_examples_not_over_batches(network):
     assert found.examples == 23
 
 
+def test_a_metric_of_ones_own_is_the_mean_over_examples(network):
+    inputs, targets = classified()
+    pairs = batches(inputs, targets)
+
+    def hits(outputs, target):
+        return outputs.argmax(1) == target
+
+    def share(outputs, target):
+        return float(hits(outputs, target).float().mean())
+
+    found = [evaluate(network, pairs, metric=metric) for metric in (hits, share)]
+    assert [each.metric for each in found] == pytest.approx([1 - found[0].error] * 2)
+    assert found[0].loss == evaluate(network, pairs).loss
+
+
+def test_a_metric_of_ones_own_needs_no_loss():
+    model = nn.Linear(4, 1)
+    inputs = torch.randn(7, 4)
+    pairs = [(inputs[:4], torch.zeros(4, 1)), (inputs[4:], torch.zeros(3, 1))]
+    with pytest.raises(RequestError, match="not what cross-entropy takes"):
+        evaluate(model, pairs)
+    found = evaluate(model, pairs, metric=functional.l1_loss)
+    assert found.metric == pytest.approx(model(inputs).abs().mean().item(), rel=1e-6)
+    assert (found.loss, found.error, found.examples) == (None, None, 7)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda outputs, target: None, "the metric is a NoneType"),
+        (lambda outputs, target: 1 / 0, "the metric failed on batch 1: ZeroDivisionError"),
+        (lambda outputs, target: outputs[:0], "no examples to count"),
+    ],
+)
+def test_a_metric_that_is_no_number_is_refused(network, metric, message):
+    with pytest.raises(RequestError, match=message):
+        evaluate(network, batches(*classified()), metric=metric)
+
+
 def test_the_modes_are_as_before(network):
     network.train()
     network[0].eval()

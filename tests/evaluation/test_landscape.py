@@ -76,11 +76,15 @@ def test_the_csv_is_this_one(bowls):
     head, columns, *lines = bowls.joinpath("x.csv").read_text().splitlines()
     asked = json.loads(head.removeprefix("# swavg "))
     side, foot, height = asked.pop("plane")
+    digests = [facts.pop("digest") for facts in asked["checkpoints"]]
+    assert len({digest for digest in digests if len(digest) == 16}) == 3
     size = os.path.getsize("a.safetensors")
     assert asked == {
         "survey": "landscape",
         "version": asked["version"],
-        "checkpoints": [{"name": f"{name}.safetensors", "bytes": size} for name in "abc"],
+        "checkpoints": [
+            {"name": f"{name}.safetensors", "bytes": size, "changed": None} for name in "abc"
+        ],
         "grid": [2, 2],
         "model": "bowl.py:Bowl",
         "data": "bowl.py:data",
@@ -387,9 +391,9 @@ def test_batch_norm_statistics_are_recomputed_or_interpolated(normed, how, capsy
     base = ["landscape", *(f"{name}.safetensors" for name in "abc")]
     model = ["--model", "bowl_norm.py:net", "--data", "bowl_norm.py:test"]
     assert call(*base, *model, *more, "--grid", "3", "--metric", "both") == 0
-    assert ("recomputed at every point on --data" in " ".join(capsys.readouterr().err.split())) == (
-        how == "data"
-    )
+    assert (
+        "recomputed for each evaluation on --data" in " ".join(capsys.readouterr().err.split())
+    ) == (how == "data")
     average = rows("landscape.csv")[3]
     states = [load(folder / f"{name}.safetensors") for name in "abc"]
     mean = {

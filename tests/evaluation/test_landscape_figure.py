@@ -22,7 +22,7 @@ from swavg.evaluation.landscape.plane import Plane, Position
 from swavg.evaluation.landscape.route import Route
 from swavg.evaluation.landscape.smooth import panel_levels, smoothed
 from swavg.evaluation.landscape.surface import Place, Surface
-from swavg.evaluation.landscape.survey import Value
+from swavg.evaluation.survey import Value
 
 pytestmark = pytest.mark.slow
 

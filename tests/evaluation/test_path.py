@@ -12,7 +12,7 @@ from landscape_models import CORNERS, MODEL, bowl, bowls, call, weights
 from swavg.errors import NumericsError, RequestError
 from swavg.evaluation.landscape.line import Line, line_of, verdict
 from swavg.evaluation.landscape.route import Route, route
-from swavg.evaluation.landscape.survey import Value
+from swavg.evaluation.survey import Value
 from swavg.formats import open_checkpoint
 
 __all__ = ["bowls"]

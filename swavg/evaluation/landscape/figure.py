@@ -9,7 +9,7 @@ from swavg.evaluation.landscape.drawing import empty_figure, styled
 from swavg.evaluation.landscape.labels import along, place_labels
 from swavg.evaluation.landscape.smooth import panel_levels, smoothed
 from swavg.evaluation.landscape.surface import Place, Surface
-from swavg.evaluation.landscape.survey import Metric, axis_title
+from swavg.evaluation.survey import Metric, axis_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

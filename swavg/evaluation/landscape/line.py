@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from swavg.errors import NumericsError
 from swavg.evaluation.landscape.route import Route
-from swavg.evaluation.landscape.survey import Metric, Value
+from swavg.evaluation.survey import Metric, Value
 
 
 @dataclass(frozen=True, slots=True)

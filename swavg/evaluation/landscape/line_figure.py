@@ -9,7 +9,7 @@ import numpy as np
 
 from swavg.evaluation.landscape.drawing import empty_figure, styled
 from swavg.evaluation.landscape.line import Line, extent
-from swavg.evaluation.landscape.survey import Metric, axis_title, scale
+from swavg.evaluation.survey import Metric, axis_title, scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,9 +13,9 @@ from swavg.evaluation.landscape.grid import Grid, make_grid
 from swavg.evaluation.landscape.plane import Plane, plane_of
 from swavg.evaluation.landscape.products import Names, OnRead, offset_products
 from swavg.evaluation.landscape.surface import Place, Surface
-from swavg.evaluation.landscape.survey import (
+from swavg.evaluation.survey import (
     VALUES,
-    GridPoint,
+    Point,
     Survey,
     Value,
     cache_key,
@@ -98,12 +98,12 @@ def survey_of(layout: Layout, scores: Mapping[str, object]) -> Survey:
         at = place.position
         cells = (place.kind, place.name, *map(number_text, (at.x, at.y, at.off)))
         if index < len(sums):
-            points.append(GridPoint(cells, sums[index]))
+            points.append(Point(cells, sums[index]))
         else:
             own = index - len(sums) if place.kind == "mark" else None
-            points.append(GridPoint(cells, own=own))
+            points.append(Point(cells, own=own))
     points += [
-        GridPoint(("grid", "", number_text(x), number_text(y), ""), plane.coefficients(x, y))
+        Point(("grid", "", number_text(x), number_text(y), ""), plane.coefficients(x, y))
         for x, y in layout.grid
     ]
     return Survey(key, COLUMNS, tuple(points))

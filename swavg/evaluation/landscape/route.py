@@ -10,9 +10,9 @@ from swavg.engine.recipe import short_names
 from swavg.errors import RequestError
 from swavg.evaluation.landscape.grid import spaced
 from swavg.evaluation.landscape.products import Names, OnRead, offset_products
-from swavg.evaluation.landscape.survey import (
+from swavg.evaluation.survey import (
     VALUES,
-    GridPoint,
+    Point,
     Survey,
     cache_key,
     number_text,
@@ -120,9 +120,9 @@ def survey_of(
     count = len(found.names)
     points = []
     if count > 2:
-        points.append(GridPoint(("", MEAN, ""), (1 / count,) * count))
+        points.append(Point(("", MEAN, ""), (1 / count,) * count))
     points += [
-        GridPoint(
+        Point(
             (number_text(t), found.name(t), number_text(found.distance(t))), found.coefficients(t)
         )
         for t in found.ts

@@ -7,7 +7,7 @@ import numpy as np
 from swavg.analysis.chunks import Array
 from swavg.evaluation.landscape.levels import BANDS, Levels, make_levels
 from swavg.evaluation.landscape.surface import Surface
-from swavg.evaluation.landscape.survey import Metric, scale
+from swavg.evaluation.survey import Metric, scale
 
 # Points drawn per grid point along each axis.
 _FINER = 6

@@ -13,7 +13,7 @@ from swavg.analysis.chunks import Array
 from swavg.errors import NumericsError
 from swavg.evaluation.landscape.grid import Grid
 from swavg.evaluation.landscape.plane import Position
-from swavg.evaluation.landscape.survey import Metric
+from swavg.evaluation.survey import Metric
 
 
 @dataclass(frozen=True, slots=True)

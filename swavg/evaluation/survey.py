@@ -1,24 +1,22 @@
-"""Going from point to point: weights into the model, its score, a row into the table."""
+"""What is to be evaluated, point by point, and what was found: a row of the table for each."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from swavg import __version__
 from swavg.errors import OutputError
-from swavg.evaluation.landscape.table import Table
+from swavg.evaluation.table import Table
 from swavg.formats.checkpoint import Checkpoint
+from swavg.storage.fingerprints import fingerprint
+from swavg.storage.pool import Pool
 
-if TYPE_CHECKING:
-    from swavg.evaluation.evaluate import Module, Score
-
-Metric = Literal["loss", "error"]
+Metric = Literal["loss", "error", "metric"]
 
 
 def scale(metric: Metric) -> float:
@@ -36,11 +34,11 @@ OnPoint = Callable[[int, int], None]
 """Called with the points done so far, and in all; first with those that were there already."""
 
 VALUES = ("loss", "error", "examples")
-"""The last columns of every table."""
+"""The last columns of a table, by the fields of a value."""
 
 
 @dataclass(frozen=True, slots=True)
-class GridPoint:
+class Point:
     """A row of a survey: its first ``cells``, and the weights to be scored: a sum of the survey's
     checkpoints with these ``coefficients``, or the checkpoint ``own``; neither if only the place
     matters."""
@@ -56,19 +54,21 @@ class GridPoint:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What was found at a point; None for what was not computed. ``error`` is a share of 1."""
+    """What was found at a point; None for what was not computed. ``error`` is a share of 1,
+    ``metric`` what a function of the user's says."""
 
     loss: float | None = None
     error: float | None = None
     examples: int | None = None
+    metric: float | None = None
 
     def of(self, metric: Metric) -> float:
         """NaN where it was not computed."""
-        found = self.loss if metric == "loss" else self.error
+        found = {"loss": self.loss, "error": self.error, "metric": self.metric}[metric]
         return math.nan if found is None else found
 
 
-Scorer = Callable[[GridPoint], Value]
+Scorer = Callable[[Point], Value]
 """Puts the weights of a point into the model, and evaluates it."""
 
 
@@ -78,7 +78,7 @@ class Survey:
 
     cache_key: Mapping[str, object]
     columns: tuple[str, ...]
-    points: tuple[GridPoint, ...]
+    points: tuple[Point, ...]
 
     @property
     def evaluations(self) -> int:
@@ -88,46 +88,21 @@ class Survey:
 def cache_key(
     survey: str, checkpoints: Sequence[tuple[str, Checkpoint]], more: Mapping[str, object]
 ) -> dict[str, object]:
-    """Of a kind of ``survey`` of named ``checkpoints``, with ``more`` that its rows depend on."""
-    facts = [{"name": name, "bytes": checkpoint.size} for name, checkpoint in checkpoints]
-    return {"survey": survey, "version": __version__, "checkpoints": facts, **more}
+    """Of a kind of ``survey`` of named ``checkpoints``, with ``more`` that its rows depend on.
 
-
-@contextmanager
-def scoring(
-    model: Module,
-    evaluate: Callable[[], Score],
-    checkpoints: Sequence[Checkpoint],
-    others: Sequence[Checkpoint] = (),
-    strip_prefix: Sequence[str] = (),
-) -> Iterator[Scorer]:
-    """A scorer of sums of ``checkpoints``, and of ``others`` by themselves, in the block.
-
-    The model holds the weights of the point that was scored last. ``strip_prefix`` does not count
-    in its names. Raises MismatchError if a tensor
-    of the model is missing in a file or has another shape there.
+    A checkpoint that was replaced is another: by a digest, and where that is of some places only
+    by when its files were changed. InputError.
     """
-    from swavg.training.model_plan import ModelPlan
-
-    with ExitStack() as files:
-        sums, *alone = (
-            files.enter_context(
-                ModelPlan(model, members, strip_prefix=strip_prefix, allow_nonfinite=True)
+    facts = []
+    with Pool() as pool:
+        for name, checkpoint in checkpoints:
+            digest, whole = fingerprint(pool, checkpoint.sources)
+            versions = [] if whole else [source.version for source in checkpoint.sources]
+            changed = max((each for each in versions if isinstance(each, int)), default=None)
+            facts.append(
+                {"name": name, "bytes": checkpoint.size, "digest": digest, "changed": changed}
             )
-            for members in (checkpoints, *([each] for each in others))
-        )
-
-        def score(point: GridPoint) -> Value:
-            if point.own is not None:
-                alone[point.own].apply([1.0])
-            else:
-                assert point.coefficients is not None
-                # They sum to 1 but for their rounding, which must not be an error.
-                sums.apply(point.coefficients)
-            found = evaluate()
-            return Value(found.loss, found.error, found.examples)
-
-        yield score
+    return {"survey": survey, "version": __version__, "checkpoints": facts, **more}
 
 
 def run(
@@ -139,7 +114,7 @@ def run(
         raise _foreign(table, len(points) + 1)
     found = []
     for number, (point, row) in enumerate(zip(points, table.rows, strict=False), 1):
-        value = _parsed(point, row)
+        value = _parsed(survey, point, row)
         if value is None:
             raise _foreign(table, number)
         found.append(value)
@@ -147,21 +122,25 @@ def run(
         on_point(len(found), len(points))
     for point in points[len(found) :]:
         value = score(point) if point.scored else Value()
-        found_cells = map(number_text, (value.loss, value.error, value.examples))
-        table.append(joined((*point.cells, *found_cells)))
+        measured = survey.columns[len(point.cells) :]
+        cells = (number_text(getattr(value, name)) for name in measured)
+        table.append(joined((*point.cells, *cells)))
         found.append(value)
         if on_point is not None:
             on_point(len(found), len(points))
     return found
 
 
-def _parsed(point: GridPoint, row: str) -> Value | None:
+def _parsed(survey: Survey, point: Point, row: str) -> Value | None:
     cells = next(csv.reader([row]), [])
-    if len(cells) != len(point.cells) + len(VALUES) or tuple(cells[: -len(VALUES)]) != point.cells:
+    count = len(point.cells)
+    if len(cells) != len(survey.columns) or tuple(cells[:count]) != point.cells:
         return None
+    texts = dict(zip(survey.columns[count:], cells[count:], strict=True))
+    examples = texts.pop("examples")
     try:
-        loss, error = (None if cell == "" else float(cell) for cell in cells[-3:-1])
-        return Value(loss, error, None if cells[-1] == "" else int(cells[-1]))
+        numbers = {name: float(text) if text else None for name, text in texts.items()}
+        return Value(examples=int(examples) if examples else None, **numbers)
     except ValueError:
         return None
 

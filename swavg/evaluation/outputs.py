@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from swavg.errors import OutputError, RequestError
 from swavg.evaluation.landscape import drawing
-from swavg.evaluation.landscape.survey import Survey
-from swavg.evaluation.landscape.table import Table, discard, finished_rows, publish
+from swavg.evaluation.survey import Survey
+from swavg.evaluation.table import Table, discard, finished_rows, publish
 from swavg.formats.checkpoint import Checkpoint
 from swavg.storage.destination import check_destination, destination, is_stream
 from swavg.storage.protect import check_not_input

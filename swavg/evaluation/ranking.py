@@ -1,0 +1,139 @@
+"""Checkpoints and averages side by side: each evaluated by itself, the best first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from swavg.errors import RequestError
+from swavg.evaluation.survey import VALUES, Metric, Point, Survey, Value, cache_key, one_line
+from swavg.evaluation.user_objects import load_callable
+from swavg.formats.checkpoint import Checkpoint
+from swavg.series import guess_mode
+
+if TYPE_CHECKING:
+    from swavg.evaluation.evaluate import LossFunction, Score
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What decides which is best."""
+
+    metric: Metric
+    """The field of a value that has it."""
+    name: str
+    """``loss``, ``error``, or that of the user's function."""
+    mode: Mode
+    """Whether the lowest or the highest is best."""
+    text: str | None = None
+    """What names the user's function."""
+    function: LossFunction | None = None
+    """Of outputs and target; its mean over examples counts."""
+
+    def of(self, found: Score | Value) -> float:
+        """RequestError if there is no error rate."""
+        value: float | None = getattr(found, self.metric)
+        if value is None:
+            raise RequestError(
+                "There is no error rate: the data have no classes that outputs can be compared to.",
+                hint="Let the loss decide, or a function of outputs and target.",
+            )
+        return value
+
+    def checked(self, evaluate: Callable[[], Score]) -> Callable[[], Score]:
+        """``evaluate``, with a RequestError at once where it does not say what is asked for."""
+
+        def run() -> Score:
+            found = evaluate()
+            self.of(found)
+            return found
+
+        return run
+
+
+def measure_of(text: str, better: Mode | None = None, option: str = "metric") -> Measure:
+    """``loss``, ``error``, or the function that ``text`` names as ``package.module:name`` or
+    ``path/to/file.py:name``.
+
+    Without ``better`` the lowest loss and error are best; of a function its name decides. Raises
+    RequestError, also where that says nothing.
+    """
+    given: dict[str, Metric] = {"loss": "loss", "error": "error"}
+    if text in given:
+        return Measure(given[text], text, better or "min")
+    if ":" not in text:
+        raise RequestError(f"{option} is loss, error or a function (MODULE:NAME), not '{text}'.")
+    function = load_callable(text, option)
+    name = text.rpartition(":")[2].rpartition(".")[2]
+    mode = better or guess_mode(name)
+    if mode is None:
+        raise RequestError(
+            f"'{name}' does not say whether the lowest or the highest is best.",
+            hint="Say so: better='max', or better='min'.",
+        )
+    return Measure("metric", name, mode, text, function)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An evaluated checkpoint or average."""
+
+    path: str
+    step: int | None
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Entries, the best first; those without a finite value last, in the order they came in."""
+
+    measure: Measure
+    entries: tuple[Entry, ...]
+
+    @property
+    def best(self) -> Entry | None:
+        """None if nothing has a finite value."""
+        first = self.entries[0]
+        return first if math.isfinite(self.measure.of(first.value)) else None
+
+
+def survey_of(
+    paths: Sequence[str],
+    steps: Sequence[int | None],
+    checkpoints: Sequence[Checkpoint],
+    measure: Measure,
+    scores: Mapping[str, object],
+) -> Survey:
+    """A point for each checkpoint. ``scores`` says what scores depend on."""
+    names = [one_line(path) for path in paths]
+    named = [*zip(names, checkpoints, strict=True)]
+    key = cache_key("eval", named, {**scores, "metric": measure.text})
+    own = () if measure.function is None else ("metric",)
+    columns = ("checkpoint", "step", *VALUES[:-1], *own, VALUES[-1])
+    points = tuple(
+        Point((name, "" if step is None else str(step)), own=number)
+        for number, (name, step) in enumerate(zip(names, steps, strict=True))
+    )
+    return Survey(key, columns, points)
+
+
+def rank(
+    measure: Measure,
+    paths: Sequence[str],
+    steps: Sequence[int | None],
+    values: Sequence[Value],
+) -> Ranking:
+    """RequestError if values lack what is measured."""
+    entries = [Entry(*each) for each in zip(paths, steps, values, strict=True)]
+
+    def place(entry: Entry) -> tuple[bool, float]:
+        value = measure.of(entry.value)
+        if not math.isfinite(value):
+            return True, 0.0
+        return False, value if measure.mode == "min" else -value
+
+    return Ranking(measure, tuple(sorted(entries, key=place)))
