@@ -57,8 +57,8 @@ class Command:
             key = self.json_key
             raise RequestError(
                 f"'{shown}' printed no score.{_printed(output)}",
-                hint="Print the number alone on the last line, or JSON, and say where it is in it:"
-                " json_key='eval.loss'."
+                hint="Print the number alone on the last line, or JSON with json_key='eval.loss' for"
+                " where it is in it."
                 if key is None
                 else f"Print JSON with a number at '{key}', as all of the output or its last line.",
             )
