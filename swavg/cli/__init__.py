@@ -26,6 +26,7 @@ _COMMANDS = {
     "soup": "The average of those checkpoints whose average scores best.",
     "convert": "Write a checkpoint in another format.",
     "bn": "Recompute batch-norm statistics of an average.",
+    "eval": "Evaluate checkpoints and averages: which is best?",
     "landscape": "The loss on the plane through three checkpoints.",
     "path": "The loss along the line between two checkpoints.",
     "watch": "Average the checkpoints of a run while it is trained.",
@@ -63,7 +64,7 @@ class _LazyGroup(click.Group):
 def _command(name: str) -> click.Command:
     module = importlib.import_module(f"swavg.cli.{name}")
     # A function called list would hide the type.
-    command = getattr(module, "list_command" if name == "list" else name)
+    command = getattr(module, f"{name}_command" if name in ("list", "eval") else name)
     assert isinstance(command, click.Command)
     return command
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from swavg.planning.plan import Plan
     from swavg.planning.row import Request
 
+Evaluate = Callable[[Sequence[str]], Mapping[str, Mapping[str, object]]]
+"""Called with the paths of outputs; what it found of each goes into its report."""
+
 
 def execute_and_report(
     request: Request,
@@ -30,12 +33,12 @@ def execute_and_report(
     *,
     folder: str | None = None,
     chosen: bool = False,
-    more: Mapping[str, object] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Do what a method asks for with one read of the inputs, or print what would be done.
 
     ``folder`` is made for the outputs, and appears with all of them. ``chosen``: the inputs are
-    not just what was given. ``more``: a report as JSON says this, too.
+    not just what was given. ``evaluate`` is called once the outputs are there.
     """
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
@@ -71,7 +74,7 @@ def execute_and_report(
         from swavg.engine.stale import replacing_averages, up_to_date
 
         if up_to_date(plan):
-            _tell_up_to_date(plan, resources, run)
+            _tell_up_to_date(plan, resources, run, evaluate)
             return
         plan = replacing_averages(plan)
     made = _executed(plan, resources, run, notes)
@@ -79,16 +82,16 @@ def execute_and_report(
     if run.part is not None:
         _tell_part(run, plan.folder or paths[0])
         return
-    _tell_made(made, paths, run, chosen=chosen, more=more or {})
+    _tell_made(made, paths, run, evaluate, chosen=chosen)
 
 
 def _tell_made(
     made: Sequence[Report],
     paths: Sequence[str],
     run: Run,
+    evaluate: Evaluate | None,
     *,
     chosen: bool,
-    more: Mapping[str, object],
 ) -> None:
     params = click.get_current_context().command.params
     reports = [
@@ -103,8 +106,22 @@ def _tell_made(
         from swavg.console import report as console
 
         console.summary(reports, verbose=run.verbose, chosen=chosen)
-    values = [{**report.to_json(), **more} for report in reports]
-    print_published("report", values, paths, as_json=run.as_json)
+    _publish([report.to_json() for report in reports], paths, run, evaluate)
+
+
+def _publish(
+    values: Sequence[Mapping[str, object]],
+    paths: Sequence[str],
+    run: Run,
+    evaluate: Evaluate | None,
+) -> None:
+    """Print the paths, which are there whatever becomes of evaluating them, or all as JSON."""
+    if not run.as_json:
+        print_published("report", values, paths, as_json=False)
+    found = {} if evaluate is None else evaluate(paths)
+    if run.as_json:
+        merged = [{**value, **found.get(str(value["output"]), {})} for value in values]
+        print_published("report", merged, paths, as_json=True)
 
 
 def _paths(plan: Plan) -> list[str]:
@@ -113,7 +130,7 @@ def _paths(plan: Plan) -> list[str]:
     return [*dict.fromkeys(paths)]
 
 
-def _tell_up_to_date(plan: Plan, resources: Resources, run: Run) -> None:
+def _tell_up_to_date(plan: Plan, resources: Resources, run: Run, evaluate: Evaluate | None) -> None:
     from swavg.console import messages
     from swavg.engine.average import dry_run
 
@@ -121,7 +138,7 @@ def _tell_up_to_date(plan: Plan, resources: Resources, run: Run) -> None:
         messages.notes(["up to date"])
     here = replace(resources, engine="local", address=None)
     values = [{**each.to_json(), "up_to_date": True} for each in dry_run(plan, here)]
-    print_published("report", values, _paths(plan), as_json=run.as_json)
+    _publish(values, _paths(plan), run, evaluate)
 
 
 def _tell_part(run: Run, output: str) -> None:

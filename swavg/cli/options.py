@@ -119,7 +119,6 @@ def _as_click(option: Option, heading: str, hint: object, default: object) -> De
         envvar=option.environment,
         show_envvar=option.environment is not None,
         show_default=isinstance(default, (str, int)) and not isinstance(default, bool)
-        and default != ""
-        and "[default:" not in option.help,
+        and default != "" and "[default:" not in option.help,
         **kind,
     )  # fmt: skip

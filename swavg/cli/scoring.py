@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,12 +43,15 @@ class ScoringOptions:
         opened = open_all(paths, self.key)
         return renamed_with_model((), opened, rules(self.strip_prefix), must=False)[1]
 
+    def check_batch_norm(self) -> None:
+        if self.keep_bn and self.bn_data is not None:
+            raise click.UsageError("--keep-bn recomputes nothing, so that --bn-data has no use.")
+
     def build(self) -> Module:
         """The model on its device. What the user's code prints goes to stderr."""
         from swavg.evaluation import loading
 
-        if self.keep_bn and self.bn_data is not None:
-            raise click.UsageError("--keep-bn recomputes nothing, so that --bn-data has no use.")
+        self.check_batch_norm()
         if self.device != "cpu":
             from swavg.engine.kernels.torch import check_device
 
@@ -176,5 +179,36 @@ METRIC = (
            " name]"),
 )  # fmt: skip
 
-scoring_options = filled("scoring", ScoringOptions, {"Evaluating": SCORING})
-metric_options = filled("metric", MetricOptions, {"Evaluating": METRIC})
+
+@dataclass(frozen=True, slots=True)
+class OutputScoring(ScoringOptions):
+    """Of a command that evaluates its outputs if a model and data are named."""
+
+    model: str = ""
+    data: str = ""
+
+    def check(self, deciding: MetricOptions) -> bool:
+        """Whether outputs are evaluated. UsageError for options that have no use without that."""
+        if self.model and self.data:
+            self.check_batch_norm()
+            return True
+        if self != OutputScoring() or deciding != MetricOptions():
+            raise click.UsageError("To evaluate the outputs, give both --model and --data.")
+        return False
+
+
+_NOT_OF_OUTPUTS = ("device", "key", "strip_prefix")
+_NAMES = {"scored_by": "--eval-metric", "better": "--eval-mode"}
+# Beside options that say which checkpoints are averaged, and how.
+output_scoring_options = filled(
+    "scoring",
+    OutputScoring,
+    {"Evaluating": [each for each in SCORING if each.field not in _NOT_OF_OUTPUTS]},
+)
+output_metric_options = filled(
+    "deciding",
+    MetricOptions,
+    {"Evaluating": [replace(each, names=_NAMES[each.field]) for each in METRIC]},
+)
+scoring_options = filled("scoring", ScoringOptions, {"Options": SCORING})
+metric_options = filled("deciding", MetricOptions, {"Options": METRIC})

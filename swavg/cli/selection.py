@@ -75,7 +75,7 @@ recorded_selection_options = filled(
             replace(
                 option,
                 names=_RECORDED[option.field],
-                help=option.help.replace("--metric", "--best-by, which they record"),
+                help=option.help.replace("--metric", "--best-by"),
             )
             if option.field in _RECORDED
             else option

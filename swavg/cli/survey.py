@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from swavg.evaluation.outputs import Outputs
     from swavg.evaluation.survey import Metric, Scorer, Survey, Value
     from swavg.evaluation.table import Table
+
+AGAIN = "the same command goes on from there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,12 @@ def measured(
     scorer: Callable[[], AbstractContextManager[Scorer]],
     notes: Sequence[str] = (),
     *,
+    unit: Literal["points", "checkpoints"] = "points",
+    again: str = AGAIN,
     quiet: bool,
 ) -> Iterator[tuple[Table, list[Value]]]:
-    """The table, and the values of all points. If interrupted, says so and ends the command."""
+    """The table, and the values of all points. If interrupted, says so, and how it is done
+    ``again``, and ends the command."""
     from swavg.console import messages
     from swavg.console import survey as console
     from swavg.console.progress import progress_bar
@@ -118,12 +123,12 @@ def measured(
             with (
                 loading.prints_on_stderr(),
                 scorer() as score,
-                progress_bar("evaluating", "points", shown=not quiet) as on_point,
+                progress_bar("evaluating", unit, shown=not quiet) as on_point,
             ):
                 values = run(survey, table, score, on_point)
         except KeyboardInterrupt as stopped:
-            done, total = len(table.rows), len(survey.points)
-            console.interrupted(done, total, str(table.path))
+            done = f"{len(table.rows)} of {len(survey.points)} {unit}"
+            console.interrupted(done, str(table.path), again)
             raise click.exceptions.Exit(exit_code(stopped)) from None
         yield table, values
 
@@ -150,13 +155,18 @@ _FIGURE = (
            "A,B,..."),
     Option("output", "-o --output", "A .png, .svg or .pdf.", "FIGURE"),
 )  # fmt: skip
+_CSV = Option("csv", "--csv", "The values. [default: beside the figure]", "CSV")
 _TABLE = (
-    Option("csv", "--csv", "The values. [default: beside the figure]", "CSV"),
     Option("force", "--force", "Replace existing outputs."),
-    Option("anew", "--restart", "Compute all points anew."),
+    Option("anew", "--restart", "Compute everything anew."),
     Option("dry_run", "-n --dry-run", "Print what would be computed."),
     Option("as_json", "--json", "Print the report as JSON."),
     Option("quiet", "-q --quiet", "Print errors only."),
 )  # fmt: skip
 
-survey_options = filled("options", SurveyOptions, {"Options": (*_FIGURE, *_TABLE)})
+survey_options = filled("options", SurveyOptions, {"Options": (*_FIGURE, _CSV, *_TABLE)})
+table_options = filled(
+    "options",
+    TableOptions,
+    {"Running": (replace(_CSV, help="The values. [default: evaluation.csv]"), *_TABLE)},
+)

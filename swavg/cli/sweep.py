@@ -7,6 +7,13 @@ import click
 from swavg.cli.averaging import FOLDER, Run, averaging_command
 from swavg.cli.executing import execute_and_report
 from swavg.cli.folders import outputs_in
+from swavg.cli.ranking import evaluating_outputs
+from swavg.cli.scoring import (
+    MetricOptions,
+    OutputScoring,
+    output_metric_options,
+    output_scoring_options,
+)
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
@@ -27,24 +34,32 @@ from swavg.planning.policy import Policy
 )
 @NULL
 @selection_options
+@output_scoring_options
+@output_metric_options
 def sweep(
     checkpoints: tuple[str, ...],
     folder: str | None,
     recipe_texts: tuple[str, ...],
     null: bool,
     selection: Selection,
+    scoring: OutputScoring,
+    deciding: MetricOptions,
     policy: Policy,
     run: Run,
 ) -> None:
     """Many averages of a series from one read of its checkpoints.
 
-    The outputs are named after their recipes.
+    The outputs are named after their recipes. With --model and --data they are evaluated at the
+    end, as by swavg eval, which says which is best.
 
     \b
     swavg sweep run/ -r uniform:last=5 -r ema:half-life=2000steps -d averages
+    swavg sweep run/ -r uniform:last=3 -r uniform:last=5 -d averages --model train.py:Net \\
+        --data train.py:test
     """
     if folder is None:
         raise click.UsageError("Give a folder for the outputs: -d OUTDIR.")
+    evaluate = evaluating_outputs(folder, scoring, deciding, policy, run)
     from swavg import methods
 
     specs = [methods.sweep_spec(text) for text in recipe_texts]
@@ -57,4 +72,4 @@ def sweep(
     )
     places = outputs_in(folder, [spec.name for spec in specs], series.paths[0], policy)
     request = methods.sweep(series, specs, policy=policy)
-    execute_and_report(request, places, run, series.notes, folder=folder)
+    execute_and_report(request, places, run, series.notes, folder=folder, evaluate=evaluate)

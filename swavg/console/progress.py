@@ -18,7 +18,10 @@ _LINE_EVERY = 30.0
 
 @contextmanager
 def progress_bar(
-    verb: str, unit: Literal["bytes", "batches", "points", "evaluations"], *, shown: bool
+    verb: str,
+    unit: Literal["bytes", "batches", "points", "checkpoints", "evaluations"],
+    *,
+    shown: bool,
 ) -> Iterator[OnProgress | None]:
     """A bar on stderr with what is done and the time left; where stderr is no terminal, a line
     every 30 s. None where nothing is ``shown``."""
@@ -42,7 +45,7 @@ def _bar(verb: str, unit: str) -> Iterator[OnProgress]:
         columns += [rich.DownloadColumn(), rich.TransferSpeedColumn()]
     else:
         columns += [rich.MofNCompleteColumn(), rich.TextColumn(unit), rich.TimeElapsedColumn()]
-    columns += [rich.TextColumn("left")] if unit in ("points", "evaluations") else []
+    columns += [rich.TextColumn("left")] if unit not in ("bytes", "batches") else []
     columns += [rich.TimeRemainingColumn(compact=True)]
     # A thread that redraws would rule out worker processes; bytes come often enough without one.
     redrawn = unit != "bytes"

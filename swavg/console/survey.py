@@ -9,12 +9,12 @@ from swavg.console.page import Page
 from swavg.console.text import printable
 
 
-def interrupted(done: int, total: int, path: str, noun: str = "points") -> None:
+def interrupted(done: str, path: str, again: str) -> None:
     """That the run can go on, on stderr."""
     page = Page(sys.stderr)
-    text = f" {done} of {total} {noun} are in {printable(path)}"
+    text = f" {done} are in {printable(path)}"
     page.line(("interrupted", "yellow"), text, wrap=True)
-    page.line("            the same command goes on from there")
+    page.line(f"            {again}")
 
 
 def dry_run(facts: Sequence[tuple[str, str]]) -> None:

@@ -15,8 +15,8 @@ from swavg.storage.destination import check_destination, destination, is_stream
 from swavg.storage.protect import check_not_input
 from swavg.storage.publish import new_file
 
-# What a figure or a csv may need; the disk is full long before, or it is not.
-_ROOM = 1 << 20
+ROOM = 1 << 20
+"""What a figure or a csv may need; the disk is full long before, or it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Outputs:
                 raise OutputError(path, "is no place for a file", hint="Give a path of a file.")
             check_not_input(path, [(each.path, each.sources) for each in inputs])
             kept = path == self.csv and self._made(survey)
-            check_destination(path, _ROOM, force=self.force or kept)
+            check_destination(path, ROOM, force=self.force or kept)
 
     def _made(self, survey: Survey) -> bool:
         if self.anew:
@@ -55,11 +55,13 @@ class Outputs:
         rows = finished_rows(self.csv, survey.cache_key, survey.columns)
         return rows is not None and len(rows) == len(survey.points)
 
-    def publish(self, survey: Survey, table: Table, draw: Callable[[str], bytes]) -> None:
+    def publish(
+        self, survey: Survey, table: Table, draw: Callable[[str], bytes] | None = None
+    ) -> None:
         """Put both under their names; the unfinished table goes. ``draw`` makes a figure of a kind
         of file, such as ``png``."""
         drawn = None
-        if self.figure is not None:
+        if self.figure is not None and draw is not None:
             drawn = draw(drawing.figure_format(self.figure))
         if not self._made(survey):
             publish(table, self.csv, force=self.force)

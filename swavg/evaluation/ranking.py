@@ -12,6 +12,7 @@ from swavg.evaluation.survey import VALUES, Metric, Point, Survey, Value, cache_
 from swavg.evaluation.user_objects import load_callable
 from swavg.formats.checkpoint import Checkpoint
 from swavg.series import guess_mode
+from swavg.series.model import labels
 
 if TYPE_CHECKING:
     from swavg.evaluation.evaluate import LossFunction, Score
@@ -44,6 +45,11 @@ class Measure:
             )
         return value
 
+    def finite(self, found: Score | Value) -> bool:
+        """Whether it can be compared. Of outputs that are NaN a metric may be any number: with a
+        loss that is NaN there is none."""
+        return math.isfinite(self.of(found)) and not math.isnan(found.loss or 0.0)
+
     def checked(self, evaluate: Callable[[], Score]) -> Callable[[], Score]:
         """``evaluate``, with a RequestError at once where it does not say what is asked for."""
 
@@ -73,7 +79,7 @@ def measure_of(text: str, better: Mode | None = None, option: str = "metric") ->
     if mode is None:
         raise RequestError(
             f"'{name}' does not say whether the lowest or the highest is best.",
-            hint="Say so: better='max', or better='min'.",
+            hint="Say so with better='max' or better='min'.",
         )
     return Measure("metric", name, mode, text, function)
 
@@ -89,7 +95,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Entries, the best first; those without a finite value last, in the order they came in."""
+    """Entries, the best first; those without a finite value last."""
 
     measure: Measure
     entries: tuple[Entry, ...]
@@ -98,12 +104,16 @@ class Ranking:
     def best(self) -> Entry | None:
         """None if nothing has a finite value."""
         first = self.entries[0]
-        return first if math.isfinite(self.measure.of(first.value)) else None
+        return first if self.measure.finite(first.value) else None
+
+    @property
+    def notes(self) -> list[str]:
+        paths = [each.path for each in self.entries if not self.measure.finite(each.value)]
+        return [f"last, for their values are NaN or infinite: {labels(paths)}"] if paths else []
 
 
 def survey_of(
     paths: Sequence[str],
-    steps: Sequence[int | None],
     checkpoints: Sequence[Checkpoint],
     measure: Measure,
     scores: Mapping[str, object],
@@ -113,12 +123,8 @@ def survey_of(
     named = [*zip(names, checkpoints, strict=True)]
     key = cache_key("eval", named, {**scores, "metric": measure.text})
     own = () if measure.function is None else ("metric",)
-    columns = ("checkpoint", "step", *VALUES[:-1], *own, VALUES[-1])
-    points = tuple(
-        Point((name, "" if step is None else str(step)), own=number)
-        for number, (name, step) in enumerate(zip(names, steps, strict=True))
-    )
-    return Survey(key, columns, points)
+    columns = ("checkpoint", *VALUES[:-1], *own, VALUES[-1])
+    return Survey(key, columns, tuple(Point((name,), own=at) for at, name in enumerate(names)))
 
 
 def rank(
@@ -131,9 +137,9 @@ def rank(
     entries = [Entry(*each) for each in zip(paths, steps, values, strict=True)]
 
     def place(entry: Entry) -> tuple[bool, float]:
-        value = measure.of(entry.value)
-        if not math.isfinite(value):
+        if not measure.finite(entry.value):
             return True, 0.0
+        value = measure.of(entry.value)
         return False, value if measure.mode == "min" else -value
 
     return Ranking(measure, tuple(sorted(entries, key=place)))

@@ -19,6 +19,7 @@ from swavg.engine.recipe import short_names
 from swavg.engine.resources import Resources
 from swavg.engine.stale import replacing_averages
 from swavg.errors import OutputError, RequestError
+from swavg.evaluation.outputs import ROOM
 from swavg.evaluation.running_soup import RunningSoup, beside, policy_of_candidates
 from swavg.evaluation.survey import cache_key, joined, number_text, one_line
 from swavg.evaluation.table import PARTIAL, Table, discard, finished_rows, opened, publish
@@ -42,8 +43,6 @@ OnEvaluation = Callable[[int, int], None]
 METHOD = "greedy soup"
 _COLUMNS = ("tried", "checkpoint", "n", "score", "kept")
 _NOT_POSSIBLE = ("missing", "integers", "lora", "rename", "strip_prefix")
-# What a csv may need.
-_ROOM = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,7 @@ def prepare_soup(
     if is_stream(log) or destination(log) == destination(target):
         raise OutputError(log, "is no place for the csv", hint="Give csv= another path.")
     check_not_input(log, [(each.path, each.sources) for each in plan.checkpoints])
-    check_destination(log, _ROOM, force=made.force or made.finished)
+    check_destination(log, ROOM, force=made.force or made.finished)
     return made
 
 

@@ -13,6 +13,7 @@ WITH = {
     "series.md": "run",
     "batch-norm.md": "averaged avg train model data",
     "landscape.md": "a b c run train",
+    "evaluation.md": "a b avg run train",
     "tensorflow.md": "training",
     "large-runs.md": "checkpoint state-0 state-1",
     "scale.md": "run",

@@ -1,0 +1,59 @@
+"""``swavg eval``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from swavg.cli.options import SectionedCommand
+from swavg.cli.printing import print_published
+from swavg.cli.ranking import Candidates, as_json, ranking, show
+from swavg.cli.scoring import MetricOptions, ScoringOptions, metric_options, scoring_options
+from swavg.cli.selection import Selection, recorded_selection_options, selected
+from swavg.cli.survey import TableOptions, table_options
+from swavg.cli.values import NULL, read_paths
+
+
+@click.command("eval", cls=SectionedCommand)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT|RUN...", type=click.Path())
+@scoring_options
+@metric_options
+@recorded_selection_options
+@NULL
+@table_options
+def eval_command(
+    checkpoints: tuple[str, ...],
+    null: bool,
+    selection: Selection,
+    scoring: ScoringOptions,
+    deciding: MetricOptions,
+    options: TableOptions,
+) -> int:
+    """Evaluate checkpoints and averages on your data, and say which is best.
+
+    Each is put into the model by itself and evaluated on the same data. A table shows the best
+    first; a csv has the values. Batch-norm statistics are recomputed for all, plain checkpoints
+    too, so that they can be compared. What --model and --data name is the user's code, and is run;
+    it is found from the current folder, too. An interrupted run goes on when it is called again.
+
+    \b
+    swavg eval a.pt b.pt avg.pt --model train:build_model --data train:test_loader
+    swavg eval run/ --last 5 --model train.py:Net --data train.py:test --metric error
+    swavg eval a.pt b.pt --model train.py:Net --data train.py:test --metric train.py:accuracy
+    """
+    if not selection.selects:
+        # The table has an order of its own.
+        selection = replace(selection, keep_order=True)
+    series = selected(read_paths(checkpoints, null=null), selection, one_for_each_step=False)
+    found = Candidates.of(series.paths, series.steps, scoring, deciding)
+    outputs = found.outputs(options.csv or "evaluation.csv", force=options.force, anew=options.anew)
+    if options.dry_run:
+        found.explain(outputs)
+        return 0
+    made = ranking(found, outputs, series.notes, quiet=options.quiet)
+    if not options.quiet:
+        show(found, made)
+    report = {"csv": outputs.csv, **as_json(found, made)}
+    print_published("eval", [report], outputs.paths, as_json=options.as_json)
+    return 0
