@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from click.core import ParameterSource
 
-from swavg.cli.averaging import OUTPUT, Run, averaging_command, output_path
+from swavg.cli.averaging import Run, averaging_command, output_path
 from swavg.cli.executing import execute_and_report
 from swavg.cli.options import Headed, filled
-from swavg.cli.scoring import METRIC, SCORING, MetricOptions, ScoringOptions
+from swavg.cli.scoring import METRIC, SCORING, MetricOptions, OutputScoring
 from swavg.cli.selection import Selection, recorded_selection_options, selected
 from swavg.cli.signals import exit_code
+from swavg.cli.survey import AGAIN
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
     from swavg.evaluation.soup import Evaluate, Search, Soup
     from swavg.weights import Mode
-
-
-@dataclass(frozen=True, slots=True)
-class _Scoring(ScoringOptions):
-    """A command may give the scores instead of a model."""
-
-    model: str = ""
-    data: str = ""
 
 
 class _Scores(NamedTuple):
@@ -55,7 +49,14 @@ _METRIC = [
 
 @averaging_command(policy_fields=_TENSORS, not_running=_NOT_RUNNING)
 @click.argument("checkpoints", nargs=-1, metavar="RUN|CKPT...", type=click.Path())
-@OUTPUT
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(),
+    help="Where to write, and to keep candidates beside: a path of this machine. [default:"
+    " averaged, with the suffix of the first input]",
+)
 @click.option(
     "--evaluate",
     metavar="CMD",
@@ -82,7 +83,7 @@ _METRIC = [
 @click.option("--restart", "anew", is_flag=True, help="Evaluate everything anew.")
 @NULL
 @recorded_selection_options
-@filled("scoring", _Scoring, {_EVALUATING: SCORING})
+@filled("scoring", OutputScoring, {_EVALUATING: SCORING})
 @filled("metric", MetricOptions, {_EVALUATING: _METRIC})
 def soup(
     checkpoints: tuple[str, ...],
@@ -94,7 +95,7 @@ def soup(
     anew: bool,
     null: bool,
     selection: Selection,
-    scoring: _Scoring,
+    scoring: OutputScoring,
     metric: MetricOptions,
     policy: Policy,
     run: Run,
@@ -109,8 +110,9 @@ def soup(
 
     \b
     swavg soup run/ --last 5 --evaluate 'python eval.py {}' --mode max -o soup.safetensors
-    swavg soup a.pt b.pt c.pt --evaluate 'python eval.py {} --json' --json-key val_loss
-    swavg soup a.pt b.pt c.pt --model train:build_model --data train:val_loader --metric error
+    swavg soup a.pt b.pt c.pt --evaluate 'python eval.py {} --json' --json-key val_loss \\
+        -o soup.pt
+    swavg soup a.pt b.pt c.pt --model train:build_model --data train:val_loader -o soup.pt
     """
     paths = read_paths(checkpoints, null=null)
     if not paths:
@@ -149,10 +151,16 @@ def soup(
         return
     found = _found(search, scores, series.notes, run)
     more = {"tried": [asdict(each) for each in found.tried], "csv": found.csv}
-    execute_and_report(found.request, [path], run, chosen=True, more=more)
+    execute_and_report(
+        found.request,
+        [path],
+        run,
+        chosen=True,
+        evaluate=lambda outputs: dict.fromkeys(outputs, more),
+    )
 
 
-def _by_model(scoring: _Scoring, metric: MetricOptions, json_key: str | None) -> _Scores:
+def _by_model(scoring: OutputScoring, metric: MetricOptions, json_key: str | None) -> _Scores:
     if not (scoring.model and scoring.data):
         raise click.UsageError(
             "Say what gives a checkpoint its score: --evaluate 'CMD {}', or --model and --data."
@@ -169,7 +177,8 @@ def _by_model(scoring: _Scoring, metric: MetricOptions, json_key: str | None) ->
     def score(path: str) -> float:
         (checkpoint,) = scoring.open([path])
         with loading.prints_on_stderr():
-            return measure.of(score_checkpoint(model, checkpoint, evaluate, scoring.strip_prefix))
+            found = score_checkpoint(model, checkpoint, evaluate, scoring.strip_prefix)
+        return measure.of(found) if measure.finite(found) else math.nan
 
     key = {**scoring.cache_key(model), "metric": measure.text or measure.metric}
     return _Scores(score, measure.mode, key, scoring.notes(model))
@@ -220,7 +229,7 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
         try:
             found = find_soup(search, scores.evaluate, resources, on_evaluation)
         except KeyboardInterrupt as stopped:
-            interrupted(done, total, search.unfinished, "evaluations")
+            interrupted(f"{done} of {total} evaluations", search.unfinished, AGAIN)
             raise click.exceptions.Exit(exit_code(stopped)) from None
     if not run.quiet:
         messages.notes([f"what was tried is in {found.csv}"])

@@ -54,14 +54,13 @@ class Command:
             )
         score = _last_number(output) if self.json_key is None else _by_key(output, self.json_key)
         if score is None:
-            key = self.json_key
-            raise RequestError(
-                f"'{shown}' printed no score.{_printed(output)}",
-                hint="Print the number alone on the last line, or JSON with json_key='eval.loss' for"
-                " where it is in it."
-                if key is None
-                else f"Print JSON with a number at '{key}', as all of the output or its last line.",
-            )
+            hint = f"Print JSON with a number at '{self.json_key}', as a whole or as the last line."
+            if self.json_key is None:
+                hint = (
+                    "Print the number alone on the last line, or JSON with json_key='eval.loss' for"
+                    " where it is."
+                )
+            raise RequestError(f"'{shown}' printed no score.{_printed(output)}", hint=hint)
         return score
 
 

@@ -17,6 +17,7 @@ WITH = {
     "tensorflow.md": "training",
     "large-runs.md": "checkpoint state-0 state-1",
     "scale.md": "run",
+    "soup.md": "ckpts train eval",
 }
 
 
