@@ -83,6 +83,11 @@ def calibration_batches() -> list[Batch]:
     return list(batches(images, labels, 50, torch.Generator().manual_seed(0)))
 
 
+def validation_batches() -> list[Batch]:
+    """The images as they are that nothing is trained on, and by which may be chosen."""
+    return [validation_images()]
+
+
 def test_batches() -> list[Batch]:
     """The test images as they are."""
     return [test_images()]

@@ -178,6 +178,9 @@ def main() -> None:
             "is there a barrier between two checkpoints?": f"{SWAVG} path {first} {last} {MODEL}"
             " --data scripts/digits.py:test_batches"
             f" --bn-data scripts/digits.py:calibration_batches -o {OUT.name}/path.png",
+            "which of them make the best average, by validation loss": f"{SWAVG} soup"
+            f" {first.parent} {MODEL} --data scripts/digits.py:validation_batches"
+            f" --bn-data scripts/digits.py:training_batches -o {OUT.name}/soup.safetensors",
             "the models alone of .pt files with optimizers": f"{SWAVG} average"
             f" {OUT.name}/run-0/step-*.pt --weights-only -o {OUT.name}/model.pt",
             "real checkpoints (a download of 100 MB)": "scripts/real-checkpoints --average",

@@ -24,6 +24,7 @@ _COMMANDS = {
     "window": "The mean between two running averages.",
     "posthoc": "EMAs of any width from power-function snapshots.",
     "sweep": "Many averages from one read of a series.",
+    "soup": "The average of those checkpoints whose average scores best.",
     "convert": "Write a checkpoint in another format.",
     "bn": "Recompute batch-norm statistics of an average.",
     "eval": "Evaluate checkpoints and averages: which is best?",

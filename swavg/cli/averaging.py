@@ -146,8 +146,6 @@ _RUN = (
     Option("quiet", "-q --quiet", "Print errors only."),
     Option("verbose", "-v --verbose", "Print inputs, plan and every exception."),
 )  # fmt: skip
-_AVERAGES = ("distances", "card")
-"""What only averages have."""
 
 
 def policy_options() -> Iterator[Option]:
@@ -156,10 +154,13 @@ def policy_options() -> Iterator[Option]:
 
 
 def averaging_command(
-    kind: type[click.Command] = SectionedCommand, policy_fields: Sequence[str] | None = None
+    kind: type[click.Command] = SectionedCommand,
+    policy_fields: Sequence[str] | None = None,
+    not_running: Sequence[str] = (),
 ) -> Callable[[Command], click.Command]:
     """A command with the options that say what becomes of tensors (those of ``policy_fields``;
-    None: all), how it runs and what it shows; it gets ``policy`` and ``run``."""
+    None: all), how it runs and what it shows (without ``not_running``); it gets ``policy`` and
+    ``run``."""
     sections = {
         heading: tuple(
             each for each in options if policy_fields is None or each.field in policy_fields
@@ -177,8 +178,7 @@ def averaging_command(
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             return command(policy=policy, **values)
 
-        # What keeps to some fields does not average: there is nothing to measure, or to tell of.
-        running = [each for each in _RUN if policy_fields is None or each.field not in _AVERAGES]
+        running = [option for option in _RUN if option.field not in not_running]
         with_run = filled("run", Run, {"Running": running})(called)
         return click.command(cls=kind)(filled("policy", Policy, sections)(with_run))
 

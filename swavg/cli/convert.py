@@ -14,7 +14,8 @@ _FIELDS = (
 )  # fmt: skip
 
 
-@averaging_command(policy_fields=_FIELDS)
+# There is nothing to measure: it does not average.
+@averaging_command(policy_fields=_FIELDS, not_running=("distances", "card"))
 @click.argument("checkpoint", metavar="IN", type=click.Path())
 @click.argument("output", metavar="OUT", type=click.Path())
 def convert(checkpoint: str, output: str, policy: Policy, run: Run) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from swavg.console.text import size, size_of
 
-Unit = Literal["bytes", "batches", "points", "checkpoints"]
+Unit = Literal["bytes", "batches", "points", "checkpoints", "evaluations"]
 
 _WINDOW = 30.0
 """Seconds over which speed is measured: it changes with what is read."""

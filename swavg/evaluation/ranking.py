@@ -45,7 +45,7 @@ class Measure:
             )
         return value
 
-    def finite(self, found: Value) -> bool:
+    def finite(self, found: Score | Value) -> bool:
         """Whether it can be compared. Of outputs that are NaN a metric may be any number: with a
         loss that is NaN there is none."""
         return math.isfinite(self.of(found)) and not math.isnan(found.loss or 0.0)

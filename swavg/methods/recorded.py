@@ -16,7 +16,7 @@ from swavg.formats.tensors import Shared
 from swavg.methods.smooth import Smoothing
 from swavg.planning.row import Path
 
-_MEANS = ("mean", "running mean", "sliding mean", "window")
+_MEANS = ("mean", "running mean", "sliding mean", "window", "greedy soup")
 
 
 @dataclass(frozen=True, slots=True)

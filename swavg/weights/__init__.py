@@ -25,7 +25,7 @@ from swavg.weights.power import (
     sigma_rel_from_gamma,
 )
 from swavg.weights.running import running, slide, window
-from swavg.weights.soup import Mode, greedy
+from swavg.weights.soup import Mode, Trial, greedy, trials
 from swavg.weights.vectors import (
     TOLERANCE,
     Sum,
@@ -45,6 +45,7 @@ __all__ = [
     "WARMUPS",
     "Mode",
     "Sum",
+    "Trial",
     "anneal",
     "annealing_factors",
     "bema",
@@ -73,6 +74,7 @@ __all__ = [
     "sigma_rel_from_gamma",
     "slide",
     "sums_to_one",
+    "trials",
     "warmup_decay",
     "window",
 ]

@@ -1,11 +1,12 @@
 """The tiny checkpoints that pages and examples speak of, and what they take as given."""
 
+import os
 import shutil
 import sys
 
 import numpy as np
 import pytest
-from pages import ROOT
+from pages import ROOT, blocks
 
 import swavg
 
@@ -39,6 +40,7 @@ def batches(count=2):
 
 
 build_model, build_loader, test_loader, test, loader = build, batches, batches, batches, batches
+val_loader = train_loader = batches
 test_batches = train_batches = batches
 
 
@@ -90,6 +92,8 @@ def checkpoints(tmp_path_factory):
             shutil.copyfile(file, folder / "run" / f"step-{step}-val_loss=0.{step}.safetensors")
     for name in ("train", "model", "data"):
         (folder / f"{name}.py").write_text(TRAIN)
+    (evaluator,) = (b.text for b in blocks(ROOT / "docs/soup.md") if "eval.py" in str(b.unrun))
+    (folder / "eval.py").write_text(evaluator)
     shutil.copytree(ROOT / "tests/frameworks/tensorflow/files/keras", folder / "training")
     for step, name in zip((10, 20, 30), "abc", strict=True):
         output, policy = folder / f"checkpoint/step-{step}", swavg.Policy(format="dcp")
@@ -102,8 +106,10 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder, whose train.py is imported anew."""
+    """An empty current folder, whose train.py is imported anew; ``python`` is this one."""
     monkeypatch.chdir(tmp_path)
+    own = os.path.dirname(sys.executable)
+    monkeypatch.setenv("PATH", f"{own}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     for name in ("train", "model", "data"):

@@ -21,6 +21,7 @@ WITH = {
     "pipelines.md": "a b run ckpts",
     "library.md": "a b",
     "json.md": "",
+    "soup.md": "ckpts train eval",
 }
 
 

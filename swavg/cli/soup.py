@@ -1,0 +1,237 @@
+"""``swavg soup``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+from click.core import ParameterSource
+
+from swavg.cli.averaging import Run, averaging_command, output_path
+from swavg.cli.executing import execute_and_report
+from swavg.cli.options import Headed, filled
+from swavg.cli.scoring import METRIC, SCORING, MetricOptions, OutputScoring
+from swavg.cli.selection import Selection, recorded_selection_options, selected
+from swavg.cli.signals import exit_code
+from swavg.cli.survey import AGAIN
+from swavg.cli.values import NULL, read_paths
+from swavg.planning.policy import Policy
+
+if TYPE_CHECKING:
+    from swavg.evaluation.soup import Evaluate, Search, Soup
+    from swavg.weights import Mode
+
+
+class _Scores(NamedTuple):
+    """What gives a checkpoint its score, and which score is best."""
+
+    evaluate: Evaluate
+    mode: Mode
+    depends_on: Mapping[str, object]
+    notes: list[str]
+
+
+_TENSORS = (
+    "mixed_dtypes", "include", "exclude", "drop_excluded", "drop_ties", "allow_nonfinite", "dtype",
+    "accumulate", "weights_only", "max_shard_size", "format",
+)  # fmt: skip
+# It goes on by itself, and is made on this machine.
+_NOT_RUNNING = ("device", "engine", "address", "part", "finish", "proceed")
+_EVALUATING = "Evaluating"
+_METRIC = [
+    replace(option, help=option.help.replace("function by", "function or KEY by"))
+    for option in METRIC
+]
+
+
+@averaging_command(policy_fields=_TENSORS, not_running=_NOT_RUNNING)
+@click.argument("checkpoints", nargs=-1, metavar="RUN|CKPT...", type=click.Path())
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(),
+    help="Where to write, and to keep candidates beside: a path of this machine. [default:"
+    " averaged, with the suffix of the first input]",
+)
+@click.option(
+    "--evaluate",
+    metavar="CMD",
+    help="A command that prints the score of a checkpoint, whose path is put for {}.",
+)
+@click.option(
+    "--json-key",
+    metavar="KEY",
+    help="CMD prints JSON, with the score under this key, such as eval.loss. [default: the score"
+    " is the last line]",
+)
+@click.option(
+    "--strictly",
+    is_flag=True,
+    help="Keep only what makes the soup better, as the paper's code does; not what makes it no"
+    " worse, as the paper says.",
+)
+@click.option(
+    "--csv",
+    metavar="CSV",
+    type=click.Path(),
+    help="What was tried, with its scores. [default: beside the output]",
+)
+@click.option("--restart", "anew", is_flag=True, help="Evaluate everything anew.")
+@NULL
+@recorded_selection_options
+@filled("scoring", OutputScoring, {_EVALUATING: SCORING})
+@filled("metric", MetricOptions, {_EVALUATING: _METRIC})
+def soup(
+    checkpoints: tuple[str, ...],
+    output: str | None,
+    evaluate: str | None,
+    json_key: str | None,
+    strictly: bool,
+    csv: str | None,
+    anew: bool,
+    null: bool,
+    selection: Selection,
+    scoring: OutputScoring,
+    metric: MetricOptions,
+    policy: Policy,
+    run: Run,
+) -> None:
+    """The average of those checkpoints whose average scores best (a greedy soup).
+
+    Each checkpoint is evaluated by itself. Then, best first, each is kept if the mean with it
+    scores no worse than without it (Wortsman et al. 2022). What --model and --data name is the
+    user's code, and is run; so is CMD, by the shell, with the path of a checkpoint or of a
+    candidate: a float32 checkpoint in the format of the first. An interrupted soup goes on when it
+    is called again.
+
+    \b
+    swavg soup run/ --last 5 --evaluate 'python eval.py {}' --mode max -o soup.safetensors
+    swavg soup a.pt b.pt c.pt --evaluate 'python eval.py {} --json' --json-key val_loss \\
+        -o soup.pt
+    swavg soup a.pt b.pt c.pt --model train:build_model --data train:val_loader -o soup.pt
+    """
+    paths = read_paths(checkpoints, null=null)
+    if not paths:
+        raise click.UsageError("Give a run or checkpoints, or '-' to read paths from stdin.")
+    path = output_path(output, as_json=run.as_json, dry_run=run.dry_run)
+    if path is None:
+        raise click.UsageError("A soup is made beside its output: -o takes a path.")
+    if evaluate is None:
+        scores = _by_model(scoring, metric, json_key)
+    else:
+        scores = _by_command(evaluate, json_key, metric)
+    from swavg.evaluation.soup import prepare_soup
+
+    series = selected(paths, selection)
+    search = prepare_soup(
+        series.paths,
+        path,
+        mode=scores.mode,
+        depends_on=scores.depends_on,
+        accept_equal=not strictly,
+        csv=csv,
+        policy=replace(policy, key=scoring.key),
+        shared=series.shared,
+        # A plan says of itself what it would replace.
+        force=run.force or run.dry_run,
+        if_stale=run.if_stale,
+        anew=anew,
+    )
+    if run.save_job is not None:
+        from swavg.cli.run import save
+
+        save(click.get_current_context(), run.save_job)
+        run = replace(run, save_job=None)
+    if run.dry_run:
+        execute_and_report(search.of_all, [path], run, [*series.notes, *scores.notes])
+        return
+    found = _found(search, scores, series.notes, run)
+    more = {"tried": [asdict(each) for each in found.tried], "csv": found.csv}
+    execute_and_report(
+        found.request,
+        [path],
+        run,
+        chosen=True,
+        evaluate=lambda outputs: dict.fromkeys(outputs, more),
+    )
+
+
+def _by_model(scoring: OutputScoring, metric: MetricOptions, json_key: str | None) -> _Scores:
+    if not (scoring.model and scoring.data):
+        raise click.UsageError(
+            "Say what gives a checkpoint its score: --evaluate 'CMD {}', or --model and --data."
+        )
+    if json_key is not None:
+        raise click.UsageError("--json-key says where the score is in what --evaluate prints.")
+    from swavg.evaluation import loading
+    from swavg.evaluation.score import score_checkpoint
+
+    measure, model = metric.measure(), scoring.build()
+    with loading.prints_on_stderr():
+        evaluate = scoring.evaluator(model, measure)
+
+    def score(path: str) -> float:
+        (checkpoint,) = scoring.open([path])
+        with loading.prints_on_stderr():
+            found = score_checkpoint(model, checkpoint, evaluate, scoring.strip_prefix)
+        return measure.of(found) if measure.finite(found) else math.nan
+
+    key = {**scoring.cache_key(model), "metric": measure.text or measure.metric}
+    return _Scores(score, measure.mode, key, scoring.notes(model))
+
+
+def _by_command(text: str, json_key: str | None, metric: MetricOptions) -> _Scores:
+    from swavg.evaluation.command import Command
+    from swavg.series import guess_mode
+
+    context = click.get_current_context()
+    for param in context.command.params:
+        of_model = isinstance(param, Headed) and param.heading == _EVALUATING
+        source = context.get_parameter_source(str(param.name))
+        if of_model and param.name not in ("key", "better") and source != ParameterSource.DEFAULT:
+            raise click.UsageError(f"{param.opts[-1]} has no use: --evaluate gives the scores.")
+    command = Command(text, json_key)
+    mode = metric.better or (None if json_key is None else guess_mode(json_key))
+    if mode is None:
+        raise click.UsageError(
+            "Say whether the lowest or the highest score is best: --mode min, or --mode max."
+        )
+    return _Scores(command, mode, {"evaluate": text, "json_key": json_key}, [])
+
+
+def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> Soup:
+    """The soup, and a table of what was tried. If interrupted, says so and ends the command."""
+    from swavg.console import messages
+    from swavg.console import soup as console
+    from swavg.console.progress import progress_bar
+    from swavg.console.survey import interrupted
+    from swavg.engine.resources import Resources
+    from swavg.evaluation.soup import find_soup
+
+    if not run.quiet:
+        messages.notes([*notes, *scores.notes])
+        if "evaluate" in scores.depends_on:
+            messages.warnings(search.warnings)
+    resources = Resources(threads=run.threads, memory=run.memory, check_crc=run.check_crc)
+    done, total = 0, search.evaluations
+    with progress_bar("evaluating", "evaluations", shown=not run.quiet) as update:
+
+        def on_evaluation(now: int, of: int) -> None:
+            nonlocal done, total
+            done, total = now, of
+            if update is not None:
+                update(now, of)
+
+        try:
+            found = find_soup(search, scores.evaluate, resources, on_evaluation)
+        except KeyboardInterrupt as stopped:
+            interrupted(f"{done} of {total} evaluations", search.unfinished, AGAIN)
+            raise click.exceptions.Exit(exit_code(stopped)) from None
+    if not run.quiet:
+        messages.notes([f"what was tried is in {found.csv}"])
+        console.tried(found.tried)
+    return found
