@@ -59,23 +59,25 @@ def _read(path: str) -> tuple[str, dict[str, object]]:
     text = read_file(path, _MOST).decode(errors="replace")
     try:
         values = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{path} is no job: {error}.") from None
     if str(values.get("schema", "")).startswith("swavg.report/"):
-        values = _of_report(values)
+        try:
+            values = _of_report(values)
+        except (AttributeError, KeyError, TypeError):
+            raise click.UsageError(f"{path} is no report of an average.") from None
     name = values.pop(_COMMAND, None)
     if not isinstance(name, str):
         raise click.UsageError(f'{path} says no command: command = "average", say.')
     return name, values
 
 
-def _of_report(report: Mapping[str, object]) -> dict[str, object]:
-    """The average that a report tells of, with its weights."""
+def _of_report(report: Mapping[str, Any]) -> dict[str, object]:
+    """The average that a report tells of, with its weights. KeyError, TypeError or AttributeError
+    for another object."""
     from swavg.cli.averaging import policy_options
 
     inputs, recipe = report["inputs"], report["recipe"]
-    assert isinstance(inputs, list)
-    assert isinstance(recipe, dict)
     keys = {option.field: option.key for option in policy_options()}
     options = {keys[field]: value for field, value in recipe.get("options", {}).items()}
     return {
@@ -153,6 +155,8 @@ def _texts(job: str, key: str, value: object) -> list[str]:
         if isinstance(each, bool | dict | list) and not isinstance(value, bool):
             raise click.UsageError(f"{job}: '{key}' is no list of texts and numbers.")
         text = repr(each) if isinstance(each, float) else str(each)
+        if "\0" in text:
+            raise click.UsageError(f"{job}: a NUL character is in '{key}'.")
         found.append(_VARIABLE.sub(lambda name: _variable(job, name[1]), text))
     return found
 
