@@ -158,7 +158,8 @@ def _nearest_path(path: str) -> str | None:
     from swavg.formats.foreign import explain_name
     from swavg.formats.places import format_at
 
-    paths = {each: os.path.join(folder, each) for each in names}
+    # Of an object in a store that is listed and cannot be had, its own name is no help.
+    paths = {each: os.path.join(folder, each) for each in names if each != name}
     names = [name for name, at in paths.items() if explain_name(at) is None or format_at(at)]
     # Suffixes are alike anyway.
     stems = {os.path.splitext(each)[0]: each for each in sorted(names, reverse=True)}

@@ -63,21 +63,23 @@ def _read(path: str) -> tuple[str, dict[str, object]]:
     text = read_file(path, _MOST).decode(errors="replace")
     try:
         values = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{path} is no job: {error}.") from None
     if str(values.get("schema", "")).startswith("swavg.report/"):
-        values = _of_report(values)
+        try:
+            values = _of_report(values)
+        except (AttributeError, KeyError, TypeError):
+            raise click.UsageError(f"{path} is no report of an average.") from None
     name = values.pop(_COMMAND, None)
     if not isinstance(name, str):
         raise click.UsageError(f'{path} says no command: command = "average", say.')
     return name, values
 
 
-def _of_report(report: Mapping[str, object]) -> dict[str, object]:
-    """The average that a report tells of, with its weights."""
+def _of_report(report: Mapping[str, Any]) -> dict[str, object]:
+    """The average that a report tells of, with its weights. KeyError, TypeError or AttributeError
+    for another object."""
     inputs, recipe = report["inputs"], report["recipe"]
-    assert isinstance(inputs, list)
-    assert isinstance(recipe, dict)
     return {
         _COMMAND: "average",
         "checkpoints": [each["path"] for each in inputs],
@@ -181,7 +183,10 @@ def _plain(job: str, key: str, value: object) -> list[str]:
     for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, bool | dict | list) and not isinstance(value, bool):
             raise click.UsageError(f"{job}: '{key}' is no list of texts and numbers.")
-        found.append(repr(each) if isinstance(each, float) else str(each))
+        text = repr(each) if isinstance(each, float) else str(each)
+        if "\0" in text:
+            raise click.UsageError(f"{job}: a NUL character is in '{key}'.")
+        found.append(text)
     return found
 
 

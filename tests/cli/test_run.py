@@ -117,7 +117,19 @@ def test_a_report_of_an_earlier_version_is_a_job(run):
         ('command = "average"\ncheckpoints = ["run"]\nforce = "yes"', "true or false"),
         ('command = "average"\ncheckpoints = ["run"]\nlast = {a = 1}', "no list of texts"),
         ('command = "average"\ncheckpoints = ["run"]\nlast = "x"', "--last"),
+        ('command = "average"\ncheckpoints = ["a\\u0000b"]', "NUL character"),
+        ("a = " + "[" * 50_000, "is no job"),
+        ('{"command": ' + "[" * 200_000, "is no job"),
+        ('{"schema": "swavg.report/1"}', "is no report"),
+        ('{"schema": "swavg.report/1", "inputs": null, "recipe": {}, "output": "o"}', "no report"),
+        ('{"schema": "swavg.report/1", "inputs": [1], "recipe": {}, "output": "o"}', "no report"),
+        ('{"schema": "swavg.report/1", "inputs": [], "recipe": [], "output": "o"}', "no report"),
+        (
+            '{"schema": "swavg.report/1", "inputs": [], "recipe": {"options": {"x": 1}}}',
+            "no report",
+        ),
     ],
+    ids=lambda text: text[:40],
 )
 def test_what_is_no_job(run, text, said):
     (run / "job.toml").write_text(text)

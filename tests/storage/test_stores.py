@@ -147,3 +147,13 @@ def test_of_an_error_its_first_line_is_told_without_signatures():
     )
     assert hint is not None
     assert told(FileNotFoundError(text)) == ("no such object", None)
+
+
+def test_a_region_is_a_way_out_for_buckets_alone():
+    problem = "error following redirect"
+    assert told(OSError(f"Generic HTTP error: {problem}")) == (
+        f"Generic HTTP error: {problem}",
+        None,
+    )
+    problem = "Generic S3 error: Received redirect without LOCATION"
+    assert told(OSError(problem)) == (problem, "Set AWS_REGION to the region of the bucket.")
