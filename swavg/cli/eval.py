@@ -47,11 +47,12 @@ def eval_command(
         selection = replace(selection, keep_order=True)
     series = selected(read_paths(checkpoints, null=null), selection, one_for_each_step=False)
     found = Candidates.of(series.paths, series.steps, scoring, deciding)
-    outputs = found.outputs(options.csv or "evaluation.csv", force=options.force, anew=options.anew)
+    csv = options.csv or "evaluation.csv"
+    outputs, known = found.outputs(csv, force=options.force, anew=options.anew)
     if options.dry_run:
         found.explain(outputs)
         return 0
-    made = ranking(found, outputs, series.notes, quiet=options.quiet)
+    made = ranking(found, outputs, known, series.notes, quiet=options.quiet)
     if not options.quiet:
         show(found, made)
     report = {"csv": outputs.csv, **as_json(found, made)}

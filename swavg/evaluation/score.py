@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -51,7 +52,8 @@ def scoring(
             sums = files.enter_context(_plan(model, checkpoints, strip_prefix))
         # One at a time is held: those of a run have equal headers, of which one is looked at.
         for each in {id(other.tensors.columns): other for other in others}.values():
-            with _plan(model, [each], strip_prefix):
+            with warnings.catch_warnings(action="ignore"), _plan(model, [each], strip_prefix):
+                # It is told once, when that one is scored.
                 pass
 
         def score(point: Point) -> Value:

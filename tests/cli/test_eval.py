@@ -229,7 +229,12 @@ def test_a_finished_csv_is_not_computed_again_nor_replaced_by_another(bowls):
     script = (bowls / "bowl.py").read_text()
     (bowls / "bowl.py").write_text(script.replace("** 2).sum()", "** 4).sum()"))
     sys.modules.pop("bowl", None)
+    # Not even the data are made.
+    script = (bowls / "bowl.py").read_text()
+    (bowls / "bowl.py").write_text(script.replace("def data():", "def data():\n    1 / 0\n"))
     assert "best: b.safetensors, loss 4.3125" in done(*EVAL).stderr
+    (bowls / "bowl.py").write_text(script)
+    sys.modules.pop("bowl", None)
     other = swavg("eval", *PATHS[:2], *MODEL)
     assert other.returncode == 7
     assert "evaluation.csv: exists already" in other.stderr
@@ -237,6 +242,53 @@ def test_a_finished_csv_is_not_computed_again_nor_replaced_by_another(bowls):
     done("eval", *PATHS[:2], *MODEL, "--csv", "two.csv")
     done(*EVAL, "--restart", "--force")
     assert float(rows()[0]["loss"]) != LOSSES[PATHS[0]]
+
+
+def counted(bowls):
+    """The script with a loss that counts its calls."""
+    own = "\n\ncalls = []\n\n\ndef counting(outputs, target):\n    calls.append(1)\n"
+    script = (bowls / "bowl.py").read_text()
+    (bowls / "bowl.py").write_text(script + own + "    return distance(outputs, target)\n")
+    return [arg.replace(":distance", ":counting") for arg in EVAL]
+
+
+def test_a_csv_gains_what_is_new_and_the_rest_is_not_evaluated_again(bowls):
+    args = counted(bowls)
+    model = args[4:]
+    done("eval", "a.safetensors", "c.safetensors", *model)
+    assert len(sys.modules["bowl"].calls) == 2 * 2
+    # The new one is not the last.
+    assert "best: b.safetensors" in done(*args).stderr
+    assert len(sys.modules["bowl"].calls) == 3 * 2
+    assert [(row["checkpoint"], float(row["loss"])) for row in rows()] == [*LOSSES.items()]
+    # Fewer, or another among them, would lose rows.
+    assert swavg("eval", *PATHS[:2], *model).returncode == 7
+    done("eval", *PATHS[:2], *model, "--force")
+    assert len(sys.modules["bowl"].calls) == 3 * 2
+    assert [row["checkpoint"] for row in rows()] == PATHS[:2]
+    done("eval", *PATHS[:2], *model, "--force", "--restart")
+    assert len(sys.modules["bowl"].calls) == 5 * 2
+
+
+def test_an_interrupted_run_gains_what_is_new_too(bowls):
+    args = counted(bowls)
+    done("eval", "a.safetensors", "c.safetensors", *args[4:])
+    lines = (bowls / "evaluation.csv").read_bytes().splitlines(keepends=True)
+    (bowls / "evaluation.csv.partial").write_bytes(b"".join(lines[:3]))
+    (bowls / "evaluation.csv").unlink()
+    done(*args)
+    assert len(sys.modules["bowl"].calls) == (2 + 2) * 2
+    assert [float(row["loss"]) for row in rows()] == [*LOSSES.values()]
+
+
+def test_another_model_is_another_evaluation(bowls):
+    done(*EVAL)
+    text = (bowls / "evaluation.csv").read_text()
+    save("d.safetensors", weights(CORNERS["a"]))
+    for more in (["--loss", "bowl.py:slow"], ["--batches", "1"], ["--metric", "bowl.py:broken"]):
+        found = swavg("eval", *PATHS, "d.safetensors", *MODEL, *more, "--mode", "min")
+        assert found.returncode == 7
+    assert (bowls / "evaluation.csv").read_text() == text
 
 
 @pytest.mark.parametrize("numel", [3, 100_003])
