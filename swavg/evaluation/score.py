@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -52,8 +51,7 @@ def scoring(
             sums = files.enter_context(_plan(model, checkpoints, strip_prefix))
         # One at a time is held: those of a run have equal headers, of which one is looked at.
         for each in {id(other.tensors.columns): other for other in others}.values():
-            with warnings.catch_warnings(action="ignore"), _plan(model, [each], strip_prefix):
-                # It is told once, when that one is scored.
+            with _plan(model, [each], strip_prefix):
                 pass
 
         def score(point: Point) -> Value:

@@ -205,3 +205,14 @@ def test_the_command_that_is_shown_writes_the_statistics_that_were_used(scope):
     assert (report["batch_norm"], again["batch_norm"]) == ("net.py:val", None)
     best = report["checkpoints"][0]["loss"]
     assert again["checkpoints"][0]["loss"] == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_outputs_in_a_store_are_evaluated_and_the_csv_lies_here(scope, bucket):
+    remote = bucket.url("averages")
+    found = done(*SWEEP[:-1], remote, *NET)
+    assert [path.rpartition("/")[0] for path in found.stdout.split()] == [remote] * 3
+    csv = Path("evaluation.csv").read_text().splitlines()[2:]
+    done(*SWEEP)
+    losses = [plain_loss(scope, path) for path in OUTPUTS]
+    assert [float(line.split(",")[1]) for line in csv] == pytest.approx(losses)
