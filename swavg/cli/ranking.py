@@ -128,8 +128,8 @@ def show(found: Candidates, ranking: Ranking) -> None:
     notes = ranking.notes
     if found.batch_norm is not None and ranking.best is not None:
         notes.append(
-            "its file has other batch-norm statistics than it was evaluated with; they are written"
-            f" by: {_recomputing(ranking.best.path, found.batch_norm, found.scoring)}"
+            "it was evaluated with recomputed batch-norm statistics; to have them in a file:"
+            f" {_recomputing(ranking.best.path, found.batch_norm, found.scoring)}"
         )
     messages.notes(notes)
 

@@ -320,6 +320,16 @@ def test_what_a_run_records_chooses_and_what_is_measured_decides(classes):
     }  # fmt: skip
     last = done("eval", "run", *NET, "--last", "1", "--csv", "last.csv", "--json")
     assert [entry["step"] for entry in json.loads(last.stdout)["checkpoints"]] == [3]
+    # What is named is evaluated beside it, and so are averages in a folder of their own.
+    done("sweep", "run", "-r", "uniform:last=2", "-r", "uniform:last=3", "-d", "out", "-q")
+    more = done("eval", "run", "out", "mean.safetensors", *NET, "--last", "2", "--csv", "all.csv")
+    assert [row["checkpoint"] for row in rows("all.csv")] == [
+        "run/step-2.safetensors", "run/step-3.safetensors", "out/uniform-last-2.safetensors",
+        "out/uniform-last-3.safetensors", "mean.safetensors",
+    ]  # fmt: skip
+    assert "ignored" not in more.stderr
+    one = done("eval", *[*classes[1]][:3], *NET, "--last", "1", "--csv", "one.csv")
+    assert [row["checkpoint"] for row in rows("one.csv")] == ["run/step-3.safetensors"], one.stderr
     unused = swavg("eval", "run", *NET, "--best-by", "val_loss")
     assert "--best-by and --metrics say what is best; add --best K." in unused.stderr
     wrong = swavg("eval", "run", *NET, "--metric", "val_loss")

@@ -198,7 +198,7 @@ def test_the_command_that_is_shown_writes_the_statistics_that_were_used(scope):
         path.unlink()
     model = ["--model", "net.py:Normed", "--data", "net.py:val", "--strip-prefix", "m."]
     found = done("eval", "run", *model, "--batches", "1", "--json")
-    (line,) = (part for part in found.stderr.splitlines() if "are written by: swavg" in part)
+    (line,) = (part for part in found.stderr.splitlines() if "in a file: swavg bn" in part)
     done(*shlex.split(line.partition("swavg ")[2]), "-o", "best.pt")
     kept = done("eval", "best.pt", *model, "--batches", "1", "--keep-bn", "--json", "--force")
     report, again = json.loads(found.stdout), json.loads(kept.stdout)
