@@ -87,7 +87,7 @@ def test_the_outputs_are_evaluated_and_the_best_is_told(scope):
     assert found.stdout.split() == OUTPUTS
     losses = {path: plain_loss(scope, path) for path in OUTPUTS}
     best = min(losses, key=losses.get)
-    assert f"best: {best}, loss {losses[best]:.5g}" in found.stderr
+    assert f"best: {best}, loss {losses[best]:.3f}" in found.stderr
     csv = Path("out/evaluation.csv").read_text().splitlines()[2:]
     assert [line.split(",")[0] for line in csv] == OUTPUTS
     assert [float(line.split(",")[1]) for line in csv] == pytest.approx([*losses.values()])
