@@ -100,8 +100,8 @@ def empty_figure(width: float, height: float) -> Figure:
 
 
 def caption(axes: Axes, shown: tuple[str, int | None, str | None], scale: str) -> None:
-    """Above ``axes``: the metric that is ``shown``, on how many examples, of which data; below
-    that, smaller, its ``scale``."""
+    """Above ``axes``: the metric that is ``shown``, on how many examples, of which data; on the
+    next line its ``scale``."""
     title, examples, data = shown
     count = [] if examples is None else [f"n = {examples:,}"]
     named = [] if data is None else [fitted(data, _DATA)]
