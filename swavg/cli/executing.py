@@ -172,8 +172,7 @@ def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str])
     if run.as_json:
         print_json("report", *(report.to_json() for report in reports))
         return
-    for report in reports:
-        console.plan(report)
+    console.plan(reports)
     messages.notes([*notes, *reports[0].notes])
     messages.warnings([*dict.fromkeys(text for report in reports for text in report.warnings)])
 
