@@ -82,8 +82,9 @@ def cli() -> None:
     """Average neural-network checkpoints, streamed in constant memory.
 
     \b
-    swavg average a.safetensors b.safetensors --weights 0.5 0.5 -o c.safetensors
-    ls -t ckpts/*.pt | head -5 | swavg average - -o averaged.pt
+    swavg average a.pt b.pt                          the mean, in averaged.pt
+    swavg list run/                                  what a run holds
+    swavg average run/ --last 5 -o avg.safetensors   the mean of its last five
 
     Exit codes: 0 done, 1 a bug or a killed worker, 2 usage, 3 the checkpoints do not match, 4 an
     input is missing, corrupt or unsafe, 5 the output cannot be written, 6 numbers refused (NaN,

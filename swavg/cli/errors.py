@@ -50,7 +50,8 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
     message = _message(error, params)
     hint = None if error.hint is None else with_options(_possible(error.hint, params), params)
     if isinstance(error, InputError) and error.absent:
-        hint = " ".join(filter(None, (hint, _nearest_path(error.path)))) or None
+        near = _nearest_path(error.path) or (_what_is_there(error.path) if hint is None else None)
+        hint = " ".join(filter(None, (hint, near))) or None
     differences = error.differences if isinstance(error, MismatchError) else ()
     if len(differences) > 1:
         messages.differences(differences, everything=verbose)
@@ -148,13 +149,12 @@ def _longest(names: Sequence[str]) -> str:
 
 
 def _nearest_path(path: str) -> str | None:
-    """A question with the nearest name in the folder of a ``path`` that does not exist; or what is
-    there, or where the path ends."""
+    """A question with the nearest name in the folder of a ``path`` that does not exist."""
     folder, name = os.path.split(path.rstrip("/"))
     try:
         names = names_in(folder or ".")
     except InputError:
-        return None if is_url(path) or os.path.isdir(folder) else _missing_folder(folder)
+        return None
     from swavg.formats.foreign import explain_name
     from swavg.formats.places import format_at
 
@@ -164,9 +164,17 @@ def _nearest_path(path: str) -> str | None:
     # Suffixes are alike anyway.
     stems = {os.path.splitext(each)[0]: each for each in sorted(names, reverse=True)}
     near = nearest(os.path.splitext(name)[0], stems)
-    if near is not None:
-        return f"Did you mean '{os.path.join(folder, stems[near])}'?"
-    there = [] if is_url(path) or not path else [*_alike(folder, name, names)]
+    return None if near is None else f"Did you mean '{os.path.join(folder, stems[near])}'?"
+
+
+def _what_is_there(path: str) -> str | None:
+    """What is in the folder of a ``path`` that does not exist, or that it is not there either."""
+    if is_url(path) or not path:
+        return None
+    folder, name = os.path.split(path.rstrip("/"))
+    if folder and not os.path.isdir(folder):
+        return _missing_folder(folder)
+    there = [*_alike(folder, name, names_if_any(folder or "."))]
     where = f"In {folder} there" if folder else "Here"
     return f"{where} {'are' if len(there) > 1 else 'is'}: {some(there, 4)}." if there else None
 

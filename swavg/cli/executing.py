@@ -202,8 +202,7 @@ def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str])
     if run.as_json:
         print_json("report", *(report.to_json() for report in reports))
         return
-    for report in reports:
-        console.plan(report)
+    console.plan(reports)
     messages.notes([*notes, *said_once(reports, lambda report: report.notes)])
     messages.warnings(said_once(reports, lambda report: report.warnings))
 

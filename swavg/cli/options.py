@@ -123,7 +123,7 @@ class SectionedCommand(click.Command):
                 formatter.write_text(text)
         records = sorted(self._records(ctx), key=lambda record: HEADINGS.index(_heading(record[0])))
         shown = [
-            (_fewer_choices(typed), told)
+            (fewer_choices(typed), told)
             for option, (typed, told) in records
             if (option.daily if isinstance(option, Headed) else _is_own(option))
         ]
@@ -184,10 +184,11 @@ def _first_sentence(told: str, room: int) -> str:
     return sentence + behind[0]
 
 
-def _fewer_choices(typed: str) -> str:
+def fewer_choices(typed: str) -> str:
     """An option as it is typed, with so many of its choices as fit."""
-    while len(typed) > _WIDEST and "|" in typed:
-        typed = f"{typed.removesuffix('|...]').rpartition('|')[0]}|...]"
+    end = "|...]" if typed.endswith("]") else "|..."
+    while len(typed) > _WIDEST and "|" in typed.removesuffix(end):
+        typed = typed.removesuffix(end).rpartition("|")[0] + end
     return typed
 
 

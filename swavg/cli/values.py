@@ -19,6 +19,7 @@ _NOT_WEIGHTS = ("-0",)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 COUNT = click.IntRange(min=1)
+COUNT.name = "integer"
 KEY_HELP = (
     "Where the state dict lies in a .pt, such as model.state_dict, or which of several models in"
     " another format is meant (ema_params). [default: found]"

@@ -51,9 +51,11 @@ def error(message: str, hint: str | None) -> None:
     page = Page(sys.stderr)
     page.line(("error", "bold red"), f" {printable(message)}", wrap=True, hang=_HANG)
     if hint:
-        for line in printable(hint).split("\n"):
-            # A command that is copied from there stays whole.
-            page.line(f"{'':{_HANG}}{line}", wrap=line[:1].isupper(), hang=_HANG)
+        first, *commands = printable(hint).split("\n")
+        page.line(f"{'':{_HANG}}{first}", wrap=True, hang=_HANG)
+        for line in commands:
+            # What is copied from there stays whole.
+            page.line(f"{'':{_HANG}}{line}")
 
 
 def differences(found: Sequence[Difference], *, everything: bool) -> None:

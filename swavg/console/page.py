@@ -20,7 +20,7 @@ Span = str | tuple[str, str] | Text
 Cell = str | tuple[str, str]
 _Place = tuple[int, "Column", int]
 
-_WORD = re.compile(r"(?<=: )swavg .+|\S+")
+_WORD = re.compile(r"(?<=: )(?:swavg|pip|rm) .+|\S+")
 _NARROWEST = 24
 _LEAST = 6
 

@@ -25,12 +25,15 @@ _MOST_CHOSEN = 4
 """Of inputs that were chosen so many are named."""
 
 
-def plan(report: Report) -> None:
+def plan(reports: Sequence[Report]) -> None:
     """The plan of a run that has not been made, on stdout."""
     page = Page(sys.stdout)
-    _inputs_and_facts(page, report)
-    for exceptions in _exceptions(report):
-        _not_averaged(page, exceptions, everything=True)
+    for place, report in enumerate(reports):
+        if place:
+            page.line()
+        _inputs_and_facts(page, report)
+        for exceptions in _exceptions(report):
+            _not_averaged(page, exceptions, everything=True)
 
 
 def summary(reports: Sequence[Report], *, verbose: bool, chosen: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from swavg import weights
-from swavg.errors import InputError, RequestError
+from swavg.errors import InputError, RequestError, did_you_mean
 from swavg.methods.smooth import known, last_step
 from swavg.planning.policy import Policy
 from swavg.planning.row import Request, Row
@@ -39,7 +39,8 @@ def _factors(path: str) -> tuple[float, ...]:
     try:
         text = read_file(path, _MOST).decode(errors="replace")
     except InputError as error:
-        hint = f"Give {', '.join(weights.ANNEALINGS)}, or a file of factors, one a line."
+        near = did_you_mean(path, weights.ANNEALINGS)
+        hint = near or f"Give {', '.join(weights.ANNEALINGS)}, or a file of factors, one a line."
         raise InputError(path, error.problem, hint=hint, absent=error.absent) from None
     try:
         return tuple(float(line) for line in text.split("\n") if line.strip())

@@ -9,7 +9,7 @@ from command_line import done, swavg
 from pages import ROOT
 
 from swavg.cli import cli
-from swavg.cli.options import Option
+from swavg.cli.options import Option, fewer_choices
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,18 @@ def test_an_option_has_the_key_of_a_job_file(names, key):
 def test_choices_are_those_of_the_library(pair):
     wrong = swavg(*PAIR, "--integers", "most", cwd=pair)
     assert "'last', 'first', 'max', 'mean', 'error'" in " ".join(wrong.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "brief"),
+    [
+        ("--mode [min|max]", "--mode [min|max]"),
+        ("--dtype [keep|float32|float64|float16|bfloat16]", "--dtype [keep|float32|...]"),
+        ("--warmup [tensorflow|inverse-gamma|yolo]", "--warmup [tensorflow|...]"),
+        ("--metric loss|error|MODULE:NAME", "--metric loss|error|..."),
+        ("--an-option-of-a-long-name [a-long-word]", "--an-option-of-a-long-name [a-long-word]"),
+        ("--an-option-of-a-long-name [a|b]", "--an-option-of-a-long-name [a|...]"),
+    ],
+)
+def test_so_many_choices_are_shown_as_fit(typed, brief):
+    assert fewer_choices(typed) == brief
