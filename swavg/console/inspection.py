@@ -178,7 +178,8 @@ def _recipe(page: Page, path: str, recipe: Mapping[str, object], everything: boo
     most, deepest = (_ALL_INPUTS, _DEEPEST) if everything else (MOST_ROWS, _DEEP)
     for each in ancestry(path, recipe, most=most, deepest=deepest):
         told, indent = each.told, "  " * each.level
-        weight = f"{told.weight:.6g}" if isinstance(told.weight, float) else str(told.weight)
+        weight = "-" if told.weight is None else str(told.weight)
+        weight = f"{told.weight:.6g}" if isinstance(told.weight, float) else weight
         facts = [shortened(told.name)]
         facts += [] if told.size is None else [size(told.size)]
         for unit, count in (("step", told.step), ("epoch", told.epoch)):
