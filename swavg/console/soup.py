@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from swavg.console.page import Cell, Column, Page, Row
 from swavg.console.text import printable
-from swavg.evaluation.soup import Tried
+from swavg.evaluation.tried import Tried
 
 
 def tried(found: Sequence[Tried]) -> None:

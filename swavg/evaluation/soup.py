@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from csv import reader
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,15 +21,16 @@ from swavg.engine.stale import replacing_averages
 from swavg.errors import OutputError, RequestError
 from swavg.evaluation.outputs import ROOM
 from swavg.evaluation.running_soup import RunningSoup, beside, policy_of_candidates
-from swavg.evaluation.survey import cache_key, joined, number_text, one_line
-from swavg.evaluation.table import PARTIAL, Table, discard, finished_rows, opened, publish
+from swavg.evaluation.survey import cache_key, one_line
+from swavg.evaluation.table import PARTIAL, discard, finished_rows, is_table, opened, publish
+from swavg.evaluation.tried import COLUMNS, Log, OnEvaluation, Tried
 from swavg.formats.tensors import Shared
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
 from swavg.planning.targets import suffix_of
 from swavg.storage.destination import check_destination, check_local, destination, is_stream
-from swavg.storage.paths import check_all
+from swavg.storage.paths import absolute, check_all
 from swavg.storage.protect import check_not_input
 from swavg.storage.publish import parents_made
 from swavg.weights import Mode, Trial, mean, trials
@@ -37,24 +38,8 @@ from swavg.weights import Mode, Trial, mean, trials
 Evaluate = Callable[[str], float]
 """Called with the path of a checkpoint; returns its score."""
 
-OnEvaluation = Callable[[int, int], None]
-"""Called with the evaluations done so far, and in all; first with those that were there already."""
-
 METHOD = "greedy soup"
-_COLUMNS = ("tried", "checkpoint", "n", "score", "kept")
 _NOT_POSSIBLE = ("missing", "integers", "lora", "rename", "strip_prefix")
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """An evaluation: of a checkpoint ``alone``, or of the mean of those kept before and it."""
-
-    name: str
-    n: int
-    """Of how many the mean was."""
-    score: float
-    kept: bool | None
-    """None where it was alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +113,7 @@ class Search:
     @property
     def finished(self) -> bool:
         """Whether the csv is there, and of this very soup."""
-        return not self.anew and finished_rows(self.csv, self.key, _COLUMNS) is not None
+        return not self.anew and finished_rows(self.csv, self.key, COLUMNS) is not None
 
 
 def prepare_soup(
@@ -175,9 +160,8 @@ def prepare_soup(
     )
     bare = target.rstrip("/")
     log = os.fspath(csv or f"{bare.removesuffix(suffix_of(bare))}.csv")
-    made = Search(
-        paths, plan, policy, mode, accept_equal, log, key, shared, force or if_stale, anew
-    )
+    replaced = force or (if_stale and is_table(log))
+    made = Search(paths, plan, policy, mode, accept_equal, log, key, shared, replaced, anew)
     if is_stream(log) or destination(log) == destination(target):
         raise OutputError(log, "is no place for the csv", hint="Give csv= another path.")
     check_not_input(log, [(each.path, each.sources) for each in plan.checkpoints])
@@ -187,9 +171,10 @@ def prepare_soup(
 
 def _check(paths: Sequence[str], policy: Policy) -> None:
     """RequestError for what is no series of ingredients, or cannot be had of a mean of means."""
-    twice = {path for path in paths if paths.count(path) > 1}
-    if twice:
-        raise RequestError(f"{min(twice)} is given twice: an ingredient is tried once.")
+    places = Counter(map(absolute, paths))
+    for path in paths:
+        if places[absolute(path)] > 1:
+            raise RequestError(f"{path} is given twice: a checkpoint is tried once.")
     changed = [name for name in _NOT_POSSIBLE if name in policy.changed]
     if not policy.strict or changed:
         name = changed[0] if changed else "strict"
@@ -214,10 +199,10 @@ def find_soup(
     with (
         parents_made(target),
         parents_made(search.csv),
-        opened(search.csv, search.key, _COLUMNS, anew=search.anew, force=search.force) as table,
+        opened(search.csv, search.key, COLUMNS, anew=search.anew, force=search.force) as table,
         beside(target, search.paths, search.plan, search.policy, resources) as candidates,
     ):
-        log = _Log(table, len(search.paths), on_evaluation)
+        log = Log(table, len(search.paths), on_evaluation)
         found = _soup(search, log, evaluate, candidates)
         check_all(search.plan.sources)
         if not search.finished:
@@ -226,67 +211,17 @@ def find_soup(
     return found
 
 
-class _Log:
-    """What was tried: the rows of a table, first those that are there."""
-
-    def __init__(self, table: Table, count: int, on_evaluation: OnEvaluation | None) -> None:
-        self._table, self._count, self._tell = table, count, on_evaluation
-        self._total = 2 * count - 1
-        self.tried: list[Tried] = []
-        self._tell_done(len(table.rows))
-
-    def score(self, evaluate: Callable[[], float]) -> float:
-        """What the next row says, or is to say."""
-        at = len(self.tried)
-        if at == len(self._table.rows):
-            return float(evaluate())
-        try:
-            return float(next(reader([self._table.rows[at]]))[_COLUMNS.index("score")])
-        except (ValueError, IndexError, StopIteration):
-            raise self._foreign(at) from None
-
-    def add(self, tried: Tried) -> None:
-        """The next row. OutputError if it is there, and says something else."""
-        kept = "" if tried.kept is None else "yes" if tried.kept else "no"
-        kind = "alone" if tried.kept is None else "soup"
-        score = number_text(tried.score)
-        row, at = joined((kind, tried.name, str(tried.n), score, kept)), len(self.tried)
-        if at == len(self._table.rows):
-            self._table.append(row)
-        elif self._table.rows[at] != row:
-            raise self._foreign(at)
-        self.tried.append(tried)
-        self._tell_done(len(self.tried))
-
-    def expect(self, candidates: int) -> None:
-        """So many rows of candidates come, the first of which needs no evaluation."""
-        self._total = self._count + candidates - 1
-
-    def check_end(self) -> None:
-        """OutputError if there are more rows."""
-        if len(self._table.rows) > len(self.tried):
-            raise self._foreign(len(self.tried))
-
-    def _tell_done(self, rows: int) -> None:
-        if self._tell is not None:
-            self._tell(rows - (rows > self._count), self._total)
-
-    def _foreign(self, at: int) -> OutputError:
-        return OutputError(
-            self._table.path,
-            f"row {at + 1} is not the one that belongs there: the file was changed",
-            hint="Use anew=True to evaluate everything again, or give csv= another path.",
-        )
-
-
-def _soup(search: Search, log: _Log, evaluate: Evaluate, candidates: RunningSoup) -> Soup:
+def _soup(search: Search, log: Log, evaluate: Evaluate, candidates: RunningSoup) -> Soup:
     names, scores = search.names, []
     for name, path in zip(names, search.paths, strict=True):
         scores.append(log.score(partial(evaluate, path)))
         log.add(Tried(name, 1, scores[-1], None))
     measured = [index for index, score in enumerate(scores) if math.isfinite(score)]
     if not measured:
-        raise RequestError("No checkpoint has a finite score.")
+        raise RequestError(
+            "No checkpoint has a finite score.",
+            hint="After a change in what gives the scores, use anew=True.",
+        )
     log.expect(len(measured))
     order = sorted(measured, key=scores.__getitem__, reverse=search.mode == "max")
 

@@ -130,6 +130,15 @@ def left_tables(
         yield key, rows
 
 
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is such a csv, finished."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_HEAD)) == _HEAD.encode()
+    except OSError:
+        return False
+
+
 def publish(table: Table, path: str | os.PathLike[str], *, force: bool) -> None:
     """Put the table, whole, under ``path``."""
     with new_file(path, force=force) as sink:

@@ -336,6 +336,7 @@ def test_what_fails_at_the_end_fails_before_anything_is_evaluated(tmp_path):
     refused(OutputError, "is an input", csv=paths[0], force=True)
     refused(OutputError, "no place for the csv", csv=output)
     refused(RequestError, "given twice", [paths[0], *paths])
+    refused(RequestError, "given twice", [paths[0].replace("/step", "/./step"), *paths])
     refused(RequestError, "written to a file or a folder", to=None)
     refused(RequestError, "strict", policy=swavg.Policy(strict=False))
     refused(RequestError, "lora", policy=swavg.Policy(lora="exact"))
