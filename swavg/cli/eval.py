@@ -8,7 +8,7 @@ from dataclasses import replace
 import click
 
 from swavg.cli.options import SectionedCommand
-from swavg.cli.printing import print_published
+from swavg.cli.printing import print_json, print_published
 from swavg.cli.ranking import Candidates, as_json, ranking, show
 from swavg.cli.scoring import MetricOptions, ScoringOptions, metric_options, scoring_options
 from swavg.cli.selection import Selection, recorded_selection_options, selected
@@ -49,13 +49,15 @@ def eval_command(
     csv = options.csv or "evaluation.csv"
     outputs, known = found.outputs(csv, force=options.force, anew=options.anew)
     if options.dry_run:
-        found.explain(outputs)
+        if options.as_json:
+            print_json("eval", as_json(found, outputs))
+        else:
+            found.explain(outputs)
         return 0
     made = ranking(found, outputs, known, notes, quiet=options.quiet)
     if not options.quiet:
         show(found, made)
-    report = {"csv": outputs.csv, **as_json(found, made)}
-    print_published("eval", [report], outputs.paths, as_json=options.as_json)
+    print_published("eval", [as_json(found, outputs, made)], outputs.paths, as_json=options.as_json)
     return 0
 
 

@@ -144,15 +144,28 @@ def _recomputing(path: str, data: str, scoring: ScoringOptions) -> str:
     return shlex.join(words)
 
 
-def as_json(found: Candidates, ranking: Ranking) -> dict[str, object]:
-    best = ranking.best
+def as_json(
+    found: Candidates, outputs: Outputs, ranking: Ranking | None = None
+) -> dict[str, object]:
+    """What was found, or without a ranking what would be evaluated."""
+    from swavg.evaluation.ranking import Entry
+    from swavg.evaluation.survey import Value
+
+    best = None if ranking is None else ranking.best
+    entries = (
+        [Entry(*each, Value()) for each in zip(found.paths, found.steps, strict=True)]
+        if ranking is None
+        else ranking.entries
+    )
     return {
-        "metric": ranking.measure.name,
-        "mode": ranking.measure.mode,
+        "dry_run": ranking is None,
+        "csv": outputs.csv,
+        "metric": found.measure.name,
+        "mode": found.measure.mode,
         "batch_norm": found.batch_norm,
         "best": None if best is None else best.path,
-        "checkpoints": [{"path": e.path, "step": e.step, **scores(e)} for e in ranking.entries],
-        "notes": ranking.notes,
+        "checkpoints": [{"path": e.path, "step": e.step, **scores(e)} for e in entries],
+        "notes": [] if ranking is None else ranking.notes,
     }
 
 
