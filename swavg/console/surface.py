@@ -159,9 +159,9 @@ def _key(surface: Surface, metrics: Sequence[Metric]) -> list[Text]:
     if surface.trail:
         lines.append(Text(f"•  {len(surface.trail)} checkpoints of the series, projected"))
     for metric in metrics:
-        x, y, _ = surface.lowest(metric)
-        where = f"{surface.range_text(metric)}, lowest at ({x:.3g}, {y:.3g})"
-        lines.append(Text(f"{metric} on the grid: {where}", "dim"))
+        (x, y, _), extent = surface.lowest(metric), surface.range_text(metric)
+        text = f"{metric} on the grid: {extent}, lowest at ({x:.3g}, {y:.3g})"
+        lines.append(Text(text, "yellow" if extent.startswith("flat") else "dim"))
     return lines
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoints import save, series, state
 from command_line import swavg
+from json_documents import document
 from test_memory import MIB, PROMISE, peak, sparse
 
 from swavg import __version__, average
@@ -148,6 +149,8 @@ def test_what_torch_would_run_is_told_from_what_it_would_not_run_by_default(tmp_
     assert "torch runs  collections.OrderedDict, torch._utils._rebuild_tensor_v2\n" in shown
     assert "foreign     argparse.Namespace\n" in shown
     assert "swavg runs nothing" in shown
+    pickled = document(swavg("inspect", tmp_path / "last.pt", "--json").stdout)["pickled"]
+    assert pickled["foreign"] == ["argparse.Namespace"]
     torch.save(holds["model"], tmp_path / "model.pt")
     assert "foreign" not in swavg("inspect", tmp_path / "model.pt").stdout
 

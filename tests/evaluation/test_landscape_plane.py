@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from swavg.analysis import chunks
 from swavg.errors import MismatchError, NumericsError, RequestError
 from swavg.evaluation.landscape.grid import Grid, make_grid, parse_shape
-from swavg.evaluation.landscape.levels import make_levels
+from swavg.evaluation.landscape.levels import make_levels, range_text
 from swavg.evaluation.landscape.plane import Plane, Position, plane_of
 from swavg.evaluation.landscape.products import offset_products
 from swavg.formats import open_checkpoint
@@ -199,6 +199,19 @@ def test_levels_ascend_from_below_the_lowest_value(values):
     assert levels.open_above or max(finite) <= levels.edges[-1]
     assert 1 <= levels.bands <= 9
     assert len(levels.texts) == len(levels.edges)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.5, math.nan, 0.25, math.inf], "0.25 to 0.5%"),
+        ([-5.0, -4.9], "flat: varies by 2% around -4.95%"),
+        ([0.0, 0.0], "flat: 0% everywhere"),
+        ([math.nan, -math.inf], "nothing finite"),
+    ],
+)
+def test_the_range_of_values_says_whether_they_are_flat(values, text):
+    assert range_text(np.array(values), "%") == text
 
 
 def test_a_grid_keeps_its_ends_exactly():

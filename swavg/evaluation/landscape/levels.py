@@ -72,7 +72,9 @@ def make_levels(values: Sequence[float] | Array, bands: int = BANDS) -> Levels:
 def range_text(values: Array, unit: str = "") -> str:
     """From where to where ``values`` go, and whether that is hardly anywhere."""
     finite = values[np.isfinite(values)]
-    low, high = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
+    if not finite.size:
+        return "nothing finite"
+    low, high = float(finite.min()), float(finite.max())
     level = max(abs(low), abs(high))
     if high == low:
         return f"flat: {low:.4g}{unit} everywhere"
