@@ -175,7 +175,8 @@ def _alike(folder: str, name: str, names: Sequence[str]) -> Iterator[str]:
 
     suffix = os.path.splitext(name)[1]
     other = suffix and format_named(name) is None
-    for each in names:
+    # Others could pass for lines of the hint.
+    for each in filter(str.isprintable, names):
         if other:
             if each.endswith(suffix):
                 yield each

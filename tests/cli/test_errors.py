@@ -138,6 +138,7 @@ def test_what_was_meant_is_named(pair, args, meant):
 def test_what_is_there_is_told_where_nothing_is_near(pair, path, hint):
     (pair / "runs/17").mkdir(parents=True)
     (pair / "log.csv").write_text("")
+    (pair / "a\nrm -r.pt").write_text("")
     told = json.loads(swavg("average", path, "--json", cwd=pair).stdout)
     assert (told["code"], told["hint"]) == (4, hint)
 
