@@ -19,7 +19,6 @@ from swavg.errors import (
     ReaderGoneError,
     RequestError,
     SwavgError,
-    did_you_mean,
     nearest,
     some,
 )
@@ -191,5 +190,6 @@ def _missing_folder(folder: str) -> str:
     above = os.path.dirname(folder)
     while above and not os.path.isdir(above):
         folder, above = above, os.path.dirname(above)
-    near = did_you_mean(os.path.basename(folder), names_if_any(above or "."))
-    return f"There is no folder '{folder}'." + (f" {near}" if near else "")
+    near = nearest(os.path.basename(folder), names_if_any(above or "."))
+    question = "" if near is None else f" Did you mean '{os.path.join(above, near)}'?"
+    return f"There is no folder '{folder}'.{question}"
