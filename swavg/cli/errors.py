@@ -20,7 +20,6 @@ from swavg.errors import (
     ReaderGoneError,
     RequestError,
     SwavgError,
-    did_you_mean,
     nearest,
     some,
 )
@@ -185,7 +184,8 @@ def _alike(folder: str, name: str, names: Sequence[str]) -> Iterator[str]:
 
     suffix = os.path.splitext(name)[1]
     other = suffix and format_named(name) is None
-    for each in names:
+    # Others could pass for lines of the hint.
+    for each in filter(str.isprintable, names):
         if other:
             if each.endswith(suffix):
                 yield each
@@ -200,5 +200,6 @@ def _missing_folder(folder: str) -> str:
     above = os.path.dirname(folder)
     while above and not os.path.isdir(above):
         folder, above = above, os.path.dirname(above)
-    near = did_you_mean(os.path.basename(folder), names_if_any(above or "."))
-    return f"There is no folder '{folder}'." + (f" {near}" if near else "")
+    near = nearest(os.path.basename(folder), names_if_any(above or "."))
+    question = "" if near is None else f" Did you mean '{os.path.join(above, near)}'?"
+    return f"There is no folder '{folder}'.{question}"

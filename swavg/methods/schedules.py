@@ -89,6 +89,6 @@ def _request(
     *,
     name: str = "averaged",
 ) -> Request:
-    details |= last_step(series.steps)
-    row = Row(numbers, tuple(range(len(series))), method, details, name=name)
+    members = tuple(range(len(series)))
+    row = Row(numbers, members, method, details | last_step(series.steps), name=name)
     return Request(series.paths, (row,), policy, shared=series.shared)

@@ -126,9 +126,10 @@ def test_what_was_meant_is_named(pair, args, meant):
     [
         ("nothing-like-it", "Here are: a.safetensors, b.safetensors, inf.safetensors,"
          " other.safetensors and 2 more."),
-        ("runs/step-9.pt", "In runs there is: 17."),
+        ("runs/step-9.pt", "In runs there are: 17, seed-1."),
         ("runs/18/old/a.pt", "There is no folder 'runs/18'."),
         ("rusn/17/a.pt", "There is no folder 'rusn'. Did you mean 'runs'?"),
+        ("runs/seed-2/a.pt", "There is no folder 'runs/seed-2'. Did you mean 'runs/seed-1'?"),
         ("/none/such/a.pt", "There is no folder '/none'."),
         ("runs/17/a.pt", None),
         ("", None),
@@ -137,7 +138,9 @@ def test_what_was_meant_is_named(pair, args, meant):
 )  # fmt: skip
 def test_what_is_there_is_told_where_nothing_is_near(pair, path, hint):
     (pair / "runs/17").mkdir(parents=True)
+    (pair / "runs/seed-1").mkdir()
     (pair / "log.csv").write_text("")
+    (pair / "a\nrm -r.pt").write_text("")
     told = json.loads(swavg("average", path, "--json", cwd=pair).stdout)
     assert (told["code"], told["hint"]) == (4, hint)
 
