@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from swavg.evaluation.evaluate import Module
     from swavg.evaluation.outputs import Outputs
     from swavg.evaluation.ranking import Entry, Measure, Ranking
-    from swavg.evaluation.survey import Survey
+    from swavg.evaluation.survey import Known, Survey, Value
     from swavg.formats.checkpoint import Checkpoint
     from swavg.planning.policy import Policy
 
@@ -61,13 +61,18 @@ class Candidates:
         found = self.survey.cache_key["batch_norm"]
         return None if found is None else str(found)
 
-    def outputs(self, csv: str, *, force: bool, anew: bool = False) -> Outputs:
-        """The csv, checked before hours are spent."""
+    def outputs(
+        self, csv: str, *, force: bool, anew: bool = False
+    ) -> tuple[Outputs, dict[tuple[str, ...], Value]]:
+        """The csv, checked before hours are spent, and what is known from it. One whose
+        checkpoints are all evaluated now gains rows: that takes no ``force``."""
         from swavg.evaluation.outputs import Outputs
+        from swavg.evaluation.ranking import known_values
 
-        outputs = Outputs(None, csv, force, anew)
+        known, gains = ({}, False) if anew else known_values(csv, self.survey)
+        outputs = Outputs(None, csv, force or gains, anew)
         outputs.check(self.survey, self.opened)
-        return outputs
+        return outputs, known
 
     def explain(self, outputs: Outputs) -> None:
         """What would be done, on stdout."""
@@ -86,19 +91,27 @@ class Candidates:
 def ranking(
     found: Candidates,
     outputs: Outputs,
+    known: Known,
     notes: Sequence[str] = (),
     *,
     again: str = AGAIN,
     quiet: bool,
 ) -> Ranking:
-    """Evaluate what is not in the csv yet, and publish that. If interrupted, says that it goes on
+    """Evaluate what is not ``known``, and publish the csv. If interrupted, says that it goes on
     ``again``, and how."""
     from swavg.evaluation.ranking import rank
 
     scorer = found.scoring.scorer(found.model, (), found.opened, found.measure)
     told = [*notes, *found.scoring.notes(found.model)]
     measuring = measured(
-        found.survey, outputs, scorer, told, unit="checkpoints", again=again, quiet=quiet
+        found.survey,
+        outputs,
+        scorer,
+        told,
+        known=known,
+        unit="checkpoints",
+        again=again,
+        quiet=quiet,
     )
     with measuring as (table, values):
         ranked = rank(found.measure, found.paths, found.steps, values)
@@ -115,8 +128,8 @@ def show(found: Candidates, ranking: Ranking) -> None:
     notes = ranking.notes
     if found.batch_norm is not None and ranking.best is not None:
         notes.append(
-            "its file has other batch-norm statistics than it was evaluated with; they are written"
-            f" by: {_recomputing(ranking.best.path, found.batch_norm, found.scoring)}"
+            "it was evaluated with recomputed batch-norm statistics; to have them in a file:"
+            f" {_recomputing(ranking.best.path, found.batch_norm, found.scoring)}"
         )
     messages.notes(notes)
 
@@ -179,8 +192,8 @@ def evaluating_outputs(
             key = None if policy.key is None else _key_in(paths[0], policy.key)
             how = replace(scoring, device=run.device, key=key, strip_prefix=prefixes)
             found = Candidates.of(paths, [None] * len(paths), how, deciding)
-            outputs = found.outputs(csv, force=replaces)
-            made = ranking(found, outputs, again=again, quiet=run.quiet)
+            outputs, known = found.outputs(csv, force=replaces)
+            made = ranking(found, outputs, known, again=again, quiet=run.quiet)
         except (SwavgError, click.UsageError):
             messages.notes([again])
             raise

@@ -130,8 +130,10 @@ def selected(
 
     unused = selection.metric or (selection.metrics_file and not measured)
     if selection.best is None and unused:
+        context = click.get_current_context(silent=True)
+        params = [] if context is None else context.command.params
         text = "metric= and metrics_file= say what is best; add best=K."
-        raise click.UsageError(with_options(text, click.get_current_context().command.params))
+        raise click.UsageError(with_options(text, params))
     if selection.by_position and not measured and not (choosing and len(paths) == 1):
         plain = in_given_order(paths, keep_order=selection.keep_order)
         if plain is not None and not (steps and None in plain.steps):

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -19,7 +20,7 @@ from swavg.cli.signals import exit_code
 if TYPE_CHECKING:
     from swavg.console.progress import OnProgress
     from swavg.evaluation.outputs import Outputs
-    from swavg.evaluation.survey import Metric, Scorer, Survey, Value
+    from swavg.evaluation.survey import Known, Metric, Point, Scorer, Survey, Value
     from swavg.evaluation.table import Table
 
 AGAIN = "the same command goes on from there"
@@ -97,11 +98,13 @@ def measured(
     scorer: Callable[[], AbstractContextManager[Scorer]],
     notes: Sequence[str] = (),
     *,
+    known: Known = MappingProxyType({}),
     unit: Literal["points", "checkpoints"] = "points",
     again: str = AGAIN,
     quiet: bool,
 ) -> Iterator[tuple[Table, list[Value]]]:
-    """The table, and the values of all points. If interrupted, says so, and how it is done
+    """The table, and the values of all points; the data are made if any is to be scored. If
+    interrupted, says so, and how it is done
     ``again``, and ends the command."""
     from swavg.console import messages
     from swavg.console import survey as console
@@ -118,19 +121,25 @@ def measured(
         parents_made(outputs.csv),
         opened(outputs.csv, survey.cache_key, columns, anew=anew, force=force) as table,
     ):
+        left = survey.points[len(table.rows) :]
+        missing = any(point.scored and point.cells not in known for point in left)
         try:
             # What the user's code prints goes to stderr.
             with (
                 loading.prints_on_stderr(),
-                scorer() as score,
+                scorer() if missing else nullcontext(_unneeded) as score,
                 progress_bar("evaluating", unit, shown=not quiet) as on_point,
             ):
-                values = run(survey, table, score, on_point)
+                values = run(survey, table, score, on_point, known)
         except KeyboardInterrupt as stopped:
             done = f"{len(table.rows)} of {len(survey.points)} {unit}"
             console.interrupted(done, str(table.path), again)
             raise click.exceptions.Exit(exit_code(stopped)) from None
         yield table, values
+
+
+def _unneeded(point: Point) -> Value:
+    raise AssertionError(f"{point} was known")
 
 
 def nonfinite_notes(values: Mapping[str, Sequence[float]], points: str, shown: str) -> list[str]:

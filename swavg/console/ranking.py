@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 
 from swavg.console.page import Cell, Column, Page, Row
 from swavg.console.text import counted, one_line, printable
@@ -26,12 +28,13 @@ def ranking_table(ranking: Ranking) -> None:
     columns = [Column("checkpoint", folds=True)]
     columns += [Column("step", True)] if stepped else []
     columns += [Column(_title(metric, measure), True) for metric in shown]
+    texts = {metric: _texts([entry.value for entry in entries], metric) for metric in shown}
     rows = []
-    for entry, name in zip(entries, names, strict=True):
+    for place, (entry, name) in enumerate(zip(entries, names, strict=True)):
         best = "bold green" if entry is ranking.best else ""
         cells: list[Cell] = [(name, best)]
         cells += ["-" if entry.step is None else str(entry.step)] if stepped else []
-        cells += [(_text(entry.value, m), best if m == measure.metric else "") for m in shown]
+        cells += [(texts[m][place], best if m == measure.metric else "") for m in shown]
         rows.append(Row(cells))
     examples = entries[0].value.examples
     seen = "" if examples is None else f" on {counted(examples, 'example')}"
@@ -41,7 +44,7 @@ def ranking_table(ranking: Ranking) -> None:
     if ranking.best is None:
         page.line(("best: none", "yellow"))
         return
-    value = f"{_title(measure.metric, measure)} {_text(ranking.best.value, measure.metric)}"
+    value = f"{_title(measure.metric, measure)} {texts[measure.metric][0]}"
     page.line(("best", "bold green"), f": {printable(ranking.best.path)}, {value}", wrap=True)
 
 
@@ -49,8 +52,12 @@ def _title(metric: Metric, measure: Measure) -> str:
     return printable(measure.name) if metric == "metric" else metric
 
 
-def _text(value: Value, metric: Metric) -> str:
-    number = getattr(value, metric)
-    if number is None:
-        return "-"
-    return f"{number:.2%}" if metric == "error" else f"{number:.5g}"
+def _texts(values: Sequence[Value], metric: Metric) -> list[str]:
+    """With as many decimals as give the smallest four digits; error rates in percent."""
+    numbers: list[float | None] = [getattr(value, metric) for value in values]
+    if metric == "error":
+        return ["-" if number is None else f"{number:.2%}" for number in numbers]
+    sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
+    decimals = 3 - math.floor(math.log10(min(sizes, default=1.0)))
+    form = f".{decimals}f" if 0 <= decimals <= 7 and max(sizes, default=1.0) < 1e6 else ".5g"
+    return ["-" if number is None else f"{number:{form}}" for number in numbers]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from swavg.errors import RequestError
-from swavg.evaluation.survey import VALUES, Metric, Point, Survey, Value, cache_key, one_line
+from swavg.evaluation.survey import (
+    VALUES,
+    Metric,
+    Point,
+    Survey,
+    Value,
+    cache_key,
+    one_line,
+    parsed,
+)
+from swavg.evaluation.table import left_tables
 from swavg.evaluation.user_objects import load_callable
 from swavg.formats.checkpoint import Checkpoint
 from swavg.series import guess_mode
@@ -125,6 +136,35 @@ def survey_of(
     own = () if measure.function is None else ("metric",)
     columns = ("checkpoint", *VALUES[:-1], *own, VALUES[-1])
     return Survey(key, columns, tuple(Point((name,), own=at) for at, name in enumerate(names)))
+
+
+def known_values(path: str, survey: Survey) -> tuple[dict[tuple[str, ...], Value], bool]:
+    """What tables that are there for ``path`` say of the checkpoints of ``survey``, as far as they
+    were made as it is to be; and whether they are of nothing else."""
+    points = {
+        json.dumps(checkpoint): point
+        for checkpoint, point in zip(_checkpoints(survey.cache_key), survey.points, strict=True)
+    }
+    settings = _settings(survey.cache_key)
+    known, only = {}, []
+    for key, rows in left_tables(path, survey.columns):
+        checkpoints = _checkpoints(key) if _settings(key) == settings else []
+        only.append(bool(checkpoints) and all(json.dumps(each) in points for each in checkpoints))
+        for checkpoint, row in zip(checkpoints, rows, strict=False):
+            point = points.get(json.dumps(checkpoint))
+            value = None if point is None else parsed(survey, point, row)
+            if point is not None and value is not None:
+                known[point.cells] = value
+    return known, bool(only) and all(only)
+
+
+def _checkpoints(cache_key: Mapping[str, object]) -> Sequence[object]:
+    found = cache_key.get("checkpoints")
+    return found if isinstance(found, list) else []
+
+
+def _settings(cache_key: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in cache_key.items() if name != "checkpoints"}
 
 
 def rank(

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from swavg import __version__
@@ -105,23 +106,32 @@ def cache_key(
     return {"survey": survey, "version": __version__, "checkpoints": facts, **more}
 
 
+Known = Mapping[tuple[str, ...], Value]
+"""Values that were found before, by the cells of their points."""
+
+
 def run(
-    survey: Survey, table: Table, score: Scorer, on_point: OnPoint | None = None
+    survey: Survey,
+    table: Table,
+    score: Scorer,
+    on_point: OnPoint | None = None,
+    known: Known = MappingProxyType({}),
 ) -> list[Value]:
-    """The values of all points: those in ``table``, and the others, which are added to it."""
+    """The values of all points: those in ``table``, and the others, which are added to it; what is
+    ``known`` need not be scored."""
     points = survey.points
     if len(table.rows) > len(points):
         raise _foreign(table, len(points) + 1)
     found = []
     for number, (point, row) in enumerate(zip(points, table.rows, strict=False), 1):
-        value = _parsed(survey, point, row)
+        value = parsed(survey, point, row)
         if value is None:
             raise _foreign(table, number)
         found.append(value)
     if on_point is not None:
         on_point(len(found), len(points))
     for point in points[len(found) :]:
-        value = score(point) if point.scored else Value()
+        value = known.get(point.cells) or (score(point) if point.scored else Value())
         measured = survey.columns[len(point.cells) :]
         cells = (number_text(getattr(value, name)) for name in measured)
         table.append(joined((*point.cells, *cells)))
@@ -131,7 +141,8 @@ def run(
     return found
 
 
-def _parsed(survey: Survey, point: Point, row: str) -> Value | None:
+def parsed(survey: Survey, point: Point, row: str) -> Value | None:
+    """What a row says of a point; None if it is of another."""
     cells = next(csv.reader([row]), [])
     count = len(point.cells)
     if len(cells) != len(survey.columns) or tuple(cells[:count]) != point.cells:

@@ -118,6 +118,27 @@ def is_table(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def left_tables(
+    path: str | os.PathLike[str], columns: Sequence[str]
+) -> Iterator[tuple[dict[str, object], list[str]]]:
+    """The finished and the unfinished table for ``path``, where there are any: what each depends
+    on, and its rows. Of a file that is no table with these ``columns`` both are empty."""
+    target = destination(path)
+    for name in (target, f"{target}{PARTIAL}"):
+        try:
+            found = Path(name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise OutputError(name, f"cannot be read: {error.strerror}") from None
+        key = _cache_key_in(found) or {}
+        try:
+            rows = _rows(Path(name), found, _heading(key, columns), key, False)
+        except OutputError:
+            key, rows = {}, []
+        yield key, rows
+
+
 def publish(table: Table, path: str | os.PathLike[str], *, force: bool) -> None:
     """Put the table, whole, under ``path``."""
     with new_file(path, force=force) as sink:
@@ -158,13 +179,19 @@ def _rows(
     )
 
 
-def _difference(found: bytes, cache_key: Mapping[str, object]) -> str:
+def _cache_key_in(found: bytes) -> dict[str, object] | None:
+    """None if that is no table of ours."""
     line = found.partition(b"\n")[0].decode(errors="replace")
     try:
         before = json.loads(line.removeprefix(_HEAD)) if line.startswith(_HEAD) else None
     except ValueError:
-        before = None
-    if not isinstance(before, dict):
+        return None
+    return before if isinstance(before, dict) else None
+
+
+def _difference(found: bytes, cache_key: Mapping[str, object]) -> str:
+    before = _cache_key_in(found)
+    if before is None:
         return "everything: it is no table of swavg"
     wanted = json.loads(json.dumps(cache_key))
     names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]

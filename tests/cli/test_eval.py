@@ -126,7 +126,7 @@ def test_the_table_has_the_best_first_and_the_csv_the_order_given(bowls):
     assert [(row["checkpoint"], float(row["loss"])) for row in rows()] == [*LOSSES.items()]
     shown = re.findall(r"^ (\w\.safetensors) +(\S+)", found.stderr, re.MULTILINE)
     assert [name for name, _ in shown] == sorted(LOSSES, key=LOSSES.get)
-    assert "best: b.safetensors, loss 4.3125" in found.stderr
+    assert "best: b.safetensors, loss 4.312" in found.stderr
     assert "error" not in found.stderr
 
 
@@ -229,7 +229,12 @@ def test_a_finished_csv_is_not_computed_again_nor_replaced_by_another(bowls):
     script = (bowls / "bowl.py").read_text()
     (bowls / "bowl.py").write_text(script.replace("** 2).sum()", "** 4).sum()"))
     sys.modules.pop("bowl", None)
-    assert "best: b.safetensors, loss 4.3125" in done(*EVAL).stderr
+    # Not even the data are made.
+    script = (bowls / "bowl.py").read_text()
+    (bowls / "bowl.py").write_text(script.replace("def data():", "def data():\n    1 / 0\n"))
+    assert "best: b.safetensors, loss 4.312" in done(*EVAL).stderr
+    (bowls / "bowl.py").write_text(script)
+    sys.modules.pop("bowl", None)
     other = swavg("eval", *PATHS[:2], *MODEL)
     assert other.returncode == 7
     assert "evaluation.csv: exists already" in other.stderr
@@ -237,6 +242,53 @@ def test_a_finished_csv_is_not_computed_again_nor_replaced_by_another(bowls):
     done("eval", *PATHS[:2], *MODEL, "--csv", "two.csv")
     done(*EVAL, "--restart", "--force")
     assert float(rows()[0]["loss"]) != LOSSES[PATHS[0]]
+
+
+def counted(bowls):
+    """The script with a loss that counts its calls."""
+    own = "\n\ncalls = []\n\n\ndef counting(outputs, target):\n    calls.append(1)\n"
+    script = (bowls / "bowl.py").read_text()
+    (bowls / "bowl.py").write_text(script + own + "    return distance(outputs, target)\n")
+    return [arg.replace(":distance", ":counting") for arg in EVAL]
+
+
+def test_a_csv_gains_what_is_new_and_the_rest_is_not_evaluated_again(bowls):
+    args = counted(bowls)
+    model = args[4:]
+    done("eval", "a.safetensors", "c.safetensors", *model)
+    assert len(sys.modules["bowl"].calls) == 2 * 2
+    # The new one is not the last.
+    assert "best: b.safetensors" in done(*args).stderr
+    assert len(sys.modules["bowl"].calls) == 3 * 2
+    assert [(row["checkpoint"], float(row["loss"])) for row in rows()] == [*LOSSES.items()]
+    # Fewer, or another among them, would lose rows.
+    assert swavg("eval", *PATHS[:2], *model).returncode == 7
+    done("eval", *PATHS[:2], *model, "--force")
+    assert len(sys.modules["bowl"].calls) == 3 * 2
+    assert [row["checkpoint"] for row in rows()] == PATHS[:2]
+    done("eval", *PATHS[:2], *model, "--force", "--restart")
+    assert len(sys.modules["bowl"].calls) == 5 * 2
+
+
+def test_an_interrupted_run_gains_what_is_new_too(bowls):
+    args = counted(bowls)
+    done("eval", "a.safetensors", "c.safetensors", *args[4:])
+    lines = (bowls / "evaluation.csv").read_bytes().splitlines(keepends=True)
+    (bowls / "evaluation.csv.partial").write_bytes(b"".join(lines[:3]))
+    (bowls / "evaluation.csv").unlink()
+    done(*args)
+    assert len(sys.modules["bowl"].calls) == (2 + 2) * 2
+    assert [float(row["loss"]) for row in rows()] == [*LOSSES.values()]
+
+
+def test_another_model_is_another_evaluation(bowls):
+    done(*EVAL)
+    text = (bowls / "evaluation.csv").read_text()
+    save("d.safetensors", weights(CORNERS["a"]))
+    for more in (["--loss", "bowl.py:slow"], ["--batches", "1"], ["--metric", "bowl.py:broken"]):
+        found = swavg("eval", *PATHS, "d.safetensors", *MODEL, *more, "--mode", "min")
+        assert found.returncode == 7
+    assert (bowls / "evaluation.csv").read_text() == text
 
 
 @pytest.mark.parametrize("numel", [3, 100_003])
@@ -268,6 +320,16 @@ def test_what_a_run_records_chooses_and_what_is_measured_decides(classes):
     }  # fmt: skip
     last = done("eval", "run", *NET, "--last", "1", "--csv", "last.csv", "--json")
     assert [entry["step"] for entry in json.loads(last.stdout)["checkpoints"]] == [3]
+    # What is named is evaluated beside it, and so are averages in a folder of their own.
+    done("sweep", "run", "-r", "uniform:last=2", "-r", "uniform:last=3", "-d", "out", "-q")
+    more = done("eval", "run", "out", "mean.safetensors", *NET, "--last", "2", "--csv", "all.csv")
+    assert [row["checkpoint"] for row in rows("all.csv")] == [
+        "run/step-2.safetensors", "run/step-3.safetensors", "out/uniform-last-2.safetensors",
+        "out/uniform-last-3.safetensors", "mean.safetensors",
+    ]  # fmt: skip
+    assert "ignored" not in more.stderr
+    one = done("eval", *[*classes[1]][:3], *NET, "--last", "1", "--csv", "one.csv")
+    assert [row["checkpoint"] for row in rows("one.csv")] == ["run/step-3.safetensors"], one.stderr
     unused = swavg("eval", "run", *NET, "--best-by", "val_loss")
     assert "--best-by and --metrics say what is best; add --best K." in unused.stderr
     wrong = swavg("eval", "run", *NET, "--metric", "val_loss")
@@ -306,4 +368,4 @@ def test_the_table_fits_a_terminal(bowls, columns):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     table = plain[plain.index("2 checkpoints on") :].splitlines()
     assert all(len(line) <= columns for line in table if not line.startswith("best"))
-    assert any("4.3125" in line for line in table)
+    assert any("4.312" in line for line in table)

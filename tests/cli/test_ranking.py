@@ -87,7 +87,7 @@ def test_the_outputs_are_evaluated_and_the_best_is_told(scope):
     assert found.stdout.split() == OUTPUTS
     losses = {path: plain_loss(scope, path) for path in OUTPUTS}
     best = min(losses, key=losses.get)
-    assert f"best: {best}, loss {losses[best]:.5g}" in found.stderr
+    assert f"best: {best}, loss {losses[best]:.3f}" in found.stderr
     csv = Path("out/evaluation.csv").read_text().splitlines()[2:]
     assert [line.split(",")[0] for line in csv] == OUTPUTS
     assert [float(line.split(",")[1]) for line in csv] == pytest.approx([*losses.values()])
@@ -198,10 +198,21 @@ def test_the_command_that_is_shown_writes_the_statistics_that_were_used(scope):
         path.unlink()
     model = ["--model", "net.py:Normed", "--data", "net.py:val", "--strip-prefix", "m."]
     found = done("eval", "run", *model, "--batches", "1", "--json")
-    (line,) = (part for part in found.stderr.splitlines() if "are written by: swavg" in part)
+    (line,) = (part for part in found.stderr.splitlines() if "in a file: swavg bn" in part)
     done(*shlex.split(line.partition("swavg ")[2]), "-o", "best.pt")
     kept = done("eval", "best.pt", *model, "--batches", "1", "--keep-bn", "--json", "--force")
     report, again = json.loads(found.stdout), json.loads(kept.stdout)
     assert (report["batch_norm"], again["batch_norm"]) == ("net.py:val", None)
     best = report["checkpoints"][0]["loss"]
     assert again["checkpoints"][0]["loss"] == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_outputs_in_a_store_are_evaluated_and_the_csv_lies_here(scope, bucket):
+    remote = bucket.url("averages")
+    found = done(*SWEEP[:-1], remote, *NET)
+    assert [path.rpartition("/")[0] for path in found.stdout.split()] == [remote] * 3
+    csv = Path("evaluation.csv").read_text().splitlines()[2:]
+    done(*SWEEP)
+    losses = [plain_loss(scope, path) for path in OUTPUTS]
+    assert [float(line.split(",")[1]) for line in csv] == pytest.approx(losses)

@@ -79,7 +79,7 @@ def test_choosing_gives_the_paths_in_order(folder):
 
 @pytest.mark.parametrize("options", [{"metric": "val_loss"}, {"metrics_file": "log.csv"}])
 def test_a_metric_that_chooses_nothing_is_refused(folder, options):
-    with pytest.raises(click.UsageError, match="add --best K"):
+    with pytest.raises(click.UsageError, match="add best=K"):
         selected([str(folder / "run")], Selection(**options))
 
 
