@@ -59,7 +59,7 @@ class RequestError(SwavgError):
     """
 
     exit_code = 2
-    kind = "request"
+    kind = "usage"
 
     def __init__(
         self, message: str, *, argument: str | None = None, hint: str | None = None

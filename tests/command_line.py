@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from click.testing import CliRunner
+from json_documents import documents
 
 from swavg.cli import main
 
@@ -27,11 +28,13 @@ class _Main:
 
 
 def swavg(*args, cwd=None, stdin=None, env=None):
-    """Run a command in this process; its exit code and streams."""
+    """Run a command in this process; its exit code and streams. JSON must be as its schema says."""
     with contextlib.chdir(cwd or os.getcwd()):
         found = CliRunner().invoke(_Main(), [*map(str, args)], input=stdin, env=env)
     if not isinstance(found.exception, (SystemExit, type(None))):
         raise found.exception
+    if "--json" in args and "--paths" not in args and "-h" not in args:
+        documents(found.stdout)
     return SimpleNamespace(
         returncode=found.exit_code, stdout=found.stdout, stderr=found.stderr, output=found.output
     )

@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "dtypes": 0,
     "gc_pause": 0,
+    "short_repr": 0,
     "weights": 1,
     "storage": 1,
     "formats": 2,

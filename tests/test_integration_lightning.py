@@ -303,14 +303,14 @@ def test_snapshots_of_the_averages_have_what_validation_measured_on_them(tmp_pat
     averages, _ = by_hand(12, 0.9)
     listed = json.loads(command("list", folder, "--json"))
     # Validated after steps 4 and 10: within each epoch of 6.
-    assert [entry["step"] for entry in listed["snapshots"]] == [10, 12]
-    for entry in listed["snapshots"]:
+    assert [entry["step"] for entry in listed["checkpoints"]] == [10, 12]
+    for entry in listed["checkpoints"]:
         same(safetensors.torch.load_file(entry["path"]), averages[entry["step"] - 1])
     model.load_state_dict(averages[9])
     model.eval()
     expected = model.loss(next(iter(model.val_dataloader()))).item()
-    assert listed["snapshots"][0]["metrics"] == {"val_loss": pytest.approx(expected)}
-    assert listed["snapshots"][1]["metrics"] == {}
+    assert listed["checkpoints"][0]["metrics"] == {"val_loss": pytest.approx(expected)}
+    assert listed["checkpoints"][1]["metrics"] == {}
     assert read_inside(str(folder / "step-10.safetensors")).averaged
     out = tmp_path / "best.safetensors"
     command("average", folder, "--best", "1", "--metric", "val_loss", "-o", out)

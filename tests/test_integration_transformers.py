@@ -273,7 +273,7 @@ def test_the_command_line_still_takes_the_training_weights_of_a_checkpoint(tmp_p
     run = trainer(tmp_path, ema=EMACallback(0.9), save_strategy="steps", save_steps=6)
     run.train()
     listed = json.loads(command("list", tmp_path, "--json"))
-    assert [os.path.basename(each["path"]) for each in listed["snapshots"]] == [
+    assert [os.path.basename(each["path"]) for each in listed["checkpoints"]] == [
         "checkpoint-6", "checkpoint-12",
     ]  # fmt: skip
     command("average", tmp_path, "--last", "2", "-o", tmp_path / "out.safetensors")
@@ -296,8 +296,8 @@ def test_snapshots_of_the_averages_have_what_was_measured_on_them(tmp_path):
     logged = {e["step"]: e["eval_loss"] for e in run.state.log_history if "eval_loss" in e}
     best = min(logged, key=logged.get)
     listed = json.loads(command("list", folder, "--json"))
-    assert {each["step"] for each in listed["snapshots"]} == {best, 10, 12}
-    for each in listed["snapshots"]:
+    assert {each["step"] for each in listed["checkpoints"]} == {best, 10, 12}
+    for each in listed["checkpoints"]:
         same(safetensors.torch.load_file(each["path"]), expected[each["step"]])
         step = each["step"]
         assert each["metrics"] == ({"eval_loss": logged[step]} if step in logged else {})

@@ -4,11 +4,13 @@ Statistics and distances are streamed: chunks of a bounded size, whatever the si
 computed in float64 and combined in order.
 """
 
+from swavg.analysis.ancestry import Ancestor, ancestry
 from swavg.analysis.comparison import Comparison, Mismatch, diff
 from swavg.analysis.figures import Distance, Statistics
 from swavg.analysis.inspection import Entry, Folder, Inspection, Pickled, Shard, Total, inspect
 
 __all__ = [
+    "Ancestor",
     "Comparison",
     "Distance",
     "Entry",
@@ -19,6 +21,7 @@ __all__ = [
     "Shard",
     "Statistics",
     "Total",
+    "ancestry",
     "diff",
     "inspect",
 ]

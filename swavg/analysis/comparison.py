@@ -15,6 +15,7 @@ from swavg.formats.tensors import Shared
 from swavg.planning.match import WRAPPERS, Spelling, spelling
 from swavg.planning.prefixes import behind_prefix
 from swavg.planning.rename import renamed, rules
+from swavg.short_repr import ShortRepr
 
 if TYPE_CHECKING:
     from swavg.analysis.chunks import OnProgress
@@ -31,8 +32,8 @@ class Mismatch:
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(ShortRepr):
     """In what checkpoints A and B differ, by canonical names.
 
     ``tensors`` counts those of each; ``matching`` those alike in name, shape and dtype.

@@ -29,9 +29,9 @@ class Distance:
 
     ``differing`` counts the elements that are not equal (NaN equals NaN); ``nonfinite`` those of
     them with a NaN or Inf, which the other figures leave out. ``distance`` is ||a - b||,
-    ``relative`` that over ||a|| (None if A is zero and B is not), ``largest`` the largest |a - b|,
-    ``cosine`` that of the angle between them (None if either is zero). Both are None too where
-    squares leave the range of float64.
+    ``relative_distance`` that over ||a|| (None if A is zero and B is not), ``largest`` the largest
+    |a - b|, ``cosine`` that of the angle between them (None if either is zero). Both are None too
+    where squares leave the range of float64.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Distance:
     nonfinite: int
     distance: float
     norms: tuple[float, float]
-    relative: float | None
+    relative_distance: float | None
     largest: float
     cosine: float | None
 

@@ -15,6 +15,8 @@ from swavg.formats.parts import open_whole
 from swavg.formats.tensors import Tensor
 from swavg.planning.globs import check_globs
 from swavg.planning.match import canonical, spelling
+from swavg.short_repr import ShortRepr
+from swavg.storage.sources import Source
 
 if TYPE_CHECKING:
     from swavg.analysis.chunks import OnProgress
@@ -46,14 +48,19 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Pickled:
-    """What a PyTorch file holds: ``root_key`` is the dotted path of its state dict (empty: the top
+    """What a PyTorch file holds: ``key`` is the dotted path of its state dict (empty: the top
     level), ``other_entries`` what lies beside it, ``non_tensors`` what is in it and no tensor,
-    ``scalars`` the plain values at the top level, of tensors with one element too."""
+    ``scalars`` the plain values at the top level, of tensors with one element too. ``callables``
+    are the functions and classes that torch would run to load it, ``foreign`` those of others that
+    it would run with weights_only=False only; of a folder those of all files. Nothing is run here.
+    """
 
-    root_key: str
+    key: str
     other_entries: tuple[str, ...]
     non_tensors: tuple[str, ...]
     scalars: Mapping[str, int | float | str]
+    callables: tuple[str, ...]
+    foreign: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +83,8 @@ class Folder:
     left_out: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(ShortRepr):
     """What a checkpoint holds.
 
     ``size`` is that of its files in bytes; ``held`` the number of its tensors, of which ``tensors``
@@ -217,8 +224,10 @@ def _folder(checkpoint: Checkpoint) -> Folder | None:
 
 def _pickled(checkpoint: Checkpoint, key: str | None) -> Pickled | None:
     """What a PyTorch file holds; of a folder the first."""
+    others: Sequence[Source] = ()
     if checkpoint.extras.shards:
-        checkpoint = open_whole(checkpoint.sources[0].name, key=key)
+        first, *others = checkpoint.sources
+        checkpoint = open_whole(first.name, key=key)
     extras = checkpoint.extras
     if extras.root_key is None:
         return None
@@ -229,4 +238,9 @@ def _pickled(checkpoint: Checkpoint, key: str | None) -> Pickled | None:
         # At the top level, tensors of one element are among the weights.
         and (extras.root_key or name not in checkpoint)
     }
-    return Pickled(extras.root_key, extras.others, extras.non_tensors, scalars)
+    files = [extras, *(open_whole(each.name, key=key).extras for each in others)]
+    usual = sorted({name for each in files for name in each.callables})
+    foreign = sorted({name for each in files for name in each.foreign})
+    return Pickled(
+        extras.root_key, extras.others, extras.non_tensors, scalars, tuple(usual), tuple(foreign)
+    )

@@ -181,5 +181,5 @@ def distances_of(
 
 
 def _rank(distance: Distance) -> tuple[bool, bool, float, float]:
-    relative = math.inf if distance.relative is None else distance.relative
+    relative = math.inf if distance.relative_distance is None else distance.relative_distance
     return (not distance.nonfinite, not distance.differing, -relative, -distance.largest)

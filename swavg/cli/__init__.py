@@ -10,7 +10,8 @@ from typing import NoReturn
 import click
 
 from swavg import __version__
-from swavg.cli.errors import is_memory_short, print_error, tell, tell_memory_short
+from swavg.cli.errors import Job, is_memory_short, print_error, tell, tell_memory_short
+from swavg.cli.options import HelpContext
 from swavg.cli.signals import exit_code, stop_on_signals
 from swavg.cli.streams import discard_stdout, reopen_closed
 from swavg.errors import OutputError, SwavgError, did_you_mean
@@ -42,6 +43,8 @@ _COMMANDS = {
 class _LazyGroup(click.Group):
     """Commands are imported when they are called, so that --help starts at once."""
 
+    context_class = HelpContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*_COMMANDS]
 
@@ -69,14 +72,19 @@ def _command(name: str) -> click.Command:
     return command
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="swavg COMMAND -h shows its usual options, swavg COMMAND --help all of them.",
+)
 @click.version_option(__version__, package_name="swavg", message="swavg %(version)s")
 def cli() -> None:
     """Average neural-network checkpoints, streamed in constant memory.
 
     \b
-    swavg average a.safetensors b.safetensors --weights 0.5 0.5 -o c.safetensors
-    ls -t ckpts/*.pt | head -5 | swavg average - -o averaged.pt
+    swavg average a.pt b.pt                          the mean, in averaged.pt
+    swavg list run/                                  what a run holds
+    swavg average run/ --last 5 -o avg.safetensors   the mean of its last five
 
     Exit codes: 0 done, 1 a bug or a killed worker, 2 usage, 3 the checkpoints do not match, 4 an
     input is missing, corrupt or unsafe, 5 the output cannot be written, 6 numbers refused (NaN,
@@ -95,33 +103,38 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(args: Sequence[str]) -> int:
     """Run the command line; its exit code."""
     options = args[: args.index("--")] if "--" in args else args
-    as_json = "--json" in options
-    invoked: dict[str, click.Command] = {}
+    job = Job()
+
+    def said(*names: str) -> bool:
+        """Whether one of these options is used, here or in a job."""
+        return any(word.partition("=")[0] in names for word in (*options, *job.options))
+
     try:
-        code = cli.main(args=[*args], prog_name="swavg", standalone_mode=False, obj=invoked)
+        code = cli.main(args=[*args], prog_name="swavg", standalone_mode=False, obj=job)
     except SwavgError as error:
         if isinstance(error, OutputError) and error.path == STDOUT:
             discard_stdout()
         named = (_command(word) for word in args if word in _COMMANDS)
-        command = invoked.get("of a job") or next(named, None)
-        verbose = "-v" in options or "--verbose" in options
-        return tell(error, command, as_json=as_json, verbose=verbose)
+        verbose = said("-v", "--verbose")
+        return tell(
+            error, job.command or next(named, None), as_json=said("--json"), verbose=verbose
+        )
     except (MemoryError, OSError, ImportError) as error:
         if not is_memory_short(error):
             raise
-        return tell_memory_short(as_json=as_json)
+        return tell_memory_short(as_json=said("--json"))
     except click.ClickException as error:
         error.show()
-        if as_json:
+        if said("--json"):
             print_error(2, "usage", error.format_message())
         return 2
     except (KeyboardInterrupt, click.Abort) as stopped:
         code = exit_code(stopped.__cause__ if isinstance(stopped, click.Abort) else stopped)
-        kept = any(word.startswith(("--continue", "--part")) for word in options)
+        kept = "watch" in args[:1] or said("--continue", "--part")
         did = "what was done stays, and the same call goes on" if kept else "nothing was written"
         text = f"interrupted; {did}"
         print(f"swavg: {text}", file=sys.stderr)
-        if as_json:
+        if said("--json"):
             print_error(code, "interrupted", text)
         return code
     return code if isinstance(code, int) else 0

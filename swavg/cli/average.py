@@ -10,6 +10,7 @@ import click
 
 from swavg.cli.averaging import OUTPUT, Run, averaging_command, output_path
 from swavg.cli.executing import execute_and_report
+from swavg.cli.options import Headed
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, NameOrPath, Weights, WeightsCommand, read_paths
 from swavg.planning.policy import Policy
@@ -33,11 +34,16 @@ if TYPE_CHECKING:
     help="One weight per checkpoint: 0.5 0.5, or 0.5,0.5. [default: the mean]",
 )
 @click.option(
-    "--normalize", "sum_to", flag_value="normalize", help="Divide the weights by their sum."
+    "--normalize",
+    "sum_to",
+    cls=Headed,
+    flag_value="normalize",
+    help="Divide the weights by their sum.",
 )
 @click.option(
     "--raw-weights",
     "sum_to",
+    cls=Headed,
     flag_value="raw",
     help="Use the weights as they are, whatever their sum.",
 )
@@ -45,11 +51,13 @@ if TYPE_CHECKING:
     "--anneal",
     type=NameOrPath(ANNEALINGS),
     metavar="SCHEDULE",
-    help="Weights that stand for a learning rate that decays over the checkpoints, oldest first:"
-    " linear (the mean), cosine, 1-sqrt, or a file of factors, one a line.",
+    help="Weights that stand for learning-rate decay. Over the checkpoints, oldest first: linear"
+    " (the mean), cosine, 1-sqrt, or a file of factors, one a line.",
 )
 @click.option("--by-metric", metavar="NAME", help="Weights by the softmax of a metric.")
-@click.option("--temperature", type=float, metavar="T", help="Of the softmax. [default: 1]")
+@click.option(
+    "--temperature", cls=Headed, type=float, metavar="T", help="Of the softmax. [default: 1]"
+)
 @NULL
 @selection_options
 def average(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 from click.core import ParameterSource
 
-from swavg.cli.options import Command, Option, SectionedCommand, filled
+from swavg.cli.options import Command, Headed, Option, SectionedCommand, filled
 from swavg.cli.streams import require_stdout
 from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, FormatName, Size
 from swavg.planning.policy import Policy
@@ -22,14 +22,22 @@ if TYPE_CHECKING:
 
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
-OUTPUT = click.option(
-    "-o", "--output", metavar="OUT", type=click.Path(),
-    help="Where to write: a path (folders above it are made), s3://, gs:// or az://, or '-' for"
-    " stdout. [default: averaged, with the suffix of the first input]",
-)  # fmt: skip
+
+def output_option(name: str) -> Callable[[Command], Command]:
+    """``-o``, without which the output has this ``name``."""
+    return click.option(
+        "-o", "--output", metavar="OUT", type=click.Path(),
+        help="Where to write. A path (folders above it are made), s3://, gs:// or az://, or '-' for"
+        " stdout; without it the suffix is that of the first input."
+        f" [default: {name}.SUFFIX]",
+    )  # fmt: skip
+
+
+OUTPUT = output_option("averaged")
 AGAIN = click.option(
-    "--again", is_flag=True, help="Add also what the average holds already: it counts once more."
-)
+    "--again", cls=Headed, is_flag=True,
+    help="Add also what the average holds already. It counts once more.",
+)  # fmt: skip
 FOLDER = click.option(
     "-d", "--folder", metavar="OUTDIR", type=click.Path(),
     help="The folder for the outputs; made if need be.",
@@ -38,7 +46,8 @@ FOLDER = click.option(
 _POLICY = {
     "Tensors": (
         Option("strict", "--strict/--lenient",
-               "All names, shapes and dtypes must match (default), or average what is shared."),
+               "All must match, or average what is shared. Names, shapes and dtypes of tensors;"
+               " --strict is the default.", daily=True),
         Option("missing", "--missing",
                "With --lenient: what some lack is taken from the last that has it, left out, or"
                " averaged over those that have it. [default: keep]"),
@@ -47,7 +56,8 @@ _POLICY = {
                " that its inputs ask for, and written as --dtype says or as in the first."),
         Option("include", "--include", "Average only these tensors.", "GLOB"),
         Option("exclude", "--exclude",
-               "Do not average these; they are copied from the last checkpoint.", "GLOB"),
+               "Do not average these tensors. They are copied from the last checkpoint.", "GLOB",
+               daily=True),
         Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
         Option("rename", "--rename",
                "Put B for A where A is a part of a name, or some, between dots: 'gamma=weight',"
@@ -66,7 +76,7 @@ _POLICY = {
         Option("allow_nonfinite", "--allow-nonfinite", "Let NaN and Inf through."),
     ),
     "Numbers and format": (
-        Option("dtype", "--dtype", "Floats in the output."),
+        Option("dtype", "--dtype", "Floats in the output.", daily=True),
         Option("accumulate", "--accumulate", "Sums are taken in this dtype."),
         Option("weights_only", "--weights-only", "Write a bare state dict to a .pt."),
         Option("max_shard_size", "--max-shard-size",
@@ -83,6 +93,7 @@ class Run:
     """What a run may use and replace, and what it shows."""
 
     distances: bool = True
+    card: bool = False
     device: str = "cpu"
     threads: int | None = None
     memory: int | None = None
@@ -103,6 +114,8 @@ class Run:
 
 _RUN = (
     Option("distances", "--no-geometry", "Do not look how far each input lies from the average."),
+    Option("card", "--card",
+           "Write README.md into an output that is a folder: what it was made of, and how."),
     Option("device", "--device", "Where to compute. The bytes are the same.", "cpu|cuda|cuda:N",
            environment="SWAVG_DEVICE"),
     Option("threads", "--threads",
@@ -124,8 +137,8 @@ _RUN = (
            "Keep a journal: a run that was killed goes on where it was, with the same call."),
     Option("if_stale", "--if-stale",
            "Do nothing if the output is there, of this recipe and these inputs; else replace it."),
-    Option("force", "--force", "Replace an existing output."),
-    Option("dry_run", "-n --dry-run", "Print the plan and write nothing."),
+    Option("force", "--force", "Replace an existing output.", daily=True),
+    Option("dry_run", "-n --dry-run", "Print the plan and write nothing.", daily=True),
     Option("save_job", "--save-job",
            "Write this call down as well, for swavg run: a file to be reviewed and kept.", "FILE",
            click.Path()),

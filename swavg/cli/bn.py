@@ -7,38 +7,42 @@ from dataclasses import asdict
 import click
 
 from swavg.cli.averaging import output_path
+from swavg.cli.options import SectionedCommand
 from swavg.cli.printing import print_published
 from swavg.cli.signals import ignore_signals
 from swavg.cli.values import COUNT, KEY, STRIP
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("averaged", metavar="AVERAGED", type=click.Path())
 @click.option(
     "--model",
     required=True,
     metavar="MODULE:NAME",
-    help="A function that returns the model, or the model: package.module:build or"
+    help="A function that returns the model. Or the model itself: package.module:build or"
     " path/to/file.py:build.",
 )
 @click.option(
     "--data",
     required=True,
     metavar="MODULE:NAME",
-    help="A function that returns batches of training inputs (a DataLoader, a list), or these.",
+    help="A function that returns batches. Of training data; or these: a DataLoader, a list.",
 )
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
-    help="Where to write; '-' streams to stdout. [default: AVERAGED with -bn behind its stem]",
+    type=click.Path(),
+    help="Where to write. '-' streams to stdout. [default: STEM-bn.SUFFIX]",
 )
 @click.option(
-    "--batches", type=COUNT, metavar="N", help="Take only the first N batches. [default: all]"
+    "--batches", type=COUNT, metavar="N", help="Take only the first N. [default: all batches]"
 )
 @click.option(
     "--device",
     default="cpu",
+    envvar="SWAVG_DEVICE",
+    show_envvar=True,
     show_default=True,
     metavar="cpu|cuda|cuda:N",
     help="Where to run the model.",
@@ -72,7 +76,8 @@ def bn(
 
     \b
     swavg bn averaged.pt --model train:build_model --data train:build_loader
-    swavg bn avg.safetensors --model model.py:Net --data data.py:loader --batches 100 -o avg-bn.pt
+    swavg bn avg.safetensors --model model.py:Net --data data.py:loader \\
+        --batches 100 -o avg-bn.pt
     """
     path = output_path(output, as_json=as_json, dry_run=False)
     from swavg.console import recalibration
@@ -107,4 +112,4 @@ def bn(
     if not quiet:
         recalibration.summary(done)
     paths = [done.output] if done.output != STDOUT else []
-    print_published("bn", [asdict(done)], paths, as_json=as_json)
+    print_published("bn", [{"dry_run": False, **asdict(done)}], paths, as_json=as_json)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
+from swavg.cli.options import SectionedCommand
+
 _VARIABLE = "_SWAVG_COMPLETE"
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:

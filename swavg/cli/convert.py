@@ -15,7 +15,7 @@ _FIELDS = (
 
 
 # There is nothing to measure: it does not average.
-@averaging_command(policy_fields=_FIELDS, not_running=("distances",))
+@averaging_command(policy_fields=_FIELDS, not_running=("distances", "card"))
 @click.argument("checkpoint", metavar="IN", type=click.Path())
 @click.argument("output", metavar="OUT", type=click.Path())
 def convert(checkpoint: str, output: str, policy: Policy, run: Run) -> None:
@@ -27,7 +27,7 @@ def convert(checkpoint: str, output: str, policy: Policy, run: Run) -> None:
 
     \b
     swavg convert a.pt converted.safetensors
-    swavg convert a.safetensors converted.pt
+    swavg convert a.safetensors resharded --format dcp
     swavg convert model.safetensors out/ --max-shard-size 5GB
     swavg convert a.safetensors half.safetensors --dtype bfloat16
     """

@@ -7,12 +7,13 @@ from dataclasses import replace
 import click
 
 from swavg.cli.errors import with_options
+from swavg.cli.options import SectionedCommand
 from swavg.cli.printing import print_json
 from swavg.cli.values import KEY, STRIP
 from swavg.errors import MismatchError
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("a", metavar="A", type=click.Path())
 @click.argument("b", metavar="B", type=click.Path())
 @click.option("--headers", is_flag=True, help="Look at names, shapes and dtypes only.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.averaging import AGAIN, OUTPUT, Run, averaging_command, output_path
+from swavg.cli.averaging import AGAIN, Run, averaging_command, output_option, output_path
 from swavg.cli.executing import execute_and_report
+from swavg.cli.options import Headed
 from swavg.cli.selection import Selection, selected, selection_options
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
@@ -14,33 +15,38 @@ from swavg.weights import WARMUPS
 
 @averaging_command()
 @click.argument("checkpoints", nargs=-1, required=True, metavar="CKPT...", type=click.Path())
-@OUTPUT
+@output_option("ema")
 @click.option(
     "--decay",
     type=float,
     metavar="D",
-    help="Weight of what came before, per checkpoint (per step with --per-step).",
+    help="Weight of what came before. Per checkpoint; per step with --per-step.",
 )
 @click.option(
     "--half-life",
     metavar="H",
-    help="2000steps, 5epochs or 3checkpoints: the weight halves over"
-    " this distance. A bare number counts steps where they are known.",
+    help="The distance at which a weight has halved. 2000steps, 5epochs or 3checkpoints; a bare"
+    " number counts steps where they are known.",
 )
-@click.option("--span", metavar="S", help="As in pandas: decay 1 - 2/(S+1).")
-@click.option("--per-step", is_flag=True, help="Count the distance between checkpoints in steps.")
+@click.option("--span", cls=Headed, metavar="S", help="As in pandas: decay 1 - 2/(S+1).")
+@click.option(
+    "--per-step", cls=Headed, is_flag=True, help="Count the distance between checkpoints in steps."
+)
 @click.option(
     "--debias",
+    cls=Headed,
     is_flag=True,
-    help="Start from zero and correct for it, instead of from the first checkpoint.",
+    help="Start from zero and correct for it. Otherwise the first checkpoint is the start.",
 )
 @click.option(
     "--warmup",
+    cls=Headed,
     type=click.Choice([*WARMUPS]),
-    help="Let the decay grow up to --decay, as these projects do.",
+    help="Let the decay grow up to --decay. As these projects do.",
 )
 @click.option(
     "--schedule",
+    cls=Headed,
     type=click.Choice(["bema"]),
     help="A bias-corrected EMA (arXiv 2508.00180) over training steps, instead of a decay.",
 )
@@ -48,7 +54,7 @@ from swavg.weights import WARMUPS
     "--resume",
     type=click.Path(),
     metavar="EMA",
-    help="Go on from an EMA that swavg wrote, with the checkpoints after it.",
+    help="Go on from an EMA that swavg wrote. The checkpoints are those after it.",
 )
 @AGAIN
 @NULL

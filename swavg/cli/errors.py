@@ -8,7 +8,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import click
 
@@ -19,12 +20,23 @@ from swavg.errors import (
     ReaderGoneError,
     RequestError,
     SwavgError,
+    did_you_mean,
     nearest,
+    some,
 )
-from swavg.storage.paths import names_in
+from swavg.storage.paths import names_if_any, names_in
+from swavg.storage.stores import is_url
 
 # Not behind a colon: there it is a word of a recipe.
 _ARGUMENT = re.compile(r"(?<![^\s(])(?<!: )(\w+)=('[^']*'|[\w.+-]*\w)?")
+
+
+@dataclass(slots=True)
+class Job:
+    """What ``swavg run`` found in its file: errors are told as those of this command."""
+
+    command: click.Command | None = None
+    options: Sequence[str] = ()
 
 
 def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, verbose: bool) -> int:
@@ -38,7 +50,8 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
     message = _message(error, params)
     hint = None if error.hint is None else with_options(_possible(error.hint, params), params)
     if isinstance(error, InputError) and error.absent:
-        hint = " ".join(filter(None, (hint, _nearest_path(error.path)))) or None
+        near = _nearest_path(error.path) or (_what_is_there(error.path) if hint is None else None)
+        hint = " ".join(filter(None, (hint, near))) or None
     differences = error.differences if isinstance(error, MismatchError) else ()
     if len(differences) > 1:
         messages.differences(differences, everything=verbose)
@@ -145,9 +158,47 @@ def _nearest_path(path: str) -> str | None:
     from swavg.formats.foreign import explain_name
     from swavg.formats.places import format_at
 
-    paths = {each: os.path.join(folder, each) for each in names}
+    # Of an object in a store that is listed and cannot be had, its own name is no help.
+    paths = {each: os.path.join(folder, each) for each in names if each != name}
     names = [name for name, at in paths.items() if explain_name(at) is None or format_at(at)]
     # Suffixes are alike anyway.
     stems = {os.path.splitext(each)[0]: each for each in sorted(names, reverse=True)}
     near = nearest(os.path.splitext(name)[0], stems)
     return None if near is None else f"Did you mean '{os.path.join(folder, stems[near])}'?"
+
+
+def _what_is_there(path: str) -> str | None:
+    """What is in the folder of a ``path`` that does not exist, or that it is not there either."""
+    if is_url(path) or not path:
+        return None
+    folder, name = os.path.split(path.rstrip("/"))
+    if folder and not os.path.isdir(folder):
+        return _missing_folder(folder)
+    there = [*_alike(folder, name, names_if_any(folder or "."))]
+    where = f"In {folder} there" if folder else "Here"
+    return f"{where} {'are' if len(there) > 1 else 'is'}: {some(there, 4)}." if there else None
+
+
+def _alike(folder: str, name: str, names: Sequence[str]) -> Iterator[str]:
+    """Checkpoints and folders; or files like ``name``, if that is of another kind."""
+    from swavg.planning.targets import format_named
+
+    suffix = os.path.splitext(name)[1]
+    other = suffix and format_named(name) is None
+    for each in names:
+        if other:
+            if each.endswith(suffix):
+                yield each
+        elif format_named(each) or (
+            not each.startswith(".") and os.path.isdir(os.path.join(folder, each))
+        ):
+            yield each
+
+
+def _missing_folder(folder: str) -> str:
+    """Which folder on the way is not there, and what it was to be, perhaps."""
+    above = os.path.dirname(folder)
+    while above and not os.path.isdir(above):
+        folder, above = above, os.path.dirname(above)
+    near = did_you_mean(os.path.basename(folder), names_if_any(above or "."))
+    return f"There is no folder '{folder}'." + (f" {near}" if near else "")

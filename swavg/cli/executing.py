@@ -43,6 +43,7 @@ def execute_and_report(
     from swavg.engine.average import prepare
     from swavg.engine.resources import Resources
 
+    execute = _execution(run)
     resources = Resources(
         run.device,
         run.threads,
@@ -63,6 +64,10 @@ def execute_and_report(
         warnings=request.warnings,
         shared=request.shared,
     )
+    if run.card:
+        from swavg.cli.card import with_cards
+
+        plan = with_cards(plan)
     if run.save_job is not None:
         from swavg.cli.run import save
 
@@ -77,7 +82,7 @@ def execute_and_report(
             _tell_up_to_date(plan, resources, run, evaluate)
             return
         plan = replacing_averages(plan)
-    made = _executed(plan, resources, run, notes)
+    made = _executed(execute, plan, resources, run, notes)
     paths = _paths(plan)
     if run.part is not None:
         _tell_part(run, plan.folder or paths[0])
@@ -137,8 +142,8 @@ def _tell_up_to_date(plan: Plan, resources: Resources, run: Run, evaluate: Evalu
     if not run.quiet:
         messages.notes(["up to date"])
     here = replace(resources, engine="local", address=None)
-    values = [{**each.to_json(), "up_to_date": True} for each in dry_run(plan, here)]
-    _publish(values, _paths(plan), run, evaluate)
+    reports = [replace(each, dry_run=False, up_to_date=True) for each in dry_run(plan, here)]
+    _publish([report.to_json() for report in reports], _paths(plan), run, evaluate)
 
 
 def _tell_part(run: Run, output: str) -> None:
@@ -153,9 +158,28 @@ def _tell_part(run: Run, output: str) -> None:
         )
 
 
+def _share(plan: Plan, run: Run, reports: Sequence[Report]) -> list[str]:
+    """What of a plan its part makes."""
+    if run.part is None:
+        return []
+    from swavg.console.text import size
+    from swavg.engine.parts import Part, share
+
+    tasks, whole = share(plan, Part.parse(run.part))
+    read, written = (
+        f"{size(total * tasks / max(1, whole))} of {size(total)}"
+        for total in (sum(each.read for each in reports), sum(each.written for each in reports))
+    )
+    return [
+        f"part {run.part} makes {tasks} of {whole} tasks: it reads about {read}, and writes about"
+        f" {written}"
+    ]
+
+
 def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> None:
     from swavg.console import messages
     from swavg.console import report as console
+    from swavg.console.several import said_once
     from swavg.engine.average import dry_run
     from swavg.engine.outputs import check
 
@@ -165,23 +189,31 @@ def _show_plan(plan: Plan, resources: Resources, run: Run, notes: Sequence[str])
         check(plan)
     except OutputExistsError as error:
         exists = (f"{error.message}. {error.hint}",)
+    reports = dry_run(plan, resources)
+    share = _share(plan, run, reports)
     reports = [
         replace(
-            report, warnings=tuple(with_options(w, params) for w in (*report.warnings, *exists))
+            report,
+            warnings=tuple(with_options(w, params) for w in (*report.warnings, *exists)),
+            notes=(*report.notes, *share),
         )
-        for report in dry_run(plan, resources)
+        for report in reports
     ]
     if run.as_json:
         print_json("report", *(report.to_json() for report in reports))
         return
-    for report in reports:
-        console.plan(report)
-    messages.notes([*notes, *reports[0].notes])
-    messages.warnings([*dict.fromkeys(text for report in reports for text in report.warnings)])
+    console.plan(reports)
+    messages.notes([*notes, *said_once(reports, lambda report: report.notes)])
+    messages.warnings(said_once(reports, lambda report: report.warnings))
 
 
-def _executed(plan: Plan, resources: Resources, run: Run, notes: Sequence[str]) -> list[Report]:
-    execute = _execution(run)
+def _executed(
+    execute: Callable[..., list[Report]],
+    plan: Plan,
+    resources: Resources,
+    run: Run,
+    notes: Sequence[str],
+) -> list[Report]:
     if run.quiet:
         return execute(plan, resources, None, ignore_signals)
     from swavg.console import messages

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from swavg.cli.options import SectionedCommand
+from swavg.cli.printing import print_json
 from swavg.cli.scoring import ScoringOptions, scoring_options
 from swavg.cli.survey import SurveyOptions, measured, nonfinite_notes, survey_options
 
@@ -17,13 +20,13 @@ if TYPE_CHECKING:
     from swavg.evaluation.survey import Survey
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("w1", metavar="W1", type=click.Path())
 @click.argument("w2", metavar="W2", type=click.Path())
 @click.argument("w3", metavar="W3", type=click.Path())
-@click.option("--mark", multiple=True, metavar="AVG",
+@click.option("--mark", multiple=True, metavar="AVG", type=click.Path(),
               help="Draw this checkpoint, too, with its own loss. Can be repeated.")  # fmt: skip
-@click.option("--series", multiple=True, metavar="RUN|CKPT",
+@click.option("--series", multiple=True, metavar="RUN|CKPT", type=click.Path(),
               help="Draw the path of these checkpoints, projected. Can be repeated.")  # fmt: skip
 @click.option("--grid", default="21", show_default=True, metavar="N|NxM", help="Points per axis.")
 @click.option("--margin", type=float, default=0.2, show_default=True, metavar="SHARE",
@@ -48,9 +51,10 @@ def landscape(
     it is found from the current folder, too. An interrupted run goes on when it is called again.
 
     \b
-    swavg landscape a.pt b.pt c.pt --model train:build_model --data train:test_loader
-    swavg landscape a.pt b.pt c.pt --mark swa.pt --series run/ --model train.py:Net \\
-        --data train.py:test_batches --bn-data train.py:train_batches --metric both -o plane.svg
+    swavg landscape a.pt b.pt c.pt --model train:build_model --data train:test
+    swavg landscape a.pt b.pt c.pt --mark swa.pt --series run/ \\
+        --model train.py:Net --data train.py:test_batches \\
+        --bn-data train.py:train_batches --metric both -o plane.svg
     """
     from swavg.evaluation.landscape.grid import parse_shape
     from swavg.evaluation.landscape.planar import lay_out, survey_of
@@ -82,23 +86,26 @@ def landscape(
     survey = survey_of(layout, scoring.cache_key(model))
     outputs.check(survey, [*corners, *marks, *passing])
     if options.dry_run:
-        _explain(survey, layout, outputs)
+        if options.as_json:
+            print_json("landscape", _as_json(survey, layout, outputs))
+        else:
+            _explain(survey, layout, outputs)
         return 0
     scorer, told = scoring.scorer(model, corners, marks), scoring.notes(model)
     with measured(survey, outputs, scorer, told, quiet=options.quiet) as (table, values):
         from swavg.evaluation.landscape.planar import surface_of
 
         surface = surface_of(layout, values, labels)
-        outputs.publish(survey, table, partial(_drawn, surface, options))
-    _report(surface, layout, options, outputs)
+        outputs.publish(survey, table, partial(_drawn, surface, options, scoring.data))
+    _report(surface, options, outputs, _as_json(survey, layout, outputs, surface, options))
     return 0
 
 
-def _drawn(surface: Surface, options: SurveyOptions, kind: str) -> bytes:
+def _drawn(surface: Surface, options: SurveyOptions, data: str, kind: str) -> bytes:
     from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.figure import draw
 
-    return encoded(draw(surface, options.metrics, subject=options.subject), kind)
+    return encoded(draw(surface, options.metrics, subject=options.subject, data=data), kind)
 
 
 def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:
@@ -117,7 +124,47 @@ def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:
     )
 
 
-def _report(surface: Surface, layout: Layout, options: SurveyOptions, outputs: Outputs) -> None:
+def _as_json(
+    survey: Survey,
+    layout: Layout,
+    outputs: Outputs,
+    surface: Surface | None = None,
+    options: SurveyOptions | None = None,
+) -> dict[str, Any]:
+    """What was found, or without a surface what would be computed; notes are to come."""
+    plane, grid = layout.plane, layout.grid
+    lowest = None
+    if surface is not None and options is not None:
+        metric = options.metrics[0]
+        x, y, value = surface.lowest(metric)
+        lowest = {metric: value, "x": x, "y": y}
+    return {
+        "dry_run": surface is None,
+        "evaluations": survey.evaluations,
+        "output": outputs.figure,
+        "csv": outputs.csv,
+        "plane": {"side": plane.side, "foot": plane.foot, "height": plane.height},
+        "grid": {"x": list(grid.xs), "y": list(grid.ys)},
+        "lowest": lowest,
+        "points": [
+            {
+                "kind": place.kind,
+                "name": place.name,
+                "x": place.position.x,
+                "y": place.position.y,
+                "off": place.position.off,
+                "loss": place.loss,
+                "error": place.error,
+            }
+            for place in (layout if surface is None else surface).places
+        ],
+        "notes": [],
+    }
+
+
+def _report(
+    surface: Surface, options: SurveyOptions, outputs: Outputs, report: Mapping[str, object]
+) -> None:
     from swavg.console import surface as console
 
     notes = nonfinite_notes(
@@ -130,29 +177,4 @@ def _report(surface: Surface, layout: Layout, options: SurveyOptions, outputs: O
                 console.surface_picture(surface, metric)
         console.surface_report(surface, options.metrics)
         notes += console.distances_note(surface)
-    x, y, lowest = surface.lowest(options.metrics[0])
-    report: dict[str, Any] = {
-        "figure": outputs.figure,
-        "csv": outputs.csv,
-        "plane": {
-            "side": layout.plane.side,
-            "foot": layout.plane.foot,
-            "height": layout.plane.height,
-        },
-        "grid": {"x": list(layout.grid.xs), "y": list(layout.grid.ys)},
-        "lowest": {options.metrics[0]: lowest, "x": x, "y": y},
-        "points": [
-            {
-                "kind": place.kind,
-                "name": place.name,
-                "x": place.position.x,
-                "y": place.position.y,
-                "off": place.position.off,
-                "loss": place.loss,
-                "error": place.error,
-            }
-            for place in surface.places
-        ],
-        "notes": notes,
-    }
-    options.finish("landscape", outputs, report, notes)
+    options.finish("landscape", outputs, {**report, "notes": notes}, notes)

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     "--paths",
     "only_paths",
     is_flag=True,
-    help="Print the paths alone, of what is chosen: a line each, or with -0 a NUL.",
+    help="Print the paths of what is chosen. Each on a line, or with -0 before a NUL.",
 )
 @click.option("--json", "as_json", cls=Headed, heading="Running", is_flag=True, help="Print JSON.")
 def list_command(
     paths: tuple[str, ...], selection: Selection, null: bool, only_paths: bool, as_json: bool
 ) -> None:
-    """Show the checkpoints of a training run in step order, and what options would choose.
+    """Show the checkpoints of a run in step order, and what would be chosen.
 
-    DIR is a folder of checkpoints (one level deep); '-' reads paths from stdin. Steps come from
+    DIR is a folder of checkpoints, or has one in it; '-' reads paths from stdin. Steps come from
     the names, or from the checkpoints. With a metric, its course is drawn.
 
     \b
@@ -111,7 +111,7 @@ def _as_json(
 ) -> dict[str, object]:
     return {
         "unit": series.unit,
-        "snapshots": [
+        "checkpoints": [
             {
                 "path": snapshot.path,
                 "step": snapshot.step,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from swavg.cli.options import SectionedCommand
+from swavg.cli.printing import print_json
 from swavg.cli.scoring import ScoringOptions, scoring_options
 from swavg.cli.survey import SurveyOptions, measured, nonfinite_notes, survey_options
 from swavg.cli.values import read_paths
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from swavg.evaluation.survey import Survey
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("checkpoints", nargs=-1, required=True, metavar="A B [C...]", type=click.Path())
 @click.option("--points", type=click.IntRange(min=2), default=25, show_default=True, metavar="N",
               help="Points along the line.")  # fmt: skip
@@ -46,7 +49,8 @@ def path(
 
     \b
     swavg path a.pt b.pt --model train:build_model --data train:test_loader
-    swavg path a.pt b.pt --model train.py:Net --data train.py:test --metric both -o line.pdf
+    swavg path a.pt b.pt --model train.py:Net --data train.py:test \\
+        --metric both -o line.pdf
     """
     from swavg.evaluation.landscape import route as routes
     from swavg.evaluation.landscape.line import line_of
@@ -68,21 +72,26 @@ def path(
     survey = routes.survey_of(route, opened, scoring.cache_key(model))
     outputs.check(survey, opened)
     if options.dry_run:
-        _explain(survey, route, outputs)
+        if options.as_json:
+            print_json("path", _as_json(survey, route, outputs))
+        else:
+            _explain(survey, route, outputs)
         return 0
     scorer, told = scoring.scorer(model, opened), scoring.notes(model)
     with measured(survey, outputs, scorer, told, quiet=options.quiet) as (table, values):
         line = line_of(route, values)
-        outputs.publish(survey, table, partial(_drawn, line, labels, options))
-    _report(line, labels, options, outputs)
+        outputs.publish(survey, table, partial(_drawn, line, labels, options, scoring.data))
+    _report(line, labels, options, outputs, _as_json(survey, route, outputs, line))
     return 0
 
 
-def _drawn(line: Line, labels: list[str], options: SurveyOptions, kind: str) -> bytes:
+def _drawn(line: Line, labels: list[str], options: SurveyOptions, data: str, kind: str) -> bytes:
     from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.line_figure import draw
 
-    return encoded(draw(line, options.metrics, labels=labels, subject=options.subject), kind)
+    return encoded(
+        draw(line, options.metrics, labels=labels, subject=options.subject, data=data), kind
+    )
 
 
 def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:
@@ -99,32 +108,58 @@ def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:
     )
 
 
-def _report(line: Line, labels: list[str], options: SurveyOptions, outputs: Outputs) -> None:
-    from swavg.console import line as console
+def _as_json(
+    survey: Survey, route: Route, outputs: Outputs, line: Line | None = None
+) -> dict[str, Any]:
+    """What was found, or without a line what would be computed; notes are to come."""
     from swavg.evaluation.landscape.line import verdict
+
+    judged = line is not None and line.judged
+    found = None if line is None else verdict(line)
+    return {
+        "dry_run": line is None,
+        "evaluations": survey.evaluations,
+        "output": outputs.figure,
+        "csv": outputs.csv,
+        "checkpoints": [
+            {
+                "name": name,
+                "t": float(index),
+                "loss": line and line.at(index, "loss"),
+                "error": line.at(index, "error") if line is not None and judged else None,
+            }
+            for index, name in enumerate(route.names)
+        ],
+        "lengths": list(route.lengths),
+        "t": list(route.ts),
+        "loss": line and list(line.series("loss")),
+        "error": list(line.series("error")) if line is not None and judged else None,
+        "mean": line and {"loss": line.mean.loss, "error": line.mean.error},
+        "barriers": line
+        and {
+            metric: [asdict(barrier) for barrier in line.barriers(metric)]
+            for metric in ("loss", *(("error",) if judged else ()))
+        },
+        "safe": found and found.safe,
+        "verdict": found and found.text,
+        "notes": [],
+    }
+
+
+def _report(
+    line: Line,
+    labels: list[str],
+    options: SurveyOptions,
+    outputs: Outputs,
+    report: Mapping[str, object],
+) -> None:
+    from swavg.console import line as console
 
     if not options.quiet:
         if options.shows_chart():
             for metric in options.metrics:
                 console.line_picture(line, metric, labels)
         console.line_report(line, labels)
-    found = verdict(line)
-    report: dict[str, Any] = {
-        "figure": outputs.figure,
-        "csv": outputs.csv,
-        "checkpoints": list(line.route.names),
-        "lengths": list(line.route.lengths),
-        "t": list(line.route.ts),
-        "loss": list(line.series("loss")),
-        "error": list(line.series("error")) if line.judged else None,
-        "mean": {"loss": line.mean.loss, "error": line.mean.error},
-        "barriers": {
-            metric: [asdict(barrier) for barrier in line.barriers(metric)]
-            for metric in ("loss", *(("error",) if line.judged else ()))
-        },
-        "safe": found.safe,
-        "verdict": found.text,
-    }
     notes = nonfinite_notes(
         {metric: line.series(metric) for metric in options.metrics},
         "points of the line", "the curve leaves the frame there",

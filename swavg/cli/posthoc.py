@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.averaging import FOLDER, OUTPUT, Run, averaging_command, output_path
+from swavg.cli.averaging import FOLDER, Run, averaging_command, output_option, output_path
 from swavg.cli.executing import execute_and_report
 from swavg.cli.folders import outputs_in
 from swavg.cli.selection import Selection, selected, selection_options
@@ -13,7 +13,7 @@ from swavg.planning.policy import Policy
 
 @averaging_command()
 @click.argument("snapshots", nargs=-1, required=True, metavar="SNAPSHOT...", type=click.Path())
-@OUTPUT
+@output_option("posthoc")
 @FOLDER
 @click.option(
     "--sigma-rel",
@@ -21,7 +21,7 @@ from swavg.planning.policy import Policy
     multiple=True,
     required=True,
     metavar="S",
-    help="Relative width of the EMA to make, such as 0.1; repeat it for several.",
+    help="Width of the EMA to make, such as 0.1. Relative to the run; repeat it for several.",
 )
 @click.option(
     "--profile",
@@ -29,7 +29,7 @@ from swavg.planning.policy import Policy
     type=float,
     multiple=True,
     metavar="S",
-    help="Relative width of the snapshots: one for all, or one each in step order."
+    help="Width of the snapshots. One for all, or one each in step order."
     " [default: as recorded in them]",
 )
 @click.option(
@@ -54,7 +54,7 @@ def posthoc(
 
     \b
     swavg posthoc snapshots/ --profile 0.05 --sigma-rel 0.1 -o ema.safetensors
-    swavg posthoc snapshots/ --sigma-rel 0.05 --sigma-rel 0.1 --sigma-rel 0.15 -d emas
+    swavg posthoc snapshots/ --sigma-rel 0.05 --sigma-rel 0.1 -d emas
     """
     if len(sigma_rel) > 1 and folder is None:
         raise click.UsageError("Several widths need a folder for the outputs: -d OUTDIR.")

@@ -12,11 +12,17 @@ from collections.abc import Mapping, Sequence
 from swavg.cli.streams import discard_stdout
 from swavg.errors import OutputError
 
+_SECOND = (
+    "report", "bn", "landscape", "path", "list", "inspection", "verified", "comparison"
+)  # fmt: skip
+"""Those that had keys of other names before; the others are of version 1."""
+
 
 def print_json(name: str, *values: Mapping[str, object]) -> None:
     """Print an object, or a list of several, each with the ``schema`` that says what it is:
-    ``swavg.NAME/1``."""
-    shown = [_finite({"schema": f"swavg.{name}/1", **value}) for value in values]
+    ``swavg.NAME/2``, which stands in ``schema.json`` of the package."""
+    schema = f"swavg.{name}/{2 if name in _SECOND else 1}"
+    shown = [_finite({"schema": schema, **value}) for value in values]
     text = json.dumps(
         shown[0] if len(shown) == 1 else shown,
         indent=2,

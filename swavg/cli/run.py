@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from swavg.cli.errors import Job
+from swavg.cli.options import SectionedCommand
 from swavg.cli.values import NameOrPath, Weights
 from swavg.errors import InputError, did_you_mean
 from swavg.storage.paths import is_absolute, read_file
@@ -21,7 +24,7 @@ _MOST = 1 << 24
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True})
+@click.command("run", cls=SectionedCommand, context_settings={"ignore_unknown_options": True})
 @click.argument("job", metavar="JOB", type=click.Path())
 @click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[OPTION]...")
 @click.pass_context
@@ -47,9 +50,10 @@ def run(ctx: click.Context, job: str, more: tuple[str, ...]) -> object:
         raise click.UsageError(f"{job}: there is no command '{name}'. {near}".rstrip())
     command = group.get_command(ctx, name)
     assert command is not None
-    # Errors name its options.
-    ctx.ensure_object(dict)["of a job"] = command
+    found = ctx.ensure_object(Job)
+    found.command = command
     options, paths = _arguments(job, command, values)
+    found.options = options
     with command.make_context(name, [*options, *more, "--", *paths], parent=ctx.parent) as inner:
         return command.invoke(inner)
 
@@ -59,33 +63,53 @@ def _read(path: str) -> tuple[str, dict[str, object]]:
     text = read_file(path, _MOST).decode(errors="replace")
     try:
         values = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"{path} is no job: {error}.") from None
     if str(values.get("schema", "")).startswith("swavg.report/"):
-        values = _of_report(values)
+        try:
+            values = _of_report(values)
+        except (AttributeError, KeyError, TypeError):
+            raise click.UsageError(f"{path} is no report of an average.") from None
     name = values.pop(_COMMAND, None)
     if not isinstance(name, str):
         raise click.UsageError(f'{path} says no command: command = "average", say.')
     return name, values
 
 
-def _of_report(report: Mapping[str, object]) -> dict[str, object]:
-    """The average that a report tells of, with its weights."""
-    from swavg.cli.averaging import policy_options
-
+def _of_report(report: Mapping[str, Any]) -> dict[str, object]:
+    """The average that a report tells of, with its weights. KeyError, TypeError or AttributeError
+    for another object."""
     inputs, recipe = report["inputs"], report["recipe"]
-    assert isinstance(inputs, list)
-    assert isinstance(recipe, dict)
-    keys = {option.field: option.key for option in policy_options()}
-    options = {keys[field]: value for field, value in recipe.get("options", {}).items()}
     return {
         _COMMAND: "average",
         "checkpoints": [each["path"] for each in inputs],
         "weights": [each["weight"] for each in inputs],
         "raw-weights": True,
         "output": report["output"],
-        **options,
+        **options_of(recipe),
     }
+
+
+def options_of(recipe: Mapping[str, object]) -> dict[str, object]:
+    """The options of a recipe by their keys. UsageError for one that this version lacks."""
+    from swavg.cli.averaging import policy_options
+
+    keys = {option.field: option.key for option in policy_options()}
+    options = recipe.get("options")
+    told = options if isinstance(options, dict) else {}
+    for field in told:
+        if field not in keys:
+            raise click.UsageError(f"Its recipe has the option '{field}', which is not known here.")
+    return {keys[field]: value for field, value in told.items()}
+
+
+def command_line(command: click.Command, paths: Sequence[str], values: Mapping[str, object]) -> str:
+    """What is typed for a command with these paths, and the values of options by their keys."""
+    params = {key: param for param in command.params for key in keys_of(param)}
+    words = ["swavg", str(command.name), *paths]
+    for key, value in values.items():
+        words += _option("a recipe", key, params[key], value, _plain("a recipe", key, value))
+    return shlex.join(words)
 
 
 def _arguments(
@@ -147,13 +171,22 @@ def _option(
 
 
 def _texts(job: str, key: str, value: object) -> list[str]:
-    """A value, or each of a list, as it is typed."""
+    """A value, or each of a list, as it is typed, with the variables in it."""
+    return [
+        _VARIABLE.sub(lambda name: _variable(job, name[1]), text)
+        for text in _plain(job, key, value)
+    ]
+
+
+def _plain(job: str, key: str, value: object) -> list[str]:
     found = []
-    for each in value if isinstance(value, list) else [value]:
+    for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, bool | dict | list) and not isinstance(value, bool):
             raise click.UsageError(f"{job}: '{key}' is no list of texts and numbers.")
         text = repr(each) if isinstance(each, float) else str(each)
-        found.append(_VARIABLE.sub(lambda name: _variable(job, name[1]), text))
+        if "\0" in text:
+            raise click.UsageError(f"{job}: a NUL character is in '{key}'.")
+        found.append(text)
     return found
 
 
@@ -182,7 +215,7 @@ def save(ctx: click.Context, path: str) -> None:
             ParameterSource.COMMANDLINE,
             ParameterSource.ENVIRONMENT,
         )
-        if not given or param.name == "save_job" or value in ((), None):
+        if not given or param.name in ("save_job", "dry_run") or value in ((), None):
             continue
         if isinstance(param, click.Option) and param.is_flag and not param.secondary_opts:
             # It may be one of several flags that fill the same parameter.

@@ -62,13 +62,11 @@ class ScoringOptions:
     def weights(self, model: Module, checkpoints: Sequence[Checkpoint]) -> Sequence[Sequence[str]]:
         """The names of what counts as weights, as the opened checkpoints have them."""
         from swavg.evaluation.evaluate import parameter_names
-        from swavg.planning.rename import renamed_with_model, rules
+        from swavg.planning.rename import rules
+        from swavg.training.known_as import known_as
 
-        groups = parameter_names(model)
-        own = tuple(name for group in groups for name in group)
-        names, _ = renamed_with_model(own, checkpoints, rules(self.strip_prefix))
-        known_as = dict(zip(own, names, strict=True))
-        return [[known_as[name] for name in group] for group in groups]
+        names, _ = known_as(model, checkpoints, rules(self.strip_prefix))
+        return [[names[name] for name in group] for group in parameter_names(model)]
 
     def recomputes(self, model: Module) -> bool:
         """Whether batch-norm statistics are computed for each evaluation."""
@@ -151,21 +149,22 @@ class MetricOptions:
 
 
 SCORING = (
-    Option("model", "--model", "A function that returns the model, or the model:"
-           " package.module:build or path/to/file.py:build.", "MODULE:NAME"),
-    Option("data", "--data", "A function that returns batches (a DataLoader, a list), or these.",
-           "MODULE:NAME"),
+    Option("model", "--model", "A function that returns the model. Or the model itself:"
+           " package.module:build or path/to/file.py:build.", "MODULE:NAME", daily=True),
+    Option("data", "--data", "A function that returns batches. Or these: a DataLoader, a list.",
+           "MODULE:NAME", daily=True),
     Option("loss", "--loss",
            "A function of outputs and target: the mean over a batch, or a loss for each example."
            " [default: the model's own, or cross-entropy]", "MODULE:NAME"),
     Option("bn_data", "--bn-data",
-           "Batches on which batch-norm statistics are recomputed for each evaluation."
-           " [default: those of --data]", "MODULE:NAME"),
+           "Training batches for batch-norm statistics. They are recomputed for each evaluation."
+           " [default: those of --data]", "MODULE:NAME", daily=True),
     Option("keep_bn", "--keep-bn",
            "Take the checkpoints' batch-norm statistics instead (interpolated between them)."),
     Option("batches", "--batches", "Take only the first N batches of each. [default: all]", "N",
            COUNT),
-    Option("device", "--device", "Where to run the model.", "cpu|cuda|cuda:N"),
+    Option("device", "--device", "Where to run the model.", "cpu|cuda|cuda:N",
+           environment="SWAVG_DEVICE"),
     Option("key", "--key", KEY_HELP, "PATH"),
     Option("strip_prefix", "--strip-prefix", STRIP_HELP, "PREFIX"),
 )  # fmt: skip
@@ -173,7 +172,7 @@ SCORING = (
 METRIC = (
     Option("scored_by", "--metric",
            "What decides: the loss, the error rate, or a function as for --loss, whose mean over"
-           " examples counts.", "loss|error|MODULE:NAME"),
+           " examples counts.", "loss|error|MODULE:NAME", daily=True),
     Option("better", "--mode",
            "Whether the lowest or the highest is best. [default: the lowest; of a function by its"
            " name]"),

@@ -47,12 +47,12 @@ class Selection:
 
 _OPTIONS = (
     Option("pattern", "--pattern", "Take only these names in folders.", "GLOB"),
-    Option("last", "--last", "The N newest.", "N", COUNT),
-    Option("from_step", "--from-step", "From this step on.", "A"),
+    Option("last", "--last", "The N newest checkpoints.", "N", COUNT, daily=True),
+    Option("from_step", "--from-step", "From this step on.", "A", daily=True),
     Option("to_step", "--to-step", "Up to this step.", "B"),
     Option("every", "--every", "At least N steps apart, from the newest back.", "N", COUNT),
-    Option("best", "--best", "The K best by --metric.", "K", COUNT),
-    Option("metric", "--metric", "What --best goes by, such as val_loss.", "NAME"),
+    Option("best", "--best", "The K best checkpoints by --metric.", "K", COUNT, daily=True),
+    Option("metric", "--metric", "What --best goes by, such as val_loss.", "NAME", daily=True),
     Option("mode", "--mode",
            "Whether the lowest or the highest is best. [default: by the metric's name]"),
     Option("metrics_file", "--metrics",

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from swavg.cli.errors import print_error
 from swavg.cli.options import Option, filled
 from swavg.cli.printing import print_published
 from swavg.cli.signals import exit_code
@@ -80,7 +81,7 @@ class SurveyOptions(TableOptions):
         return not self.quiet and sys.stderr.isatty()
 
     def finish(
-        self, name: str, outputs: Outputs, report: dict[str, Any], notes: Sequence[str]
+        self, name: str, outputs: Outputs, report: Mapping[str, object], notes: Sequence[str]
     ) -> None:
         """Say what is to be said and print the paths."""
         from swavg.console import messages
@@ -134,7 +135,10 @@ def measured(
         except KeyboardInterrupt as stopped:
             done = f"{len(table.rows)} of {len(survey.points)} {unit}"
             console.interrupted(done, str(table.path), again)
-            raise click.exceptions.Exit(exit_code(stopped)) from None
+            code = exit_code(stopped)
+            if click.get_current_context().params.get("as_json"):
+                print_error(code, "interrupted", f"interrupted: {done} are in {table.path}")
+            raise click.exceptions.Exit(code) from None
         yield table, values
 
 
@@ -157,18 +161,19 @@ def nonfinite_notes(values: Mapping[str, Sequence[float]], points: str, shown: s
 
 
 _FIGURE = (
-    Option("metric", "--metric", "What the figure shows; the csv has both."),
+    Option("metric", "--metric", "What the figure shows. The csv has both.", daily=True),
     Option("subject", "--of", "What the data are, for the figure's labels: test, training.",
            "TEXT"),
     Option("labels", "--labels", "Names of the points in the figure; 'names': those of the files.",
            "A,B,..."),
-    Option("output", "-o --output", "A .png, .svg or .pdf.", "FIGURE"),
+    Option("output", "-o --output", "A .png, .svg or .pdf.", "FIGURE", click.Path(),
+           daily=True),
 )  # fmt: skip
-_CSV = Option("csv", "--csv", "The values. [default: beside the figure]", "CSV")
+_CSV = Option("csv", "--csv", "The values. [default: beside the figure]", "CSV", click.Path())
 _TABLE = (
-    Option("force", "--force", "Replace existing outputs."),
+    Option("force", "--force", "Replace existing outputs.", daily=True),
     Option("anew", "--restart", "Compute everything anew."),
-    Option("dry_run", "-n --dry-run", "Print what would be computed."),
+    Option("dry_run", "-n --dry-run", "Print what would be computed.", daily=True),
     Option("as_json", "--json", "Print the report as JSON."),
     Option("quiet", "-q --quiet", "Print errors only."),
 )  # fmt: skip

@@ -29,8 +29,8 @@ from swavg.planning.policy import Policy
     multiple=True,
     required=True,
     metavar="RECIPE",
-    help="uniform:last=5, uniform:best=3,metric=val_loss, ema:half-life=2000steps,"
-    " ema:decay=0.9,last=10; repeat it for each output.",
+    help="What to make, such as uniform:last=5. uniform:best=3,metric=val_loss,"
+    " ema:half-life=2000steps, ema:decay=0.9,last=10; repeat it for each output.",
 )
 @NULL
 @selection_options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.averaging import AGAIN, OUTPUT, Run, averaging_command, output_path
+from swavg.cli.averaging import AGAIN, Run, averaging_command, output_option, output_path
 from swavg.cli.executing import execute_and_report
 from swavg.cli.values import COUNT
 from swavg.planning.policy import Policy
@@ -13,7 +13,7 @@ from swavg.planning.policy import Policy
 @averaging_command()
 @click.argument("average", type=click.Path())
 @click.argument("new", nargs=-1, type=click.Path())
-@OUTPUT
+@output_option("updated")
 @click.option(
     "--add",
     multiple=True,
@@ -54,7 +54,8 @@ def update(
 
     \b
     swavg update avg.safetensors step-1100.safetensors -o avg2.safetensors
-    swavg update avg.safetensors --add step-1100.pt --drop step-600.pt -o avg2.safetensors
+    swavg update avg.safetensors --add step-1100.pt --drop step-600.pt \\
+        -o avg2.safetensors
     """
     if not new and not add and not drop:
         raise click.UsageError("Give the new checkpoints, or --add and --drop.")

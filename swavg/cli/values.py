@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import click
 
-from swavg.cli.options import SectionedCommand
+from swavg.cli.options import Headed, SectionedCommand
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)"
 _NUMBERS = re.compile(rf"\s*(?:{_NUMBER})(?:[,\s]+(?:{_NUMBER}))*[,\s]*", re.IGNORECASE)
@@ -19,17 +19,20 @@ _NOT_WEIGHTS = ("-0",)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 COUNT = click.IntRange(min=1)
+COUNT.name = "integer"
 KEY_HELP = (
     "Where the state dict lies in a .pt, such as model.state_dict, or which of several models in"
     " another format is meant (ema_params). [default: found]"
 )
-KEY = click.option("--key", metavar="PATH", help=KEY_HELP)
+KEY = click.option("--key", cls=Headed, metavar="PATH", help=KEY_HELP)
 STRIP_HELP = (
     "Take this off the names that begin with it, such as model. in those of Lightning. Can be"
     " repeated."
 )
-STRIP = click.option("--strip-prefix", metavar="PREFIX", multiple=True, help=STRIP_HELP)
-NULL = click.option("-0", "--null", is_flag=True, help="Paths on stdin are separated by NUL.")
+STRIP = click.option("--strip-prefix", cls=Headed, metavar="PREFIX", multiple=True, help=STRIP_HELP)
+NULL = click.option(
+    "-0", "--null", cls=Headed, is_flag=True, help="Paths on stdin are separated by NUL."
+)
 
 
 class WeightsCommand(SectionedCommand):

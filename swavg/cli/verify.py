@@ -13,7 +13,8 @@ from swavg.cli.values import COUNT
 @click.argument("output", metavar="OUT", type=click.Path())
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...", type=click.Path())
 @click.option("--all", "everything", is_flag=True, help="Compare all of it, not a sample.")
-@click.option("--threads", type=COUNT, metavar="N", envvar="SWAVG_THREADS", help="Workers.")
+@click.option("--threads", type=COUNT, metavar="N", envvar="SWAVG_THREADS", show_envvar=True,
+              help="Workers.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(
     output: str, inputs: tuple[str, ...], everything: bool, threads: int | None, as_json: bool
@@ -22,14 +23,14 @@ def verify(
 
     It is made again from its inputs, and compared bit by bit, without being written. INPUT are the
     inputs in the order of the recipe (swavg inspect shows it); without them they are looked for by
-    their names, near OUT and here. Of a large output a sample is compared.
+    their names, sizes and fingerprints, near OUT and here. Of a large output a sample is compared.
 
     \b
     swavg verify avg.safetensors
     swavg verify avg.safetensors --all
 
     Exit codes: 0 if no byte differs, 3 for the first that does, 4 if there is no recipe or an input
-    is gone or another.
+    is gone or has changed.
     """
     from swavg.console import messages
     from swavg.console.progress import progress_bar

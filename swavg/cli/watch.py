@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from swavg.cli.options import SectionedCommand
 from swavg.cli.signals import signals_kept
 from swavg.errors import InputError, RequestError, SwavgError
 
@@ -19,7 +20,7 @@ _DEEP = 2
 Seen = frozenset[tuple[str, int, int]]
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(cls=SectionedCommand, context_settings={"ignore_unknown_options": True})
 @click.option("--until", type=int, metavar="STEP", help="End once a checkpoint of this step is in.")
 @click.option(
     "--interval",
@@ -35,15 +36,17 @@ Seen = frozenset[tuple[str, int, int]]
     required=True,
     type=click.UNPROCESSED,
     metavar="[average|ema] RUN [OPTION]...",
+    shell_complete=click.Path().shell_complete,
 )
 @click.pass_context
 def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, interval: float) -> None:
-    """Average the checkpoints of a run while it is trained, whenever there are new ones.
+    """Average the checkpoints of a run while it is trained.
 
-    RUN and what follows are those of swavg average (or, after its name, of ema): --last 5, -o. The
-    output is made anew once the files in RUN have not changed for two looks, and replaces the one
-    before in one step; its path is printed each time. What is not finished is waited for. It ends
-    with a signal, or with --until, and may be started again: what is up to date stays.
+    RUN and what follows are those of swavg average (or, after its name, of ema): --last 5, -o.
+    Whenever there are new checkpoints, and the files in RUN have not changed for two looks, the
+    output is made anew, and replaces the one before in one step; its path is printed each time.
+    What is not finished is waited for. It ends with a signal, or with --until, and may be started
+    again: what is up to date stays.
 
     \b
     swavg watch run/ --last 5 -o latest.safetensors --until 1000
@@ -61,6 +64,10 @@ def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, interva
         folders = [path for path in inner.params["checkpoints"] if os.path.isdir(path)]
     if not folders:
         raise click.UsageError("Give the folder of a run to watch.")
+    from swavg.console.messages import no_repetition
+
+    # What one round said, the next ones need not.
+    ctx.with_resource(no_repetition())
     told = ""
     for _ in _settled(folders, interval):
         # Before: what comes meanwhile is not in.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from swavg.cli.averaging import OUTPUT, Run, averaging_command, output_path
+from swavg.cli.averaging import Run, averaging_command, output_option, output_path
 from swavg.cli.executing import execute_and_report
 from swavg.planning.policy import Policy
 
@@ -12,13 +12,13 @@ from swavg.planning.policy import Policy
 @averaging_command()
 @click.argument("start", type=click.Path())
 @click.argument("end", type=click.Path())
-@OUTPUT
+@output_option("window")
 @click.option(
     "--counts",
     nargs=2,
     type=float,
     metavar="S E",
-    help="Of how many checkpoints or steps the two are averages. [default: as recorded]",
+    help="Of how many steps the two are means. Or checkpoints. [default: as recorded]",
 )
 def window(
     start: str,
@@ -31,7 +31,7 @@ def window(
     """The mean over the steps between two running averages.
 
     With running averages a_s of s steps and a_e of e, the mean over (s, e] is
-    (a_e e - a_s s) / (e - s): two files instead of all between them.
+    (a_e e - a_s s)/(e-s): two files instead of all between them.
 
     \b
     swavg window avg-800.pt avg-1000.pt --counts 800 1000 -o window.pt

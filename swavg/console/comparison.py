@@ -72,7 +72,7 @@ def _distances(page: Page, found: Comparison, everything: bool) -> None:
     columns += [Column("NaN, Inf", True)] if odd else []
 
     def row(each: Distance, name: str, style: str | None = None) -> Row:
-        relative = "a is 0" if each.relative is None else f"{each.relative:.4g}"
+        relative = "a is 0" if each.relative_distance is None else f"{each.relative_distance:.4g}"
         cosine = "-" if each.cosine is None else f"{each.cosine:.6f}"
         share = f"{each.differing / each.elements:.2%}" if each.elements else "-"
         cells = [name, relative, f"{each.largest:.4g}", cosine, share]

@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from swavg.analysis import Entry, Inspection, Pickled, Total
+from swavg.analysis import Entry, Inspection, Pickled, Total, ancestry
 from swavg.console.messages import notes
 from swavg.console.page import Column, Page, Row
 from swavg.console.text import MOST_ROWS, counted, number, one_line, shape_text, shortened, size
 from swavg.console.tree import branches, tree_of
+from swavg.engine.origins import LATER
+
+_SHOWN = ("method", "version", "inputs", "weights", "holds", *LATER)
+"""What of a recipe is shown otherwise than by its name."""
+_DEEP, _DEEPEST, _ALL_INPUTS = 3, 20, 1_000_000
+"""Of the inputs of inputs so many levels are shown, and with --all."""
 
 
 def show_inspection(found: Inspection, *, tree: bool, everything: bool) -> None:
@@ -43,7 +49,7 @@ def show_inspection(found: Inspection, *, tree: bool, everything: bool) -> None:
     for index, (name, value) in enumerate(sorted(found.metadata.items())):
         page.fact("" if index else "metadata", f"{one_line(name)} = {shortened(value)}")
     if found.recipe is not None:
-        _recipe(page, found.recipe, everything)
+        _recipe(page, found.path, found.recipe, everything)
     notes(found.notes)
 
 
@@ -130,7 +136,7 @@ def _numbers(page: Page, found: Inspection) -> None:
 
 
 def _pickled(page: Page, pickled: Pickled, everything: bool) -> None:
-    where = f"under '{one_line(pickled.root_key)}'" if pickled.root_key else "at the top level"
+    where = f"under '{one_line(pickled.key)}'" if pickled.key else "at the top level"
     page.fact("state dict", where)
     beside = [name for name in pickled.other_entries if name not in pickled.scalars]
     if beside:
@@ -141,6 +147,11 @@ def _pickled(page: Page, pickled: Pickled, everything: bool) -> None:
         page.fact("no tensors", _listed(inside, everything))
     for index, (name, value) in enumerate(pickled.scalars.items()):
         page.fact("" if index else "entries", f"{one_line(name)} = {shortened(str(value))}")
+    if pickled.callables:
+        page.fact("torch runs", _listed(pickled.callables, everything))
+    if pickled.foreign:
+        page.fact("foreign", _listed(pickled.foreign, everything))
+        page.fact("", "torch imports and runs these with weights_only=False; swavg runs nothing")
 
 
 def _folder(page: Page, found: Inspection, everything: bool) -> None:
@@ -162,21 +173,29 @@ def _folder(page: Page, found: Inspection, everything: bool) -> None:
         page.fact("other files", _listed(folder.left_out, everything))
 
 
-def _recipe(page: Page, recipe: Mapping[str, object], everything: bool) -> None:
-    inputs, weights = recipe.get("inputs"), recipe.get("weights")
-    method = shortened(str(recipe.get("method")))
-    page.fact("recipe", f"{method}, by swavg {shortened(str(recipe.get('version')))}")
-    if isinstance(inputs, list) and isinstance(weights, list) and len(inputs) == len(weights):
-        most = len(inputs) if everything else MOST_ROWS
-        for name, weight in list(zip(inputs, weights, strict=True))[:most]:
-            shown = f"{weight:.6g}" if isinstance(weight, (int, float)) else str(weight)
-            page.fact("", f"{shortened(shown)}  {shortened(str(name))}")
-        if len(inputs) > most:
-            page.fact("", f"and {len(inputs) - most} more; --all shows them")
+def _recipe(page: Page, path: str, recipe: Mapping[str, object], everything: bool) -> None:
+    page.fact("recipe", f"{_method(recipe)}, by swavg {shortened(str(recipe.get('version')))}")
+    most, deepest = (_ALL_INPUTS, _DEEPEST) if everything else (MOST_ROWS, _DEEP)
+    for each in ancestry(path, recipe, most=most, deepest=deepest):
+        told, indent = each.told, "  " * each.level
+        weight = "-" if told.weight is None else str(told.weight)
+        weight = f"{told.weight:.6g}" if isinstance(told.weight, float) else weight
+        facts = [shortened(told.name)]
+        facts += [] if told.size is None else [size(told.size)]
+        for unit, count in (("step", told.step), ("epoch", told.epoch)):
+            facts += [] if count is None or str(count) in told.name else [f"{unit} {count}"]
+        made = f": {_method(each.recipe)}" if each.recipe else ""
+        above = " (as above)" * each.repeated
+        page.fact("", f"{indent}{shortened(weight)}  {', '.join(facts)}{made}{above}")
+        if each.left_out:
+            page.fact("", f"{indent}and {each.left_out:,} more; --all shows them")
     for name, value in recipe.items():
-        known = ("method", "version", "inputs", "weights", "holds")
-        if name not in known and value not in ({}, [], None):
+        if name not in _SHOWN and value not in ({}, [], None):
             page.fact("", f"{shortened(name)} = {shortened(str(value))}")
+
+
+def _method(recipe: Mapping[str, object]) -> str:
+    return shortened(str(recipe.get("method")))
 
 
 def _listed(names: Sequence[str], everything: bool) -> str:

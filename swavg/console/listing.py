@@ -93,12 +93,14 @@ def _table(
 ) -> None:
     marked = any(listed.chosen is not None for listed in series)
     columns = [Column("", True)] if marked else []
-    columns += [Column(unit, True), Column("checkpoint", folds=True), Column("size", True)]
+    columns += [Column(unit, True), Column("checkpoint", folds=True)]
+    columns += [Column("size", True, drop=1)]
     columns += [Column("dtypes", folds=True)] if mixed else []
     columns += [Column(printable(name), True, folds=True) for name in modes]
     top = {name: _best_value(series, name, mode) for name, mode in modes.items()}
+    texts = {name: _aligned([listed.metrics.get(name) for listed in series]) for name in modes}
     rows = []
-    for listed in series:
+    for number, listed in enumerate(series):
         name = listed.path[len(folder) :].lstrip("/") if folder else listed.path
         cells: list[Cell] = [("●", "bold green") if listed.chosen else " "] if marked else []
         cells += ["-" if listed.step is None else str(listed.step), printable(name)]
@@ -107,11 +109,20 @@ def _table(
             cells.append((listed.mix, "red") if listed.dtypes is None else listed.mix)
         for metric in modes:
             value = listed.metrics.get(metric)
-            text = "-" if value is None else f"{value:.5g}"
+            text = texts[metric][number]
             is_best = value is not None and value == top[metric]
             cells.append((text, "bold green") if is_best else text)
         rows.append(Row(cells, None if listed.chosen in (None, True) else "dim"))
     page.table(columns, rows, framed=True)
+
+
+def _aligned(values: Sequence[float | None]) -> list[str]:
+    """Five digits of each, with equal decimals where none needs an exponent."""
+    texts = ["-" if value is None else f"{value:.5g}" for value in values]
+    if any("e" in text for text in texts):
+        return texts
+    decimals = max(len(text.partition(".")[2]) for text in texts)
+    return ["-" if value is None else f"{value:.{decimals}f}" for value in values]
 
 
 def _best_value(series: Sequence[Listed], metric: str, mode: str | None) -> float | None:

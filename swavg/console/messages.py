@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from swavg.console.page import Column, Page, Row
 from swavg.console.text import MOST_ROWS, counted, printable, some
 from swavg.errors import Difference
+
+_HANG = len("error ")
+_SAID: ContextVar[set[str] | None] = ContextVar("said", default=None)
+
+
+@contextmanager
+def no_repetition() -> Iterator[None]:
+    """Within, a note or warning that was shown is not shown again."""
+    token = _SAID.set(set())
+    try:
+        yield
+    finally:
+        _SAID.reset(token)
 
 
 def notes(texts: Sequence[str]) -> None:
@@ -22,18 +37,25 @@ def warnings(texts: Sequence[str]) -> None:
 
 def _tagged(tag: str, texts: Sequence[str]) -> None:
     page = Page(sys.stderr)
+    said = _SAID.get()
     for text in texts:
-        page.line((tag, "yellow"), f" {printable(text)}", wrap=True)
+        if said is not None:
+            if text in said:
+                continue
+            said.add(text)
+        page.line((tag, "yellow"), f" {printable(text)}", wrap=True, hang=len(tag) + 1)
 
 
 def error(message: str, hint: str | None) -> None:
     """An error, with the way out on a line of its own, and so each command of it."""
     page = Page(sys.stderr)
-    page.line(("error", "bold red"), f" {printable(message)}", wrap=True)
+    page.line(("error", "bold red"), f" {printable(message)}", wrap=True, hang=_HANG)
     if hint:
-        # A command that is copied from there stays whole.
-        for line in printable(hint).split("\n"):
-            page.line(f"      {line}")
+        first, *commands = printable(hint).split("\n")
+        page.line(f"{'':{_HANG}}{first}", wrap=True, hang=_HANG)
+        for line in commands:
+            # What is copied from there stays whole.
+            page.line(f"{'':{_HANG}}{line}")
 
 
 def differences(found: Sequence[Difference], *, everything: bool) -> None:

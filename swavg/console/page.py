@@ -6,7 +6,8 @@ gives styles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -19,6 +20,7 @@ Span = str | tuple[str, str] | Text
 Cell = str | tuple[str, str]
 _Place = tuple[int, "Column", int]
 
+_WORD = re.compile(r"(?<=: )(?:swavg|pip|rm) .+|\S+")
 _NARROWEST = 24
 _LEAST = 6
 
@@ -52,15 +54,20 @@ class Page:
         self.console = Console(file=stream, highlight=False, emoji=False)
         self.width = self.console.width if stream.isatty() else None
 
-    def line(self, *spans: Span, style: str | None = None, wrap: bool = False) -> None:
+    def line(
+        self, *spans: Span, style: str | None = None, wrap: bool = False, hang: int = 0
+    ) -> None:
         """A line as it is; with ``wrap`` a terminal gets it broken between words, and never in one:
-        a path that is copied from there stays whole."""
-        soft = not wrap or self.width is None
-        if soft and style is None and all(isinstance(span, str) for span in spans):
+        a path that is copied from there stays whole. What follows is indented by ``hang``."""
+        broken = wrap and self.width is not None
+        if not broken and style is None and all(isinstance(span, str) for span in spans):
             self._stream.write("".join(map(str, spans)) + "\n")
-        else:
-            text = Text.assemble(*spans, style=style or "")
-            self.console.print(text, soft_wrap=soft, overflow="ignore", crop=False)
+            return
+        text = Text.assemble(*spans, style=style or "")
+        lines = _broken(text, self.width, hang) if broken and self.width else [text]
+        for number, line in enumerate(lines):
+            indented = Text(" " * hang).append_text(line) if number else line
+            self.console.print(indented, soft_wrap=True)
 
     def fact(self, label: str, value: str, *, indent: int = 12) -> None:
         """A label and its value, folded behind it."""
@@ -115,6 +122,23 @@ class Page:
             else:
                 text = "".join(text for text, _ in spans) + edge
                 self.line(text if edge else text.rstrip(), style=row.style)
+
+
+def _broken(text: Text, width: int, hang: int) -> Iterator[Text]:
+    """``text`` in lines of whole words, at most ``width`` cells long; the room for all but the
+    first is less by ``hang``. A command at the end of a line counts as a word."""
+    for line in text.split("\n", allow_blank=True):
+        ends: list[int] = []
+        begun = 0
+        for word in _WORD.finditer(line.plain):
+            room = width - (hang if ends else 0)
+            before = line.plain[begun : word.start()]
+            if before.strip() and cell_len(before + word[0]) > room:
+                begun = word.start()
+                ends.append(begun)
+        for part in line.divide(ends):
+            part.rstrip()
+            yield part
 
 
 def _fitted(

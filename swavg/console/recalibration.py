@@ -23,15 +23,16 @@ def summary(done: Recalibration) -> None:
     page = Page(sys.stderr)
     text = f" the statistics of {counted(done.layers, 'batch-norm layer')} of"
     text += f" {printable(done.input)} on {seen} in {done.seconds:.2f} s"
-    page.line(("recomputed", "green"), text, wrap=True)
+    hang = len("recomputed ")
+    page.line(("recomputed", "green"), text, wrap=True, hang=hang)
     parts = []
     if done.moved.variance is not None:
         parts.append(f"variances are {_spread(done.moved.variance)} times what they were")
     if done.moved.mean is not None:
         parts.append(f"means moved by {_spread(done.moved.mean)} standard deviations")
     if parts:
-        text = f"           {'; '.join(parts)} (median; 5 to 95 % of channels)"
-        page.line(text, wrap=True)
+        text = f"{'':{hang}}{'; '.join(parts)} (median; 5 to 95 % of channels)"
+        page.line(text, wrap=True, hang=hang)
 
 
 def _spread(quantiles: Quantiles) -> str:

@@ -6,9 +6,11 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from swavg.console.messages import notes, warnings
 from swavg.console.page import Cell, Column, Page, Row
+from swavg.console.several import grouped, names_of, of_which, said_once
 from swavg.console.text import MOST_ROWS, bar, counted, mix, number, one_line, printable, size, some
 from swavg.engine.report import STDOUT, InputSummary, Report
 from swavg.errors import RequestError
@@ -17,41 +19,73 @@ from swavg.planning.batch_norm import TORCH
 from swavg.planning.targets import format_named, suffix_of, writable
 from swavg.weights import effective_number, half_life_of
 
+_Exception = tuple[str, str, str]
+"""Name of a tensor, what was done, and why."""
 _MOST_CHOSEN = 4
 """Of inputs that were chosen so many are named."""
 
 
-def plan(report: Report) -> None:
+def plan(reports: Sequence[Report]) -> None:
     """The plan of a run that has not been made, on stdout."""
     page = Page(sys.stdout)
-    _inputs_and_facts(page, report)
-    if report.treated:
-        _not_averaged(page, report.treated, everything=True)
+    for place, report in enumerate(reports):
+        if place:
+            page.line()
+        _inputs_and_facts(page, report)
+        for exceptions in _exceptions(report):
+            _not_averaged(page, exceptions, everything=True)
 
 
 def summary(reports: Sequence[Report], *, verbose: bool, chosen: bool = False) -> None:
     """What a run did, on stderr: notes, exceptions, one line per output with the figures, and
-    last what may make the result useless. ``chosen``: of the inputs nobody gave the names."""
+    last what may make the result useless. What several outputs have to say is said once.
+    ``chosen``: of the inputs nobody gave the names."""
     page = Page(sys.stderr)
-    notes([*dict.fromkeys(note for report in reports for note in report.notes)])
-    for report in reports:
-        if report.treated:
-            _not_averaged(page, report.treated, everything=verbose)
-        if report.differing_integers:
-            rule = _option(report, "integers") or "last"
-            names = ", ".join(some(report.differing_integers, _most(verbose)))
-            notes([f"integer tensors that differ: took the {rule} of {names}"])
-        if report.nonfinite and not _lets_through(report):
-            # All inputs have the same Inf there: an attention mask, say.
-            notes([f"NaN or Inf in the result: {_nonfinite(report, verbose)}"])
-        if verbose:
+    notes(said_once(reports, lambda report: report.notes))
+    for exceptions, those in grouped(reports, _exceptions):
+        if len(those) < len(reports):
+            page.line(f"in {names_of(those)}:")
+        _not_averaged(page, exceptions, everything=verbose)
+    notes(said_once(reports, lambda report: _notes_of_values(report, verbose), counts=True))
+    if verbose:
+        for report in reports:
             _inputs_and_facts(page, report)
     for report in reports:
         done = "converted" if _copies(report) else "averaged"
         figures = _figures(report, len(reports), chosen=chosen)
-        page.line((done, "green"), f" {figures}", wrap=True)
-    told = (text for report in reports for text in _warnings(report, verbose))
-    warnings([*dict.fromkeys(told)])
+        page.line((done, "green"), f" {figures}", wrap=True, hang=len(done) + 1)
+    warnings(said_once(reports, lambda report: report.warnings))
+    warnings(said_once(reports, lambda report: _let_through(report, verbose), counts=True))
+    warnings([*_batch_norm(reports)])
+
+
+def _notes_of_values(report: Report, verbose: bool) -> Iterator[str]:
+    """Values that one may like to know of."""
+    if report.differing_integers:
+        rule = _option(report, "integers") or "last"
+        names = ", ".join(some(report.differing_integers, _most(verbose)))
+        yield f"integer tensors that differ: took the {rule} of {names}"
+    if report.nonfinite and not _lets_through(report):
+        # All inputs have the same Inf there: an attention mask, say.
+        yield f"NaN or Inf in the result: {_nonfinite(report, verbose)}"
+
+
+def _let_through(report: Report, verbose: bool) -> Iterator[str]:
+    if report.nonfinite and _lets_through(report):
+        yield f"NaN or Inf in the result: {_nonfinite(report, verbose)}"
+
+
+def _batch_norm(reports: Sequence[Report]) -> Iterator[str]:
+    """How to recompute batch-norm statistics that were averaged."""
+    for statistics, those in grouped(reports, lambda each: [each.running_statistics]):
+        if statistics:
+            names = ", ".join(some(sorted(statistics), 2))
+            example = those[0] if len(those) == 1 else replace(those[0], output="OUT")
+            yield (
+                of_which(those, reports, counts=True)
+                + f"batch-norm statistics were averaged ({names}): before judging the result"
+                f" recompute them with: {_recomputing(example, names)}"
+            )
 
 
 def _figures(report: Report, outputs: int, *, chosen: bool) -> str:
@@ -89,18 +123,6 @@ def _kind(report: Report) -> str:
         return ""
     kind = "a Hugging Face folder" if wrote == "folder" else wrote
     return f" as {kind}" + (f" ({first.format} is only read)" if unwritten else "")
-
-
-def _warnings(report: Report, verbose: bool) -> Iterator[str]:
-    yield from report.warnings
-    if report.nonfinite and _lets_through(report):
-        yield f"NaN or Inf in the result: {_nonfinite(report, verbose)}"
-    if report.running_statistics:
-        names = ", ".join(some(sorted(report.running_statistics), 2))
-        yield (
-            f"batch-norm statistics were averaged ({names}): before judging the result recompute"
-            f" them with: {_recomputing(report, names)}"
-        )
 
 
 def _recomputing(report: Report, names: str) -> str:
@@ -146,7 +168,7 @@ def _inputs_and_facts(page: Page, report: Report) -> None:
 
 def _inputs(page: Page, inputs: Sequence[InputSummary]) -> None:
     """The inputs with their weights; what all have in common stands once, in the title."""
-    measured = any(entry.distance is not None for entry in inputs)
+    measured = any(entry.relative_distance is not None for entry in inputs)
     kinds = {(entry.tensors, mix(entry.dtypes)) for entry in inputs}
     alike = len(inputs) > 1 and len(kinds) == 1
     columns = [Column("weight", True), Column(""), Column("checkpoint", folds=True)]
@@ -164,7 +186,9 @@ def _inputs(page: Page, inputs: Sequence[InputSummary]) -> None:
         drawn = (bar(abs(entry.weight) / largest), colour)
         cells: list[Cell] = [f"{entry.weight:.4g}", drawn, printable(entry.name)]
         if measured:
-            cells += ["" if v is None else f"{v:.4f}" for v in (entry.distance, entry.cosine)]
+            cells += [
+                "" if v is None else f"{v:.4f}" for v in (entry.relative_distance, entry.cosine)
+            ]
         cells += [size(entry.size)]
         cells += [] if alike else [str(entry.tensors), ", ".join(mix(entry.dtypes))]
         rows.append(Row(cells))
@@ -203,15 +227,21 @@ def _shape_of_weights(report: Report) -> Iterator[tuple[str, str]]:
     )
 
 
-def _not_averaged(page: Page, treated: Sequence[Mapping[str, str]], *, everything: bool) -> None:
+def _exceptions(report: Report) -> Iterator[tuple[_Exception, ...]]:
+    """All that were not averaged, if there are some."""
+    if report.not_averaged:
+        yield tuple((each["name"], each["action"], each["reason"]) for each in report.not_averaged)
+
+
+def _not_averaged(page: Page, exceptions: Sequence[_Exception], *, everything: bool) -> None:
     """Tensors by what became of them and why: a row for those that share both."""
     groups: dict[tuple[str, str], list[str]] = {}
-    for entry in treated:
-        groups.setdefault((entry["how"], entry["why"]), []).append(entry["name"])
-    rows = [
-        Row(["\n".join(map(one_line, names if everything else some(names))), how, printable(why)])
-        for (how, why), names in groups.items()
-    ]
+    for name, action, reason in exceptions:
+        groups.setdefault((action, reason), []).append(name)
+    rows = []
+    for (action, reason), names in groups.items():
+        shown = "\n".join(map(one_line, names if everything else some(names)))
+        rows.append(Row([shown, action, printable(reason)]))
     if not everything and len(rows) > MOST_ROWS:
         more = Row([f"... and {len(rows) - MOST_ROWS} more reasons", "", "-v shows all"])
         rows = [*rows[:MOST_ROWS], more]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,8 @@ from rich.text import Text
 from swavg.console.page import Page
 from swavg.console.text import one_line, values_text
 from swavg.evaluation.landscape.levels import Levels
-from swavg.evaluation.landscape.smooth import panel_levels, smoothed
 from swavg.evaluation.landscape.surface import Place, Surface
-from swavg.evaluation.survey import Metric, axis_title
+from swavg.evaluation.survey import Metric, axis_title, scale
 
 _BANDS = 6
 # From low to high: the bands' backgrounds, and what stands for them without colours.
@@ -38,7 +36,7 @@ def surface_picture(surface: Surface, metric: Metric) -> None:
 
 
 def surface_report(surface: Surface, metrics: Sequence[Metric]) -> None:
-    """The values at the named points, and the lowest on the grid, on stderr."""
+    """The values at the named points, and their range on the grid, on stderr."""
     page = Page(sys.stderr)
     for line in _key(surface, metrics):
         page.line(line, wrap=True)
@@ -49,7 +47,7 @@ def surface_lines(
 ) -> list[Text]:
     """The lines of the picture: cells in the colour of their band, or its shade without
     colours; the points by their signs; at the right what the bands mean."""
-    levels = panel_levels(surface, metric, bands=_BANDS)
+    levels = surface.levels(metric, _BANDS)
     legend = _legend(levels, metric, coloured)
     room = max(16, min(_WIDEST, width - max(map(len, legend)) - 2))
     cells = _cells(surface, metric, levels, room)
@@ -96,20 +94,19 @@ def _signs(surface: Surface) -> list[str]:
 def _cells(surface: Surface, metric: Metric, levels: Levels, room: int) -> np.ndarray[Any, Any]:
     """The band of every cell, from the lowest y up, -1 where nothing is known; the picture keeps
     the plane's proportions."""
-    xs, ys, values = smoothed(surface, metric, levels)
+    xs, ys = surface.grid.xs, surface.grid.ys
     high, wide = ys[-1] - ys[0], xs[-1] - xs[0]
     rows = min(_TALLEST, max(4, round(room * high / wide / _CELL)))
     columns = min(room, max(8, round(rows * _CELL * wide / high)))
-    # The value at the middle of each cell.
-    at_y = ((np.arange(rows) + 0.5) / rows * len(ys)).astype(int)
-    at_x = ((np.arange(columns) + 0.5) / columns * len(xs)).astype(int)
-    bands = np.searchsorted(levels.edges, values[np.ix_(at_y, at_x)], side="right") - 1
-    found: np.ndarray[Any, Any] = np.clip(bands, 0, levels.bands - 1)
-    unknown = surface.unknown(metric)
-    row = (at_y * unknown.shape[0] / len(ys)).astype(int)
-    column = (at_x * unknown.shape[1] / len(xs)).astype(int)
-    found[unknown[np.ix_(row, column)]] = -1
-    return found
+    # The value at the middle of each cell, on straight lines between the points around it.
+    at_y = ys[0] + high * (np.arange(rows) + 0.5) / rows
+    at_x = xs[0] + wide * (np.arange(columns) + 0.5) / columns
+    values = surface.values(metric) * scale(metric)
+    values = np.where(np.isfinite(values), values, np.nan)
+    across = np.array([np.interp(at_x, xs, row) for row in values])
+    cells = np.array([np.interp(at_y, ys, column) for column in across.T]).T
+    bands = np.searchsorted(levels.edges, cells, side="right") - 1
+    return np.where(np.isfinite(cells), np.clip(bands, 0, levels.bands - 1), -1)
 
 
 def _marks(
@@ -162,25 +159,23 @@ def _key(surface: Surface, metrics: Sequence[Metric]) -> list[Text]:
     if surface.trail:
         lines.append(Text(f"•  {len(surface.trail)} checkpoints of the series, projected"))
     for metric in metrics:
-        x, y, value = surface.lowest(metric)
-        shown = f"{value:.2%}" if metric == "error" else f"{value:.4g}"
-        lines.append(Text(f"lowest {metric} on the grid: {shown} at ({x:.3g}, {y:.3g})", "dim"))
+        x, y, _ = surface.lowest(metric)
+        where = f"{surface.range_text(metric)}, lowest at ({x:.3g}, {y:.3g})"
+        lines.append(Text(f"{metric} on the grid: {where}", "dim"))
     return lines
 
 
 def distances_note(surface: Surface) -> list[str]:
     """Which points do not lie in the plane, where the picture shows their projection."""
-    corners = [place.position for place in surface.places if place.kind == "corner"]
-    extent = max(math.hypot(p.x, p.y) for p in corners)
     off = max((place.position.off for place in surface.trail), default=0.0)
     trail = (
         [f"the series lies up to {off:.3g} off the plane: it is drawn where it projects"]
-        if off > 0.01 * extent
+        if surface.is_off(off)
         else []
     )
     return trail + [
         f"{one_line(place.name)} lies {place.position.off:.3g} off the plane (W1 and W2 are"
-        f" {corners[1].x:.3g} apart): it is drawn where it projects, with its own loss"
+        f" {surface.corners[1].x:.3g} apart): it is drawn where it projects, with its own loss"
         for place in surface.places
-        if place.kind == "mark" and place.position.off > 0.01 * extent
+        if place.kind == "mark" and surface.is_off(place.position.off)
     ]

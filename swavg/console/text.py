@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 MOST_ROWS = 20
 """Of a long list so many are shown."""
 _MOST_TEXT = 300
+_BYTES = (" B", " kB", " MB", " GB", " TB")
 _LEFT_EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LOWER_EIGHTHS = " ▁▂▃▄▅▆▇█"
 _SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
@@ -14,7 +15,15 @@ _SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f6
 
 def size(count: float) -> str:
     """Bytes with three digits and a decimal unit: ``90.9 MB``."""
-    return _scaled(count, (" B", " kB", " MB", " GB", " TB"))
+    return _scaled(count, _BYTES)
+
+
+def size_of(part: float, whole: float) -> str:
+    """Two sizes in the unit of the second, with as many digits: ``12 of 140 GB``."""
+    at = _unit_of(whole)
+    whole, part = whole / 1000**at, part / 1000**at
+    digits = 0 if at == 0 or whole >= 99.95 else 1 if whole >= 9.995 else 2
+    return f"{part:.{digits}f} of {whole:.{digits}f}{_BYTES[at]}"
 
 
 def number(count: float) -> str:
@@ -23,11 +32,18 @@ def number(count: float) -> str:
 
 
 def _scaled(count: float, units: Sequence[str]) -> str:
+    at = _unit_of(count)
+    count /= 1000**at
+    return f"{count:.0f}{units[at]}" if at == 0 or count >= 99.95 else f"{count:.3g}{units[at]}"
+
+
+def _unit_of(count: float) -> int:
+    """How many times it is divided by 1000."""
     at = 0
-    while abs(count) >= 999.5 and at < len(units) - 1:
+    while abs(count) >= 999.5 and at < len(_BYTES) - 1:
         count /= 1000
         at += 1
-    return f"{count:.0f}{units[at]}" if at == 0 or count >= 99.95 else f"{count:.3g}{units[at]}"
+    return at
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from datetime import datetime
 from typing import Any, NoReturn, cast
 
@@ -13,7 +12,6 @@ from swavg import __version__
 from swavg.errors import InputError, quoted
 from swavg.planning.plan import Plan
 from swavg.storage.journals import Facts, Journals
-from swavg.storage.temporary import kept_name
 
 
 def agree(journals: Journals, plan: Plan, count: int) -> str:
@@ -25,14 +23,17 @@ def agree(journals: Journals, plan: Plan, count: int) -> str:
         if there == here:
             continue
         if key == "inputs":
-            _raise_other_inputs(cast(list[Any], there), cast(list[Any], here), _anew(journals))
+            try:
+                _raise_other_inputs(cast(list[Any], there), cast(list[Any], here), journals.anew)
+            except (TypeError, ValueError):
+                raise journals.damaged(journals.folder) from None
         way = "Say what the other parts said"
         if key == "parts":
             way = f"Go on with part=I/{there}" if there != 1 else "Go on with proceed=True"
         raise InputError(
             journals.folder,
             f"is of another run: {key} {_short(there)} there, {_short(here)} here",
-            hint=f"{way}, choose another output=, or begin anew: {_anew(journals)}",
+            hint=f"{way}, choose another output=, or begin anew: {journals.anew}",
         )
     return _digest(own)
 
@@ -63,11 +64,6 @@ def _digest(facts: Facts) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _anew(journals: Journals) -> str:
-    """The command that removes what there is of an output."""
-    return shlex.join(["rm", "-r", journals.folder, kept_name(journals.target)])
-
-
 def _raise_other_inputs(there: list[Any], here: list[Any], anew: str) -> NoReturn:
     """InputError that says which input is another; ``there`` and ``here`` are lists of name, size
     and version."""
@@ -91,7 +87,8 @@ def _raise_other_inputs(there: list[Any], here: list[Any], anew: str) -> NoRetur
 
 def _version(size: int, version: object) -> str:
     """A time of change is for people; an ETag is what it is."""
-    if isinstance(version, int):
+    # The file system may have a time that no calendar has.
+    if isinstance(version, int) and abs(version) < 1 << 62:
         version = datetime.fromtimestamp(version / 1e9).isoformat(" ", "milliseconds")
     return f"{size:,} bytes of {version}"
 

@@ -11,7 +11,7 @@ from functools import partial
 from swavg import weights as schedules
 from swavg.engine.ahead import cut_of
 from swavg.engine.beforehand import Beforehand
-from swavg.engine.held import held_by, held_by_each
+from swavg.engine.origins import as_before, origins_of, told_of, with_lineage
 from swavg.engine.outputs import check, publishing, write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe, short_names
 from swavg.engine.remarks import (
@@ -128,15 +128,17 @@ def prepare(
     grouped.check_averaged(rows, decided)
     whole = short_names(grouped.roots)
     of_inputs = grouped.of_inputs(whole)
-    held = grouped.of_inputs(held_by_each(grouped.wholes, whole))
+    origins = grouped.of_inputs(origins_of(grouped.wholes, whole))
     recipes = [
-        recipe(made.shown, own, policy, held_by(row, held))
+        with_lineage(recipe(made.shown, own, policy, told_of(row, origins)), row, origins)
         for row, own in zip(rows, made.rows, strict=True)
     ]
     texts = [
-        (made.checkpoints[own.members[0]].extras.recipe or "" if own.copies else as_text(told))
-        if own.recorded is None
-        else own.recorded
+        own.recorded
+        if own.recorded is not None
+        else (made.checkpoints[own.members[0]].extras.recipe or "")
+        if own.copies
+        else as_text(as_before(told) if own.older else told)
         for own, told in zip(made.rows, recipes, strict=True)
     ]
     early = Beforehand(made.checkpoints, made.shown, policy)
@@ -291,10 +293,10 @@ def complete(plan: Plan, tally: Tally, sinks: Sinks, resources: Resources) -> No
 
 
 def dry_run(plan: Plan, resources: Resources) -> list[Report]:
-    """The reports before a run."""
+    """The reports of what would be done."""
     with cluster_of(plan, resources) as cluster:
         _, _, chosen = start(plan, resources, cluster)
-    return reports(plan, chosen, resources)
+    return [replace(each, dry_run=True) for each in reports(plan, chosen, resources)]
 
 
 def _tell(tally: Tally, begun: float, on_progress: OnProgress | None) -> None:

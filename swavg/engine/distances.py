@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from swavg.engine.batches import Batch, BatchReader
 from swavg.engine.kernels.floats import widen
+from swavg.errors import some
 from swavg.planning.plan import Plan, Term
 
 SAMPLE = 1 << 13
@@ -26,6 +27,9 @@ ELSEWHERE = 0.8
 unrelated inputs has a cosine of 1/sqrt(n) with each: 0.71 for two."""
 FAR = 4.0
 """Times the median distance at which an input is called far off."""
+SLIGHT = 0.1
+"""Share of the mean weight below which it does not matter where an input lies."""
+_NAMED = 3
 _DIGITS = 9
 """Significant digits that do not depend on the order of the sums."""
 
@@ -186,8 +190,8 @@ class Distances:
         total = math.fsum(sums.average for sums in self._sums)
         return total if total > 0 else None
 
-    def warnings(self, names: Sequence[str]) -> tuple[str, ...]:
-        """What looks wrong with an input, in words."""
+    def warnings(self, names: Sequence[str], weights: Sequence[float]) -> tuple[str, ...]:
+        """What looks wrong with an input, in words; an input of next to no weight does no harm."""
         distances, cosines = self.distances(), self.cosines()
         if distances is None or cosines is None:
             return ()
@@ -198,28 +202,47 @@ class Distances:
             if bits in first and name != first[bits]:
                 said.append(f"{name} looks identical to {first[bits]}")
             first.setdefault(bits, name)
+        mean = math.fsum(map(abs, weights)) / len(weights)
+        counts = [abs(weight) >= SLIGHT * mean for weight in weights]
         apart = [index for index, cosine in enumerate(cosines) if cosine < ELSEWHERE]
+        said += _elsewhere(names, cosines, apart, counts)
         if len(apart) > 1 and len(apart) == len(names):
-            said.append(
-                "the inputs hardly point the same way"
-                f" (cosines with the average down to {min(cosines):.2f}): are they of one run?"
-            )
             return tuple(said)
-        for index in apart:
-            said.append(
-                f"{names[index]} points elsewhere (cosine {cosines[index]:.2f} with the average):"
-                " is it of another run?"
-            )
         ordered = sorted(distances)
         half = len(ordered) // 2
         middle = ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
         for index, distance in enumerate(distances):
-            if len(names) > 2 and index not in apart and distance > FAR * middle > 0:
+            far = len(names) > 2 and index not in apart and distance > FAR * middle > 0
+            if far and counts[index]:
                 said.append(
                     f"{names[index]} is far off: {distance:.2g} of the average's length,"
                     f" {distance / middle:.1f} times the median"
                 )
         return tuple(said)
+
+
+def _elsewhere(
+    names: Sequence[str], cosines: Sequence[float], apart: Sequence[int], counts: Sequence[bool]
+) -> list[str]:
+    """What is said of the inputs that lie ``apart``, as far as they count."""
+    if len(apart) > 1 and len(apart) == len(names):
+        return [
+            "the inputs hardly point the same way"
+            f" (cosines with the average down to {min(cosines):.2f}): are they of one run?"
+        ]
+    doubtful = [index for index in apart if counts[index]]
+    if len(doubtful) > _NAMED:
+        lowest, highest = (end(cosines[index] for index in doubtful) for end in (min, max))
+        return [
+            f"{len(doubtful)} inputs point elsewhere: {some([names[i] for i in doubtful], 2)}"
+            f" (cosines {lowest:.2f} to {highest:.2f} with the average): are they of another run,"
+            " or of its beginning?"
+        ]
+    return [
+        f"{names[index]} points elsewhere (cosine {cosines[index]:.2f} with the average):"
+        " is it of another run?"
+        for index in doubtful
+    ]
 
 
 def _rounded(value: float) -> float:

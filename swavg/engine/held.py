@@ -6,11 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from swavg.engine.recipe import recorded_in
-from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.row import Row
-from swavg.storage.fingerprints import fingerprint
-from swavg.storage.pool import Pool
 
 MOST = 1000
 """Entries at most: the newest are kept."""
@@ -24,8 +20,13 @@ class Held(NamedTuple):
     whole: bool
     name: str
 
+    @property
+    def fingerprint(self) -> str:
+        """Its digits as they are written."""
+        return f"{'' if self.whole else '~'}{self.digits}"
+
     def __str__(self) -> str:
-        return f"{'' if self.whole else '~'}{self.digits} {self.name}"
+        return f"{self.fingerprint} {self.name}"
 
 
 def held_in(recipe: Mapping[str, object]) -> list[Held]:
@@ -37,16 +38,6 @@ def held_in(recipe: Mapping[str, object]) -> list[Held]:
         digits, _, name = str(entry).partition(" ")
         found.append(Held(digits.removeprefix("~"), not digits.startswith("~"), name))
     return found
-
-
-def held_by_each(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list[Sequence[Held]]:
-    """What each checkpoint stands for: those that it is an average of, as far as it says, else
-    itself. InputError."""
-    with Pool() as pool:
-        return [
-            held_in(recorded_in(checkpoint)) or [Held(*fingerprint(pool, checkpoint.sources), name)]
-            for checkpoint, name in zip(checkpoints, shown, strict=True)
-        ]
 
 
 def held_by(row: Row, each: Sequence[Sequence[Held]]) -> list[str]:

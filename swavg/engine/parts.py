@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,15 +24,17 @@ from swavg.engine.outputs import (
     shared_paths,
     write_fixed,
 )
-from swavg.engine.records import as_record, as_result, still_written
+from swavg.engine.records import recorded, still_written, write_down
 from swavg.engine.report import Progress, Report
 from swavg.engine.resources import Resources
 from swavg.engine.whole_report import reports
 from swavg.engine.workers import cluster_of, start, tools_of
 from swavg.errors import OutputError, RequestError
+from swavg.formats.strict_json import short
 from swavg.planning.plan import Plan
-from swavg.storage.journals import Journals
+from swavg.storage.journals import MOST_PARTS, Journal, Journals
 from swavg.storage.paths import check_all
+from swavg.storage.protect import check_none_is_input
 
 if TYPE_CHECKING:
     from swavg.engine.ray.connection import Cluster
@@ -50,11 +53,12 @@ class Part:
     @classmethod
     def parse(cls, text: str) -> Part:
         """``3/8``. RequestError."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         part = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
-        if not 1 <= part.number <= part.count:
+        if not 1 <= part.number <= part.count <= MOST_PARTS:
             raise RequestError(
-                f"is I/N with 1 <= I <= N, such as 3/8, not '{text}'.", argument="part"
+                f"is I/N with 1 <= I <= N <= {MOST_PARTS:,}, such as 3/8, not {short(text)}.",
+                argument="part",
             )
         return part
 
@@ -65,6 +69,12 @@ class Part:
         """Its stretch of the tasks."""
         size = len(numbers)
         return numbers[size * (self.number - 1) // self.count : size * self.number // self.count]
+
+
+def share(plan: Plan, part: Part) -> tuple[int, int]:
+    """How many of a plan's tasks a part makes, and how many there are."""
+    tasks = plan.for_machines(part.count * _TASKS).tasks()
+    return len(part.of(tasks)), len(tasks)
 
 
 def run_part(
@@ -103,30 +113,40 @@ def _run_part(
         raise OutputError(
             journals.target,
             f"{begun[0]} lies there without the journals of what is in it",
-            hint=f"Begin anew: rm -r {begun[0]}",
+            hint=f"Begin anew: {shlex.join(['rm', '-r', begun[0]])}",
         )
     check(plan, begun=bool(begun))
     digest = agree(journals, plan, part.count)
+    written = [journals.path(part.number), *(path for path, _ in shared_files(plan))]
+    check_none_is_input(written, plan.sources)
     tally, executor, chosen = start(plan, resources, cluster)
     numbers = part.of(plan.tasks())
     total = tally.total * len(numbers) // max(1, len(plan.tasks()))
     started = time.monotonic()
+
+    def tell() -> None:
+        if on_progress is not None:
+            on_progress(Progress(tally.read, total, time.monotonic() - started))
+
+    tell()
     with journals.open(part.number, digest) as journal:
         # Once another part has written, the files are not made anew: its bytes would be missing.
         if journals.recorded(part.count):
             _check_there(plan, journals)
-        if journal.complete:
+        if _is_done(journal, plan, numbers):
             return
         with shared(plan) as sinks:
-            for result in still_written(journal, sinks):
-                tally.add(result)
+            # Reading again what is written takes its time, too.
+            for result in still_written(recorded(journal, plan, numbers), sinks):
+                if result.number not in tally.done:
+                    tally.add(result)
+                    tell()
             left = [number for number in numbers if number not in tally.done]
             make = tools_of(plan, chosen, resources, journaled=True)
-            for result in executor(plan, left, sinks, make) if left else ():
-                journal.add(as_record(result))
+            made = executor(plan, left, sinks, make) if left else ()
+            for result in write_down(made, journal, plan.sources):
                 tally.add(result)
-                if on_progress is not None:
-                    on_progress(Progress(tally.read, total, time.monotonic() - started))
+                tell()
             check_all(plan.sources)
         on_end()
         journal.end()
@@ -155,8 +175,11 @@ def finish(
     check(plan, begun=True)
     digest = agree(journals, plan, count)
     begun = time.monotonic()
-    parts = [journals.read(number, digest) for number in range(1, count + 1)]
-    missing = [number for number, each in enumerate(parts, 1) if not each.complete]
+    parts = {number: journals.read(number, digest) for number in range(1, count + 1)}
+    numbers = {number: Part(number, count).of(plan.tasks()) for number in parts}
+    missing = [
+        number for number, part in parts.items() if not _is_done(part, plan, numbers[number])
+    ]
     if missing:
         several = len(missing) > 1
         raise RequestError(
@@ -169,9 +192,8 @@ def finish(
     with publishing(plan, tally, on_publish, kept=True) as sinks:
         # By one run alone: it may lie in pages in which several parts wrote.
         write_fixed(plan, sinks)
-        for part in parts:
-            for result in map(as_result, part.records):
-                # Done again, where what was written is not what the journal says.
+        for number, part in parts.items():
+            for result in recorded(part, plan, numbers[number]):
                 if result.number not in tally.done:
                     tally.add(result)
         complete(plan, tally, sinks, resources)
@@ -191,6 +213,12 @@ def proceed(
     return finish(plan, resources, None, on_publish)
 
 
+def _is_done(journal: Journal, plan: Plan, numbers: Sequence[int]) -> bool:
+    """Whether a journal is complete, and tells of all these tasks."""
+    told = (result.number for result in recorded(journal, plan, numbers))
+    return journal.complete and {*told} == {*numbers}
+
+
 def _check_there(plan: Plan, journals: Journals) -> None:
     """OutputError unless the files are there that the journals tell of."""
     for path, size in shared_files(plan):
@@ -202,7 +230,7 @@ def _check_there(plan: Plan, journals: Journals) -> None:
             raise OutputError(
                 journals.target,
                 f"{path}, which parts were written to: {problem}",
-                hint=f"Remove {journals.folder} to begin anew.",
+                hint=f"Begin anew: {journals.anew}",
             )
 
 

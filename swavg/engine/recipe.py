@@ -30,10 +30,10 @@ def short_names(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def recipe(
-    shown: Sequence[str], row: Row, policy: Policy, held: Sequence[str]
+    shown: Sequence[str], row: Row, policy: Policy, told: Mapping[str, object]
 ) -> dict[str, object]:
     """How a row is made, as plain values: method with its details, inputs (``shown`` are the
-    names of all) with their weights, which checkpoints it ``held``, options that are not the
+    names of all) with their weights and what is ``told`` of them, options that are not the
     default, and swavg's version. A mean says of how many (``n``)."""
     mean = is_uniform(row.weights)
     return {
@@ -42,7 +42,7 @@ def recipe(
         **row.details,
         "inputs": [shown[member] for member in row.members],
         "weights": list(row.weights),
-        "holds": list(held),
+        **told,
         "options": policy.changed,
         "version": __version__,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -10,20 +11,72 @@ from typing import Any, cast
 
 from swavg.engine.batches import BytesRead
 from swavg.engine.results import Checksum, Sinks, TaskResult, Written
+from swavg.planning.plan import Plan
 from swavg.storage.journals import Facts, Journal
+from swavg.storage.paths import check_all, in_store
 from swavg.storage.sinks import FileSink
+from swavg.storage.sources import Source
 
 _CHUNK = 1 << 20
 """Bytes that are read back at once."""
 
 
-def still_written(journal: Journal, sinks: Sinks) -> Iterator[TaskResult]:
-    """The results in a journal, but for those whose bytes are no longer what it says."""
-    for result in map(as_result, journal.records):
+def recorded(journal: Journal, plan: Plan, numbers: Sequence[int]) -> Iterator[TaskResult]:
+    """The results of these tasks in a journal, a task perhaps more than once: it was done again
+    where its bytes were lost. OutputError for what no run of this plan has written."""
+    for record in journal.records:
+        try:
+            result = as_result(record)
+            _check(result, plan, numbers)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise journal.damaged() from None
+        yield result
+
+
+def _check(result: TaskResult, plan: Plan, numbers: Sequence[int]) -> None:
+    """ValueError or IndexError for a task of another part, or a place that the plan has not."""
+    if result.number not in numbers:
+        raise ValueError(result.number)
+    for row, file, offset, nbytes, _ in result.wrote:
+        if not 0 <= offset <= offset + nbytes <= plan.outputs[row].files[file].layout.size:
+            raise ValueError(offset)
+    for row, entry in result.nonfinite | result.differing:
+        plan.outputs[row].home[entry]
+
+
+def still_written(results: Iterable[TaskResult], sinks: Sinks) -> Iterator[TaskResult]:
+    """The results but for those whose bytes are no longer what they tell of."""
+    for result in results:
         if all(
             _is_there(cast(FileSink, sinks[each.row][each.file]), each) for each in result.wrote
         ):
             yield result
+
+
+def write_down(
+    results: Iterable[TaskResult], journal: Journal, sources: Iterable[Source]
+) -> Iterator[TaskResult]:
+    """Hand results on. They are written down once the files that were read are known to be still
+    what they were: else what is put back later, with its time, would stand beside what it was
+    meanwhile. InputError."""
+    files = [source for source in sources if not in_store(source)]
+    pending: list[TaskResult] = []
+    due = 0.0
+
+    def write() -> None:
+        check_all(files)
+        for result in pending:
+            journal.add(as_record(result))
+        pending.clear()
+
+    for result in results:
+        pending.append(result)
+        if (begun := time.monotonic()) >= due:
+            write()
+            # However many files there are, looking at them takes little of the time.
+            due = begun + 20 * (time.monotonic() - begun)
+        yield result
+    write()
 
 
 def _is_there(sink: FileSink, written: Written) -> bool:

@@ -20,8 +20,11 @@ from swavg.series.families import kinds, runs
 from swavg.series.inside import is_of_inputs
 from swavg.series.names import counts_of
 from swavg.storage.paths import absolute, files_below, is_folder
+from swavg.weights import effective_number, sums_to_one
 
 _LISTED = 4
+_ALONE = 1.05
+"""Below this effective number of checkpoints one of them is as good as alone."""
 
 
 def notes_of_all(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[str]:
@@ -50,8 +53,8 @@ def same_twice(shown: Sequence[str], checkpoints: Sequence[Checkpoint]) -> list[
 
 
 def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> Iterator[str]:
-    """What may make a row useless: an average among its own inputs, a single input, several
-    networks, NumPy arrays that are not averaged."""
+    """What may make a row useless: an average among its own inputs, a single input or the weight of
+    one, several networks, NumPy arrays that are not averaged."""
     if row.copies:
         return
     if row.members and row.weights == (1.0,):
@@ -67,6 +70,8 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
     yield from _masters_beside(checkpoints[row.members[-1]])
     if row.of_averages:
         return
+    if row.method == "ema" and len(row.members) > 1:
+        yield from _as_good_as_a_copy(row, shown)
     yield from _of_several([checkpoints[member].path for member in row.members])
     averages = [member for member in row.members if _is_average(checkpoints[member])]
     if len(averages) < len(row.members):
@@ -75,6 +80,28 @@ def warnings_of(row: Row, checkpoints: Sequence[Checkpoint], shown: Sequence[str
                 f"{shown[member]} is an average that swavg wrote, and counts as one checkpoint"
                 " beside the others"
             )
+
+
+def _as_good_as_a_copy(row: Row, shown: Sequence[str]) -> Iterator[str]:
+    """A warning of an EMA whose weight lies in one checkpoint."""
+    if not sums_to_one(row.weights) or effective_number(row.weights) >= _ALONE:
+        return
+    heaviest = max(range(len(row.weights)), key=row.weights.__getitem__)
+    decay, per_step, warmup = map(row.details.get, ("decay", "per_step", "warmup"))
+    way = "these weights"
+    if isinstance(decay, int | float):
+        way = f"a decay of {decay:.8g} per {'step' if per_step else 'checkpoint'}"
+    way_out = ""
+    if warmup:
+        way = f"the warm-up {warmup}"
+    elif heaviest == 0:
+        way_out = ". debias=True starts from zero, instead of from the first checkpoint"
+    elif per_step:
+        way_out = ". half_life='3checkpoints', say, counts checkpoints instead of steps"
+    yield (
+        f"{row.weights[heaviest]:.4g} of the weight is that of {shown[row.members[heaviest]]}: with"
+        f" {way} the EMA of these {len(row.members)} is as good as a copy of it{way_out}"
+    )
 
 
 def _masters_beside(checkpoint: Checkpoint) -> Iterator[str]:

@@ -15,6 +15,7 @@ from swavg.engine.resources import Resources, Sizes
 from swavg.engine.results import TaskResult
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.plan import Output, Plan
+from swavg.short_repr import ShortRepr
 from swavg.storage.destination import is_stored
 
 STDOUT = "-"
@@ -42,14 +43,14 @@ class InputSummary:
     tensors: int
     dtypes: Mapping[str, int]
     """Elements of each dtype."""
-    distance: float | None = None
+    relative_distance: float | None = None
     """After a run: ||input - average|| / ||average||, estimated (:mod:`swavg.engine.distances`)."""
     cosine: float | None = None
     """That of the angle between the two, estimated."""
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(ShortRepr):
     """What was (or, before a run, will be) done for one output."""
 
     output: str
@@ -68,8 +69,8 @@ class Report:
     threads: int
     """The number of workers."""
     device: str
-    treated: tuple[Mapping[str, str], ...] = ()
-    """Tensors that were not averaged over all inputs: name, how, why."""
+    not_averaged: tuple[Mapping[str, str], ...] = ()
+    """Tensors that were not averaged over all inputs: name, action, reason."""
     ties: tuple[tuple[str, ...], ...] = ()
     differing_integers: tuple[str, ...] = ()
     nonfinite: tuple[str, ...] = ()
@@ -83,11 +84,21 @@ class Report:
     """None before a run."""
     parts: tuple[str, ...] = ()
     """Of a composite."""
+    dry_run: bool = False
+    """Nothing was written."""
+    up_to_date: bool = False
+    """Nothing was written, as the output is there already."""
+
+    def facts(self) -> Mapping[str, object]:
+        return {
+            **super().facts(),
+            "inputs": {each.name: each.weight for each in self.inputs},
+            "tensors": {what: count for what, count in self.tensors.items() if count},
+        }
 
     def to_json(self) -> dict[str, object]:
         """Plain values for ``json.dumps``."""
-        values = asdict(self)
-        return values if self.parts else {k: v for k, v in values.items() if k != "parts"}
+        return asdict(self)
 
 
 @dataclass(slots=True)
@@ -185,6 +196,7 @@ def report(
     """The report of one row, before a run or with what it found out."""
     output, members = plan.outputs[row], plan.rows[row].members
     differing, nonfinite = (set(), set()) if tally is None else (tally.differing, tally.nonfinite)
+    weights = plan.rows[row].weights
     names = [plan.shown[member] for member in members]
     if plan.parts is not None:
         whole = short_names(plan.parts.roots)
@@ -200,7 +212,7 @@ def report(
         inputs=tuple(
             summary_of(plan.checkpoints[member], name, weight, distance, cosine)
             for member, name, weight, distance, cosine in zip(
-                members, names, plan.rows[row].weights, far, cosines, strict=True
+                members, names, weights, far, cosines, strict=True
             )
         ),
         tensors=output.counts,
@@ -211,10 +223,7 @@ def report(
         memory=sizes.memory + _sending(output),
         threads=sizes.workers,
         device=resources.device,
-        treated=tuple(
-            {"name": each.name, "how": each.action, "why": each.reason}
-            for each in output.not_averaged
-        ),
+        not_averaged=tuple(asdict(each) for each in output.not_averaged),
         ties=output.ties,
         differing_integers=_named(plan, row, plan.differing, differing),
         nonfinite=_named(plan, row, plan.nonfinite, nonfinite),
@@ -222,7 +231,7 @@ def report(
         warnings=(
             *plan.warnings,
             *output.warnings,
-            *(distances.warnings(names) if distances is not None else ()),
+            *(distances.warnings(names, weights) if distances is not None else ()),
             *(tally.warnings if tally is not None else ()),
             *doubtful_means(plan, row, tally.differing if tally is not None else ()),
         ),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 
+from swavg.engine.origins import as_before
 from swavg.engine.recipe import as_text
 from swavg.formats import recipe_in
 from swavg.planning.plan import Plan
@@ -19,8 +20,9 @@ def up_to_date(plan: Plan) -> bool:
     newest = max(_changed(plan), default=0)
     for first in range(0, len(plan.outputs), plan.width):
         path = plan.outputs[first].target.path
-        recipes = {as_text(recipe) for recipe in plan.recipes[first : first + plan.width]}
-        if path is None or not exists(path) or recipe_in(path) not in recipes:
+        recipes = plan.recipes[first : first + plan.width]
+        texts = {as_text(form) for each in recipes for form in (each, as_before(each))}
+        if path is None or not exists(path) or recipe_in(path) not in texts:
             return False
         made = changed(path)
         # A store tells the second.

@@ -4,33 +4,40 @@ bit."""
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from swavg.engine.average import prepare
+from swavg.engine.comparing import ComparingSink, compare_others
 from swavg.engine.held import held_in
-from swavg.engine.outputs import write_fixed
+from swavg.engine.nearby import GIVE, find_inputs
+from swavg.engine.origins import LATER, Input, as_before, inputs_in, origins_of
+from swavg.engine.outputs import write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe_of
 from swavg.engine.report import Progress
 from swavg.engine.resources import Resources
 from swavg.engine.workers import start, tools_of
-from swavg.errors import InputError, MismatchError, RequestError, some
-from swavg.formats.composite import as_composite
-from swavg.formats.parts import open_parts
+from swavg.errors import InputError, RequestError, SwavgError, some
+from swavg.formats.parts import open_whole
+from swavg.formats.tensors import Shared
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
-from swavg.storage.paths import check_all, exists, find_file, is_folder, names_if_any
-from swavg.storage.pool import Pool
-from swavg.storage.sinks import Buffer
-from swavg.storage.sources import Source
+from swavg.storage.paths import check_all
 
 SAMPLE = 64
 """Tasks that are made again of a large output, unless all are."""
-_TOLD = ("method", "inputs", "weights", "holds", "options", "version")
+_TOLD = ("method", "inputs", "weights", "holds", "options", "version", *LATER)
 """What of a recipe is no detail of its method."""
+_OTHER_RECIPE = (
+    "the recipe that would be written now is another: that of another version or method, or of"
+    " inputs of other names"
+)
+_NO_CHECKSUMS = (
+    "its checksums and its directory, which follow from all of it, were not compared with those of"
+    " a sample"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,7 @@ class Verified:
         """Plain values for ``json.dumps``."""
         return {
             "output": self.output,
-            "inputs": [*self.inputs],
+            "inputs": [{"path": path} for path in self.inputs],
             "proven": self.proven,
             "total": self.total,
             "notes": [*self.notes],
@@ -76,27 +83,14 @@ def verify(
     names, numbers = recipe.get("inputs"), recipe.get("weights")
     if not isinstance(names, list) or not isinstance(numbers, list):
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")
-    given = [os.fspath(each) for each in inputs] or _all_found(path, [*map(str, names)])
+    given = [os.fspath(each) for each in inputs] or find_inputs(path, recipe, _key(recipe))
     if len(given) != len(names):
         raise RequestError(
-            f"{path} has {len(names)} inputs, and {len(given)} were given.", hint=_GIVE
+            f"{path} has {len(names)} inputs, and {len(given)} were given.", hint=GIVE
         )
-    plan = _planned(path, given, recipe)
-    _check_held(plan, recipe, given)
-    told = as_text(recipe)
-    same = told in map(as_text, plan.recipes)
-    if not same and plan.parts is not None:
-        raise InputError(
-            given[0],
-            "and the other inputs are of other names or another version than when the parts of"
-            f" {path} were made, each of which says so otherwise",
-            hint=f"Name them as they were: {some([*map(str, names)], 4)}.",
-        )
-    if not same:
-        # Of the same bytes but for what it says of itself.
-        plan = _planned(path, given, recipe, told)
+    plan, notes = _as_told(path, given, recipe)
     sinks = [
-        [_Comparing(plan, row, number, path) for number in range(len(each.files))]
+        [ComparingSink(plan, row, number, path) for number in range(len(each.files))]
         for row, each in enumerate(plan.outputs)
     ]
     tally, executor, chosen = start(plan, resources)
@@ -110,18 +104,57 @@ def verify(
             on_progress(Progress(tally.read, tally.total // step, 0.0))
     check_all(plan.sources)
     write_fixed(plan, sinks)
-    note = (
-        "the recipe that would be written now is another: that of another version or method, or of"
-        " inputs of other names"
-    )
-    return Verified(path, tuple(given), tally.written, tally.planned, () if same else (note,))
+    if step == 1:
+        write_deferred(plan, tally, sinks)
+    elif any(file.layout.checksum for output in plan.outputs for file in output.files):
+        notes.append(_NO_CHECKSUMS)
+    for planned in plan.outputs:
+        compare_others(planned, path)
+    return Verified(path, tuple(given), tally.written, tally.planned, tuple(notes))
 
 
-_GIVE = "Give the inputs, or their URLs, behind the output, in the order of its recipe."
+def _as_told(path: str, inputs: Sequence[str], recipe: Mapping[str, Any]) -> tuple[Plan, list[str]]:
+    """The plan of the output that is there, and what is to be said of its recipe. InputError."""
+    shared = Shared()
+    try:
+        plan = _planned(path, inputs, recipe, shared)
+    except SwavgError:
+        # Unless an input has changed, which explains it.
+        _check_inputs(recipe, inputs, [_as_it_is(each, _key(recipe)) for each in inputs])
+        raise
+    _check_inputs(recipe, inputs, inputs_in(plan.recipes[0]))
+    _check_held(plan, recipe, inputs)
+    told = as_text(recipe)
+    if told in map(as_text, plan.recipes):
+        return plan, []
+    if told in map(as_text, map(as_before, plan.recipes)):
+        return _planned(path, inputs, recipe, shared, older=True), []
+    if plan.parts is not None:
+        names = [each.name for each in inputs_in(recipe)]
+        raise InputError(
+            inputs[0],
+            "and the other inputs are of other names or another version than when the parts of"
+            f" {path} were made, each of which says so otherwise",
+            hint=f"Name them as they were: {some(names, 4)}.",
+        )
+    # Of the same bytes but for what it says of itself.
+    return _planned(path, inputs, recipe, shared, recorded=told), [_OTHER_RECIPE]
+
+
+def _key(recipe: Mapping[str, Any]) -> str | None:
+    options = recipe.get("options")
+    key = options.get("key") if isinstance(options, dict) else None
+    return key if isinstance(key, str) else None
 
 
 def _planned(
-    path: str, inputs: Sequence[str], recipe: Mapping[str, Any], recorded: str | None = None
+    path: str,
+    inputs: Sequence[str],
+    recipe: Mapping[str, Any],
+    shared: Shared,
+    *,
+    recorded: str | None = None,
+    older: bool = False,
 ) -> Plan:
     """The average as its recipe says, with the output where it is."""
     known = {field.name for field in fields(Policy)}
@@ -144,91 +177,36 @@ def _planned(
         of_averages=True,
         copies=recipe.get("method") == "copy",
         recorded=recorded,
+        older=older,
     )
     policy = Policy(**options)
-    return prepare(inputs, [row], [path], policy, force=True, distances=False)
+    return prepare(inputs, [row], [path], policy, force=True, distances=False, shared=shared)
+
+
+def _as_it_is(path: str, key: str | None) -> Input:
+    """What a recipe would tell of an input. InputError."""
+    (origin,) = origins_of([open_whole(path, key=key, of_parts=True)], [path])
+    return Input(path, None, origin.size, digits=origin.own.digits)
+
+
+def _check_inputs(
+    recipe: Mapping[str, Any], paths: Sequence[str], as_they_are: Sequence[Input]
+) -> None:
+    """InputError if an input is not what it was when the average was made."""
+    for path, was, found in zip(paths, inputs_in(recipe), as_they_are, strict=True):
+        if was.size not in (None, found.size):
+            change = f"it has {found.size:,} bytes, and had {was.size:,}"
+        elif was.digits not in (None, found.digits):
+            change = f"its fingerprint is {found.digits}, and was {was.digits}"
+        else:
+            continue
+        raise InputError(path, f"is not what the average was made of: {change}", hint=GIVE)
 
 
 def _check_held(plan: Plan, recipe: Mapping[str, Any], inputs: Sequence[str]) -> None:
-    """InputError if an input is not what it was when the average was made."""
+    """:func:`_check_inputs` for older recipes, which say of all inputs together what they stand
+    for, or nothing. InputError."""
     before, now = ([entry.digits for entry in held_in(told)] for told in (recipe, plan.recipes[0]))
-    if before == now:
-        return
-    for number, (was, found) in enumerate(zip(before, now, strict=False)):
-        if was != found and len(before) == len(now) == len(inputs):
-            raise InputError(
-                inputs[number],
-                f"is not what the average was made of: its fingerprint is {found}, and was {was}",
-                hint=_GIVE,
-            )
-    problem = "and the other inputs are not what the average was made of"
-    raise InputError(inputs[0], problem, hint=_GIVE)
-
-
-def _all_found(output: str, names: Sequence[str]) -> list[str]:
-    """The inputs by the names in the recipe. InputError for one that is nowhere near."""
-    found = [_found(output, name) for name in names]
-    composite = as_composite(output)
-    if composite is not None:
-        # The recipe is that of its first part.
-        for _ in filter(None, next(iter(open_parts(composite).parts)).split("/")):
-            found = [os.path.dirname(each) for each in found]
-    return found
-
-
-def _found(output: str, name: str) -> str:
-    """An input by the name in the recipe. InputError if it is nowhere near."""
-    here = os.path.dirname(output.rstrip("/"))
-    above = os.path.dirname(os.path.abspath(output.rstrip("/")))
-    for folder in (here, "", os.path.dirname(above)):
-        if exists(found := os.path.join(folder, name)):
-            return found
-        for inner in names_if_any(folder or "."):
-            below = os.path.join(folder, inner)
-            if is_folder(below) and exists(found := os.path.join(below, name)):
-                return found
-    raise InputError(
-        name,
-        f"an input of {output}, was not found near it",
-        hint=_GIVE,
-        absent=True,
-    )
-
-
-class _Comparing:
-    """A file of an output that is there: what would be written is compared."""
-
-    forks = True
-    fds = ()
-
-    def __init__(self, plan: Plan, row: int, number: int, path: str) -> None:
-        self._plan, self._row, self._number, self._path = plan, row, number, path
-        name = plan.outputs[row].files[number].layout.name
-        try:
-            self._source: Source = find_file(os.path.join(path, name) if name else path)
-        except InputError:
-            problem = "is laid out otherwise than its recipe says; was it converted?"
-            raise InputError(path, problem) from None
-        self._pool = Pool()
-
-    def pwrite(self, offset: int, data: Buffer) -> None:
-        """MismatchError if other bytes are there."""
-        there = self._pool.read(self._source, offset, len(data))
-        if there == data:
-            return
-        first = next(at for at, byte in enumerate(data) if there[at] != byte)
-        file = self._plan.outputs[self._row].files[self._number]
-        region = bisect_right(file.offsets, offset + first) - 1
-        name = self._plan.name(self._row, file.entries[region])
-        where = f"'{name}'" if name else "what is no tensor"
-        raise MismatchError(
-            f"{self._source.name}: {where} is not what its recipe says: byte"
-            f" {offset + first - file.offsets[region]:,} of it is {there[first]}, and"
-            f" {data[first]} was to be there."
-        )
-
-    def sync(self) -> None:
-        """Nothing is written."""
-
-    def fail(self, error: BaseException) -> None:
-        """Nobody waits."""
+    if "holds" in recipe and before != now:
+        problem = "and the other inputs are not what the average was made of"
+        raise InputError(inputs[0], problem, hint=GIVE)

@@ -56,10 +56,10 @@ def _together(parts: Parts, reports: Sequence[Report], members: Sequence[int]) -
         read=sum(each.read for each in reports),
         written=sum(each.written for each in reports),
         files=sum(each.files for each in reports),
-        treated=tuple(
+        not_averaged=tuple(
             {**entry, "name": in_whole(part, entry["name"])}
             for part, each in zip(names, reports, strict=True)
-            for entry in each.treated
+            for entry in each.not_averaged
         ),
         ties=tuple(
             tuple(in_whole(part, name) for name in tied)

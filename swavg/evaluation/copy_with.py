@@ -64,9 +64,11 @@ def copy_with(
     output: str | None,
     recipe: dict[str, object],
     *,
+    name: str,
     force: bool,
 ) -> Plan:
-    """Copies of bytes: the tensors of ``replaced``, and the others of ``template``."""
+    """Copies of bytes: the tensors of ``replaced``, and the others of ``template``. In an
+    ``output`` that is a folder the file has this ``name``."""
     checkpoints = (replaced, template)
     tables, _ = distinct_tables(checkpoints)
     names = template.tensors.columns.names
@@ -83,7 +85,7 @@ def copy_with(
     )
     # Of a row, the last member is the template.
     row, policy = Row((1.0,), (1,)), Policy()
-    target = choose_target(output, template, Policy(), force=force)
+    target = choose_target(output, template, Policy(), name=name, force=force)
     entries, outputs = lay_out(checkpoints, [row], [decisions], [target], [as_text(recipe)], policy)
     shown = short_names([each.path for each in checkpoints])
     return Plan(checkpoints, shown, (row,), policy, entries, outputs, (recipe,), ())

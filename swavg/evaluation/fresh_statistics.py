@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from swavg.errors import MismatchError, RequestError
 from swavg.evaluation.user_objects import users_code
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.match import spelling
-from swavg.planning.rename import renamed_with_model, rules
+from swavg.planning.rename import rules
 from swavg.training.apply import apply_swa
 from swavg.training.batches import examples, to_device
 from swavg.training.batchnorm import update_bn
+from swavg.training.known_as import known_as
 from swavg.training.places import own_tensors
 
 OnBatch = Callable[[int, int | None], None]
@@ -53,10 +54,8 @@ def fresh_statistics(
     and RequestError."""
     _check_layers(model)
     model.to(device_of(device))
-    own = tuple(own_tensors(model))
-    names, _ = renamed_with_model(own, [checkpoint], rules(strip_prefix))
-    known_as = dict(zip(own, names, strict=True))
-    notes = _fill(model, checkpoint, known_as, strip_prefix)
+    names, _ = known_as(model, [checkpoint], rules(strip_prefix))
+    notes = _fill(model, checkpoint, names.values(), strip_prefix)
     seen = _Seen(limit, device, on_batch)
     with torch.no_grad():
         written = _run(model, seen.of(batches))
@@ -69,7 +68,7 @@ def fresh_statistics(
         notes.append(
             f"no batch came by {_first_few(unused)} ({len(unused)} layers): as in the average"
         )
-    found = _by_checkpoint_name(tensors, known_as, changed, checkpoint)
+    found = _by_checkpoint_name(tensors, names, changed, checkpoint)
     return FreshStatistics(found, layers, seen.batches, seen.examples, tuple(notes))
 
 
@@ -98,7 +97,7 @@ def _check_layers(model: nn.Module) -> None:
 def _fill(
     model: nn.Module,
     checkpoint: Checkpoint,
-    known_as: Mapping[str, str],
+    names: Collection[str],
     strip_prefix: Sequence[str],
 ) -> list[str]:
     """Put the checkpoint into the model; notes on what of it the model lacks."""
@@ -121,8 +120,8 @@ def _fill(
         apply_swa(
             model, [checkpoint], strict=False, strip_prefix=strip_prefix, allow_nonfinite=True
         )
-    spell = spelling(list(known_as.values()), list(checkpoint.tensors))
-    known = set(map(spell, known_as.values()))
+    spell = spelling(list(names), list(checkpoint.tensors))
+    known = set(map(spell, names))
     others = [name for name in map(spell, checkpoint.tensors) if name not in known]
     if not others:
         return []
@@ -190,18 +189,18 @@ def _used(own: Mapping[str, torch.Tensor], changed: Set[int]) -> tuple[int, list
 
 def _by_checkpoint_name(
     own: Mapping[str, torch.Tensor],
-    known_as: Mapping[str, str],
+    names: Mapping[str, str],
     changed: Set[int],
     checkpoint: Checkpoint,
 ) -> dict[str, torch.Tensor]:
     """The new buffers by the names that they have in the checkpoint."""
-    spell = spelling(list(known_as.values()), list(checkpoint.tensors))
+    spell = spelling(list(names.values()), list(checkpoint.tensors))
     actual = {spell(name): name for name in checkpoint.tensors}
     found = {}
     for name, tensor in own.items():
         # One that is used under two names has its statistics under both.
-        if id(tensor) in changed and spell(known_as[name]) in actual:
-            found[actual[spell(known_as[name])]] = tensor
+        if id(tensor) in changed and spell(names[name]) in actual:
+            found[actual[spell(names[name])]] = tensor
     for group in checkpoint.ties:
         given = next((found[name] for name in group if name in found), None)
         if given is not None:

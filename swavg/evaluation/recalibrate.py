@@ -22,7 +22,7 @@ from swavg.formats import open_checkpoint
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.policy import Policy
 from swavg.planning.rename import renamed_with_model, rules
-from swavg.planning.targets import default_path
+from swavg.planning.targets import default_path, default_suffix
 
 Path = str | os.PathLike[str]
 
@@ -31,16 +31,16 @@ Path = str | os.PathLike[str]
 class Recalibration:
     """What :func:`recalibrate` did.
 
-    ``buffers`` are the tensors of the checkpoint that were replaced, of ``layers`` batch-norm
-    layers; ``batches`` and ``examples`` (None if a batch does not tell) are what they were
-    computed on. ``moved`` says how far they moved. ``written`` are bytes.
+    ``running_statistics`` are the tensors of the checkpoint that were replaced, of ``layers``
+    batch-norm layers; ``batches`` and ``examples`` (None if a batch does not tell) are what they
+    were computed on. ``moved`` says how far they moved. ``written`` are bytes.
     """
 
     output: str
     format: str
     input: str
     layers: int
-    buffers: tuple[str, ...]
+    running_statistics: tuple[str, ...]
     batches: int
     examples: int | None
     moved: StatisticsShift
@@ -83,7 +83,7 @@ def recalibrate(
     found = fresh_statistics(model, checkpoint, batches, limit, device, on_batch, strip_prefix)
     values = _recipe(checkpoint, found)
     fresh = in_memory(found.tensors, checkpoint)
-    plan = copy_with(checkpoint, fresh, path, values, force=force)
+    plan = copy_with(checkpoint, fresh, path, values, name=_name(checkpoint), force=force)
     (report,) = execute(plan, Resources(threads=1), on_publish=on_publish)
     return Recalibration(
         report.output,
@@ -121,16 +121,21 @@ def _opened(averaged: Path, key: str | None, strip_prefix: Sequence[str]) -> Che
 
 
 def _checked_output(checkpoint: Checkpoint, output: Path | None, force: bool) -> str | None:
-    path = None if output is None else os.fspath(output) or default_output(checkpoint)
-    check(copy_with(checkpoint, in_memory({}, checkpoint), path, {}, force=force))
+    name = _name(checkpoint)
+    path = None
+    if output is not None:
+        beside = os.path.join(os.path.dirname(checkpoint.path.rstrip("/")), name)
+        path = os.fspath(output) or default_path(beside, checkpoint, Policy())
+    nothing = in_memory({}, checkpoint)
+    check(copy_with(checkpoint, nothing, path, {}, name=name, force=force))
     return path
 
 
-def default_output(checkpoint: Checkpoint) -> str:
-    """``run/averaged-bn.pt`` for ``run/averaged.pt``."""
+def _name(checkpoint: Checkpoint) -> str:
+    """``averaged-bn`` for ``run/averaged.pt``."""
     path = checkpoint.path.rstrip("/") or checkpoint.path
-    suffix = default_path(checkpoint, Policy()).removeprefix("averaged")
-    return f"{path.removesuffix(suffix)}-bn{suffix}"
+    suffix = default_suffix(path, checkpoint.format, Policy())
+    return f"{os.path.basename(path).removesuffix(suffix)}-bn"
 
 
 def _recipe(checkpoint: Checkpoint, found: FreshStatistics) -> dict[str, object]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from swavg.dtypes import DType
 from swavg.formats.records import Record, Unchecked
 from swavg.formats.tensors import Shape, Tensor, TensorTable
+from swavg.short_repr import ShortRepr
 from swavg.storage.crc import Checksum
 from swavg.storage.pool import Pool
 from swavg.storage.sources import Source
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 Scalar = int | float | str
 
 
-@dataclass(frozen=True, eq=False)
-class Extras:
+@dataclass(frozen=True, eq=False, repr=False)
+class Extras(ShortRepr):
     """What a checkpoint holds besides tensors.
 
     ``scalars`` are plain values by name (step), those further down by their dotted path
@@ -44,7 +45,8 @@ class Extras:
     ``siblings`` are its other state dicts by dotted path, the tensors in them under their paths in
     the file; ``doubtful`` are the paths of what may be one, ``also`` the notes on both; ``arrays``
     name NumPy arrays, which are no tensors. ``joined`` are the siblings whose tensors stand in the
-    checkpoint's own table, too.
+    checkpoint's own table, too. ``callables`` are the functions and classes that torch would run to
+    load the pickle, ``foreign`` those that it runs only where told to; 1,000 of each at most.
 
     Of a folder, ``shards`` maps its weight files to the names of their tensors, in order, as the
     file ``index`` says, if there is one; ``side_files`` are paths of files that go along with the
@@ -69,6 +71,8 @@ class Extras:
     doubtful: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     arrays: tuple[str, ...] = ()
+    callables: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
     joined: tuple[str, ...] = ()
     shards: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     index: str | None = None
@@ -91,8 +95,8 @@ class Extras:
         return frozenset(name for path in self.joined for name in self.siblings[path])
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(ShortRepr):
     """An opened checkpoint: facts and offsets only.
 
     ``format`` is the name of its row in the table of formats, or ``composite``. ``metadata`` are
@@ -109,6 +113,18 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     extras: Extras = field(default_factory=Extras)
     renamed: bool = False
+
+    def facts(self) -> Mapping[str, object]:
+        return {
+            "path": self.path,
+            "format": self.format,
+            "bytes": self.size,
+            "tensors": len(self),
+            "elements": self.dtypes,
+            "metadata": self.metadata,
+            "scalars": self.extras.scalars,
+            "notes": self.notes,
+        }
 
     @property
     def dtypes(self) -> dict[str, int]:
@@ -202,8 +218,8 @@ class Checkpoint:
         return data
 
 
-@dataclass(frozen=True, eq=False)
-class LazyTensor:
+@dataclass(frozen=True, eq=False, repr=False)
+class LazyTensor(ShortRepr):
     """A tensor of an opened checkpoint; ``tensor[...]`` reads it, ``tensor[a:b]`` only those rows.
 
     The result is a NumPy array (ml_dtypes for the dtypes that NumPy lacks). A slice along the
@@ -212,6 +228,9 @@ class LazyTensor:
 
     checkpoint: Checkpoint
     tensor: Tensor
+
+    def facts(self) -> Mapping[str, object]:
+        return {"name": self.name, "dtype": self.dtype.name, "shape": str(list(self.shape))}
 
     @property
     def name(self) -> str:

@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 
+from swavg.storage.stores import is_url
+
 
 def python(code: str, output: str) -> str:
     """A command that runs Python on the file; what it makes ends with ``output``."""
@@ -32,7 +34,10 @@ UNZIP = "Unpack it, and give what is in it:\nunzip FILE -d STEM"
 
 
 def with_paths(text: str, path: str) -> str:
-    """The ``text`` with the path of the file it is about, and what is made of it beside it."""
+    """The ``text`` with the path of the file it is about, and what is made of it beside it. Of an
+    object in a store the commands are for a copy."""
+    if is_url(path) and "\n" in text:
+        text, path = f"Copy it here first. {text}", os.path.basename(path)
     places = {"FILE": path, "FOLDER": os.path.dirname(path) or "."}
     return re.sub(
         r"\b(FILE|FOLDER|STEM(\S*))",

@@ -19,6 +19,7 @@ from swavg.dtypes import DType
 from swavg.errors import InputError, OutputError, quoted
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.tensors import Shape, Shared
+from swavg.short_repr import ShortRepr
 from swavg.storage.crc import Checksum, RegionChecksum
 
 T = TypeVar("T")
@@ -31,8 +32,8 @@ def distinct(values: Iterable[T]) -> tuple[tuple[T, ...], array[int]]:
     return tuple(places), numbers
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Specs:
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class Specs(ShortRepr):
     """Names, dtypes and shapes of the tensors to write, in columns: ``form`` indexes ``forms``."""
 
     names: Sequence[str]
@@ -97,8 +98,8 @@ class Kept:
     source: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class FileLayout:
+@dataclass(frozen=True, eq=False, repr=False)
+class FileLayout(ShortRepr):
     """One output file, planned to the byte: a picklable value.
 
     ``name`` is relative to the output folder (empty for a single file), ``size`` bytes. Tensor
@@ -147,8 +148,8 @@ def opening(path: str) -> Iterator[None]:
         raise OutputError(path, f"the finished file does not open: {error.problem}") from error
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Layout:
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class Layout(ShortRepr):
     """The files of one output. ``files`` are small ones made here (an index), ``side_files`` the
     paths to copy beside the weights, by name; ``notes`` say what could not be kept,
     ``warnings`` what stays that should not."""

@@ -88,7 +88,7 @@ def _columns(
     return builder.build(shared).columns
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SafetensorsLayout(FileLayout):
     """One safetensors file: a header, then the tensors without gaps."""
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Generic, TypeVar
 
 from swavg.dtypes import DType
+from swavg.short_repr import ShortRepr
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
@@ -85,8 +86,8 @@ Form = tuple[DType, Shape, Shape | None]
 """Dtype, shape and strides (None: row-major): what many tensors have in common."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Columns:
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class Columns(ShortRepr):
     """The tensors of a checkpoint without an object for each.
 
     ``forms`` are the distinct dtypes, shapes and strides; ``form``, ``offset`` and ``source`` have
@@ -173,8 +174,8 @@ class Made(Mapping[int, Tensor], Generic[T]):
         return len(self._known)
 
 
-@dataclass(frozen=True, eq=False)
-class Shared:
+@dataclass(frozen=True, eq=False, repr=False)
+class Shared(ShortRepr):
     """What checkpoints of one run have in common, kept once: ``columns`` by their content, or by
     the digest of the header that says it; ``parsed`` is a format's own."""
 

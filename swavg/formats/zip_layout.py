@@ -152,7 +152,7 @@ def ending(count: int, offset: int, size: int, comment: bytes = b"") -> bytes:
     return wide + END.pack(b"PK\5\6", 0, 0, shown, shown, *places) + comment
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ArchiveLayout(FileLayout):
     """A zip whose members are filled by regions behind their heads."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from swavg.engine.held import MOST, Held, held_by_each, held_in
+from swavg.engine.held import MOST, Held, held_in
+from swavg.engine.origins import origins_of
 from swavg.errors import RequestError, some
 from swavg.formats.parts import open_whole
 from swavg.methods.recorded import Earlier, is_number
@@ -95,8 +96,8 @@ def _digits_of(paths: Sequence[Path], average: Earlier) -> Iterator[tuple[str, s
         open_whole(path, key=average.key, shared=average.shared, of_parts=average.of_parts)
         for path in names
     ]
-    for path, entries in zip(names, held_by_each(opened, names), strict=True):
-        yield path, {entry.digits for entry in entries}
+    for path, origin in zip(names, origins_of(opened, names), strict=True):
+        yield path, {entry.digits for entry in origin.holds}
 
 
 def _is_the_same(path: str, entry: Held) -> bool:

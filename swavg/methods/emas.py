@@ -34,7 +34,9 @@ def ema(
     if resume is not None:
         return _resumed(series, smoothing, resume, policy, again=again)
     details = smoothing.details(series.steps, len(series))
-    row = Row(smoothing.weights_at(series.steps), tuple(range(len(series))), "ema", details)
+    row = Row(
+        smoothing.weights_at(series.steps), tuple(range(len(series))), "ema", details, name="ema"
+    )
     return Request(series.paths, (row,), policy, shared=series.shared)
 
 
@@ -62,7 +64,7 @@ def _resumed(
     if smoothing.debias:
         details["mass"] = 1 - (1 - mass) * math.prod(decays)
     numbers = weights.resume_with_decays(decays, mass=mass)
-    row = Row(numbers, tuple(range(len(numbers))), "ema", details, of_averages=True)
+    row = Row(numbers, tuple(range(len(numbers))), "ema", details, of_averages=True, name="ema")
     left = len(series) - len(new)
     note = f"left out {left} up to step {step}, which the EMA holds already"
     return Request(

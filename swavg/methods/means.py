@@ -91,16 +91,21 @@ def window(
         s, e = map(float, steps)
     else:
         s, e = (float(counted(mean, None, "counts")) for mean in means)
-    request = _request([start, end], weights.window(s, e), "window", e - s, policy)
+    request = _request([start, end], weights.window(s, e), "window", e - s, policy, "window")
     return replace(request, shared=shared, warnings=warnings)
 
 
 def _request(
-    inputs: Sequence[Path], numbers: tuple[float, ...], method: str, n: float, policy: Policy
+    inputs: Sequence[Path],
+    numbers: tuple[float, ...],
+    method: str,
+    n: float,
+    policy: Policy,
+    name: str = "updated",
 ) -> Request:
     """One row over all inputs, recorded as a mean of ``n``, in float32 unless told otherwise."""
     details = {"n": int(n) if n == int(n) else n}
-    row = Row(numbers, tuple(range(len(inputs))), method, details, of_averages=True)
+    row = Row(numbers, tuple(range(len(inputs))), method, details, of_averages=True, name=name)
     dtype = "float32" if policy.dtype == "keep" else policy.dtype
     # The average is wider than the checkpoints that are added to it.
     policy = replace(policy, dtype=dtype, mixed_dtypes=True)

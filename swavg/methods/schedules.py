@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from swavg import weights
-from swavg.errors import InputError, RequestError
+from swavg.errors import InputError, RequestError, did_you_mean
 from swavg.methods.smooth import known, last_step
 from swavg.planning.policy import Policy
 from swavg.planning.row import Request, Row
@@ -39,7 +39,8 @@ def _factors(path: str) -> tuple[float, ...]:
     try:
         text = read_file(path, _MOST).decode(errors="replace")
     except InputError as error:
-        hint = f"Give {', '.join(weights.ANNEALINGS)}, or a file of factors, one a line."
+        near = did_you_mean(path, weights.ANNEALINGS)
+        hint = near or f"Give {', '.join(weights.ANNEALINGS)}, or a file of factors, one a line."
         raise InputError(path, error.problem, hint=hint, absent=error.absent) from None
     try:
         return tuple(float(line) for line in text.split("\n") if line.strip())
@@ -54,7 +55,7 @@ def bema(series: Series, *, policy: Policy) -> Request:
     """The bias-corrected EMA of a series (:func:`swavg.weights.bema`); t counts training steps from
     the first checkpoint on. RequestError where a step is not known."""
     details = {"n": len(series), "schedule": "bema"}
-    return _request(series, weights.bema(known(series.steps)), "bema", details, policy)
+    return _request(series, weights.bema(known(series.steps)), "bema", details, policy, name="ema")
 
 
 def by_metric(
@@ -85,6 +86,9 @@ def _request(
     method: str,
     details: dict[str, object],
     policy: Policy,
+    *,
+    name: str = "averaged",
 ) -> Request:
-    row = Row(numbers, tuple(range(len(series))), method, details | last_step(series.steps))
+    details |= last_step(series.steps)
+    row = Row(numbers, tuple(range(len(series))), method, details, name=name)
     return Request(series.paths, (row,), policy, shared=series.shared)

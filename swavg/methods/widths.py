@@ -43,7 +43,7 @@ def posthoc(
         numbers = weights.posthoc(steps, gammas, target, gamma)
         details = {"profile": {"sigma_rel": sigma_rel, "gamma": gamma}, "step": target}
         held = tuple(numbers[i] for i in members)
-        rows.append(Row(held, members, "posthoc", details, of_averages=True))
+        rows.append(Row(held, members, "posthoc", details, of_averages=True, name="posthoc"))
     return Request(series.paths, tuple(rows), policy, shared=series.shared)
 
 

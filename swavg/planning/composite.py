@@ -57,8 +57,8 @@ class Singles:
 
     def target(self, path: str | None, row: Row, policy: Policy, *, force: bool) -> Target:
         first = self.checkpoints[row.members[0]]
-        path = default_path(first, policy) if path == "" else path
-        return choose_target(path, first, policy, force=force)
+        path = default_path(row.name, first, policy) if path == "" else path
+        return choose_target(path, first, policy, name=row.name, force=force)
 
     def notes(self, rows: Sequence[Row]) -> tuple[str, ...]:
         return ()
@@ -109,10 +109,11 @@ class Parts:
 
     @property
     def wholes(self) -> list[Checkpoint]:
-        """The first part of each input, with the files of all."""
+        """The first part of each input, with the path and the files of all."""
         return [
             replace(
                 next(iter(each.parts.values())),
+                path=each.composite.path,
                 sources=tuple(source for part in each.parts.values() for source in part.sources),
             )
             for each in self.inputs
@@ -153,10 +154,10 @@ class Parts:
         checkpoint = opened.parts[name]
         file = path is None or is_stream(path) or names_file(path)
         if self.count == 1 and (file or (path == "" and not FORMATS[checkpoint.format].folder)):
-            path = default_path(checkpoint, policy) if path == "" else path
-            return choose_target(path, checkpoint, policy, force=force)
+            path = default_path(row.name, checkpoint, policy) if path == "" else path
+            return choose_target(path, checkpoint, policy, name=row.name, force=force)
         if file:
-            bare = os.path.splitext(path or "averaged")[0]
+            bare = os.path.splitext(path or row.name)[0]
             raise RequestError(
                 f"{opened.composite.path} consists of {_listing(self.names[number])}, each averaged"
                 " with its namesakes: that cannot be written to one file.",
@@ -169,7 +170,7 @@ class Parts:
                 f"{checkpoint.path} is a part that stays one file: leave max_shard_size= out."
             )
         side = opened.side_files if part == 0 else {}
-        bare = (path or "averaged").rstrip("/") or "/"
+        bare = (path or row.name).rstrip("/") or "/"
         return Target(bare, writable(checkpoint.format), force, name, side)
 
     def part_of(self, number: int) -> str:

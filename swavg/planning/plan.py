@@ -24,6 +24,7 @@ from swavg.planning.decide import NotAveraged
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
+from swavg.short_repr import ShortRepr
 from swavg.storage.paths import in_store
 from swavg.storage.sources import Source
 
@@ -73,8 +74,8 @@ class Entry(NamedTuple):
     tensors: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Entries:
+@dataclass(frozen=True, eq=False, repr=False)
+class Entries(ShortRepr):
     """All entries in columns.
 
     ``form`` indexes ``forms``: the shape, and the order of the tensors' axes in which it is
@@ -170,8 +171,8 @@ def _in_axes(tensor: Tensor) -> Iterator[Box]:
             offset += math.prod(extents) * itemsize
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class File:
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class File(ShortRepr):
     """A file of an output: its layout, and its regions by offset: which entry lies there, and
     which of the layout's tensors that is (-1: bytes of the template).
 
@@ -185,8 +186,8 @@ class File:
     parts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Output:
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class Output(ShortRepr):
     """One output: its files; ``small`` ones made beforehand (an index) and ``side_files`` to
     copy, by name. ``home[e]`` is the region of entry ``e``, counted through all files (-1: it is
     not in this output)."""
@@ -247,8 +248,8 @@ class Task(NamedTuple):
     stop: int
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(ShortRepr):
     """Everything decided and nothing written: a picklable value.
 
     ``shown`` are names of the checkpoints for people. Output ``r`` is made by ``rows[r]`` and
@@ -276,6 +277,16 @@ class Plan:
     """The same of values that are not finite."""
     parts: Parts | None = None
     """Of inputs that are composites: each output then has a row for each part."""
+
+    def facts(self) -> Mapping[str, object]:
+        return {
+            "inputs": self.shown,
+            "outputs": [output.target.path or "standard output" for output in self.outputs],
+            "tensors": len(self.entries),
+            "bytes": sum(output.size for output in self.outputs),
+            "notes": self.notes,
+            "warnings": self.warnings,
+        }
 
     @property
     def sources(self) -> Iterator[Source]:

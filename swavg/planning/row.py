@@ -11,12 +11,13 @@ from itertools import pairwise
 from swavg.errors import RequestError
 from swavg.formats.tensors import Shared
 from swavg.planning.policy import Policy
+from swavg.short_repr import ShortRepr
 
 Path = str | os.PathLike[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+@dataclass(frozen=True, slots=True, repr=False)
+class Row(ShortRepr):
     """One output: weights over inputs. RequestError unless they are finite, and one to one."""
 
     weights: tuple[float, ...]
@@ -32,6 +33,10 @@ class Row:
     """The one input in another form: bytes as they are, NaN too, unless the dtype changes."""
     recorded: str | None = None
     """The recipe that is written, instead of that of this call."""
+    name: str = "averaged"
+    """What the output is called, before its suffix, where nobody names it."""
+    older: bool = False
+    """The recipe says no more than those of the first version."""
 
     def __post_init__(self) -> None:
         if not self.members or len(self.weights) != len(self.members):
@@ -46,8 +51,8 @@ class Row:
             raise RequestError("The members of a row are not ascending indices of inputs.")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+@dataclass(frozen=True, slots=True, repr=False)
+class Request(ShortRepr):
     """Rows over inputs: all that a method decides. Where the outputs go, others say."""
 
     inputs: tuple[str, ...]
@@ -59,5 +64,5 @@ class Request:
     """What one may like to know of how the rows came about."""
     warnings: tuple[str, ...] = ()
     """What may make the results useless."""
-    shared: Shared | None = None
+    shared: Shared | None = field(default=None, repr=False)
     """What was read of the inputs on the way."""

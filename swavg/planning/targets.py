@@ -45,10 +45,10 @@ _NOT_WRITTEN = {
 instead; a pickle is one that torch writes."""
 
 
-def default_path(first: Checkpoint, policy: Policy) -> str:
-    """``averaged`` with the suffix that an output has if nobody gives it one."""
+def default_path(name: str, first: Checkpoint, policy: Policy) -> str:
+    """``name`` with the suffix that an output has if nobody gives it one."""
     _check_format(policy.format, shards=policy.max_shard_size is not None)
-    return f"averaged{default_suffix(first.path, first.format, policy)}"
+    return f"{name}{default_suffix(first.path, first.format, policy)}"
 
 
 def default_suffix(path: str, format: str, policy: Policy) -> str:
@@ -77,10 +77,16 @@ def suffix_of(path: str) -> str:
 
 
 def choose_target(
-    path: str | None, first: Checkpoint, policy: Policy, *, force: bool = False
+    path: str | None,
+    first: Checkpoint,
+    policy: Policy,
+    *,
+    name: str = "averaged",
+    force: bool = False,
 ) -> Target:
     """The output that ``path`` asks for: of the format asked for, or of its suffix, else of the
-    first input's. RequestError for what is not written, or no such place."""
+    first input's. In a folder that is there a file has this ``name``. RequestError for what is not
+    written, or no such place."""
     shards, asked = policy.max_shard_size is not None, policy.format
     _check_format(asked, shards=shards)
     if path is None:
@@ -110,8 +116,8 @@ def choose_target(
         )
     if os.path.isdir(bare) and not FORMATS[own].folder and not shards:
         # As cp does: a file goes into an existing folder.
-        inside = os.path.join(bare, default_path(first, policy))
-        return choose_target(inside, first, policy, force=force)
+        inside = os.path.join(bare, default_path(name, first, policy))
+        return choose_target(inside, first, policy, name=name, force=force)
     if is_stream(bare):
         # A FIFO or a device takes one file.
         return Target(bare, named or ("safetensors" if FORMATS[own].folder else own), force)

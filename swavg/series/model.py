@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from swavg.formats.tensors import Shared
+from swavg.short_repr import ShortRepr
 from swavg.storage.paths import absolute
 
 Unit = Literal["step", "epoch", "number", "batch"]
@@ -40,8 +41,8 @@ class Snapshot:
     """It has no step, and is what its run left at its end, going by its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+@dataclass(frozen=True, slots=True, repr=False)
+class Series(ShortRepr):
     """Snapshots in step order (or as given, where no step is known or the order was to be kept)."""
 
     snapshots: tuple[Snapshot, ...]
@@ -53,6 +54,16 @@ class Series:
     """What was read of those that had to be opened: it need not be read again."""
     unmeasured: str | None = None
     """Why the file of metrics that was given has none for any of them."""
+
+    def facts(self) -> Mapping[str, object]:
+        return {
+            "checkpoints": len(self),
+            "paths": self.paths,
+            "unit": self.unit,
+            "steps": () if self.unit is None else self.steps,
+            "metrics": self.metric_names,
+            "notes": self.notes,
+        }
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -212,8 +212,9 @@ def are_composites(paths: Sequence[str]) -> bool:
 
 
 def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate]:
-    """The checkpoints in a folder, one level deep, that match ``pattern``; ``notes`` get what was
-    ignored. InputError if there are none."""
+    """The checkpoints in a folder that match ``pattern``; ``notes`` get what was ignored. Where it
+    has none, those in the one folder anywhere below that has some (``version_0/checkpoints``).
+    InputError if there are none, or several such folders."""
     found: list[Candidate] = []
     partial, training, shards, foreign = [], [], [], []
     names = _listed(folder)
@@ -266,30 +267,44 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
             notes.append(f"ignored {labels(ignored)}: {what}")
     if not found and pattern is None:
         explain_folder(folder, _listed(folder))
-    if not found:
-        raise _nothing_in(folder, pattern, [*partial, *training, *shards, *foreign])
-    return found
+    if found:
+        return found
+    places = _places_below(folder)
+    ignored = [*partial, *training, *shards, *foreign]
+    if len(places) == 1 and not ignored:
+        notes.append(f"those of {places[0]}, the one folder in {folder} that has some")
+        return search(places[0], pattern, notes)
+    raise _nothing_in(folder, pattern, ignored, places)
 
 
-def _nothing_in(folder: str, pattern: str | None, ignored: Sequence[str]) -> InputError:
+def _nothing_in(
+    folder: str, pattern: str | None, ignored: Sequence[str], below: Sequence[str]
+) -> InputError:
     problem = "holds no checkpoints"
     if pattern is not None:
         problem += f" that match '{pattern}'"
     if ignored:
         problem += f" but what was ignored: {labels(ignored)}"
-    below = next(_below(folder), None)
-    if below is None and pattern is None:
+    if not below and pattern is None:
         explain_files(folder, _listed(folder))
-    hint = None if below is None else f"Folders are searched one level deep; try {below}."
+    hint = f"There are some in {some(below, _LISTED)}." if below else None
     return InputError(folder, problem, hint=hint)
 
 
+def _places_below(folder: str) -> list[str]:
+    """The folders below, the nearest first, that a series may be searched in."""
+    places = (os.path.dirname(p) if is_one_checkpoint(p, []) else p for p in _below(folder))
+    return [place for place in dict.fromkeys(places) if place != folder]
+
+
 def _below(folder: str) -> Iterator[str]:
-    """The folders below with files that may be checkpoints, the nearest first."""
+    """The folders below with files that may be checkpoints, the nearest first, but hidden ones."""
     pending = [folder]
     for path in pending:
         with suppress(InputError):
             for name in _listed(path):
+                if name.startswith("."):
+                    continue
                 inner = os.path.join(path, name)
                 if is_folder(inner) and not is_link(inner) and len(pending) < _MOST:
                     pending.append(inner)

@@ -4,6 +4,7 @@ that the store's library reads itself; no secret is kept here."""
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from typing import Any
 
@@ -27,7 +28,7 @@ def s3(bucket: str) -> dict[str, Any]:
         return {}
     try:
         import boto3
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, ProfileNotFound
         from botocore.session import Session
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError:
@@ -38,8 +39,8 @@ def s3(bucket: str) -> dict[str, Any]:
             "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; or for AWS_PROFILE and the files in"
             " ~/.aws: pip install 'swavg[aws]'; or for a public bucket: AWS_SKIP_SIGNATURE=true",
         ) from None
+    core = Session()
     try:
-        core = Session()
         session = boto3.Session(botocore_session=core)
         if session.get_credentials() is None:
             raise _missing(
@@ -49,6 +50,13 @@ def s3(bucket: str) -> dict[str, Any]:
             )
         settings: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
         endpoint = core.get_scoped_config().get("endpoint_url")
+    except ProfileNotFound as error:
+        known = ", ".join(core.available_profiles)
+        ways = f"Set AWS_PROFILE to one that there is: {known}; or make it" if known else "Make it"
+        name = shlex.quote(error.kwargs["profile"])
+        raise RequestError(
+            f"s3://{bucket}: {error}.", hint=f"{ways}:\naws configure --profile {name}"
+        ) from None
     except BotoCoreError as error:
         raise RequestError(f"s3://{bucket}: {error}.") from None
     if endpoint and not _is_set("AWS_ENDPOINT_URL"):

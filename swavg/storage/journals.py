@@ -3,12 +3,16 @@ must agree on, and a journal for each."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import shlex
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import BinaryIO
 
 from swavg.errors import InputError, OutputError
 from swavg.storage.filesystems import fsync, sync_folder
@@ -16,7 +20,11 @@ from swavg.storage.sinks import write_error
 from swavg.storage.temporary import TEMPORARY, kept_name, remove
 
 Facts = Mapping[str, object]
+MOST_PARTS = 100_000
+"""Of an output."""
 _PLAN = "plan.json"
+_LARGEST = 256 << 20
+"""Bytes of what the runs agreed on, or of a line of a journal: more is none of ours."""
 
 
 def journals_of(target: str) -> str:
@@ -31,56 +39,78 @@ class Journals:
         self.target, self.folder = target, journals_of(target)
         self._plan = os.path.join(self.folder, _PLAN)
 
+    @property
+    def anew(self) -> str:
+        """The command that removes what there is of the output."""
+        return shlex.join(["rm", "-r", self.folder, kept_name(self.target)])
+
+    def damaged(self, path: str) -> OutputError:
+        """The error for what no run has written."""
+        return OutputError(path, "is damaged", hint=f"Begin anew: {self.anew}")
+
     def facts(self) -> dict[str, object] | None:
         """What the runs agreed on; None if there was none. OutputError."""
         try:
-            with open(self._plan, encoding="utf-8") as file:
-                found = json.load(file)
-            if not isinstance(found, dict):
-                raise ValueError("no object")
+            with _opened(self._plan) as file:
+                text = file.read(_LARGEST)
+            found = json.loads(text)
+            if not isinstance(found, dict) or type(parts := found.get("parts")) is not int:
+                raise ValueError("another object")
+            if not 1 <= parts <= MOST_PARTS:
+                raise ValueError("no number of parts")
             return found
         except FileNotFoundError:
             return None
         except OSError as error:
             raise write_error(self.folder, error) from None
-        except ValueError:
-            raise OutputError(
-                self._plan, "is damaged", hint=f"Remove {self.folder} to begin anew."
-            ) from None
+        except (ValueError, RecursionError):
+            raise self.damaged(self._plan) from None
 
     def agree(self, facts: Facts) -> Facts:
         """What the runs agree on: ``facts``, if this is the first of them. OutputError."""
         own = f"{self._plan}.{os.urandom(4).hex()}"
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with open(own, "x", encoding="utf-8") as file:
-                json.dump(facts, file)
-                file.flush()
-                fsync(file.fileno())
-            # Of several at once one is the first.
-            with suppress(FileExistsError):
-                os.link(own, self._plan)
-            os.unlink(own)
+            try:
+                with open(own, "x", encoding="utf-8") as file:
+                    json.dump(facts, file)
+                    file.flush()
+                    fsync(file.fileno())
+                # Of several at once one is the first.
+                with suppress(FileExistsError):
+                    os.link(own, self._plan)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(own)
             sync_folder(self.folder)
         except OSError as error:
             raise write_error(self.folder, error) from None
         return self.facts() or facts
 
+    def path(self, part: int) -> str:
+        """Where the journal of a part lies."""
+        return os.path.join(self.folder, f"{part}.journal")
+
     @contextmanager
     def open(self, part: int, digest: str) -> Iterator[Journal]:
         """The journal of a part, for this run alone. InputError if it is of another plan."""
-        journal = Journal(os.path.join(self.folder, f"{part}.journal"), digest)
+        journal = Journal(self, part, digest)
         try:
-            journal.begin(self.target, part)
+            journal.begin()
             yield journal
         finally:
             journal.close()
 
     def read(self, part: int, digest: str) -> Journal:
-        """The journal of a part as it is; without a record if there is none."""
-        journal = Journal(os.path.join(self.folder, f"{part}.journal"), digest)
-        with suppress(FileNotFoundError), open(journal.path, "rb") as file:
-            journal.take(file.read())
+        """The journal of a part as it is; without a record if there is none. OutputError."""
+        journal = Journal(self, part, digest)
+        try:
+            with _opened(journal.path) as file:
+                journal.take(file)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise write_error(journal.path, error) from None
         return journal
 
     def recorded(self, count: int) -> bool:
@@ -88,8 +118,8 @@ class Journals:
         OutputError."""
         for part in range(1, count + 1):
             try:
-                with open(os.path.join(self.folder, f"{part}.journal"), "rb") as file:
-                    if file.readline() and file.read(1):
+                with _opened(self.path(part)) as file:
+                    if file.readline(_LARGEST) and file.read(1):
                         return True
             except FileNotFoundError:
                 continue
@@ -105,25 +135,27 @@ class Journal:
     """``records`` of one run, in the order in which they were written; ``complete``: nothing is
     missing, and all of it is on the disk. A line each: a checksum, and JSON."""
 
-    def __init__(self, path: str, digest: str) -> None:
-        self.path, self._digest = path, digest
+    def __init__(self, journals: Journals, part: int, digest: str) -> None:
+        self.path = journals.path(part)
+        self._journals, self._part, self._digest = journals, part, digest
         self.records: list[Facts] = []
         self.complete = False
         self._fd = -1
 
-    def begin(self, shown: str, part: int) -> None:
+    def begin(self) -> None:
         """Open it for more. OutputError, also if another run has it."""
+        shown = self._journals.target
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._fd = _open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             with suppress(OSError):
                 try:
                     fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise OutputError(
-                        shown, f"part {part} is being written by another run"
+                        shown, f"part {self._part} is being written by another run"
                     ) from None
-            size = os.fstat(self._fd).st_size
-            kept = self.take(os.pread(self._fd, size, 0))
+            with open(os.dup(self._fd), "rb") as file:
+                kept = self.take(file)
             # The last line may be torn: its writer was killed.
             os.ftruncate(self._fd, kept)
             if not kept:
@@ -131,17 +163,25 @@ class Journal:
         except OSError as error:
             raise write_error(shown, error) from None
 
-    def take(self, data: bytes) -> int:
-        """Read its lines: how many bytes of them are whole. InputError for another plan's."""
+    def take(self, file: BinaryIO) -> int:
+        """Read its lines: how many bytes of them are whole. InputError for another plan's,
+        OutputError for what no run has written."""
         done = 0
-        for line in data.splitlines(keepends=True):
+        while line := file.readline(_LARGEST):
             text = line[9:].removesuffix(b"\n")
             if not line.endswith(b"\n") or line[:8] != f"{zlib.crc32(text):08x}".encode():
                 break
-            value = json.loads(text)
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError):
+                raise self.damaged() from None
+            if not isinstance(value, dict):
+                raise self.damaged()
             if not done and value != {"plan": self._digest}:
                 raise InputError(
-                    self.path, f"is of the plan {value.get('plan')}, and this one is {self._digest}"
+                    self.path,
+                    f"is of the plan {value.get('plan')}, and this one is {self._digest}",
+                    hint=f"Begin anew: {self._journals.anew}",
                 )
             if value == {"complete": True}:
                 self.complete = True
@@ -149,6 +189,10 @@ class Journal:
                 self.records.append(value)
             done += len(line)
         return done
+
+    def damaged(self) -> OutputError:
+        """The error for a line that no run has written."""
+        return self._journals.damaged(self.path)
 
     def add(self, record: Facts) -> None:
         """Write down what was done. OutputError."""
@@ -175,3 +219,16 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _opened(path: str) -> BinaryIO:
+    return open(_open(path, os.O_RDONLY), "rb")
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a regular file. OSError for what else may lie there: a link to an input, a FIFO."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd

@@ -167,6 +167,13 @@ def absent(url: str) -> InputError:
     location = locate(url)
     if is_folder(url):
         return InputError(url, "is a folder, where a file is expected")
+    try:
+        _folders(location)
+    except DeniedError as error:
+        # It may be a folder, for those who may list it.
+        return error
+    except InputError:
+        pass
     hint = _NO_PATTERNS if re.search(r"[*\[]", location.key) else None
     try:
         if not _cannot_be(location):

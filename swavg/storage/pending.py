@@ -55,7 +55,8 @@ class Pending:
             self._folders[name] = None
 
     def _open(self, path: str) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | (0 if self.kept else os.O_EXCL), 0o666)
+        new = os.O_NOFOLLOW if self.kept else os.O_EXCL
+        return os.open(path, os.O_RDWR | os.O_CREAT | new, 0o666)
 
     def sync(self) -> None:
         """Force all that was written to the disk, and close it. OutputError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 
@@ -41,6 +41,16 @@ def check_not_input(path: str, inputs: Sequence[Input]) -> None:
     except OSError as error:
         # The current folder is gone.
         raise OutputError(path, f"cannot be written: {error.strerror}") from None
+
+
+def check_none_is_input(paths: Iterable[str], sources: Iterable[Source]) -> None:
+    """Raise OutputError if a file that is written to is an input, by another name or link."""
+    inputs = {source.identity for source in sources}
+    for path in paths:
+        with suppress(OSError):
+            facts = os.stat(path)
+            if (facts.st_dev, facts.st_ino) in inputs:
+                raise OutputError(path, "is an input", hint="Remove it: swavg never writes there.")
 
 
 def _keys(path: str) -> set[object]:

@@ -185,6 +185,6 @@ def told(error: BaseException) -> tuple[str, str | None]:
             "Is the address right, also that in AWS_ENDPOINT_URL if it is set, and is there a"
             " network?"
         )
-    if "redirect" in first:
+    if "redirect" in first and "S3" in first:
         return first, "Set AWS_REGION to the region of the bucket."
     return first, None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swavg.errors import MismatchError, RequestError, some
+from swavg.short_repr import ShortRepr
 from swavg.training.moving import Move, move_all, move_buffers
 from swavg.training.places import Place, Places
 from swavg.training.rules import Buffers, Frozen, Rules
@@ -22,7 +23,7 @@ from swavg.training.wrapped import full, is_sharded, local, part_of, sharded_as
 Group = tuple[list[Tensor], list[Tensor]]
 
 
-class Averages:
+class Averages(ShortRepr):
     """Averages of the parameters and persistent buffers of ``model``, started from it as it is.
 
     Subclasses say when they :meth:`move` and how far. The arguments are those of

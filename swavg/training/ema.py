@@ -184,6 +184,9 @@ class EMA(Averages):
             "every": int(self.every),
         }
 
+    def facts(self) -> Mapping[str, object]:
+        return {**self._settings(), "num_updates": self.num_updates}
+
     def __repr__(self) -> str:
         decay = "..." if callable(self.decay) else self.decay
         schedule = "" if self._warmup is None else f", warmup={self._warmup!r}"

@@ -25,9 +25,10 @@ from swavg.planning.match import canonical, distinct_tables
 from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.plan import Entries, File, Operation, Output, Plan, Term
 from swavg.planning.policy import Policy
-from swavg.planning.rename import renamed_with_model, rules
+from swavg.planning.rename import rules
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
+from swavg.training.known_as import known_as
 from swavg.training.matching import Match, match_model, model_dtype
 from swavg.training.places import own_tensors
 from swavg.training.tensor_sink import TensorSink, memory_of, writable
@@ -79,23 +80,18 @@ class ModelPlan:
             for each in checkpoints
         ]
         tensors = own_tensors(model)
-        names, opened = renamed_with_model(
-            tuple(tensors),
-            opened,
-            rules(strip_prefix),
-            must=not any(isinstance(each, Checkpoint) for each in checkpoints),
-        )
-        known_as = dict(zip(tensors, names, strict=True))
+        must = not any(isinstance(each, Checkpoint) for each in checkpoints)
+        names, opened = known_as(model, opened, rules(strip_prefix), must=must)
         self._checkpoints = tuple(opened)
         self._shown = short_names([each.path for each in self._checkpoints])
         self._tables, self._table_of = distinct_tables(self._checkpoints)
         self._model = model
         self._policy = Policy(allow_nonfinite=allow_nonfinite)
         self._matches, self.kept = match_model(
-            tensors, self._tables, self._table_of, self._shown, strict=strict, known_as=known_as
+            tensors, self._tables, self._table_of, self._shown, strict=strict, known_as=names
         )
         self._prepared: _Prepared | None = None
-        made = {canonical(known_as[match.name]) for match in self._matches}
+        made = {canonical(names[match.name]) for match in self._matches}
         for text in check_plain(self._checkpoints, self._shown, made.__contains__):
             warnings.warn(text, stacklevel=3)
 

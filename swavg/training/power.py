@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from swavg.engine.recipe import recipe_of
 from swavg.errors import InputError, RequestError
+from swavg.short_repr import ShortRepr
 from swavg.storage.destination import check_local
 from swavg.training.averages import Averages
 from swavg.training.ema import check_state
@@ -27,7 +28,7 @@ from swavg.training.wrapped import rank
 from swavg.weights import beta, gamma_from_sigma_rel
 
 
-class PowerEMA:
+class PowerEMA(ShortRepr):
     """Power-function EMAs of ``model``'s weights, one for each relative width of ``sigma_rel``.
 
         >>> power = PowerEMA(model)
@@ -146,6 +147,9 @@ class PowerEMA:
         for average, each in zip(self._averages, states, strict=True):
             average.load_averages(each)
         self.num_updates = int(state["num_updates"])
+
+    def facts(self) -> Mapping[str, object]:
+        return {"sigma_rel": self.sigma_rel, "num_updates": self.num_updates}
 
     def __repr__(self) -> str:
         return f"PowerEMA(sigma_rel={self.sigma_rel}, num_updates={self.num_updates})"

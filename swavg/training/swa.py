@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from swavg.errors import RequestError
+from swavg.short_repr import ShortRepr
 from swavg.training.around import Around, Parameters
 from swavg.training.averages import Averages
 from swavg.training.batchnorm import update_bn
@@ -28,7 +29,7 @@ from swavg.training.schedule import Anneal, SWASchedule
 from swavg.weights.checks import check_count
 
 
-class SWA(Around):
+class SWA(ShortRepr, Around):
     """The running mean of weights, from step ``start`` on, at every ``every``-th step.
 
     Around an optimizer, as ``torchcontrib.optim.SWA`` was:
@@ -315,6 +316,10 @@ class SWA(Around):
         self.inner("add_param_group()").add_param_group(param_group)
         if isinstance(self._model, Parameters):
             self.refresh()
+
+    def facts(self) -> Mapping[str, object]:
+        inner = None if self.optimizer is None else type(self.optimizer).__name__
+        return {"optimizer": inner, "start": self._start, "every": self._every, "n": self.n}
 
     def __repr__(self) -> str:
         around = "" if self.optimizer is None else f"{type(self.optimizer).__name__}, "

@@ -29,7 +29,7 @@ def test_a_checkpoint_does_not_differ_from_itself(tmp_path):
     found = diff(*both(tmp_path, state(1), state(1)))
     assert found.same
     assert (found.matching, found.identical) == (4, 4)
-    assert (found.total.relative, found.total.cosine, found.total.differing) == (0, 1, 0)
+    assert (found.total.relative_distance, found.total.cosine, found.total.differing) == (0, 1, 0)
 
 
 ONES, TWOS = torch.ones(2), torch.full((2,), 2.0)
@@ -113,7 +113,7 @@ def test_distances_of_every_dtype_are_those_of_torch_whatever_the_chunk(
     assert found.differing == int((a != b).sum())
     assert found.distance == pytest.approx(torch.linalg.norm(a - b).item(), rel=1e-13)
     relative = torch.linalg.norm(a - b) / torch.linalg.norm(a)
-    assert found.relative == pytest.approx(relative.item(), rel=1e-13)
+    assert found.relative_distance == pytest.approx(relative.item(), rel=1e-13)
     assert found.largest == pytest.approx((a - b).abs().max().item(), rel=1e-15)
     cosine = torch.vdot(a, b).real / torch.linalg.norm(a) / torch.linalg.norm(b)
     assert found.cosine == pytest.approx(cosine.item(), rel=1e-13)
@@ -133,7 +133,9 @@ def test_distances_of_packed_floats_are_those_of_their_elements(tmp_path, monkey
     a, b = wide
     paths = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     (found,) = diff(*paths).distances
-    assert found.relative == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-14)
+    assert found.relative_distance == pytest.approx(
+        np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-14
+    )
     assert found.differing == np.count_nonzero(a != b)
 
 
@@ -175,9 +177,9 @@ def test_nan_equals_nan_and_is_left_out_of_the_figures(tmp_path, monkeypatch, st
 
 def test_a_tensor_of_zeros_has_neither_relative_distance_nor_angle(tmp_path):
     found = distance(tmp_path, torch.zeros(3), torch.ones(3))
-    assert (found.relative, found.cosine, found.largest) == (None, None, 1)
+    assert (found.relative_distance, found.cosine, found.largest) == (None, None, 1)
     same = distance(tmp_path, torch.zeros(3), torch.zeros(3))
-    assert (same.relative, same.cosine, same.differing) == (0, None, 0)
+    assert (same.relative_distance, same.cosine, same.differing) == (0, None, 0)
 
 
 @pytest.mark.parametrize("step", [1 << 17, 2])
@@ -188,22 +190,22 @@ def test_figures_whose_squares_leave_float64_are_infinite_zero_or_unknown(
     large = torch.tensor([3e200, 4e200, 1e200], dtype=torch.float64)
     found = distance(tmp_path, large, 2 * large)
     assert (found.distance, found.norms, found.largest) == (math.inf, (math.inf, math.inf), 4e200)
-    assert (found.relative, found.cosine) == (None, None)
+    assert (found.relative_distance, found.cosine) == (None, None)
     small = torch.tensor([3e-200, 4e-200, 1e-200], dtype=torch.float64)
     found = distance(tmp_path, small, 2 * small)
     assert (found.differing, found.distance, found.norms, found.largest) == (3, 0, (0, 0), 4e-200)
-    assert (found.relative, found.cosine) == (None, None)
+    assert (found.relative_distance, found.cosine) == (None, None)
 
 
 def test_the_difference_of_the_largest_numbers_is_infinite(tmp_path):
     top = torch.tensor([1.7e308], dtype=torch.float64)
     found = distance(tmp_path, top, -top)
-    assert (found.differing, found.largest, found.relative) == (1, math.inf, None)
+    assert (found.differing, found.largest, found.relative_distance) == (1, math.inf, None)
 
 
 def test_empty_tensors_are_the_same(tmp_path):
     found = distance(tmp_path, torch.empty(0, 3), torch.empty(0, 3))
-    assert (found.differing, found.elements, found.relative) == (0, 0, 0)
+    assert (found.differing, found.elements, found.relative_distance) == (0, 0, 0)
 
 
 def test_strides_do_not_matter(tmp_path):
@@ -222,7 +224,7 @@ def test_the_farthest_come_first_and_steps_do_not_drown_the_total(tmp_path):
     assert found.identical == 1
     assert found.total.elements == 10
     squares = 2 * (0.1**2 + 2**2 + 1)
-    assert found.total.relative == pytest.approx(math.sqrt(squares / 6), rel=1e-6)
+    assert found.total.relative_distance == pytest.approx(math.sqrt(squares / 6), rel=1e-6)
 
 
 def test_tied_tensors_count_once_in_the_total(tmp_path):

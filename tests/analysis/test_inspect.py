@@ -209,17 +209,33 @@ def trained(tmp_path):
 def test_a_pt_says_where_its_state_dict_lies_and_what_else_it_holds(trained):
     found = inspect(trained)
     assert [entry.name for entry in found.tensors] == ["weight", "bias"]
-    assert found.pickled.root_key == "model"
+    assert found.pickled.key == "model"
     assert set(found.pickled.other_entries) >= {"optimizer", "args", "callback"}
     assert found.pickled.scalars == {"epoch": 7, "best": -math.inf}
+    assert found.pickled.callables == (
+        "collections.OrderedDict", "torch._utils._rebuild_tensor_v2",
+    )  # fmt: skip
+    assert found.pickled.foreign == ("argparse.Namespace", "pathlib.Path")
     assert found.folder is None
+
+
+def test_a_folder_says_what_torch_would_run_of_any_of_its_files(tmp_path):
+    weight_map = {}
+    for shard, name in enumerate("wb"):
+        file = f"pytorch_model-{shard + 1:05}-of-00002.bin"
+        torch.save({name: torch.ones(3), "x": [Unknown(), argparse.Namespace()][shard]},
+                   tmp_path / file)  # fmt: skip
+        weight_map[name] = file
+    index = {"metadata": {}, "weight_map": weight_map}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert inspect(tmp_path).pickled.foreign == ("argparse.Namespace", "pathlib.Path")
 
 
 def test_a_folder_of_pickled_weights_says_what_else_is_in_them(tmp_path):
     (tmp_path / "m").mkdir()
     torch.save({"state_dict": state(1), "step": 4}, tmp_path / "m" / "pytorch_model.bin")
     found = inspect(tmp_path / "m")
-    assert found.pickled.root_key == "state_dict"
+    assert found.pickled.key == "state_dict"
     assert found.pickled.scalars == {"step": 4}
 
 

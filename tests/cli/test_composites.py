@@ -160,7 +160,7 @@ def test_a_run_of_composites_is_a_series(tmp_path, files, name, step):
     for i in range(3):
         write(tmp_path / "run" / name.format(step * (i + 1)), files(i))
     (tmp_path / "run" / "latest").write_text("1")
-    listed = json.loads(done("list", "run", "--json", cwd=tmp_path).stdout)["snapshots"]
+    listed = json.loads(done("list", "run", "--json", cwd=tmp_path).stdout)["checkpoints"]
     assert [each["step"] for each in listed] == [step, 2 * step, 3 * step]
     assert all(each["size"] for each in listed)
     done("average", "run", "--last", "2", "-o", "o", cwd=tmp_path)
@@ -190,14 +190,14 @@ def test_speechbrain_runs_have_epochs_and_metrics(tmp_path):
         write(tmp_path / "save" / f"CKPT+2024-01-0{i + 1}+12-00-00+00", speechbrain(i))
     listed = json.loads(done("list", "save", "--json", cwd=tmp_path).stdout)
     assert listed["unit"] == "epoch"
-    assert [(s["step"], s["metrics"]) for s in listed["snapshots"]] == [
+    assert [(s["step"], s["metrics"]) for s in listed["checkpoints"]] == [
         (i + 1, {"WER": 9.0 - i}) for i in range(3)
     ]
     done("average", "save", "--best", "2", "--metric", "WER", "-o", "o", cwd=tmp_path)
     assert values(tmp_path / "o")["model.ckpt"] == 1.5
     # An average has no metrics of its own.
     shown = json.loads(done("list", "o", "--json", cwd=tmp_path).stdout)
-    assert shown["snapshots"][0]["metrics"] == {}
+    assert shown["checkpoints"][0]["metrics"] == {}
 
 
 def test_rows_times_parts(tmp_path):
@@ -345,7 +345,7 @@ def test_own_weights_have_the_names_that_inspect_shows(tmp_path):
     two(tmp_path, lambda i: modules(i) | own)
     globs = ("--exclude", "v", "--exclude", "2_Dense/w")
     run = done("average", "a", "b", *globs, "--json", "-n", cwd=tmp_path)
-    assert [each["name"] for each in json.loads(run.stdout)["treated"]] == ["v", "2_Dense/w"]
+    assert [each["name"] for each in json.loads(run.stdout)["not_averaged"]] == ["v", "2_Dense/w"]
     assert {*open_whole(tmp_path / "a")} == {"v", "w", "2_Dense/w"}
 
 
@@ -489,7 +489,8 @@ def test_a_report_is_of_the_whole(tmp_path):
     assert report["notes"] == ["not copied from b: onnx"]
     assert report["recipe"]["inputs"] == ["a", "b"]
     # ||(0, 50) - (0.5, 50.5)|| / ||(0.5, 50.5)||
-    assert report["inputs"][0]["distance"] == pytest.approx(0.5 * 2**0.5 / 50.5025, rel=1e-5)
+    distance = pytest.approx(0.5 * 2**0.5 / 50.5025, rel=1e-5)
+    assert report["inputs"][0]["relative_distance"] == distance
     shown = done("average", "a", "b", "-o", "p", "-n", cwd=tmp_path).stdout
     assert "parts     ., 2_Dense" in shown
 

@@ -28,6 +28,15 @@ def test_a_file_and_a_format(tmp_path):
     assert "--no-geometry" not in shown
 
 
+def test_in_a_folder_the_output_is_called_like_the_input(tmp_path):
+    path = save(tmp_path / "step.10.safetensors", state(0))
+    (tmp_path / "out").mkdir()
+    found = done("convert", path, "out", "--format", "torch", cwd=tmp_path)
+    assert found.stdout == "out/step.10.pt\n"
+    found = done("convert", tmp_path / "out/step.10.pt", "out", "--format", "npz", cwd=tmp_path)
+    assert found.stdout == "out/step.10.npz\n"
+
+
 def test_parts_keep_their_formats(tmp_path):
     folder = write(tmp_path / "a", {"mp_rank_00/model.pt": w(1), "mp_rank_01/model.pt": w(2)})
     done("convert", folder, tmp_path / "b")

@@ -38,7 +38,7 @@ A = "a.safetensors"
     [
         (["average", "--weights"], 2, "usage", "--weights needs numbers"),
         (["average", A, "--quite"], 2, "usage", "Did you mean '--quiet'?"),
-        (["average", A, "-w", "2"], 2, "request", "sum to 2, not 1"),
+        (["average", A, "-w", "2"], 2, "usage", "sum to 2, not 1"),
         (["average", A, "other.safetensors"], 3, "mismatch", "differ"),
         (["average", A, "nowhere"], 4, "input", "nowhere: no such file"),
         (["average", A, "-o", f"{A}/x.safetensors"], 5, "output", "cannot be made"),
@@ -119,6 +119,27 @@ def test_what_was_meant_is_named(pair, args, meant):
     found = swavg(*args, cwd=pair)
     assert found.returncode in (2, 4)
     assert meant in " ".join(found.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("nothing-like-it", "Here are: a.safetensors, b.safetensors, inf.safetensors,"
+         " other.safetensors and 2 more."),
+        ("runs/step-9.pt", "In runs there is: 17."),
+        ("runs/18/old/a.pt", "There is no folder 'runs/18'."),
+        ("rusn/17/a.pt", "There is no folder 'rusn'. Did you mean 'runs'?"),
+        ("/none/such/a.pt", "There is no folder '/none'."),
+        ("runs/17/a.pt", None),
+        ("", None),
+        ("gone.csv", "Here is: log.csv."),
+    ],
+)  # fmt: skip
+def test_what_is_there_is_told_where_nothing_is_near(pair, path, hint):
+    (pair / "runs/17").mkdir(parents=True)
+    (pair / "log.csv").write_text("")
+    told = json.loads(swavg("average", path, "--json", cwd=pair).stdout)
+    assert (told["code"], told["hint"]) == (4, hint)
 
 
 @pytest.mark.parametrize("args", [["bogus"], ["average", "nothing-like-it"]])

@@ -1,5 +1,6 @@
 """What ``swavg inspect`` prints."""
 
+import argparse
 import json
 import math
 import struct
@@ -138,3 +139,60 @@ def test_figures_of_a_tensor_larger_than_the_promise_stay_within_it(tmp_path, dt
 def test_figures_of_a_large_transposed_tensor_stay_within_the_promise(tmp_path):
     torch.save({"w": torch.ones(4096, 8192).t()}, tmp_path / "a.pt")
     assert peak("inspect", tmp_path / "a.pt", "--stats") <= PROMISE
+
+
+def test_what_torch_would_run_is_told_from_what_it_would_not_run_by_default(tmp_path):
+    holds = {"model": state(1), "args": argparse.Namespace(lr=0.1)}
+    torch.save(holds, tmp_path / "last.pt")
+    shown = swavg("inspect", tmp_path / "last.pt").stdout
+    assert "torch runs  collections.OrderedDict, torch._utils._rebuild_tensor_v2\n" in shown
+    assert "foreign     argparse.Namespace\n" in shown
+    assert "swavg runs nothing" in shown
+    torch.save(holds["model"], tmp_path / "model.pt")
+    assert "foreign" not in swavg("inspect", tmp_path / "model.pt").stdout
+
+
+def test_the_lineage_of_an_average_is_a_tree(tmp_path):
+    paths = series(tmp_path, 3)
+    average(paths[:2], [0.25, 0.75], output=tmp_path / "a.safetensors")
+    average([tmp_path / "a.safetensors", paths[2]], output=tmp_path / "b.safetensors")
+    average([tmp_path / f"{name}.safetensors" for name in "ab"], output=tmp_path / "c.safetensors")
+    # What the recipe kept is enough.
+    for name in "ab":
+        (tmp_path / f"{name}.safetensors").unlink()
+    shown = swavg("inspect", tmp_path / "c.safetensors").stdout
+    tree = [line[12:] for line in shown.splitlines() if ".safetensors, " in line]
+    assert [line.partition(", ")[0] for line in tree] == [
+        "0.5  a.safetensors",
+        "  0.25  step-100.safetensors",
+        "  0.75  step-200.safetensors",
+        "0.5  b.safetensors",
+        "  0.5  a.safetensors",
+        "  0.5  step-300.safetensors",
+    ]
+    assert tree[0].endswith(": weighted")
+    assert tree[4].endswith(": weighted (as above)")
+
+
+def test_what_an_older_recipe_does_not_say_is_found_beside_it(tmp_path):
+    paths = series(tmp_path, 2)
+    average(paths, output=tmp_path / "a.safetensors")
+    older = {"method": "weighted", "inputs": ["a.safetensors", "gone.pt"], "weights": [0.5, 0.5]}
+    path = save(tmp_path / "b.safetensors", state(1), {"swavg": json.dumps(older)})
+    shown = swavg("inspect", path).stdout
+    assert "  0.5  a.safetensors: mean\n" in shown
+    assert "    0.5  step-100.safetensors, " in shown
+    assert "  0.5  gone.pt\n" in shown
+
+
+def test_a_lineage_that_goes_round_ends(tmp_path):
+    digits = "0123456789abcdef"
+    entry = {"method": "mean", "inputs": ["x"] * 50, "weights": [0.02] * 50, "sizes": [1] * 50}
+    recipe = {**entry, "fingerprints": [digits] * 50}
+    lineage = [{**recipe, "fingerprint": digits}]
+    text = json.dumps({**recipe, "lineage": lineage})
+    path = save(tmp_path / "a.safetensors", state(1), {"swavg": text})
+    for more in ([], ["--all"]):
+        shown = swavg("inspect", path, *more).stdout
+        assert 40 <= sum("  x, 1 B" in line for line in shown.splitlines()) <= 100
+    assert "and 30 more; --all shows them" in swavg("inspect", path).stdout

@@ -29,13 +29,25 @@ def test_a_table_shows_the_run_in_step_order_with_a_chart(folder):
     )
     rows = [line.split() for line in done.stdout.splitlines() if "safetensors" in line]
     assert [(row[0], row[1], row[-1]) for row in rows] == [
-        (str(step), f"step={step}-val_loss={loss}.safetensors", str(loss))
+        (str(step), f"step={step}-val_loss={loss}.safetensors", f"{loss:.2f}")
         for step, loss in LOSSES.items()
     ]
     assert done.stdout.splitlines()[0] == "run · 4 checkpoints · f32 98%, int64 2%"
     assert "val_loss lower is better" in done.stdout
     assert "best 0.3 at step 300" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_names_stay_whole_where_sizes_have_no_room(tmp_path):
+    for step in (1, 2):
+        name = f"epoch=0-step={step}-{'a' * 36}.safetensors"
+        save(tmp_path / "run" / name, state(step), {"loss": f"0.{step}"})
+    lines = swavg("list", "run", cwd=tmp_path).stdout.splitlines()
+    assert [word for line in lines for word in line.split() if "safetensors" in word] == [
+        f"epoch=0-step={step}-{'a' * 36}.safetensors" for step in (1, 2)
+    ]
+    assert max(map(len, lines)) <= 80
+    assert not any("size" in line for line in lines)
 
 
 def test_bars_are_as_high_as_their_values(folder):
@@ -61,7 +73,7 @@ def test_json_holds_all_of_it(folder):
         "run/step=300-val_loss=0.3.safetensors",
         "run/step=400-val_loss=0.45.safetensors",
     ]
-    first = found["snapshots"][0]
+    first = found["checkpoints"][0]
     assert first["size"] == (folder / first["path"]).stat().st_size
     del first["size"]
     assert first == {
@@ -78,7 +90,7 @@ def test_json_holds_all_of_it(folder):
 def test_a_number_that_is_none_is_null_in_json(folder):
     save(folder / "x/step=1-val_loss=nan.safetensors", state(1))
     found = json.loads(swavg("list", "x", "--json", cwd=folder).stdout)
-    assert found["snapshots"][0]["metrics"] == {"val_loss": None}
+    assert found["checkpoints"][0]["metrics"] == {"val_loss": None}
     assert found["selected"] is None
 
 
@@ -89,7 +101,7 @@ def test_metrics_come_from_a_file(folder):
     done = swavg("list", "step_1.pt", "step_2.pt", "--metrics", "log.csv", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     rows = [line.split() for line in done.stdout.splitlines() if ".pt" in line]
-    assert [(row[0], row[-1]) for row in rows] == [("1", "20.5"), ("2", "30")]
+    assert [(row[0], row[-1]) for row in rows] == [("1", "20.5"), ("2", "30.0")]
     assert ["bf16" in " ".join(row) for row in rows] == [False, True]
 
 
@@ -124,7 +136,7 @@ def test_what_cannot_be_listed_is_said_with_its_code(folder, args, code, message
 def test_paths_come_from_stdin_in_any_order(folder):
     paths = sorted((folder / "run").iterdir(), reverse=True)
     done = swavg("list", "-", "--json", stdin="\n".join(map(str, paths)))
-    assert [entry["step"] for entry in json.loads(done.stdout)["snapshots"]] == sorted(LOSSES)
+    assert [entry["step"] for entry in json.loads(done.stdout)["checkpoints"]] == sorted(LOSSES)
 
 
 def test_names_with_control_characters_cannot_write_to_the_terminal(folder):

@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from bundles import write as write_bundle
 from checkpoints import state
-from command_line import SWAVG, done, swavg
+from command_line import SWAVG, done, process, swavg
 from framework_files import FRAMEWORKS
 from make import arrays, sharded
 from object_stores import KEYS, environment
@@ -219,6 +219,18 @@ def test_a_refusal_in_the_middle_is_told_and_leaves_the_old_output(bucket, proxy
     assert output.read_bytes() == b"old"
 
 
+def test_a_folder_that_may_not_be_listed_is_not_said_to_be_missing(bucket, proxy, tmp_path):
+    shards(tmp_path / "1", 1)
+    url = bucket.put(tmp_path / "1")
+    refusal = b"<Error><Code>AccessDenied</Code></Error>"
+    proxy.fault = lambda method, path, number: (403, refusal) if "list-type" in path else None
+    env = environment(bucket, proxy)
+    for command in (["average", f"{url}/", url, "-o", tmp_path / "o"], ["list", bucket.url("")]):
+        found = process(*command, env=env)
+        assert (found.returncode, "access was denied" in found.stderr) == (4, True)
+        assert "docs/scale.md says where" in found.stderr
+
+
 def test_an_object_that_is_replaced_meanwhile_is_told(bucket, proxy, tmp_path):
     paths = big(tmp_path / "run")
     urls = [bucket.put(path, f"run/{path.name}") for path in paths]
@@ -282,7 +294,7 @@ def test_snapshots_are_chosen_from_a_folder_and_side_files_go_along(bucket, tmp_
         shards(tmp_path / "run" / f"checkpoint-{i}0", i)
     url = bucket.put(tmp_path / "run")
     told = json.loads(done("list", url, "--json").stdout)
-    assert [each["step"] for each in told["snapshots"]] == [10, 20, 30, 40, 50]
+    assert [each["step"] for each in told["checkpoints"]] == [10, 20, 30, 40, 50]
     done("average", url, "--last", 2, "-o", tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "run" / "checkpoint-10").iterdir())

@@ -29,11 +29,11 @@ def test_standard_output_may_be_text_in_memory(as_json, said):
 @pytest.mark.parametrize(
     ("args", "schema"),
     [
-        (["average", "a.safetensors", "-n"], "swavg.report/1"),
-        (["average", "a.safetensors"], "swavg.report/1"),
-        (["list", "a.safetensors"], "swavg.list/1"),
-        (["inspect", "a.safetensors", "--stats"], "swavg.inspection/1"),
-        (["diff", "a.safetensors", "a.safetensors"], "swavg.comparison/1"),
+        (["average", "a.safetensors", "-n"], "swavg.report/2"),
+        (["average", "a.safetensors"], "swavg.report/2"),
+        (["list", "a.safetensors"], "swavg.list/2"),
+        (["inspect", "a.safetensors", "--stats"], "swavg.inspection/2"),
+        (["diff", "a.safetensors", "a.safetensors"], "swavg.comparison/2"),
     ],
 )
 def test_every_report_says_what_it_is(tmp_path, args, schema):
@@ -47,5 +47,5 @@ def test_several_reports_are_a_list(tmp_path):
     save(tmp_path / "run/step-2.safetensors", state(2))
     args = ["sweep", "run", "-r", "uniform:last=1", "-r", "uniform:last=2", "-d", "out", "--json"]
     assert [report["schema"] for report in json.loads(done(*args, cwd=tmp_path).stdout)] == [
-        "swavg.report/1", "swavg.report/1"
+        "swavg.report/2", "swavg.report/2"
     ]  # fmt: skip

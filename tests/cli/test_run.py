@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from command_line import done, swavg
+from json_documents import document
 from run_of_five import STEPS, assert_bias, bias
 
 CALLS = {
@@ -47,7 +48,8 @@ def test_options_behind_a_job_are_added(run):
     assert not (run / "out.safetensors").exists()
     found = json.loads(done("run", "job.toml", "--last", "2", "--json", cwd=run).stdout)
     assert len(found["inputs"]) == 2
-    assert not (run / "out.safetensors").exists()
+    # What was only shown is done by its job.
+    assert (run / "out.safetensors").exists()
 
 
 def test_a_job_by_hand_with_variables(run):
@@ -70,6 +72,12 @@ def test_errors_of_a_job_name_the_options_of_its_command(run):
     done("run", "job.toml", "--force", cwd=run)
 
 
+def test_errors_of_a_job_are_json_if_it_says_so(run):
+    done("average", "run", "-o", "out.safetensors", "--json", "--save-job", "job.toml", cwd=run)
+    found = swavg("run", "job.toml", cwd=run)
+    assert (found.returncode, document(found.stdout)["kind"]) == (7, "exists")
+
+
 def test_a_report_is_a_job(run):
     text = done(
         "ema", "run", "--decay", "0.5", "--dtype", "float64", "-o", "a.st", "--json", cwd=run
@@ -78,6 +86,23 @@ def test_a_report_is_a_job(run):
     (run / "a.st").rename(run / "before.st")
     done("run", "report.json", cwd=run)
     assert done("diff", "before.st", "a.st", cwd=run).returncode == 0
+
+
+def test_a_report_of_an_earlier_version_is_a_job(run):
+    paths = [next((run / "run").glob(f"step_{step}-*")) for step in (40, 100)]
+    report = {
+        "schema": "swavg.report/1",
+        "output": "a.safetensors",
+        "inputs": [
+            {"name": path.name, "path": str(path), "weight": weight, "distance": None}
+            for path, weight in zip(paths, (0.25, 0.75), strict=True)
+        ],
+        "treated": [],
+        "recipe": {"method": "weighted", "options": {"dtype": "float64"}, "version": "0.1.0"},
+    }
+    (run / "report.json").write_text(json.dumps(report))
+    done("run", "report.json", cwd=run)
+    assert_bias(run / "a.safetensors", bias((40, 100), (0.25, 0.75)))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +117,19 @@ def test_a_report_is_a_job(run):
         ('command = "average"\ncheckpoints = ["run"]\nforce = "yes"', "true or false"),
         ('command = "average"\ncheckpoints = ["run"]\nlast = {a = 1}', "no list of texts"),
         ('command = "average"\ncheckpoints = ["run"]\nlast = "x"', "--last"),
+        ('command = "average"\ncheckpoints = ["a\\u0000b"]', "NUL character"),
+        ("a = " + "[" * 50_000, "is no job"),
+        ('{"command": ' + "[" * 200_000, "is no job"),
+        ('{"schema": "swavg.report/1"}', "is no report"),
+        ('{"schema": "swavg.report/1", "inputs": null, "recipe": {}, "output": "o"}', "no report"),
+        ('{"schema": "swavg.report/1", "inputs": [1], "recipe": {}, "output": "o"}', "no report"),
+        ('{"schema": "swavg.report/1", "inputs": [], "recipe": [], "output": "o"}', "no report"),
+        (
+            '{"schema": "swavg.report/1", "inputs": [], "recipe": {"options": {"x": 1}}}',
+            "no report",
+        ),
     ],
+    ids=lambda text: text[:40],
 )
 def test_what_is_no_job(run, text, said):
     (run / "job.toml").write_text(text)
@@ -135,7 +172,7 @@ def test_a_file_of_factors_is_that_beside_the_job_and_a_name_is_a_name(run):
     done(*args, "jobs/b.toml", "--anneal", "cosine", cwd=run)
     assert 'anneal = "cosine"' in (run / "jobs" / "b.toml").read_text()
     for name in ("a", "b"):
-        done("run", run / "jobs" / f"{name}.toml", cwd="/")
+        done("run", run / "jobs" / f"{name}.toml", "--force", cwd="/")
 
 
 def test_a_call_that_is_refused_is_not_written_down(run):

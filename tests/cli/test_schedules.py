@@ -39,6 +39,11 @@ def test_factors_that_do_not_fit(run, text, code, said):
     assert (found.returncode, said in found.stderr) == (code, True)
 
 
+def test_a_schedule_that_is_not_there_is_one_that_was_meant(run):
+    found = swavg("average", "run", "--anneal", "cosin", "-o", "a.safetensors", cwd=run)
+    assert found.stderr == "error cosin: no such file\n      Did you mean 'cosine'?\n"
+
+
 def test_weights_by_a_metric(run):
     losses = [float(f"{1 / step:.3f}") for step in STEPS]
     args = ["average", "run", "--by-metric", "val_loss", "--temperature", "0.05"]

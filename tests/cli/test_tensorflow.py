@@ -35,7 +35,7 @@ def written(folder):
 def test_a_run_is_a_series_of_its_indices():
     Path("run/words-7.index").write_text("of a book")
     found = json.loads(done("list", "run", "--json").stdout)
-    shown = [(each["step"], each["path"]) for each in found["snapshots"]]
+    shown = [(each["step"], each["path"]) for each in found["checkpoints"]]
     assert shown == [(number, f"run/ckpt-{number}.index") for number in (1, 2, 3)]
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_runs_is_no_series_of_their_latest():
     shutil.copytree("run", "runs/b")
     found = swavg("list", "runs")
     assert found.returncode == 4
-    assert "Folders are searched one level deep; try runs/a" in found.stderr
+    assert "There are some in runs/a, runs/b." in found.stderr
 
 
 def test_what_is_wrong_with_a_path_is_told():
@@ -157,7 +157,7 @@ def test_outputs_of_a_sweep_are_named_after_their_format_and_can_be_read(options
     done("sweep", "run", "-r", "uniform:last=2", "-r", "ema:decay=0.5", "-d", "out", *options)
     names = [f"ema-decay-0.5{suffix}", f"uniform-last-2{suffix}"]
     listed = json.loads(done("list", "out", "--json").stdout)
-    assert sorted(each["path"] for each in listed["snapshots"]) == [f"out/{n}" for n in names]
+    assert sorted(each["path"] for each in listed["checkpoints"]) == [f"out/{n}" for n in names]
     np.testing.assert_array_equal(open_checkpoint(f"out/{names[1]}").read(KEY), mean(2, 3))
 
 

@@ -169,13 +169,13 @@ def test_after_a_kill_no_object_appears(bucket, proxy, large):
 
 
 def test_the_index_of_shards_comes_last(bucket, proxy, large, tmp_path):
-    found = average(*large, "-o", bucket.url("avg/"), "--max-shard-size", "9MB")
+    found = average(*large, "-o", bucket.url("avg/"), "--max-shard-size", "9MB", "--card")
     assert found.returncode == 0, found.stderr
     assert found.stdout == bucket.url("avg\n")
-    average(*large, "-o", tmp_path / "avg/", "--max-shard-size", "9MB")
+    average(*large, "-o", tmp_path / "avg/", "--max-shard-size", "9MB", "--card")
     files = {path.name: path.read_bytes() for path in (tmp_path / "avg").iterdir()}
     assert {key.removeprefix("avg/"): bucket.get(key) for key in bucket.names()} == files
-    assert len(files) == 4
+    assert len(files) == 5
     sent = [path for method, path, _ in proxy.requests if method in ("POST", "PUT")]
     assert sent[-1].endswith("/avg/model.safetensors.index.json")
 

@@ -92,6 +92,100 @@ def test_inputs_that_are_gone_moved_or_another(run):
     assert "has 2 inputs, and 1 were given" in found.stderr
 
 
+def test_of_several_of_a_name_it_is_the_one_that_was_averaged(run):
+    first, last = (
+        "run/step_40-val_loss=0.025.safetensors",
+        "run/step_100-val_loss=0.010.safetensors",
+    )
+    done("average", first, last, "-o", "out.safetensors", cwd=run)
+    name = os.path.basename(first)
+    (run / "kept").mkdir()
+    shutil.move(run / first, run / "kept" / name)
+    # One of another size, found first, and one of the same size.
+    (run / name).write_bytes(make.raw({"x": make.entry("F32", (), (0, 4))}, bytes(4)))
+    shutil.copyfile(run / last, run / first)
+    found = json.loads(done("verify", "out.safetensors", "--json", cwd=run).stdout)
+    assert found["inputs"][0] == f"kept/{name}"
+    shutil.rmtree(run / "kept")
+    for problem in ("it has 72 bytes, and had", "its fingerprint is"):
+        found = swavg("verify", "out.safetensors", cwd=run)
+        assert (found.returncode, problem in found.stderr) == (4, True), found.stderr
+        (run / name).unlink(missing_ok=True)
+
+
+def test_an_input_that_was_replaced_by_its_average_is_gone(run):
+    first, last = sorted((run / "run").iterdir())[:2]
+    done("average", first, last, "-o", "out.safetensors", cwd=run)
+    os.replace(run / "out.safetensors", first)
+    found = swavg("verify", first, cwd=run)
+    assert (found.returncode, "was not found near it" in found.stderr) == (4, True), found.stderr
+
+
+def test_a_header_that_is_longer_is_told(run):
+    done("average", "run", "-o", "out.safetensors", cwd=run)
+    data = (run / "out.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    longer = (size + 8).to_bytes(8, "little") + data[8 : 8 + size] + b" " * 8 + data[8 + size :]
+    (run / "out.safetensors").write_bytes(longer)
+    found = swavg("verify", "out.safetensors", cwd=run)
+    told = f"it has {len(longer):,} bytes, and {len(data):,} were to be there"
+    assert (found.returncode, told in found.stderr) == (3, True), found.stderr
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out.npz"])
+def test_a_checksum_that_is_another_is_told(run, name):
+    done("average", "run", "-o", name, cwd=run)
+    data = bytearray((run / name).read_bytes())
+    # The CRC-32 of the first member, in the central directory.
+    data[data.rindex(b"PK\1\2") + 16] ^= 1
+    (run / name).write_bytes(data)
+    found = swavg("verify", name, cwd=run)
+    assert found.returncode == 3
+    assert "what is no tensor is not what its recipe says" in found.stderr
+
+
+@pytest.fixture
+def folder(run):
+    for number in (1, 2):
+        place = run / f"checkpoint-{number}"
+        place.mkdir()
+        path = next((run / "run").glob(f"step_{number}0-*"))
+        shutil.copyfile(path, place / "model.safetensors")
+        for name, text in (("config.json", "{}"), ("README.md", "a model")):
+            (place / name).write_text(text)
+    done(
+        "average", "checkpoint-1", "checkpoint-2", "-o", "out", "--max-shard-size", "200B", cwd=run
+    )
+    return run / "out"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("config.json", ("{}", "[]"), "is not that of the last input, checkpoint-2/config.json"),
+        ("config.json", None, "is missing, and goes along with the weights"),
+        (
+            "model.safetensors.index.json",
+            ("total_size", "total-size"),
+            "is not what its recipe says",
+        ),
+    ],
+)
+def test_files_beside_the_weights_are_compared(folder, name, text, problem):
+    assert "all of" in done("verify", "out", cwd=folder.parent).stdout
+    if text is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text((folder / name).read_text().replace(*text))
+    found = swavg("verify", "out", cwd=folder.parent)
+    assert (found.returncode, problem in found.stderr) == (3, True), found.stderr
+
+
+def test_a_page_for_people_may_be_written_into(folder):
+    (folder / "README.md").write_text("a better model")
+    assert "all of" in done("verify", "out", cwd=folder.parent).stdout
+
+
 @pytest.mark.parametrize("name", ["out.safetensors", "out.pt", "out.npz"])
 def test_inputs_may_have_other_names_and_the_header_is_compared_all_the_same(run, name):
     done("average", "run", "--last", 2, "-o", name, cwd=run)

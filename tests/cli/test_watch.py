@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoints import save, state
 from command_line import SWAVG, done, swavg
 from run_of_five import STEPS, assert_bias, bias
@@ -45,6 +46,24 @@ def test_the_average_follows_until_a_step(run):
         watching.kill()
         watching.communicate()
     assert_bias(run / "out.safetensors", bias((110, 120)))
+
+
+@pytest.mark.slow
+def test_batch_norm_is_told_in_the_first_round_only(tmp_path):
+    for step in (1, 2):
+        save(tmp_path / "run" / f"step-{step}.st", {"n.running_mean": torch.full((3,), 1.0 + step)})
+    watching = started(tmp_path, "--until", "3", "run", "--last", "2", "-o", "out.safetensors")
+    try:
+        assert watching.stdout.readline() == "out.safetensors\n"
+        path = save(tmp_path / "beside.st", {"n.running_mean": torch.full((3,), 4.0)})
+        os.rename(path, tmp_path / "run" / "step-3.st")
+        out, told = watching.communicate(timeout=30)
+    finally:
+        watching.kill()
+        watching.communicate()
+    assert out == "out.safetensors\n"
+    assert told.count("averaged 2 checkpoints") == 2
+    assert told.count("batch-norm statistics were averaged") == 1
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def first(path):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_run_of_several_is_a_series(tmp_path, stage):
     run_of(tmp_path / "run", 5, 10, 20, stage=stage)
-    listed = json.loads(done("list", "run", "--json", cwd=tmp_path).stdout)["snapshots"]
+    listed = json.loads(done("list", "run", "--json", cwd=tmp_path).stdout)["checkpoints"]
     assert [each["step"] for each in listed] == [5, 10, 20]
     assert [each["metrics"]["val_loss"] for each in listed] == [0.2, 0.1, 0.05]
     done("average", "run", "--last", "2", "-o", "o.safetensors", cwd=tmp_path)
@@ -55,7 +55,7 @@ def test_folders_of_lightning_and_accelerate_are_checkpoints(tmp_path):
         run_of(tmp_path / f"lightning/epoch=0-step={step}.ckpt", step, name="checkpoint")
         run_of(tmp_path / f"accelerate/checkpoint_{step}", step, name="pytorch_model")
     for run in ("lightning", "accelerate"):
-        listed = json.loads(done("list", run, "--json", cwd=tmp_path).stdout)["snapshots"]
+        listed = json.loads(done("list", run, "--json", cwd=tmp_path).stdout)["checkpoints"]
         assert [each["step"] for each in listed] == [10, 20], run
         done("average", run, "-o", f"{run}.safetensors", cwd=tmp_path)
         assert first(tmp_path / f"{run}.safetensors") == {"w": 15.0, "v": -15.0}

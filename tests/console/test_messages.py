@@ -5,6 +5,8 @@ from checkpoints import save
 from command_line import done
 from terminal import on_a_terminal
 
+from swavg.console import messages
+
 
 def test_names_with_terminal_codes_are_shown_harmless(tmp_path):
     evil = "x\x1b[31m[bold]y"
@@ -35,5 +37,17 @@ def test_a_terminal_gets_an_error_broken_between_words_and_paths_whole(tmp_path)
     assert "Use --lenient" in message
     words = {word for line in message.splitlines() for word in line.split()}
     assert {"'layer.0.weight'", "tensors", "differ."} <= words
+    assert all(len(line) <= 40 or len(line.split()) == 1 for line in message.splitlines()[1:])
     shown, _ = on_a_terminal(["inspect", paths[0].with_name("none.pt")], columns=40)
     assert f"{paths[0].with_name('none.pt')}:" in shown
+
+
+def test_within_rounds_nothing_is_said_twice(capsys):
+    with messages.no_repetition():
+        messages.notes(["a", "b", "a"])
+        messages.warnings(["c"])
+        messages.warnings(["c", "d"])
+    messages.notes(["a"])
+    assert capsys.readouterr().err.splitlines() == [
+        "note a", "note b", "warning c", "warning d", "note a"
+    ]  # fmt: skip

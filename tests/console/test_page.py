@@ -62,6 +62,35 @@ def test_a_frame_is_white_space_and_knows_80_columns(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("one two three", 8, ["one two", "  three"]),
+        ("one two three", 13, ["one two three"]),
+        ("one /a/path/that/is/long two", 8, ["one", "  /a/path/that/is/long", "  two"]),
+        ("/a/path/that/is/long two", 8, ["/a/path/that/is/long", "  two"]),
+        ("    one two", 8, ["    one", "  two"]),
+        ("one\ntwo three", 6, ["one", "  two", "  three"]),
+        ("one two three", None, ["one two three"]),
+        ("do: swavg bn a.pt", 8, ["do:", "  swavg bn a.pt"]),
+    ],
+)
+def test_a_line_is_broken_between_words(monkeypatch, text, width, lines):
+    stream = io.StringIO() if width is None else Terminal()
+    monkeypatch.setenv("COLUMNS", str(width or 8))
+    monkeypatch.setenv("TERM", "xterm")
+    Page(stream).line(text, wrap=True, hang=2)
+    assert stream.getvalue().splitlines() == lines
+
+
+def test_a_broken_line_keeps_its_styles(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setenv("COLUMNS", "8")
+    monkeypatch.setenv("TERM", "xterm")
+    Page(stream).line(("one two", "green"), " three", wrap=True)
+    assert stream.getvalue() == "\x1b[32mone two\x1b[0m\nthree\n"
+
+
+@pytest.mark.parametrize(
     ("made", "text"),
     [
         (size(999), "999 B"),

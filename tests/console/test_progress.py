@@ -1,13 +1,15 @@
 """Progress on a terminal, and elsewhere."""
 
 import io
+import itertools
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoints import save
-from command_line import process
+from command_line import done, process
 from terminal import on_a_terminal
 
 from swavg.console.progress import progress_bar
@@ -26,32 +28,78 @@ def test_progress_shows_on_a_terminal_only(tmp_path):
     assert "\x1b" not in piped.stderr
 
 
+def clock_of(monkeypatch, ticks):
+    """Let progress see these times, and nothing else: modules keep what they import."""
+    monkeypatch.setattr(
+        "swavg.console.progress.time", SimpleNamespace(monotonic=lambda: next(ticks))
+    )
+
+
 def test_where_there_is_no_terminal_a_line_comes_now_and_then(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    clock = iter([0.0, 1.0, 31.0, 40.0, 62.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    clock_of(monkeypatch, iter([0.0, 1.0, 31.0, 40.0, 62.0]))
     with progress_bar("averaging", "bytes", shown=True) as update:
         for done in (1, 2, 3, 4):
             update(done * 10**9, 4 * 10**9)
-    assert sys.stderr.getvalue() == "averaging 2 GB of 4 GB\naveraging 4 GB of 4 GB\n"
+    assert sys.stderr.getvalue() == (
+        "averaging 2.00 of 4.00 GB, 33.3 MB/s, 1:00 left\naveraging 4.00 of 4.00 GB, 64.5 MB/s\n"
+    )
     with progress_bar("averaging", "bytes", shown=False) as update:
         assert update is None
 
 
-@pytest.mark.parametrize(
-    ("unit", "said"), [("bytes", "MB"), ("batches", "2/4 batches"), ("points", "2/4 points")]
-)
-def test_a_terminal_gets_a_bar_in_the_unit_of_the_work(monkeypatch, unit, said):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize(
+    ("unit", "scale", "said"),
+    [
+        ("bytes", 10**9, "12 of 140 GB, 600 MB/s, 3:33 left"),
+        ("batches", 1, "12 of 140 batches, 3:33 left"),
+        ("points", 1, "12 of 140 points, 3:33 left"),
+    ],
+)
+def test_a_terminal_gets_a_bar_and_the_figures(monkeypatch, columns, unit, scale, said):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    scale = 10**6 if unit == "bytes" else 1
-    with progress_bar("working", unit, shown=True) as update:
-        update(2 * scale, 4 * scale)
-    shown = re.sub(r"\x1b\[\d+m", "", sys.stderr.getvalue())
-    assert "working" in shown
-    assert said in shown
+    monkeypatch.setenv("COLUMNS", str(columns))
+    clock_of(monkeypatch, itertools.chain([0.0, 0.0], itertools.repeat(20.0)))
+    with progress_bar("averaging", unit, shown=True) as update:
+        update(0, 140 * scale)
+        update(12 * scale, 140 * scale)
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", sys.stderr.getvalue()))
+    (line,) = {line for line in lines if said in line}
+    assert line.startswith("averaging ")
+    assert "━━━━" in line
+    assert line.rstrip().endswith(said)
+    assert len(line) == columns
+
+
+def lines_of(monkeypatch, *args, **more):
+    """What a command says of its progress where each look at the clock is half a minute later."""
+    with monkeypatch.context() as patch:
+        clock_of(patch, itertools.count(0.0, 30.0))
+        found = done(*args, **more).stderr.splitlines()
+    return [line.split()[0] for line in found if re.search(r" \d\S* of \S+ (kB|B|points)", line)]
+
+
+@pytest.mark.parametrize(
+    ("args", "verb"),
+    [
+        (["average", "a.st", "b.st", "-o", "out.st"], "averaging"),
+        (["average", "a.st", "b.st", "-o", "out.st", "--part", "1/1"], "averaging"),
+        (["average", "a.st", "b.st", "-o", "out.st", "--continue"], "averaging"),
+        (["convert", "a.st", "out.npz"], "converting"),
+        (["verify", "mean.st", "--all"], "comparing"),
+        (["diff", "a.st", "a.st"], "comparing"),
+        (["inspect", "a.st", "--stats"], "reading"),
+    ],
+)
+def test_every_command_that_may_take_long_says_where_it_is(tmp_path, monkeypatch, args, verb):
+    for seed, name in enumerate("ab"):
+        save(tmp_path / f"{name}.st", {"x": torch.full((70_000,), float(seed))})
+    done("average", "a.st", "b.st", "-o", "mean.st", cwd=tmp_path)
+    assert set(lines_of(monkeypatch, *args, cwd=tmp_path)) == {verb}

@@ -11,12 +11,16 @@ pytestmark = pytest.mark.slow
 WITH = {
     "README.md": "a b ckpts run step-900 step-1000",
     "series.md": "run",
+    "recipes.md": "run",
     "batch-norm.md": "averaged avg train model data",
     "landscape.md": "a b c run train",
     "evaluation.md": "a b avg run train",
     "tensorflow.md": "training",
     "large-runs.md": "checkpoint state-0 state-1",
     "scale.md": "run",
+    "pipelines.md": "a b run ckpts",
+    "library.md": "a b",
+    "json.md": "",
     "soup.md": "ckpts train eval",
 }
 
@@ -61,7 +65,7 @@ def with_blocks(*languages):
 
 
 def test_a_block_is_run_or_says_why_not():
-    known = {"sh", "python", "console", ""}
+    known = {"sh", "python", "console", "toml", "make", ""}
     for page in PAGES:
         for block in blocks(page):
             assert block.language in known, f"{page.name}: {block.language}"

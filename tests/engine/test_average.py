@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -56,6 +57,28 @@ def test_given_weights_are_used_in_order_also_zero_and_negative_ones(tmp_path):
         assert torch.equal(found[name], expected)
 
 
+@pytest.mark.parametrize(
+    ("weights", "details", "said"),
+    [
+        (
+            (0.01, 0.99),
+            {},
+            "is that of step-200.safetensors: with these weights the EMA of these 2",
+        ),
+        ((0.01, 0.99), {"decay": 0.01}, "with a decay of 0.01 per checkpoint the EMA of these 2"),
+        ((0.1, 0.9), {"decay": 0.1}, None),
+        ((1.0, -1.0), {}, None),
+    ],
+)
+def test_a_row_called_ema_warns_of_weight_in_one_checkpoint(tmp_path, weights, details, said):
+    paths = series(tmp_path, 2)
+    row = swavg.Row(weights, (0, 1), method="ema", details=details)
+    plan = swavg.prepare(paths, [row], [tmp_path / "o.safetensors"], Policy())
+    told = [text for text in plan.warnings if "as good as a copy" in text]
+    assert len(told) == (said is not None)
+    assert said is None or said in told[0]
+
+
 def test_raw_and_normalized_weights(tmp_path):
     paths = series(tmp_path, 2)
     swavg.average(paths, [2, 2], output=tmp_path / "raw.safetensors", sum_to="raw")
@@ -92,6 +115,8 @@ def test_the_recipe_is_in_the_metadata_and_the_templates_own_stays(tmp_path):
         "method": "weighted",
         "inputs": ["a.safetensors", "b.safetensors"],
         "weights": [0.25, 0.75],
+        "sizes": [os.path.getsize(path) for path in (first, last)],
+        "epochs": [1, 2],
         "options": {},
         "version": swavg.__version__,
     }

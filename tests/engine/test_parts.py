@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import make
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 from command_line import SWAVG, done, swavg
 
-from swavg.engine.parts import Part
-from swavg.errors import OutputError, RequestError
+from swavg.engine.average import prepare
+from swavg.engine.parts import Part, proceed
+from swavg.engine.resources import Resources
+from swavg.errors import InputError, OutputError, RequestError
+from swavg.planning.row import Row
 from swavg.storage.journals import journals_of
 from swavg.storage.temporary import Kept
 
@@ -193,7 +197,7 @@ def test_a_part_does_not_make_anew_what_another_part_wrote_to(inputs):
     done(*args, "--part", "1/2", cwd=inputs)
     os.unlink(inputs / "out.st.swavg-partial")
     found = swavg(*args, "--part", "2/2", cwd=inputs)
-    assert (found.returncode, "to begin anew" in found.stderr) == (5, True)
+    assert (found.returncode, "Begin anew: rm -r" in found.stderr) == (5, True)
     assert not (inputs / "out.st.swavg-partial").exists()
 
 
@@ -201,7 +205,7 @@ def test_a_sweep_whose_folder_was_made_between_its_parts_is_refused(inputs):
     done(*SWEEP, "-d", "out", "--part", "1/2", cwd=inputs)
     (inputs / "out").mkdir()
     found = swavg(*SWEEP, "-d", "out", "--part", "2/2", cwd=inputs)
-    assert (found.returncode, "to begin anew" in found.stderr) == (5, True)
+    assert (found.returncode, "Begin anew: rm -r" in found.stderr) == (5, True)
 
 
 def test_a_link_under_the_name_of_the_temporary_is_not_followed(inputs):
@@ -232,13 +236,153 @@ def test_an_output_that_is_there_needs_force(inputs):
     assert left(inputs) == []
 
 
+def lines_of(*values):
+    """The lines of a journal, with the right checksums."""
+    texts = [v if isinstance(v, bytes) else json.dumps(v).encode() for v in values]
+    return b"".join(f"{zlib.crc32(text):08x} ".encode() + text + b"\n" for text in texts)
+
+
+def values_of(journal):
+    return [json.loads(line[9:]) for line in journal.read_bytes().splitlines()]
+
+
+def test_a_task_that_was_done_again_is_counted_once(inputs):
+    """Its bytes were lost, were made anew, and the run was killed once more."""
+    args = [*AVERAGE, "-o", "out.st", "--part", "1/1"]
+    done(*args, cwd=inputs)
+    journal = Path(journals_of(str(inputs / "out.st"))) / "1.journal"
+    head, first, *rest, _ = values_of(journal)
+    journal.write_bytes(lines_of(head, first, *rest, first))
+    done(*args, cwd=inputs)
+    done(*args[:-2], "--finish", cwd=inputs)
+    done(*AVERAGE, "-o", "whole.st", cwd=inputs)
+    assert content(inputs / "out.st") == content(inputs / "whole.st")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_was_read_of_an_input_that_changed_is_not_taken_once_it_is_put_back(inputs, killed):
+    changed, row = inputs / "1.safetensors", Row((0.5, 0.25, 0.25), (0, 1, 2))
+
+    def plan(name):
+        paths = [inputs / f"{number}.safetensors" for number in range(3)]
+        return prepare(paths, [row], [inputs / name])
+
+    proceed(plan("whole.st"), Resources())
+    before, facts, told = changed.read_bytes(), changed.stat(), []
+
+    def change(_progress):
+        told.append(0)
+        if len(told) == 2:
+            with open(changed, "r+b") as file:
+                file.seek(2 * MIB)
+                file.write(bytes(3 * MIB))
+        elif len(told) == 4 and killed:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        proceed(plan("out.st"), Resources(threads=1, processes=False), change)
+    changed.write_bytes(before)
+    os.utime(changed, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    proceed(plan("out.st"), Resources())
+    assert content(inputs / "out.st") == content(inputs / "whole.st")
+
+
+HOSTILE = {
+    "no JSON": b"not json",
+    "no object": [1],
+    "deep": b"[" * 100_000,
+    "no result": {"number": 0},
+    "another task": {"number": 99},
+    "another file": {"wrote": [[0, 5, 0, 10, 3]]},
+    "behind the end": {"wrote": [[0, 0, 0, 1 << 50, 3]]},
+    "before the beginning": {"wrote": [[0, 0, -5, 3, 3]]},
+    "no place": {"wrote": 3},
+    "no tensor": {"differing": [[0, 999]]},
+    "no sums": {"distances": [[0, {}]]},
+}
+
+
+@pytest.mark.parametrize("told", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("step", ["--part=1/1", "--finish"])
+def test_a_journal_that_no_run_has_written_is_damaged(inputs, told, step):
+    args = [*AVERAGE, "-o", "out.st"]
+    done(*args, "--part=1/1", cwd=inputs)
+    journal = Path(journals_of(str(inputs / "out.st"))) / "1.journal"
+    head, first, *rest = values_of(journal)
+    if isinstance(told, dict) and len(told) == 1 and told != {"number": 0}:
+        told = {**first, **told}
+    journal.write_bytes(lines_of(head, told, *rest))
+    found = swavg(*args, step, cwd=inputs)
+    assert found.returncode == 5
+    assert "1.journal: is damaged" in found.stderr
+    assert not (inputs / "out.st").exists()
+    subprocess.run(found.stderr.partition("Begin anew: ")[2].split(), cwd=inputs, check=True)
+    done(*args, "--part=1/1", cwd=inputs)
+
+
+def test_a_journal_that_lacks_tasks_is_not_complete(inputs):
+    args = [*AVERAGE, "-o", "out.st"]
+    done(*args, "--part=1/1", cwd=inputs)
+    journal = Path(journals_of(str(inputs / "out.st"))) / "1.journal"
+    head, _, *rest = values_of(journal)
+    journal.write_bytes(lines_of(head, *rest))
+    found = swavg(*args, "--finish", cwd=inputs)
+    assert (found.returncode, "Part 1 of 1 is not done" in found.stderr) == (2, True)
+    done(*args, "--part=1/1", cwd=inputs)
+    done(*args, "--finish", cwd=inputs)
+
+
+@pytest.mark.parametrize("text", [b"{}", b"[" * 100_000, b'{"parts": "2"}', b'{"parts": 0}',
+                                  b'{"parts": 9999999999}', b'{"parts": 1, "inputs": 3}',
+                                  b'{"parts": 1, "inputs": [[]]}'])  # fmt: skip
+@pytest.mark.parametrize("step", ["--part=1/1", "--finish"])
+def test_what_no_runs_agreed_on_is_damaged(inputs, text, step):
+    done(*AVERAGE, "-o", "out.st", "--part=1/1", cwd=inputs)
+    plan = Path(journals_of(str(inputs / "out.st"))) / "plan.json"
+    facts = json.loads(plan.read_bytes())
+    if b"inputs" in text:
+        text = json.dumps(facts | json.loads(text)).encode()
+    plan.write_bytes(text)
+    found = swavg(*AVERAGE, "-o", "out.st", step, cwd=inputs)
+    assert (found.returncode, "is damaged" in found.stderr) == (5, True)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "1.journal"])
+@pytest.mark.parametrize(
+    "make_other", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")]
+)
+def test_what_is_no_file_is_no_journal(inputs, name, make_other):
+    done(*AVERAGE, "-o", "out.st", "--part=1/1", cwd=inputs)
+    path = Path(journals_of(str(inputs / "out.st"))) / name
+    path.unlink()
+    make_other(path)
+    for step in ("--part=1/1", "--finish"):
+        found = swavg(*AVERAGE, "-o", "out.st", step, cwd=inputs)
+        assert (found.returncode, "cannot be written" in found.stderr) == (5, True)
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+@pytest.mark.parametrize("name", ["out.st.parts.swavg-partial/1.journal", "out.st.swavg-partial"])
+def test_an_input_under_the_name_of_a_journal_or_temporary_is_not_written_to(inputs, link, name):
+    done(*AVERAGE, "-o", "out.st", "--part=1/2", cwd=inputs)
+    journal = Path(journals_of(str(inputs / "out.st"))) / "1.journal"
+    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
+    (inputs / name).unlink()
+    link(inputs / "0.safetensors", inputs / name)
+    before = (inputs / "0.safetensors").read_bytes()
+    assert swavg(*AVERAGE, "-o", "out.st", "--part=1/2", cwd=inputs).returncode == 5
+    assert (inputs / "0.safetensors").read_bytes() == before
+
+
 def test_streams_are_not_made_in_parts(inputs):
     found = swavg(*AVERAGE, "-o", "-", "--part", "1/2", cwd=inputs)
     assert found.returncode == 2
     assert "not a stream" in found.stderr
 
 
-@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "1/2/3", "a/b", "-1/3"])
+@pytest.mark.parametrize(
+    "text", ["0/3", "4/3", "3", "1/2/3", "a/b", "-1/3", "1/100001", "1/" + "9" * 5000]
+)
 def test_what_is_no_part(text):
     with pytest.raises(RequestError, match="I/N"):
         Part.parse(text)
@@ -277,7 +421,7 @@ def test_a_value_that_is_refused_leaves_what_was_done(inputs):
 def test_a_listing_does_not_show_what_is_unfinished(inputs):
     done(*AVERAGE, "-o", "out.st", "--part", "1/2", cwd=inputs)
     found = json.loads(done("list", ".", "--json", cwd=inputs).stdout)
-    assert "partial" not in json.dumps([each["path"] for each in found["snapshots"]])
+    assert "partial" not in json.dumps([each["path"] for each in found["checkpoints"]])
 
 
 @pytest.mark.slow

@@ -15,9 +15,9 @@ def test_what_will_be_is_what_was(tmp_path):
     plan = planned(series(tmp_path / "in"), tmp_path / "out.safetensors", (0.5, 0.3, 0.2))
     run = Resources(threads=2)
     (before,), (after,) = dry_run(plan, run), swavg.execute(plan, run)
-    assert (before.seconds, before.inputs[0].distance) == (None, None)
+    assert (before.seconds, before.inputs[0].relative_distance) == (None, None)
     for name in ("output", "tensors", "elements", "read", "written", "files", "memory", "threads",
-                 "recipe", "ties", "treated", "notes"):  # fmt: skip
+                 "recipe", "ties", "not_averaged", "notes"):  # fmt: skip
         assert getattr(before, name) == getattr(after, name), name
     assert after.written == (tmp_path / "out.safetensors").stat().st_size
 
@@ -47,7 +47,7 @@ def test_what_was_not_averaged_over_all_says_what_and_why(tmp_path):
     two = save(tmp_path / "2.safetensors", state(2, head=torch.ones(3), more=torch.ones(1)))
     policy = Policy(strict=False, missing="average", exclude=("body.*",))
     report = swavg.average([one, two], output=tmp_path / "out.safetensors", policy=policy)
-    assert {entry["name"]: (entry["how"], entry["why"]) for entry in report.treated} == {
+    assert {entry["name"]: (entry["action"], entry["reason"]) for entry in report.not_averaged} == {
         "body.weight": ("excluded", "copied from 2.safetensors"),
         "body.bias": ("excluded", "copied from 2.safetensors"),
         "head": ("copied", "from 2.safetensors: float32 [2] in 1.safetensors"),

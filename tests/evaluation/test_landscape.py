@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import load, save
+from json_documents import document
 from landscape_models import CENTRE, CORNERS, LANDSCAPE, MODEL, bowl, bowls, call, weights
 from torch import nn
 
@@ -116,7 +117,8 @@ def test_marks_and_a_series_are_projected_and_marks_have_their_own_loss(bowls, c
     extra = ["--mark", "avg.safetensors", "--series", "run", "--grid", "3", "--json"]
     assert call(*LANDSCAPE, *extra) == 0
     out, err = capsys.readouterr()
-    report = json.loads(out)
+    report = document(out)
+    assert report["dry_run"] is False
     mark = next(point for point in report["points"] if point["kind"] == "mark")
     assert mark["name"] == "avg"
     assert (mark["x"], mark["y"]) == (pytest.approx(0.7), pytest.approx(0.4, rel=1e-5))
@@ -128,7 +130,7 @@ def test_marks_and_a_series_are_projected_and_marks_have_their_own_loss(bowls, c
     assert [point["loss"] for point in trail] == [None, None]
     assert "avg lies" in err
     assert "off the plane" in err
-    assert report["figure"] == "landscape.png"
+    assert report["output"] == "landscape.png"
     assert set(report["plane"]) == {"side", "foot", "height"}
 
 
@@ -235,13 +237,13 @@ def test_changed_weights_are_another_survey(bowls):
 
 def test_a_figure_is_drawn_again_from_a_finished_csv(bowls, capsys):
     assert call(*LANDSCAPE, "--grid", "3", "-q") == 0
-    before = (bowls / "landscape.csv").stat()
+    before = (bowls / "landscape.csv").stat().st_mtime_ns
     assert call(*LANDSCAPE, "--grid", "3", "-q") == 7
     assert "landscape.png: exists already" in capsys.readouterr().err
     again = ["-o", "other.pdf", "--csv", "landscape.csv", "--of", "test", "--labels", "x,y"]
     assert call(*LANDSCAPE, "--grid", "3", "-q", *again) == 0
     assert (bowls / "other.pdf").read_bytes()[:4] == b"%PDF"
-    assert (bowls / "landscape.csv").stat() == before
+    assert (bowls / "landscape.csv").stat().st_mtime_ns == before
 
 
 def test_a_restart_computes_a_finished_csv_anew(bowls, capsys):
@@ -342,6 +344,10 @@ def test_a_dry_run_writes_and_evaluates_nothing(bowls, capsys):
     assert "39 points" in out
     assert "2.236 from W1" in out
     assert "landscape.png, landscape.csv" in out
+    assert call(*args, "--grid", "5x7", "-n", "--json") == 0
+    found = document(capsys.readouterr().out)
+    assert (found["dry_run"], found["evaluations"], found["csv"]) == (True, 39, "landscape.csv")
+    assert [point["loss"] for point in found["points"]] == [None] * 4
     assert not (bowls / "landscape.csv").exists()
     assert not (bowls / "landscape.csv.partial").exists()
 
@@ -420,7 +426,7 @@ def test_batch_norm_statistics_are_recomputed_or_interpolated(normed, how, capsy
 def test_the_centre_of_the_bowl_is_the_lowest_where_the_plane_goes_through_it(bowls, capsys):
     save(bowls / "c.safetensors", weights(CENTRE.tolist()))
     assert call(*LANDSCAPE, "--grid", "41", "--json", "-q") == 0
-    report = json.loads(capsys.readouterr().out)
+    report = document(capsys.readouterr().out)
     third = report["points"][2]
     step = report["grid"]["x"][1] - report["grid"]["x"][0]
     assert abs(report["lowest"]["x"] - third["x"]) < step
@@ -486,17 +492,17 @@ def test_a_terminal_shows_progress_the_picture_and_the_points(bowls):
     shown, out = on_a_terminal(bowls, *LANDSCAPE, "--grid", "5")
     assert out == "landscape.png\nlandscape.csv\n"
     assert "evaluating" in shown
-    assert "29/29 points" in shown
+    assert "29 of 29 points" in shown
     assert "▒▒" in shown
     assert " 1 " in shown
     assert "W1       loss 5.312" in shown
-    assert "lowest loss on the grid" in shown
+    assert "loss on the grid: " in shown
 
 
 def test_a_terminal_shows_the_chart_of_a_path(bowls):
     shown, out = on_a_terminal(bowls, "path", "a.safetensors", "b.safetensors", *MODEL)
     assert out == "path.png\npath.csv\n"
-    assert "25/25 points" in shown
+    assert "25 of 25 points" in shown
     assert "└──" in shown
     assert "no barrier: averaging is safe" in shown
 
@@ -509,7 +515,7 @@ def test_points_without_a_finite_loss_are_counted(bowls, capsys):
     assert lost > 0
     said = f"{lost} of 25 points of the grid have no finite loss"
     assert said in " ".join(err.split())
-    assert any(said in note for note in json.loads(out)["notes"])
+    assert any(said in note for note in document(out)["notes"])
 
 
 def test_a_model_that_the_checkpoints_are_not_of_is_to_blame(bowls, capsys):
@@ -530,6 +536,6 @@ def test_a_prefix_of_some_checkpoints_is_taken_off(bowls, capsys):
     assert call(*command, "modle.") == 2
     assert "Did you mean 'model.'?" in capsys.readouterr().err
     assert call(*command, "model.") == 0
-    points = json.loads(capsys.readouterr().out)["points"]
+    points = document(capsys.readouterr().out)["points"]
     losses = {point["name"]: point["loss"] for point in points}
     assert losses["W2"] == losses["a"] == bowl(CORNERS["a"])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from swavg.console.line import line_lines
-from swavg.console.surface import distances_note, surface_lines
+from swavg.console.surface import distances_note, surface_lines, surface_report
 from swavg.errors import MissingDependencyError, NumericsError, RequestError
 from swavg.evaluation.landscape import drawing
 from swavg.evaluation.landscape.figure import draw
@@ -20,7 +20,6 @@ from swavg.evaluation.landscape.line import Line
 from swavg.evaluation.landscape.line_figure import draw as draw_line
 from swavg.evaluation.landscape.plane import Plane, Position
 from swavg.evaluation.landscape.route import Route
-from swavg.evaluation.landscape.smooth import panel_levels, smoothed
 from swavg.evaluation.landscape.surface import Place, Surface
 from swavg.evaluation.survey import Value
 
@@ -34,9 +33,9 @@ def bowl(x, y):
     return 0.1 + 0.02 * ((x - 1.5) ** 2 + 2 * (y - 1) ** 2)
 
 
-def surface(value=bowl, shape=(9, 7), trail=TRAIL, error=True):
+def surface(value=bowl, shape=(9, 7), trail=TRAIL, error=True, margin=0.2):
     corners = PLANE.corners
-    grid = make_grid([*corners, *trail], shape, 0.2)
+    grid = make_grid([*corners, *trail], shape, margin)
     x, y = np.meshgrid(grid.xs, grid.ys)
     loss = np.asarray(value(x, y), np.float64)
     named = [Place("corner", f"W{i + 1}", p, bowl(p.x, p.y), 0.05) for i, p in enumerate(corners)]
@@ -44,40 +43,117 @@ def surface(value=bowl, shape=(9, 7), trail=TRAIL, error=True):
     named.append(Place("mark", "ema $x", Position(2.0, 1.0, 0.5), 0.11, None))
     named += [Place("trail", str(i), p) for i, p in enumerate(trail)]
     rate = np.clip(loss / 2, 0, 1) if error else None
-    return Surface(grid, loss, rate, tuple(named))
+    return Surface(grid, loss, rate, tuple(named), 1234)
 
 
 def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_a_panel_is_labelled_and_has_the_levels_of_its_colour_bar():
+def legend(figure):
+    (found,) = figure.legends
+    return [text.get_text() for text in found.get_texts()]
+
+
+def drawn_in(axes):
+    return {line.get_gid(): line.get_xydata().tolist() for line in axes.lines}
+
+
+def bar_of(axes):
+    (bar,) = axes.child_axes
+    return bar
+
+
+def test_a_panel_names_its_axes_data_and_scale_and_has_the_levels_of_its_colour_bar():
     found = surface()
-    figure = draw(found, ["loss"], subject="test")
-    axes, bar = figure.axes
-    levels = panel_levels(found, "loss")
-    assert axes.get_xlabel() == axes.get_ylabel() == "distance in weight space"
+    (axes,) = draw(found, ["loss"], subject="test", data="train.py:test").axes
+    levels = found.levels("loss")
+    assert axes.get_xlabel() == "along W₂ \N{MINUS SIGN} W₁ (distance in weight space)"
+    assert axes.get_ylabel() == "across W₂ \N{MINUS SIGN} W₁"
+    assert axes.get_title() == "test loss, n = 1,234, train.py:test\n0.1044 to 0.705 on the plane"
     assert axes.get_aspect() == 1
-    assert bar.get_ylabel() == "test loss"
+    bar = bar_of(axes)
+    assert bar.get_ylabel() == "test loss, bands widen upwards"
     assert [label.get_text() for label in bar.get_yticklabels()] == list(levels.texts)
     assert axes.get_xlim() == (found.grid.xs[0], found.grid.xs[-1])
     assert axes.get_ylim() == (found.grid.ys[0], found.grid.ys[-1])
-    # Each on a rim of its own.
-    assert texts(axes)[::2] == texts(axes)[1::2]
-    assert texts(axes)[::2] == ["$W_1$", "$W_2$", "$W_3$", "average", r"ema \$x"]
-    drawn = {line.get_gid(): line.get_xydata().tolist() for line in axes.lines}
+    assert [text for text in texts(axes) if text] == ["W₁", "W₂", "W₃"]
+    drawn = drawn_in(axes)
     assert drawn["W2"] == [[4.0, 0.0]]
     assert drawn["average"] == [[pytest.approx(5 / 3), 1.0]]
     assert drawn["ema $x"] == [[2.0, 1.0]]
-    assert drawn["trail"] == [[p.x, p.y] for p in TRAIL]
+
+
+def test_a_path_is_dashed_where_it_is_far_from_the_plane_and_shows_its_direction():
+    far = [Position(3.0, 2.0, 0.9), Position(3.5, 2.0, 0.8)]
+    figure = draw(surface(trail=[*TRAIL, *far]), ["loss"])
+    (axes,) = figure.axes
+    lines = {line.get_gid(): line for line in axes.lines}
+    near, dashed = (lines[part].get_xydata() for part in ("near", "far"))
+    assert near[[0, 1, 3, 4]].tolist() == [[p.x, p.y] for p in (*TRAIL[:2], *TRAIL[1:])]
+    assert dashed[[0, 1, 3, 4]].tolist() == [[2.0, 2.5], [3.0, 2.0], [3.0, 2.0], [3.5, 2.0]]
+    assert (lines["near"].get_linestyle(), lines["far"].get_linestyle()) == ("-", "--")
+    assert legend(figure)[:2] == ["path, near the plane", "path, over 0.4 off the plane"]
+    arrows = [text for text in axes.texts if text.get_gid() == "arrow"]
+    assert [arrow.xy for arrow in arrows][-1] == (3.25, 2.0)
+    assert all(arrow.xyann[0] < arrow.xy[0] for arrow in arrows)
+    assert len(arrows) == 4
+
+
+def test_a_long_path_has_few_arrows():
+    trail = [Position(i / 100, 1.0) for i in range(300)]
+    (axes,) = draw(surface(trail=trail), ["loss"]).axes
+    assert 6 < sum(text.get_gid() == "arrow" for text in axes.texts) <= 12
+
+
+def test_the_legend_names_points_and_how_far_they_are_off():
+    assert legend(draw(surface(), ["loss"])) == [
+        "path, near the plane", "average", "ema $x, 0.5 off the plane",
+    ]  # fmt: skip
+    found = surface(trail=())
+    names = ["_first", "a-name-that-is-longer-than-there-is-room-for", "SGD", "SWA", "$"]
+    places = tuple(replace(place, name=n) for place, n in zip(found.places, names, strict=True))
+    assert legend(draw(replace(found, places=places), ["loss", "error"])) == [
+        "W₁  _first", "W₂ a-name-that-is-l…there-is-room-for", "W₃ SGD", "SWA",
+        "$, 0.5 off the plane",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "title"),
+    [
+        (lambda x, y: 0.7 + 0.001 * bowl(x, y), "flat: varies by 0.09% around 0.7004 on the plane"),
+        (lambda x, y: 0.7 + 0 * x, "flat: 0.7 everywhere on the plane"),
+        (lambda x, y: 1000 * bowl(x, y), "104.4 to 705 on the plane"),
+    ],
+)
+def test_a_flat_surface_says_so_in_figure_and_terminal(value, title, capsys):
+    found = surface(value)
+    (axes,) = draw(found, ["loss"]).axes
+    assert axes.get_title().splitlines()[1] == title
+    surface_report(found, ["loss"])
+    shown = title.removesuffix(" on the plane")
+    assert f"loss on the grid: {shown}, lowest at (" in capsys.readouterr().err
+
+
+def test_bands_of_one_width_are_not_said_to_widen():
+    (axes,) = draw(surface(lambda x, y: 0.7 + 0 * x), ["loss"]).axes
+    assert bar_of(axes).get_ylabel() == "loss"
 
 
 def test_both_metrics_stand_side_by_side_and_errors_are_in_percent():
     figure = draw(surface(), ["loss", "error"])
-    assert [figure.axes[1].get_ylabel(), figure.axes[3].get_ylabel()] == ["loss", "error rate (%)"]
-    one, other = (figure.axes[index].get_position() for index in (0, 2))
+    assert [axes.get_title().partition(",")[0] for axes in figure.axes] == [
+        "loss", "error rate (%)",
+    ]  # fmt: skip
+    assert figure.axes[1].get_title().endswith("\n5.222 to 35.25% on the plane")
+    figure.draw_without_rendering()
+    one, other = (axes.get_position() for axes in figure.axes)
     assert one.x1 < other.x0
-    assert one.y0 == other.y0
+    assert one.y0 == pytest.approx(other.y0)
+    bars = [bar_of(axes).get_position() for axes in figure.axes]
+    assert bars[0].x1 < other.x0
+    assert [bar.y0 for bar in bars] == [pytest.approx(one.y0), pytest.approx(other.y0)]
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
@@ -89,7 +165,7 @@ def test_the_same_surface_gives_the_same_bytes(kind):
 
 def test_text_in_a_vector_figure_is_text():
     found = drawing.encoded(draw(surface(), ["loss"]), "svg").decode()
-    assert ">distance in weight space<" in found
+    assert ">along W₂ \N{MINUS SIGN} W₁ (distance in weight space)<" in found
     assert ">average<" in found
 
 
@@ -104,17 +180,18 @@ def test_a_png_has_300_dots_per_inch_and_can_be_read_in_grey():
     assert (np.diff(grey) > 0.03).all()
 
 
-def test_names_lie_inside_the_frame_and_apart():
-    figure = draw(surface(), ["loss"])
-    axes = figure.axes[0]
-    frame = axes.get_window_extent()
-    boxes = [text.get_window_extent() for text in axes.texts[::2]]
-    for index, box in enumerate(boxes):
-        assert frame.x0 <= box.x0
-        assert box.x1 <= frame.x1
-        assert frame.y0 <= box.y0
-        assert box.y1 <= frame.y1
-        assert not any(box.overlaps(other) for other in boxes[:index])
+@pytest.mark.parametrize("margin", [0.0, 0.2])
+def test_texts_lie_apart(margin):
+    figure = draw(surface(margin=margin), ["loss", "error"], data="train.py:test")
+    figure.draw_without_rendering()
+    boxes = [figure.legends[0].get_window_extent()]
+    for axes in figure.axes:
+        bar = bar_of(axes)
+        found = [t for t in axes.texts if t.get_text()] + [axes.title, axes.xaxis.label]
+        found += [axes.yaxis.label, bar.yaxis.label, *axes.get_xticklabels()]
+        found += [*axes.get_yticklabels(), *bar.get_yticklabels()]
+        boxes += [text.get_window_extent() for text in found]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2) if a.width)
 
 
 def test_a_name_can_be_empty():
@@ -122,6 +199,7 @@ def test_a_name_can_be_empty():
     places = tuple(replace(place, name="") for place in found.places)
     figure = draw(replace(found, places=places), ["loss"])
     assert set(texts(figure.axes[0])) == {""}
+    assert legend(figure) == ["path, near the plane"]
     assert drawing.encoded(figure, "svg")
 
 
@@ -139,25 +217,19 @@ def test_what_is_not_finite_is_hatched_and_bends_nothing():
     def cliff(x, y):
         return np.where(x > 3, np.nan, np.where(y > 3, np.inf, bowl(x, y)))
 
-    found, whole = surface(cliff), surface()
-    levels = panel_levels(whole, "loss")
-    xs, ys, values = smoothed(found, "loss", levels)
-    assert np.isfinite(values).all()
-    grid_x, grid_y = np.array(found.grid.xs), np.array(found.grid.ys)
-    known_x, known_y = grid_x[grid_x <= 3][-2], grid_y[grid_y <= 3][-2]
-    # Up to a cell before the last known value the curves are those of the whole surface.
-    untouched = np.ix_(ys <= known_y, xs <= known_x)
-    np.testing.assert_array_equal(values[untouched], smoothed(whole, "loss", levels)[2][untouched])
-    patches = [p for p in draw(found, ["loss"]).axes[0].patches if p.get_gid() == "unknown"]
-    covered = {(round(p.get_x(), 9), round(p.get_y(), 9)) for p in patches}
-    expected = {
-        (round(float(x), 9), round(float(y), 9))
-        for i, x in enumerate(grid_x[:-1])
-        for j, y in enumerate(grid_y[:-1])
-        if grid_x[i + 1] > 3 or grid_y[j + 1] > 3
-    }
-    assert covered == expected
-    assert not any(p.get_gid() == "unknown" for p in draw(whole, ["loss"]).axes[0].patches)
+    figure = draw(surface(cliff), ["loss"])
+    assert "not finite" in legend(figure)
+    assert "not finite" not in legend(draw(surface(), ["loss"]))
+    # Nothing is drawn beyond the last points that are known.
+    xs, ys = (np.array(side) for side in (surface().grid.xs, surface().grid.ys))
+    paths = [path.vertices for path in figure.axes[0].collections[0].get_paths()]
+    outermost = np.concatenate([path for path in paths if len(path)]).max(axis=0)
+    assert outermost.tolist() == pytest.approx([xs[xs <= 3][-1], ys[ys <= 3][-1]])
+
+
+def test_a_surface_of_which_no_cell_is_known_can_be_drawn():
+    found = surface(lambda x, y: np.where((x == x.min()) & (y == y.min()), 1.0, np.nan))
+    assert drawing.encoded(draw(found, ["loss"]), "svg")
 
 
 def test_the_terminal_shows_what_is_not_known():
@@ -169,30 +241,13 @@ def test_the_terminal_shows_what_is_not_known():
     assert not any("?" in line.plain for line in surface_lines(surface(), "loss"))
 
 
-def test_labels_keep_off_the_path():
-    from swavg.evaluation.landscape.labels import along
-
-    found = along([(0.0, 0.0), (3.0, 4.0), (3.0, 4.5)], 1.0)
-    assert found[0] == (0, 0)
-    assert (3.0, 4.0) in found
-    steps = [math.dist(a, b) for a, b in itertools.pairwise(found)]
-    assert max(steps) == pytest.approx(1)
-    assert len(found) == 1 + 5 + 1
-    assert along([], 1.0) == []
-
-
-def test_a_drawn_surface_goes_through_the_values_of_its_grid():
-    found = surface()
-    levels = panel_levels(found, "loss")
-    xs, ys, values = smoothed(found, "loss", levels)
-    top = levels.edges[-1] + 3 * (levels.edges[-1] - levels.edges[0])
-    expected = np.clip(found.loss, levels.edges[0], top)
-    np.testing.assert_allclose(values[::6, ::6], expected, rtol=1e-12)
-    np.testing.assert_allclose(xs[::6], found.grid.xs)
-    # Between them it is nearer to the truth than straight lines are.
-    x, y = np.meshgrid(xs, ys)
-    inner = (slice(6, -6), slice(6, -6))
-    assert np.abs(values - bowl(x, y))[inner].max() < 0.01
+def test_bands_are_where_the_values_are():
+    found = surface(shape=(21, 21))
+    (axes,) = draw(found, ["loss"]).axes
+    lines = axes.collections[1]
+    for edge, path in zip(found.levels("loss").edges[1:], lines.get_paths(), strict=True):
+        x, y = path.vertices.T
+        assert np.abs(bowl(x, y) - edge).max() < 0.03 * edge
 
 
 def test_a_surface_without_a_finite_value_is_refused():
@@ -236,26 +291,26 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch):
 
 
 PICTURE = """\
-███████████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓███████████████
-████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓████████
-█████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓█████
-█▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓ 3 ▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓█
+████████████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓████████████
+███████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓███████
+████▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓████
+▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▒ 3 ▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓
 ▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓
-▓▓▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒•▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓
-▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓  loss
-▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░░░░░░░▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓  ██ from  0.52
-▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒░░░░░░░············░░░░░░░▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓  ▓▓ to    0.52
-▓▓▓▓▓▒▒▒▒▒▒▒▒░░░░░·····          ·····░░░░░▒▒▒▒▒▒▒▒▓▓▓▓▓  ▒▒ to    0.29
-▓▓▓▓▓▒▒▒▒▒▒░░░░░░·····            ·····░░░░░░▒▒▒▒▒▒▓▓▓▓▓  ░░ to    0.19
-▓▓▓▒▒▒▒▒•▒▒░░░░░░····        *  a  ····░░░░░░▒▒▒▒▒▒▒▒▓▓▓  ·· to   0.144
-▓▓▓▓▓▒▒▒▒▒▒░░░░░░····              ····░░░░░░▒▒▒▒▒▒▓▓▓▓▓     to   0.122
-▓▓▓▓▓▒▒▒▒▒▒░░░░░░····              ····░░░░░░▒▒▒▒▒▒▓▓▓▓▓
-▓▓▓▓▓▒▒▒▒▒▒▒▒░░░░░·····          ·····░░░░░▒▒▒▒▒▒▒▒▓▓▓▓▓
-▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒ 1 ░░•░············░░░░░░░▒▒▒▒▒▒ 2 ▓▓▓▓▓▓
-▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░░░░░░░░░▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓
-▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░▒▒▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓
-▓▓▓▓▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓▓▓
-▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓
+▓▓▓▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒•▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓▓
+▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░▒▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓  loss
+▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░░░░░░░▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓  ██ from 0.521
+▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒░░░░░░░░░░······░░░░░░░░░░▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓  ▓▓ to   0.521
+▓▓▓▓▓▒▒▒▒▒▒▒▒░░░░░░░·······  ·······░░░░░░░▒▒▒▒▒▒▒▒▓▓▓▓▓  ▒▒ to   0.294
+▓▓▓▓▒▒▒▒▒▒▒▒░░░░░░····            ····░░░░░░▒▒▒▒▒▒▒▒▓▓▓▓  ░░ to   0.190
+▓▓▓▓▒▒▒▒•▒▒▒░░░░░░···        *  a  ···░░░░░░▒▒▒▒▒▒▒▒▓▓▓▓  ·· to   0.144
+▓▓▓▓▒▒▒▒▒▒▒▒░░░░░░···              ···░░░░░░▒▒▒▒▒▒▒▒▓▓▓▓     to   0.122
+▓▓▓▓▒▒▒▒▒▒▒▒░░░░░░···              ···░░░░░░▒▒▒▒▒▒▒▒▓▓▓▓
+▓▓▓▓▓▒▒▒▒▒▒▒▒░░░░░░░················░░░░░░░▒▒▒▒▒▒▒▒▓▓▓▓▓
+▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒ 1 ░░•░░░░······░░░░░░░░░░▒▒▒▒▒▒ 2 ▓▓▓▓▓▓
+▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░░░░░░░▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓
+▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓
+▓▓▓▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓▓
+▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓
 """
 
 
@@ -309,15 +364,47 @@ def line(losses, ts=(-0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25), errors=None):
 
 
 def test_a_line_has_its_ends_the_mean_and_the_straight_line_between():
-    figure = draw_line(line([3, 1, 2, 4, 2, 2, 3]), ["loss"], labels=["A", "B"], subject="test")
+    figure = draw_line(
+        line([3, 1, 2, 4, 2, 2, 3]),
+        ["loss"],
+        labels=["A", "B"],
+        subject="test",
+        data="train.py:test",
+    )
     (axes,) = figure.axes
     drawn = {each.get_gid(): each.get_xydata().tolist() for each in axes.lines}
     assert drawn["straight"] == [[0, 1], [2, 2]]
     assert drawn["mean"] == [[1, 4]]
     assert drawn["loss"][0] == [-0.5, 3]
-    assert texts(axes) == ["A", "B", "mean"]
+    (top,) = axes.child_axes
+    assert [label.get_text() for label in top.get_xticklabels()] == ["A", "B"]
     assert axes.get_ylabel() == "test loss"
-    assert axes.get_xlabel() == "distance in weight space"
+    assert axes.get_xlabel() == "along the line (distance in weight space)"
+    assert axes.get_title() == "test loss, n = 9, train.py:test\na barrier: do not average these"
+    # From the straight line up.
+    assert drawn["barrier"] == [[1, 1.5], [1, 4]]
+    assert legend(figure) == [
+        "straight line between them", "checkpoints", "their mean", "highest barrier: 2.5 of loss",
+    ]  # fmt: skip
+
+
+def test_a_line_without_a_barrier_says_so():
+    figure = draw_line(line([3, 2, 1, 1, 1, 2, 3], errors=[0.1] * 7), ["loss", "error"])
+    assert not [name for name in legend(figure) if "barrier" in name]
+    assert figure.axes[0].get_title() == "loss and error, n = 9\nno barrier: averaging is safe"
+
+
+def test_names_of_many_checkpoints_slant_and_some_are_left_out():
+    ts = tuple(i / 2 for i in range(79))
+    values = tuple(Value(1 + t % 1, None, 9) for t in ts)
+    names = tuple(f"step-{i}" for i in range(40))
+    found = Line(Route(names, (2.0,) * 39, ts), values, values[0])
+    figure = draw_line(found, ["loss"])
+    figure.draw_without_rendering()
+    (top,) = figure.axes[0].child_axes
+    labels = top.get_xticklabels()
+    assert [label.get_text() for label in labels] == [f"step-{i}" for i in range(0, 40, 3)]
+    assert {label.get_rotation() for label in labels} == {30}
 
 
 def test_a_cliff_beyond_the_ends_does_not_hide_what_lies_between():

@@ -1,12 +1,14 @@
 """swavg path: the loss along a line, and whether there is a barrier."""
 
 import csv
-import json
+import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoints import save
+from json_documents import document
 from landscape_models import CORNERS, MODEL, bowl, bowls, call, weights
 
 from swavg.errors import NumericsError, RequestError
@@ -49,9 +51,13 @@ def test_the_loss_along_the_line_is_that_of_its_weights(bowls, capsys):
 def test_a_path_through_three_has_their_mean_apart(bowls, capsys):
     paths = [f"{name}.safetensors" for name in "abc"]
     assert call("path", *paths, *MODEL, "--from", "0", "--to", "1", "--points", "5", "--json") == 0
-    report = json.loads(capsys.readouterr().out)
+    report = document(capsys.readouterr().out)
     assert report["t"] == [0, 0.5, 1, 1.5, 2]
     expected = [between(0), between(0.5), between(1), between(0.5, "b", "c"), between(1, "b", "c")]
+    assert [(each["name"], each["t"]) for each in report["checkpoints"]] == [
+        (path, at) for at, path in enumerate(paths)
+    ]
+    assert [each["loss"] for each in report["checkpoints"]] == report["loss"][::2]
     assert report["loss"] == pytest.approx([bowl(values) for values in expected], rel=1e-5)
     mean = torch.tensor(list(CORNERS.values()), dtype=torch.float64).mean(0)
     assert report["mean"]["loss"] == pytest.approx(bowl(mean), rel=1e-5)
@@ -177,6 +183,9 @@ def test_a_dry_run_of_a_path_says_what_it_would_do(bowls, capsys):
     out, _ = capsys.readouterr()
     assert "25 from t = -0.25 to 1.25" in out
     assert "2.236 apart" in out
+    assert call("path", "a.safetensors", "b.safetensors", *MODEL, "-n", "--json") == 0
+    found = document(capsys.readouterr().out)
+    assert (found["dry_run"], found["evaluations"], found["loss"]) == (True, 25, None)
     assert not (bowls / "path.csv").exists()
 
 
@@ -199,3 +208,13 @@ def test_a_prefix_of_one_checkpoint_is_taken_off(bowls, capsys):
     losses = {row["name"]: float(row["loss"]) for row in rows("path.csv") if row["name"]}
     assert losses["wrapped.safetensors"] == bowl(CORNERS["a"])
     assert losses["b.safetensors"] == bowl(CORNERS["b"])
+
+
+def test_where_there_is_no_terminal_a_line_comes_now_and_then(bowls, monkeypatch, capsys):
+    ticks = itertools.count(0.0, 30.0)
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr("swavg.console.progress.time", clock)
+    assert call("path", "a.safetensors", "b.safetensors", *MODEL, "--points", "3") == 0
+    shown = capsys.readouterr().err
+    assert "measuring 32 of 32 B" in shown
+    assert "evaluating 1 of 5 points" in shown

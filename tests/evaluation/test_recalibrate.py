@@ -14,6 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 from checkpoints import load, save
+from json_documents import document
 from make import debris
 from torch import nn
 
@@ -105,7 +106,7 @@ def test_a_safetensors_file_gets_the_statistics_that_torch_computes_to_the_bit(t
     path = save(tmp_path / "avg.safetensors", model.state_dict(), {"format": "pt", "note": "kept"})
     done = recalibrate(path, network(2), batches(), output=tmp_path / "out.safetensors")
     assert_equal(load(done.output), expected(model, batches()))
-    assert sorted(done.buffers) == sorted(STATISTICS)
+    assert sorted(done.running_statistics) == sorted(STATISTICS)
     assert (done.layers, done.batches, done.examples) == (2, 4, 24)
     with safetensors.safe_open(done.output, "pt") as file:
         assert file.metadata()["note"] == "kept"
@@ -443,7 +444,7 @@ def test_the_command_prints_the_path_on_stdout_and_all_else_on_stderr(project):
 def test_the_report_as_json_and_the_bytes_on_stdout_are_not_disturbed_by_noise(project):
     options = ["--model", "mine:net", "--data", "mine:loader"]
     done = bn(project, "avg.pt", *options, "--json", "--batches", 2)
-    report = json.loads(done.stdout)
+    report = document(done.stdout)
     assert (report["output"], report["batches"], report["layers"]) == ("avg-bn.pt", 2, 1)
     assert len(report["moved"]["variance"]) == 3
     done = bn(project, "avg.pt", *options, "-o", "-", text=False)

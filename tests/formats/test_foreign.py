@@ -24,7 +24,7 @@ from command_line import done, shell
 
 from swavg import open_checkpoint
 from swavg.errors import InputError
-from swavg.formats.commands import output_for
+from swavg.formats.commands import output_for, with_paths
 from swavg.formats.files import open_file
 
 
@@ -134,6 +134,14 @@ def test_a_hostile_tar_is_still_only_a_tar(size: bytes) -> None:
     Path("m.tar").write_bytes(data[:124] + size.ljust(12, b"\0") + data[136:])
     with pytest.raises(InputError):
         open_file("m.tar")
+
+
+def test_of_an_object_in_a_store_a_copy_is_converted() -> None:
+    url = "s3://bucket/run/a.pkl"
+    assert with_paths("Save it:\nsave FILE STEM.pt", url) == (
+        "Copy it here first. Save it:\nsave a.pkl a.pt"
+    )
+    assert with_paths("Give FOLDER", url) == "Give s3://bucket/run"
 
 
 @pytest.mark.slow

@@ -281,6 +281,6 @@ def report(value: object) -> object:
     for key, entry in value.items():
         if key in ("seconds", "memory", "threads") or (key == "pooled" and entry == 0):
             continue
-        near = key in ("distance", "cosine") and isinstance(entry, float)
+        near = key in ("distance", "relative_distance", "cosine") and isinstance(entry, float)
         found[key] = round(entry, 6) if near else report(entry)
     return found

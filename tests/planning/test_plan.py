@@ -144,9 +144,10 @@ def test_a_plan_of_many_tensors_is_small(tmp_path):
     all_inputs = planned(paths, tmp_path / "out.safetensors")
     sizes = [len(pickle.dumps(plan)) for plan in (one, all_inputs)]
     names = sum(map(len, tensors))
-    # 150 bytes a tensor and output are promised; inputs of one run add next to nothing.
+    # 150 bytes a tensor and output are promised; inputs of one run add next to nothing: a path,
+    # and what the recipe tells of it.
     assert sizes[0] <= 150 * count + names
-    assert sizes[1] - sizes[0] <= 20 * 500
+    assert sizes[1] - sizes[0] <= 20 * 530
 
 
 def test_an_entry_knows_its_name_in_each_row(tmp_path):

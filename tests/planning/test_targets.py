@@ -98,10 +98,10 @@ def test_a_pipe_takes_one_file(inputs, tmp_path):
 
 
 def test_the_default_name_is_like_the_first_input(inputs):
-    assert default_path(inputs["safetensors"], Policy()) == "averaged.safetensors"
-    assert default_path(inputs["torch-legacy"], Policy()) == "averaged.pth"
-    assert default_path(inputs["folder"], Policy()) == "averaged"
-    assert default_path(inputs["torch"], Policy(max_shard_size=1000)) == "averaged"
+    assert default_path("averaged", inputs["safetensors"], Policy()) == "averaged.safetensors"
+    assert default_path("averaged", inputs["torch-legacy"], Policy()) == "averaged.pth"
+    assert default_path("averaged", inputs["folder"], Policy()) == "averaged"
+    assert default_path("averaged", inputs["torch"], Policy(max_shard_size=1000)) == "averaged"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_format_that_is_asked_for(inputs, tmp_path):
         str(tmp_path / "averaged.safetensors"), "safetensors"
     )
     assert choose_target(None, inputs["safetensors"], Policy(format="torch")).format == "torch"
-    assert default_path(inputs["folder"], policy) == "averaged.safetensors"
+    assert default_path("averaged", inputs["folder"], policy) == "averaged.safetensors"
     with pytest.raises(RequestError, match=r"the suffix of torch files, and format=safetensors"):
         choose_target("o.pt", inputs["torch"], policy)
     with pytest.raises(RequestError, match="leave format=folder out"):
@@ -128,7 +128,7 @@ def test_a_format_that_is_asked_for(inputs, tmp_path):
         with pytest.raises(RequestError, match="format=gguf is not written"):
             choose_target(path, inputs["torch"], Policy(format="gguf"))
     with pytest.raises(RequestError, match="format=gguf is not written"):
-        default_path(inputs["torch"], Policy(format="gguf"))
+        default_path("averaged", inputs["torch"], Policy(format="gguf"))
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def distances_are_the_same():
         for processes in (False, True)
     ]  # fmt: skip
     assert found[0].inputs == found[1].inputs
-    assert found[0].inputs[0].distance is not None
+    assert found[0].inputs[0].relative_distance is not None
     assert found[0].warnings == found[1].warnings
 
 

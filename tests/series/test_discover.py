@@ -359,13 +359,26 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: holds no checkpoints"):
         discover([tmp_path / "empty"])
-    named(tmp_path, "runs/checkpoints/step_1.pt")
-    with pytest.raises(InputError, match=r"one level deep; try .*runs/checkpoints\.$"):
-        discover([tmp_path / "runs"])
-    named(tmp_path, "logs/version_0/checkpoints/epoch=1.ckpt")
+
+
+def test_the_one_folder_below_that_has_checkpoints_is_searched(tmp_path):
+    named(tmp_path, "logs/version_0/checkpoints/epoch=1.ckpt", "logs/.cache/old.pt")
     (tmp_path / "logs" / "version_0" / "round").symlink_to(tmp_path / "logs")
-    with pytest.raises(InputError, match=r"try .*logs/version_0/checkpoints\.$"):
+    series = discover([tmp_path / "logs"])
+    assert names(series) == ["epoch=1.ckpt"]
+    (note,) = (each for each in series.notes if "the one folder" in each)
+    assert f"those of {tmp_path}/logs/version_0/checkpoints," in note
+    named(tmp_path, "logs/version_1/checkpoints/epoch=1.ckpt")
+    with pytest.raises(InputError) as caught:
         discover([tmp_path / "logs"])
+    for version in range(2):
+        assert f"logs/version_{version}/checkpoints" in caught.value.hint
+
+
+def test_of_checkpoints_that_are_folders_the_one_that_has_them_is_searched(tmp_path):
+    for step in (100, 200):
+        save(tmp_path / f"out/run/checkpoint-{step}/model.safetensors", state(step))
+    assert discover([tmp_path / "out"]).steps == (100, 200)
 
 
 def test_plain_paths_are_ordered_without_a_look_inside(tmp_path):

@@ -114,8 +114,11 @@ def test_a_profile_is_taken_from_the_files_of_the_aws_tools(monkeypatch, tmp_pat
     assert store.config["region"] == "eu-west-1"
     assert store.config["endpoint"] == "http://127.0.0.1:9"
     monkeypatch.setenv("AWS_PROFILE", "other")
-    with pytest.raises(RequestError, match="other"):
+    with pytest.raises(RequestError, match="other") as error:
         store_of(locate("s3://of-another-profile/a"))
+    ways, command = str(error.value.hint).split("\n")
+    assert ways == "Set AWS_PROFILE to one that there is: mine; or make it:"
+    assert command == "aws configure --profile other"
 
 
 def test_without_obstore_it_says_what_to_install():
@@ -144,3 +147,13 @@ def test_of_an_error_its_first_line_is_told_without_signatures():
     )
     assert hint is not None
     assert told(FileNotFoundError(text)) == ("no such object", None)
+
+
+def test_a_region_is_a_way_out_for_buckets_alone():
+    problem = "error following redirect"
+    assert told(OSError(f"Generic HTTP error: {problem}")) == (
+        f"Generic HTTP error: {problem}",
+        None,
+    )
+    problem = "Generic S3 error: Received redirect without LOCATION"
+    assert told(OSError(problem)) == (problem, "Set AWS_REGION to the region of the bucket.")

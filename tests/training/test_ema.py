@@ -30,6 +30,8 @@ from swavg import methods, weights
 from swavg.errors import MismatchError, RequestError
 from swavg.series import discover
 from swavg.training.ema import EMA
+from swavg.training.power import PowerEMA
+from swavg.training.swa import SWA
 
 
 @pytest.fixture(autouse=True)
@@ -867,3 +869,17 @@ def test_extra_state_comes_along():
     model, other = Net(2, 2), Net(2, 2)
     other.load_state_dict(EMA(model).averaged())
     assert other.found == {"a": 1}
+
+
+def test_a_notebook_shows_settings_and_no_tensor():
+    model = torch.nn.Linear(3, 2)
+    optimizer = SWA(torch.optim.SGD(model.parameters(), lr=0.1), start=4, model=model)
+    for average, facts in (
+        (EMA(model, decay=0.9), ["EMA", "decay</th><td>0.9", "num_updates</th><td>0"]),
+        (PowerEMA(model), ["PowerEMA", "sigma_rel</th><td>0.05, 0.1"]),
+        (optimizer, ["SWA", "optimizer</th><td>SGD", "start</th><td>4"]),
+    ):
+        shown = average._repr_html_()
+        assert all(fact in shown for fact in facts)
+        assert len(shown) < 500
+        assert "\n" not in repr(average)

@@ -193,8 +193,8 @@ def test_list_and_best_read_snapshots_whose_names_say_nothing(tmp_path):
         )
     listed = json.loads(command("list", tmp_path, "--json"))
     assert listed["unit"] == "step"
-    assert [entry["step"] for entry in listed["snapshots"]] == [100, 200, 300, 400]
-    assert listed["snapshots"][1]["metrics"] == {"val_loss": 0.1, "lr": 1.0}
+    assert [entry["step"] for entry in listed["checkpoints"]] == [100, 200, 300, 400]
+    assert listed["checkpoints"][1]["metrics"] == {"val_loss": 0.1, "lr": 1.0}
     out = tmp_path / "best.safetensors"
     command("average", tmp_path, "--best", "2", "--metric", "val_loss", "-o", out)
     assert torch.equal(safetensors.torch.load_file(out)["w"], torch.full((3,), 250.0))

@@ -238,8 +238,8 @@ def test_the_command_line_reads_the_folder(tmp_path):
         ).stdout  # fmt: skip
 
     listed = json.loads(command("list", folder, "--json"))
-    assert [entry["step"] for entry in listed["snapshots"]] == [200, 500, 600, 700]
-    assert [entry["metrics"]["val_loss"] for entry in listed["snapshots"]] == [0, 3, 4, 5]
+    assert [entry["step"] for entry in listed["checkpoints"]] == [200, 500, 600, 700]
+    assert [entry["metrics"]["val_loss"] for entry in listed["checkpoints"]] == [0, 3, 4, 5]
     out = tmp_path / "out.safetensors"
     command("average", folder, "--last", "3", "-o", out)
     assert safetensors.torch.load_file(out)["w"][0] == 600

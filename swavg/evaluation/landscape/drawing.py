@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from swavg.errors import MissingDependencyError, RequestError
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMATS = ("png", "svg", "pdf")
+
+# Characters of what names the data, and of a row of a legend; inches of its height.
+_DATA, _ROW, _LINE = 36, 72, 0.17
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -33,8 +39,9 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "swavg",
     "pdf.fonttype": 42,
     "path.simplify": False,
-    # Glyphs lie where their outlines do: names and their white rims are drawn apart.
-    "text.hinting": "none",
+    "legend.fontsize": 7.5,
+    # A name may have dollars.
+    "text.parse_math": False,
 }
 
 _DATELESS: dict[str, dict[str, Any]] = {
@@ -86,13 +93,47 @@ def styled() -> Iterator[None]:
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches, with a canvas that measures texts."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """A figure of about this size in inches: what is in it finds its place."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="compressed")
+
+
+def caption(axes: Axes, shown: tuple[str, int | None, str | None], scale: str) -> None:
+    """Above ``axes``: the metric that is ``shown``, on how many examples, of which data; on the
+    next line its ``scale``."""
+    title, examples, data = shown
+    count = [] if examples is None else [f"n = {examples:,}"]
+    named = [] if data is None else [fitted(data, _DATA)]
+    axes.set_title(", ".join([title, *count, *named]) + f"\n{scale}", fontsize=8.0)
+
+
+def legend(figure: Figure, panels: Sequence[Axes], widths: float = 1) -> float:
+    """Below all ``panels``, what has a label in any of them, in as many columns as there is room
+    for in ``widths`` of a frame. The height that it takes, in inches."""
+    entries: list[tuple[Artist, str]] = []
+    for axes in panels:
+        known = [name for _, name in entries]
+        found = zip(*axes.get_legend_handles_labels(), strict=True)
+        entries += [(handle, name) for handle, name in found if name not in known]
+    if not entries:
+        return 0.0
+    handles, names = zip(*entries, strict=True)
+    columns = max(1, round(widths * _ROW / (max(map(len, names)) + 6)))
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=columns, frameon=False,
+        handlelength=2.4, handletextpad=0.5, columnspacing=1.2, borderaxespad=0,
+    )  # fmt: skip
+    return _LINE * math.ceil(len(names) / columns)
+
+
+def fitted(name: str, most: int) -> str:
+    """``name`` in at most ``most`` characters: its middle goes first. matplotlib takes what begins
+    with an underscore for a name that nobody gave."""
+    name = f" {name}" if name.startswith("_") else name
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2 - 1]}…{name[most // 2 - most :]}"
 
 
 def encoded(figure: Figure, kind: str) -> bytes:

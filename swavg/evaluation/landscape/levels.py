@@ -13,6 +13,9 @@ from swavg.errors import NumericsError
 
 BANDS = 9
 
+# By less than this share of its level, a value does not vary that anyone should care.
+_FLAT = 0.03
+
 # Shares of the points that lie within the first band, and below the last one.
 _FIRST, _LAST = 0.04, 0.90
 
@@ -50,7 +53,7 @@ def make_levels(values: Sequence[float] | Array, bands: int = BANDS) -> Levels:
         # Flat: one band around the value.
         width = abs(low) * 0.01
         width = width if width > 1e-10 else 0.01
-        return _levels([(low - width, _decimals(width)), (low + width, _decimals(width))], False)
+        return _levels([low - width, low + width], _decimals(width), high)
     above = finite - low
     positive = above[above > 0]
     first = float(np.quantile(positive, _FIRST))
@@ -59,29 +62,36 @@ def make_levels(values: Sequence[float] | Array, bands: int = BANDS) -> Levels:
     first = max(first, last * 1e-4)
     last = max(last, first * 1.5)
     ratio = (last / first) ** (1 / max(1, bands - 2))
-    wanted = [low + first * ratio**index for index in range(bands - 1)]
     decimals = _decimals(min(first, first * (ratio - 1)))
-    edges = [(math.floor(low * 10**decimals) / 10**decimals, decimals)]
-    for edge in wanted:
-        # Wide steps need fewer digits than narrow ones.
-        digits = min(decimals, _decimals(max(edge - edges[-1][0], first)))
-        if round(edge, digits) > edges[-1][0]:
-            edges.append((round(edge, digits), digits))
-    if len(edges) < 2:
-        edges.append((edges[0][0] + 10**-decimals, decimals))
-    return _levels(edges, high > edges[-1][0])
+    lowest = math.floor(low * 10**decimals) / 10**decimals
+    wanted = (round(low + first * ratio**index, decimals) for index in range(bands - 1))
+    edges = sorted({lowest, *(edge for edge in wanted if edge > lowest)})
+    return _levels(edges if len(edges) > 1 else [lowest, lowest + 10**-decimals], decimals, high)
 
 
-def _levels(edges: Sequence[tuple[float, int]], open_above: bool) -> Levels:
-    """Of edges with the decimals that each is shown with."""
-    return Levels(
-        tuple(round(edge, digits) for edge, digits in edges),
-        tuple(f"{edge:.{digits}f}" for edge, digits in edges),
-        open_above,
-    )
+def range_text(values: Array, unit: str = "") -> str:
+    """From where to where ``values`` go, and whether that is hardly anywhere."""
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min(initial=np.inf)), float(finite.max(initial=-np.inf))
+    level = max(abs(low), abs(high))
+    if high == low:
+        return f"flat: {low:.4g}{unit} everywhere"
+    if high - low < _FLAT * level:
+        share = 100 * (high - low) / level
+        return f"flat: varies by {share:.1g}% around {(low + high) / 2:.4g}{unit}"
+    return f"{low:.4g} to {high:.4g}{unit}"
+
+
+def _levels(edges: Sequence[float], decimals: int, high: float) -> Levels:
+    """Of ``edges``, all shown with as many decimals, and the highest value."""
+    shown = f".{max(0, decimals)}f"
+    if not 1e-4 <= max(map(abs, edges)) < 1e6:
+        digits = (f".{each}e" for each in range(1, 17))
+        shown = next(each for each in digits if len({f"{e:{each}}" for e in edges}) == len(edges))
+    return Levels(tuple(edges), tuple(f"{edge:{shown}}" for edge in edges), high > edges[-1])
 
 
 def _decimals(gap: float) -> int:
-    """Decimals that show ``gap`` to a fifth of itself or so."""
+    """Decimals that show ``gap`` to a fifth of itself or so; negative for large ones."""
     exponent = math.floor(math.log10(gap))
-    return max(0, min(12, -exponent + (gap < 3 * 10.0**exponent)))
+    return min(12, -exponent + (gap < 3 * 10.0**exponent))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from swavg.evaluation.landscape.drawing import empty_figure, styled
-from swavg.evaluation.landscape.line import Line, extent
+from swavg.evaluation.landscape.drawing import caption, empty_figure, fitted, legend, styled
+from swavg.evaluation.landscape.line import Line, extent, verdict
 from swavg.evaluation.survey import Metric, axis_title, scale
 
 if TYPE_CHECKING:
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _PALE, _RED = "#1f4e8c", "#7f7f7f", "#d62728"
-# Inches: a frame, what stands around it (cut to what is there when the file is written).
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BELOW, _ABOVE, _GAP = 3.6, 1.75, 0.75, 0.3, 0.5, 0.35, 0.16
+# Inches: a figure, each of its panels, and what stands above and below them.
+_WIDTH, _HEIGHT, _AROUND = 4.6, 1.8, 1.0
+# Characters of the names above the frame: of one, and of all in one row; inches of slanting ones.
+_NAME, _ROW, _SLANTING = 20, 48, 0.5
+_MOST_NAMES = 16
 
 
 def draw(
@@ -26,30 +30,29 @@ def draw(
     *,
     labels: Sequence[str] = (),
     subject: str | None = None,
+    data: str | None = None,
 ) -> Figure:
-    """A figure with a panel per metric, one above the other.
+    """A figure with a panel per metric, one above the other; ``subject`` and ``data`` as those of
+    a plane.
 
     Raises MissingDependencyError without matplotlib.
     """
-    panels = len(metrics)
-    whole = (
-        _LEFT + _WIDTH + _RIGHT,
-        _BELOW + panels * _HEIGHT + (panels - 1) * _GAP + _ABOVE,
-    )
     with styled():
-        figure = empty_figure(*whole)
-        for index, metric in enumerate(metrics):
-            below = _BELOW + (panels - 1 - index) * (_HEIGHT + _GAP)
-            axes = figure.add_axes(
-                (_LEFT / whole[0], below / whole[1], _WIDTH / whole[0], _HEIGHT / whole[1])
-            )
-            _panel(axes, line, metric, subject, last=index == panels - 1)
-            if index == 0:
-                _knots(axes, line, tuple(labels) or line.route.names)
+        figure = empty_figure(_WIDTH, _HEIGHT)
+        panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0].tolist()
+        for axes, metric in zip(panels, metrics, strict=True):
+            _panel(axes, line, metric, subject)
+        panels[-1].set_xlabel("along the line (distance in weight space)")
+        names = [fitted(name, _NAME) for name in labels or line.route.names]
+        above = _names(panels[0], line, names)
+        title = " and ".join(metrics) if subject is None else f"{subject} {' and '.join(metrics)}"
+        caption(panels[0], (title, line.values[0].examples, data), verdict(line).text)
+        around = _AROUND + above + legend(figure, panels)
+        figure.set_size_inches(_WIDTH, len(metrics) * _HEIGHT + around)
     return figure
 
 
-def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None, *, last: bool) -> None:
+def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
     factor = scale(metric)
@@ -62,7 +65,10 @@ def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None, *, last:
     low, high = low - rim, high + rim
     for knot in knots:
         axes.axvline(knot, color="#d9d9d9", linewidth=0.7, zorder=1)
-    axes.plot(knots, ends, "--", color=_PALE, linewidth=0.9, zorder=2, gid="straight")
+    axes.plot(
+        knots, ends, "--", color=_PALE, linewidth=0.9, zorder=2, gid="straight",
+        label="straight line between them",
+    )  # fmt: skip
     # Above the frame the curve is cut, and what is no number counts as there.
     shown = np.clip(np.where(np.isfinite(values), values, np.inf), None, high + (high - low))
     axes.plot(
@@ -71,23 +77,22 @@ def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None, *, last:
     )  # fmt: skip
     axes.plot(
         knots, ends, linestyle="none", marker="o", markersize=6, markerfacecolor=_RED,
-        markeredgecolor="black", markeredgewidth=0.8, zorder=5,
+        markeredgecolor="black", markeredgewidth=0.8, zorder=5, label="checkpoints",
     )  # fmt: skip
     mean = line.mean.of(metric) * factor
     if len(knots) == 2:
         axes.plot(
             [(knots[0] + knots[1]) / 2], [min(mean, high) if mean == mean else high], "*",
             markersize=11, markerfacecolor="white", markeredgecolor="black", markeredgewidth=0.8,
-            zorder=6, gid="mean",
+            zorder=6, gid="mean", linestyle="none", clip_on=False, label="their mean",
         )  # fmt: skip
     elif np.isfinite(mean):
         # The mean of more than two lies beside the line.
-        axes.axhline(mean, color=_INK, linestyle=":", linewidth=0.9, zorder=2, gid="mean")
-        axes.annotate(
-            "mean\nof all", (1.0, mean), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", ha="left", va="center", fontsize=7.5, color=_INK,
-            linespacing=0.95,
+        axes.axhline(
+            mean, color=_INK, linestyle=":", linewidth=1.1, zorder=2, gid="mean",
+            label="mean of all, beside the line",
         )  # fmt: skip
+    _barrier(axes, line, metric, high)
     axes.set_ylim(low, high)
     rim = 0.015 * (distances[-1] - distances[0])
     axes.set_xlim(distances[0] - rim, distances[-1] + rim)
@@ -96,26 +101,33 @@ def _panel(axes: Axes, line: Line, metric: Metric, subject: str | None, *, last:
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    if last:
-        axes.set_xlabel("distance in weight space")
-    else:
-        axes.tick_params(labelbottom=False)
 
 
-def _knots(axes: Axes, line: Line, names: Sequence[str]) -> None:
-    """The checkpoints' names above the frame, with the mean's between two; those that would run
-    into their neighbour are left out."""
-    knots = [(line.route.distance(float(i)), name) for i, name in enumerate(names)]
-    if len(names) == 2:
-        knots.append((line.route.distance(0.5), "mean"))
-    spans: list[tuple[float, float]] = []
-    for distance, name in knots:
-        text = axes.annotate(
-            name.replace("$", r"\$"), (distance, 1.0), xycoords=("data", "axes fraction"),
-            xytext=(0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8,
-        )  # fmt: skip
-        box = text.get_window_extent()
-        if any(box.x0 < right and left < box.x1 for left, right in spans):
-            text.remove()
-        else:
-            spans.append((box.x0 - 4, box.x1 + 4))
+def _barrier(axes: Axes, line: Line, metric: Metric, top: float) -> None:
+    """The highest barrier, from the straight line up; its height is in the legend."""
+    worst = max(line.barriers(metric), key=lambda barrier: barrier.height)
+    factor, unit = scale(metric), " points of error" if metric == "error" else " of loss"
+    part = worst.t - worst.index
+    foot = (1 - part) * line.at(worst.index, metric) + part * line.at(worst.index + 1, metric)
+    distance = line.route.distance(worst.t)
+    axes.plot(
+        [distance, distance], [foot * factor, min(top, (foot + worst.height) * factor)], "-",
+        color=_RED, linewidth=1.6, solid_capstyle="butt", zorder=4, gid="barrier",
+        label=f"highest barrier: {worst.height * factor:.3g}{unit}" if worst.height else "",
+    )  # fmt: skip
+
+
+def _names(axes: Axes, line: Line, names: Sequence[str]) -> float:
+    """The checkpoints' names above the frame, slanting where they need it; of many, some. The
+    height that slanting takes, in inches."""
+    every = math.ceil(len(names) / _MOST_NAMES)
+    top = axes.secondary_xaxis("top")
+    top.spines["top"].set_visible(False)
+    shown = range(0, len(names), every)
+    slant = sum(len(names[i]) + 2 for i in shown) > _ROW
+    top.set_xticks(
+        [line.route.distance(float(i)) for i in shown], labels=[names[i] for i in shown],
+        rotation=30 if slant else 0, ha="left" if slant else "center",
+    )  # fmt: skip
+    top.tick_params(length=0, pad=2)
+    return _SLANTING * slant

@@ -124,4 +124,4 @@ def surface_of(layout: Layout, values: Sequence[Value], labels: Sequence[str] = 
     error = None
     if all(each.error is not None for each in found):
         error = np.array([each.of("error") for each in found]).reshape(shape)
-    return Surface(layout.grid, loss, error, tuple(places))
+    return Surface(layout.grid, loss, error, tuple(places), found[0].examples)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from swavg.analysis.chunks import Array
 from swavg.errors import NumericsError
 from swavg.evaluation.landscape.grid import Grid
+from swavg.evaluation.landscape.levels import BANDS, Levels, make_levels, range_text
 from swavg.evaluation.landscape.plane import Position
-from swavg.evaluation.survey import Metric
+from swavg.evaluation.survey import Metric, scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,14 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Values on a grid, of shape (rows of y, columns of x); ``error`` is None if there is none."""
+    """Values on a grid, of shape (rows of y, columns of x), each over so many ``examples``;
+    ``error`` is None if there is none."""
 
     grid: Grid
     loss: Array
     error: Array | None
     places: tuple[Place, ...]
+    examples: int | None = None
 
     def values(self, metric: Metric) -> Array:
         """Raises NumericsError if the survey has no such value."""
@@ -59,12 +61,28 @@ class Surface:
         )
         return self.grid.xs[column], self.grid.ys[row], float(values[row, column])
 
-    def unknown(self, metric: Metric) -> npt.NDArray[np.bool_]:
-        """The cells between points of the grid of which a corner is NaN or infinite; of shape
-        (rows - 1, columns - 1)."""
-        wrong = ~np.isfinite(self.values(metric))
-        across = wrong[:, :-1] | wrong[:, 1:]
-        return across[:-1] | across[1:]
+    def levels(self, metric: Metric, bands: int = BANDS) -> Levels:
+        """The levels that a picture of ``metric`` has; percent for errors."""
+        return make_levels(self.values(metric) * scale(metric), bands)
+
+    def range_text(self, metric: Metric) -> str:
+        """From where to where values go on the grid; ``flat`` if that is hardly anywhere."""
+        unit = "%" if metric == "error" else ""
+        return range_text(self.values(metric) * scale(metric), unit)
+
+    @property
+    def corners(self) -> tuple[Position, ...]:
+        return tuple(place.position for place in self.places if place.kind == "corner")
+
+    @property
+    def far(self) -> float:
+        """The distance from the plane beyond which a projection says little: a tenth of that
+        between the corners."""
+        return 0.1 * max(math.hypot(at.x, at.y) for at in self.corners)
+
+    def is_off(self, distance: float) -> bool:
+        """Whether a ``distance`` from the plane is worth a word."""
+        return distance > self.far / 10
 
     @property
     def named(self) -> tuple[Place, ...]:

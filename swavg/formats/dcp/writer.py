@@ -30,7 +30,7 @@ _MASTERS = ".fp32_param."
 """In the names of Megatron-LM's."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChunksLayout(FileLayout):
     """A data file: tensors, each in a zip, of the full names ``full_names``; then bytes of the
     template. ``zips`` are those of the specs' forms."""

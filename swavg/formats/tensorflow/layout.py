@@ -35,7 +35,7 @@ _SAVED_MODEL = "saved_model.pb"
 _LATEST_FIELDS = ("model_checkpoint_path", "all_model_checkpoint_paths")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DataLayout(FileLayout):
     """The bytes of all tensors without gaps, by key."""
 
@@ -47,7 +47,7 @@ class DataLayout(FileLayout):
             raise OutputError(path, f"has {size:,} bytes, not {self.size:,}")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class IndexLayout(FileLayout):
     """The index. ``blank`` is it without the checksums of the tensors ``written`` at ``places``,
     which are the data file's; those of what is kept of the ``template`` are in it."""

@@ -27,6 +27,9 @@ _OPAQUE_STORAGES = {
     "QUInt2x4Storage": 1,
 }
 
+# No name in the file.
+_BYTES = Global("builtins", "bytes")
+
 # In the memo, what was inside a tensor that was read as a whole: nothing refers to it.
 INSIDE = object()
 
@@ -104,7 +107,7 @@ class Machine:
 
     def large(self) -> Opaque:
         """What stands for a text or for bytes that are too large to be of use."""
-        return Opaque(self.named("builtins", "bytes"))
+        return Opaque(_BYTES)
 
     def pop_mark(self) -> list[object]:
         """What was pushed since the last mark."""

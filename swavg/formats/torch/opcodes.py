@@ -15,6 +15,8 @@ from swavg.formats.torch.rebuild import call
 
 COST = 200
 _MAX_DIGITS = 4000
+# No names in the file.
+_SET, _FROZENSET = Global("builtins", "set"), Global("builtins", "frozenset")
 
 
 def _text(raw: bytes) -> str:
@@ -153,8 +155,8 @@ HANDLERS: dict[int, Callable[[Machine], object]] = {
     ord("s"): lambda m: m.fill(m.pop(2)),
     ord("]"): lambda m: m.push([]),
     # Sets stay lists: nothing has to be hashed to find tensors.
-    0x8F: lambda m: m.push(Opaque(m.named("builtins", "set"))),
-    0x91: lambda m: m.push(Opaque(m.named("builtins", "frozenset"), (m.pop_mark(),))),
+    0x8F: lambda m: m.push(Opaque(_SET)),
+    0x91: lambda m: m.push(Opaque(_FROZENSET, (m.pop_mark(),))),
     ord("l"): lambda m: m.push(m.pop_mark()),
     ord("d"): _dict,
     ord("b"): _build,

@@ -13,6 +13,7 @@ from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.tensors import Shared, TableBuilder, TensorTable
 from swavg.formats.torch.archive import Archive, read_archive, read_graph, read_pickle
 from swavg.formats.torch.arrays import FileWithTexts, place_texts
+from swavg.formats.torch.callables import callables
 from swavg.formats.torch.extras import Element, Value, plain_values
 from swavg.formats.torch.legacy import read_legacy
 from swavg.formats.torch.objects import Refused, Storage, View
@@ -44,7 +45,8 @@ class TorchTemplate:
 class _Contents:
     """What a pickle says, placed in a file whose first storage lies at ``base``. ``siblings`` are
     the other state dicts; ``doubtful`` are paths of what may be one; ``texts`` have the
-    offsets of those that spell arrays, and those from which on their bytes are read."""
+    offsets of those that spell arrays, and those from which on their bytes are read; ``callables``
+    are what torch would run by default, ``foreign`` what else it would."""
 
     base: int
     table: TensorTable
@@ -53,6 +55,8 @@ class _Contents:
     texts: Mapping[int, int]
     state: State
     values: Mapping[str, Value]
+    callables: tuple[str, ...]
+    foreign: tuple[str, ...]
 
 
 def open_archive(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
@@ -136,7 +140,9 @@ def _contents(
     values = plain_values(path, graph.top, locate, state=state.node)
     # The objects of the pickle have served.
     state = replace(state, node=None, views={}, beside=Beside())
-    return _Contents(base, table, siblings, tuple(doubtful), texts, state, values)
+    return _Contents(
+        base, table, siblings, tuple(doubtful), texts, state, values, *callables(graph.globals)
+    )
 
 
 def _table(
@@ -181,6 +187,8 @@ def _opened(
         doubtful=contents.doubtful,
         also=state.also,
         arrays=state.arrays,
+        callables=contents.callables,
+        foreign=contents.foreign,
         template=replace(
             template,
             names=contents.table.columns.names,

@@ -104,7 +104,7 @@ def test_copies_into_another_dtype_count_as_copies(tmp_path):
     policy = swavg.Policy(exclude=("y",), dtype="float16")
     report = swavg.average(paths, output=tmp_path / "out.pt", policy=policy)
     assert (report.tensors["averaged"], report.tensors["copied"]) == (1, 1)
-    assert report.treated[0]["why"] == "copied from 1.pt, as float16"
+    assert report.not_averaged[0]["reason"] == "copied from 1.pt, as float16"
 
 
 def test_the_library_refuses_what_it_would_misread(tmp_path):
