@@ -109,6 +109,15 @@ def finished_rows(
         return None
 
 
+def is_table(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is such a csv, finished."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_HEAD)) == _HEAD.encode()
+    except OSError:
+        return False
+
+
 def left_tables(
     path: str | os.PathLike[str], columns: Sequence[str]
 ) -> Iterator[tuple[dict[str, object], list[str]]]:
@@ -128,15 +137,6 @@ def left_tables(
         except OutputError:
             key, rows = {}, []
         yield key, rows
-
-
-def is_table(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is such a csv, finished."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(len(_HEAD)) == _HEAD.encode()
-    except OSError:
-        return False
 
 
 def publish(table: Table, path: str | os.PathLike[str], *, force: bool) -> None:

@@ -41,7 +41,7 @@ COUNT = 5
 @pytest.fixture
 def folder(tmp_path):
     for index in range(COUNT):
-        save(tmp_path / "run" / f"step-{index}.safetensors", state(index))
+        save(tmp_path / "run" / f"step-{index}.safetensors", state(20 + index))
     (tmp_path / "ev.py").write_text(EVALUATOR)
     return tmp_path
 
@@ -70,7 +70,7 @@ def test_a_soup_by_a_command(folder):
     found = done(*SOUP, cwd=folder)
     assert found.stdout == "soup.safetensors\n"
     order = expected(folder)
-    assert len(order) > 1
+    assert 2 < len(order) < COUNT
     recipe = recipe_of(folder / "soup.safetensors")
     assert (recipe["method"], recipe["mode"], recipe["order"]) == ("greedy soup", "min", order)
     assert recipe["inputs"] == sorted(order)
@@ -92,7 +92,7 @@ def test_a_soup_by_a_command(folder):
 
 def test_the_report_has_what_was_tried(folder):
     report = json.loads(done(*SOUP, "--json", cwd=folder).stdout)
-    assert report["schema"] == "swavg.report/1"
+    assert report["schema"].startswith("swavg.report/")
     assert report["csv"] == "soup.csv"
     assert [each["kept"] for each in report["tried"]].count(None) == COUNT
     kept = [each["name"] for each in report["tried"] if each["kept"]]
@@ -114,7 +114,7 @@ def test_what_is_finished_is_evaluated_no_more(folder):
     assert len(calls(folder)) == 2 * COUNT - 1
     assert (folder / "soup.safetensors").stat().st_ino == before
     # The score of another checkpoint is another.
-    save(folder / "run" / "step-1.safetensors", state(99))
+    save(folder / "run" / "step-0.safetensors", state(99))
     assert "up to date" not in done(*SOUP, "--if-stale", cwd=folder).stderr
     assert len(calls(folder)) == 2 * (2 * COUNT - 1)
     assert recipe_of(folder / "soup.safetensors")["order"] == expected(folder)
