@@ -77,11 +77,12 @@ class Candidates:
     def explain(self, outputs: Outputs) -> None:
         """What would be done, on stdout."""
         from swavg.console import survey as console
+        from swavg.console.text import counted
 
         best = "lowest" if self.measure.mode == "min" else "highest"
         console.dry_run(
             [
-                ("evaluates", f"{len(self.paths)} checkpoints: {', '.join(self.paths)}"),
+                ("evaluates", f"{counted(len(self.paths), 'checkpoint')}: {', '.join(self.paths)}"),
                 ("best", f"the {best} {self.measure.name}"),
                 ("writes", outputs.csv),
             ]
@@ -144,15 +145,28 @@ def _recomputing(path: str, data: str, scoring: ScoringOptions) -> str:
     return shlex.join(words)
 
 
-def as_json(found: Candidates, ranking: Ranking) -> dict[str, object]:
-    best = ranking.best
+def as_json(
+    found: Candidates, outputs: Outputs, ranking: Ranking | None = None
+) -> dict[str, object]:
+    """What was found, or without a ranking what would be evaluated."""
+    from swavg.evaluation.ranking import Entry
+    from swavg.evaluation.survey import Value
+
+    best = None if ranking is None else ranking.best
+    entries = (
+        [Entry(*each, Value()) for each in zip(found.paths, found.steps, strict=True)]
+        if ranking is None
+        else ranking.entries
+    )
     return {
-        "metric": ranking.measure.name,
-        "mode": ranking.measure.mode,
+        "dry_run": ranking is None,
+        "csv": outputs.csv,
+        "metric": found.measure.name,
+        "mode": found.measure.mode,
         "batch_norm": found.batch_norm,
         "best": None if best is None else best.path,
-        "checkpoints": [{"path": e.path, "step": e.step, **scores(e)} for e in ranking.entries],
-        "notes": ranking.notes,
+        "checkpoints": [{"path": e.path, "step": e.step, **scores(e)} for e in entries],
+        "notes": [] if ranking is None else ranking.notes,
     }
 
 
@@ -171,6 +185,7 @@ def evaluating_outputs(
     Raises UsageError, and OutputExistsError for a csv that is not to be replaced.
     """
     from swavg.evaluation.outputs import ROOM
+    from swavg.evaluation.table import is_table
     from swavg.storage.destination import check_destination
     from swavg.storage.stores import is_url
 
@@ -179,7 +194,7 @@ def evaluating_outputs(
     if run.part is not None:
         raise click.UsageError("--part publishes nothing to evaluate; name --model with --finish.")
     csv = "evaluation.csv" if is_url(folder) else os.path.join(folder, "evaluation.csv")
-    replaces = run.force or run.if_stale
+    replaces = run.force or (run.if_stale and is_table(csv))
     if not run.dry_run:
         check_destination(csv, ROOM, force=replaces)
     prefixes = tuple(policy.strip_prefix)
