@@ -35,14 +35,16 @@ def eval_command(
 
     Each is put into the model by itself and evaluated on the same data. A table shows the best
     first; a csv has the values. Options choose from each RUN; what is named beside it is evaluated,
-    too. Batch-norm statistics are recomputed for all, plain checkpoints
-    too, so that they can be compared. What --model and --data name is the user's code, and is run;
-    it is found from the current folder, too. An interrupted run goes on when it is called again.
+    too. Batch-norm statistics are recomputed for all, plain checkpoints too, so that they can be
+    compared. What --model and --data name is the user's code, and is run; it is found from the
+    current folder, too. An interrupted run goes on when it is called again.
 
     \b
-    swavg eval a.pt b.pt avg.pt --model train:build_model --data train:test_loader
-    swavg eval run/ avg.pt --last 5 --model train.py:Net --data train.py:test --metric error
-    swavg eval a.pt b.pt --model train.py:Net --data train.py:test --metric train.py:accuracy
+    swavg eval a.pt b.pt avg.pt --model train:build --data train:test_loader
+    swavg eval run/ avg.pt --last 5 --metric error \\
+        --model train.py:Net --data train.py:test
+    swavg eval a.pt b.pt --metric train.py:accuracy \\
+        --model train.py:Net --data train.py:test
     """
     paths, steps, notes = _chosen(read_paths(checkpoints, null=null), selection)
     found = Candidates.of(paths, steps, scoring, deciding)

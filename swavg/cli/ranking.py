@@ -77,11 +77,12 @@ class Candidates:
     def explain(self, outputs: Outputs) -> None:
         """What would be done, on stdout."""
         from swavg.console import survey as console
+        from swavg.console.text import counted
 
         best = "lowest" if self.measure.mode == "min" else "highest"
         console.dry_run(
             [
-                ("evaluates", f"{len(self.paths)} checkpoints: {', '.join(self.paths)}"),
+                ("evaluates", f"{counted(len(self.paths), 'checkpoint')}: {', '.join(self.paths)}"),
                 ("best", f"the {best} {self.measure.name}"),
                 ("writes", outputs.csv),
             ]
@@ -184,6 +185,7 @@ def evaluating_outputs(
     Raises UsageError, and OutputExistsError for a csv that is not to be replaced.
     """
     from swavg.evaluation.outputs import ROOM
+    from swavg.evaluation.table import is_table
     from swavg.storage.destination import check_destination
     from swavg.storage.stores import is_url
 
@@ -192,7 +194,7 @@ def evaluating_outputs(
     if run.part is not None:
         raise click.UsageError("--part publishes nothing to evaluate; name --model with --finish.")
     csv = "evaluation.csv" if is_url(folder) else os.path.join(folder, "evaluation.csv")
-    replaces = run.force or run.if_stale
+    replaces = run.force or (run.if_stale and is_table(csv))
     if not run.dry_run:
         check_destination(csv, ROOM, force=replaces)
     prefixes = tuple(policy.strip_prefix)

@@ -171,8 +171,8 @@ SCORING = (
 
 METRIC = (
     Option("scored_by", "--metric",
-           "What decides: the loss, the error rate, or a function as for --loss, whose mean over"
-           " examples counts.", "loss|error|MODULE:NAME", daily=True),
+           "What decides: the loss, the error rate or a function. It is called as that of --loss,"
+           " and its mean over examples counts.", "loss|error|MODULE:NAME", daily=True),
     Option("better", "--mode",
            "Whether the lowest or the highest is best. [default: the lowest; of a function by its"
            " name]"),
@@ -197,17 +197,24 @@ class OutputScoring(ScoringOptions):
 
 
 _NOT_OF_OUTPUTS = ("device", "key", "strip_prefix")
+_DAILY = ("model", "data")
 _NAMES = {"scored_by": "--eval-metric", "better": "--eval-mode"}
 # Beside options that say which checkpoints are averaged, and how.
 output_scoring_options = filled(
     "scoring",
     OutputScoring,
-    {"Evaluating": [each for each in SCORING if each.field not in _NOT_OF_OUTPUTS]},
+    {
+        "Evaluating": [
+            replace(each, daily=each.field in _DAILY)
+            for each in SCORING
+            if each.field not in _NOT_OF_OUTPUTS
+        ]
+    },
 )
 output_metric_options = filled(
     "deciding",
     MetricOptions,
-    {"Evaluating": [replace(each, names=_NAMES[each.field]) for each in METRIC]},
+    {"Evaluating": [replace(each, names=_NAMES[each.field], daily=False) for each in METRIC]},
 )
 scoring_options = filled("scoring", ScoringOptions, {"Options": SCORING})
 metric_options = filled("deciding", MetricOptions, {"Options": METRIC})

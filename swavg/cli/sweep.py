@@ -54,8 +54,8 @@ def sweep(
 
     \b
     swavg sweep run/ -r uniform:last=5 -r ema:half-life=2000steps -d averages
-    swavg sweep run/ -r uniform:last=3 -r uniform:last=5 -d averages --model train.py:Net \\
-        --data train.py:test
+    swavg sweep run/ -r uniform:last=3 -r ema:decay=0.9 -d averages \\
+        --model train.py:Net --data train.py:test
     """
     if folder is None:
         raise click.UsageError("Give a folder for the outputs: -d OUTDIR.")

@@ -53,11 +53,11 @@ def _title(metric: Metric, measure: Measure) -> str:
 
 
 def _texts(values: Sequence[Value], metric: Metric) -> list[str]:
-    """With as many decimals as give the smallest four digits; error rates in percent."""
+    """With as many decimals as give the smallest five digits; error rates in percent."""
     numbers: list[float | None] = [getattr(value, metric) for value in values]
     if metric == "error":
         return ["-" if number is None else f"{number:.2%}" for number in numbers]
     sizes = [abs(number) for number in numbers if number and math.isfinite(number)]
-    decimals = 3 - math.floor(math.log10(min(sizes, default=1.0)))
-    form = f".{decimals}f" if 0 <= decimals <= 7 and max(sizes, default=1.0) < 1e6 else ".5g"
+    decimals = 4 - math.floor(math.log10(min(sizes, default=1.0)))
+    form = f".{decimals}f" if 0 <= decimals <= 8 and max(sizes, default=1.0) < 1e6 else ".5g"
     return ["-" if number is None else f"{number:{form}}" for number in numbers]

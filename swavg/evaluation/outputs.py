@@ -43,7 +43,7 @@ class Outputs:
             if destination(self.figure) == destination(self.csv):
                 raise RequestError(f"the figure and the csv would both be {self.csv}.")
         for path in self.paths:
-            if is_stream(path):
+            if path == "-" or is_stream(path):
                 raise OutputError(path, "is no place for a file", hint="Give a path of a file.")
             check_not_input(path, [(each.path, each.sources) for each in inputs])
             kept = path == self.csv and self._made(survey)

@@ -126,7 +126,7 @@ def test_the_table_has_the_best_first_and_the_csv_the_order_given(bowls):
     assert [(row["checkpoint"], float(row["loss"])) for row in rows()] == [*LOSSES.items()]
     shown = re.findall(r"^ (\w\.safetensors) +(\S+)", found.stderr, re.MULTILINE)
     assert [name for name, _ in shown] == sorted(LOSSES, key=LOSSES.get)
-    assert "best: b.safetensors, loss 4.312" in found.stderr
+    assert "best: b.safetensors, loss 4.3125" in found.stderr
     assert "error" not in found.stderr
 
 
@@ -232,7 +232,7 @@ def test_a_finished_csv_is_not_computed_again_nor_replaced_by_another(bowls):
     # Not even the data are made.
     script = (bowls / "bowl.py").read_text()
     (bowls / "bowl.py").write_text(script.replace("def data():", "def data():\n    1 / 0\n"))
-    assert "best: b.safetensors, loss 4.312" in done(*EVAL).stderr
+    assert "best: b.safetensors, loss 4.3125" in done(*EVAL).stderr
     (bowls / "bowl.py").write_text(script)
     sys.modules.pop("bowl", None)
     other = swavg("eval", *PATHS[:2], *MODEL)
@@ -349,7 +349,18 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(bowls):
     found = done(*EVAL, "-n", "--csv", "x.csv")
     assert "3 checkpoints: a.safetensors, b.safetensors, c.safetensors" in found.stdout
     assert "the lowest loss" in found.stdout
+    report = json.loads(done(*EVAL, "-n", "--csv", "x.csv", "--json").stdout)
+    assert [(entry["path"], entry["loss"]) for entry in report["checkpoints"]] == [
+        (path, None) for path in PATHS
+    ]
+    assert (report["dry_run"], report["best"]) == (True, None)
     assert not (bowls / "x.csv").exists()
+
+
+def test_standard_output_is_no_csv(bowls):
+    found = swavg(*EVAL, "--csv", "-")
+    assert found.returncode == 5
+    assert "is no place for a file" in found.stderr
 
 
 def test_what_the_users_code_prints_is_no_data(bowls):
@@ -368,4 +379,4 @@ def test_the_table_fits_a_terminal(bowls, columns):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     table = plain[plain.index("2 checkpoints on") :].splitlines()
     assert all(len(line) <= columns for line in table if not line.startswith("best"))
-    assert any("4.312" in line for line in table)
+    assert any("4.3125" in line for line in table)

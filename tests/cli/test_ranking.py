@@ -87,7 +87,7 @@ def test_the_outputs_are_evaluated_and_the_best_is_told(scope):
     assert found.stdout.split() == OUTPUTS
     losses = {path: plain_loss(scope, path) for path in OUTPUTS}
     best = min(losses, key=losses.get)
-    assert f"best: {best}, loss {losses[best]:.3f}" in found.stderr
+    assert f"best: {best}, loss {losses[best]:.4f}" in found.stderr
     csv = Path("out/evaluation.csv").read_text().splitlines()[2:]
     assert [line.split(",")[0] for line in csv] == OUTPUTS
     assert [float(line.split(",")[1]) for line in csv] == pytest.approx([*losses.values()])
@@ -133,6 +133,8 @@ def test_a_csv_that_is_there_is_refused_before_anything_is_averaged(scope):
     Path("out").mkdir()
     Path("out/evaluation.csv").write_text("mine")
     assert swavg(*SWEEP, *NET).returncode == 7
+    # It is no csv of an evaluation, which alone is replaced where something is stale.
+    assert swavg(*SWEEP, *NET, "--if-stale").returncode == 7
     assert [path.name for path in Path("out").iterdir()] == ["evaluation.csv"]
     done(*SWEEP, *NET, "--force")
     assert Path("out/evaluation.csv").read_text().startswith("# swavg {")

@@ -23,15 +23,15 @@ def shown(capsys, values, measure=None, steps=None):
 @pytest.mark.parametrize(
     ("losses", "texts"),
     [
-        # As many decimals as give the smallest four digits.
-        ([0.08946, 0.0911, 1.2], ["0.08946", "0.09110", "1.20000"]),
-        ([1, 120.5], ["1.000", "120.500"]),
-        ([2_000, 123_456], ["2000", "123456"]),
+        # As many decimals as give the smallest five digits.
+        ([0.0894612, 0.0911, 1.2], ["0.089461", "0.091100", "1.200000"]),
+        ([1, 120.5], ["1.0000", "120.5000"]),
+        ([20_000, 123_456], ["20000", "123456"]),
         # Where that would be too many, each has its own.
         ([1e-12, 3], ["1e-12", "3"]),
         ([2, 1e30], ["2", "1e+30"]),
-        ([0.0, NAN], ["0.000", "nan"]),
-        ([1.5, INF], ["1.500", "inf"]),
+        ([0.0, NAN], ["0.0000", "nan"]),
+        ([1.5, INF], ["1.5000", "inf"]),
     ],
 )
 def test_values_of_a_column_have_the_same_decimals(capsys, losses, texts):
@@ -48,9 +48,9 @@ def test_what_decides_comes_first_and_is_told_with_what_is_better(capsys):
     )
     assert title == "2 checkpoints on 8 examples; higher is better"
     assert headings == ["checkpoint", "step", "hits", "loss", "error"]
-    assert rows == [["a.pt", "3", "0.7000", "0.5000", "25.00%"],
-                    ["b.pt", "-", "0.6000", "0.4000", "12.50%"]]  # fmt: skip
-    assert last == "best: run/a.pt, hits 0.7000"
+    assert rows == [["a.pt", "3", "0.70000", "0.50000", "25.00%"],
+                    ["b.pt", "-", "0.60000", "0.40000", "12.50%"]]  # fmt: skip
+    assert last == "best: run/a.pt, hits 0.70000"
 
 
 def test_a_loss_that_nothing_has_has_no_column(capsys):
