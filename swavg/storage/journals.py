@@ -42,7 +42,8 @@ class Journals:
     @property
     def anew(self) -> str:
         """The command that removes what there is of the output."""
-        return shlex.join(["rm", "-r", self.folder, kept_name(self.target)])
+        both = (self.folder, kept_name(self.target))
+        return shlex.join(["rm", "-r", *filter(os.path.lexists, both)])
 
     def damaged(self, path: str) -> OutputError:
         """The error for what no run has written."""
