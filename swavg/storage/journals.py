@@ -69,6 +69,8 @@ class Journals:
 
     def agree(self, facts: Facts) -> Facts:
         """What the runs agree on: ``facts``, if this is the first of them. OutputError."""
+        if (agreed := self.facts()) is not None:
+            return agreed
         own = f"{self._plan}.{os.urandom(4).hex()}"
         try:
             os.makedirs(self.folder, exist_ok=True)
