@@ -11,7 +11,7 @@ from swavg.cli.options import Headed, SectionedCommand
 from swavg.cli.printing import print_json, print_line
 from swavg.cli.selection import Selection, discover, select, selected, selection_options
 from swavg.cli.values import NULL, read_paths
-from swavg.errors import InputError, did_you_mean, with_article
+from swavg.errors import InputError, RequestError, did_you_mean, with_article
 
 if TYPE_CHECKING:
     from swavg.console.listing import Listed
@@ -71,6 +71,10 @@ def list_command(
 
 
 def _print_paths(series: Series, *, null: bool) -> None:
+    for path in series.paths:
+        if "\n" in path and not null:
+            # Whoever reads lines would take each of its two for a path.
+            raise RequestError(f"{path!r} has a newline in its name.", hint="Use null=True.")
     for path in series.paths:
         print_line(path, end="\0" if null else "\n")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from swavg.cli.errors import Job, with_options
 from swavg.cli.options import SectionedCommand
 from swavg.cli.signals import signals_kept
 from swavg.errors import InputError, RequestError, SwavgError
@@ -59,6 +60,8 @@ def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, interva
     name, rest = (words[0], words[1:]) if named else ("average", words)
     command = group.get_command(ctx, name)
     assert command is not None
+    # Errors name its options.
+    ctx.ensure_object(Job).command = command
     arguments = [*rest, "--if-stale"]
     with command.make_context(name, [*arguments], parent=ctx.parent) as inner:
         folders = [path for path in inner.params["checkpoints"] if os.path.isdir(path)]
@@ -80,7 +83,7 @@ def watch(ctx: click.Context, words: tuple[str, ...], until: int | None, interva
         except (InputError, RequestError) as error:
             # It may be unfinished, or there may be too few as yet.
             if str(error) != told:
-                print(f"waiting: {error}", file=sys.stderr)
+                print(f"waiting: {with_options(str(error), command.params)}", file=sys.stderr)
             told = str(error)
         if reached and not told:
             return

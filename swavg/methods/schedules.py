@@ -46,7 +46,7 @@ def _factors(path: str) -> tuple[float, ...]:
         return tuple(float(line) for line in text.split("\n") if line.strip())
     except ValueError as error:
         raise RequestError(
-            f"{path} is no list of factors: {error}.",
+            f"{path} is no list of factors: {str(error)[:100]}.",
             hint=f"Write a number a line, or use one of {', '.join(weights.ANNEALINGS)}.",
         ) from None
 

@@ -42,7 +42,8 @@ class Journals:
     @property
     def anew(self) -> str:
         """The command that removes what there is of the output."""
-        return shlex.join(["rm", "-r", self.folder, kept_name(self.target)])
+        both = (self.folder, kept_name(self.target))
+        return shlex.join(["rm", "-r", *filter(os.path.lexists, both)])
 
     def damaged(self, path: str) -> OutputError:
         """The error for what no run has written."""
@@ -68,6 +69,8 @@ class Journals:
 
     def agree(self, facts: Facts) -> Facts:
         """What the runs agree on: ``facts``, if this is the first of them. OutputError."""
+        if (agreed := self.facts()) is not None:
+            return agreed
         own = f"{self._plan}.{os.urandom(4).hex()}"
         try:
             os.makedirs(self.folder, exist_ok=True)

@@ -162,3 +162,14 @@ def test_the_paths_alone_of_what_is_chosen(run):
     assert done("list", "run", "--paths", cwd=run).stdout.splitlines() == names
     found = done("list", "run", "--last", 2, "--paths", "-0", cwd=run).stdout
     assert found == "".join(f"{name}\0" for name in names[-2:])
+
+
+def test_a_name_of_two_lines_is_printed_with_nul_alone(run):
+    """Whoever reads lines would take it for two paths."""
+    first = STEPS[0]
+    (path,) = (run / "run").glob(f"*{first}-*")
+    path.rename(run / "run" / f"step_{first}\nx.safetensors")
+    found = swavg("list", "run", "--paths", cwd=run)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "has a newline in its name. Use --null." in " ".join(found.stderr.split())
+    assert f"step_{first}\nx.safetensors\0" in done("list", "run", "--paths", "-0", cwd=run).stdout

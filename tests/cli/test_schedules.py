@@ -28,6 +28,7 @@ def test_an_annealing_by_name_and_from_a_file(run):
     [
         ("1\n0.5\n", 2, "has 2 factors, and 5 checkpoints have 4 updates"),
         ("1\nx\n", 2, "is no list of factors"),
+        ("x" * 5000, 2, "x.\n"),
         ("1\n0.5\n0.6\n0\n", 2, "0.6 follows 0.5"),
         (None, 4, "Give linear, cosine, 1-sqrt, or a file of factors"),
     ],

@@ -117,3 +117,17 @@ def test_options_are_those_of_the_command_and_what_it_has_to_say_is_shown(run):
     finished = done(*args, cwd=run)
     assert_bias(run / "run" / "out.safetensors", bias((10, 40, 100)))
     assert "averaged 3 checkpoints" in finished.stderr
+
+
+@pytest.mark.slow
+def test_ways_out_are_options(run):
+    (run / "out.safetensors").write_bytes(b"of somebody else")
+    found = swavg("watch", *QUICK, "run", "--last", "2", "-o", "out.safetensors", cwd=run)
+    assert (found.returncode, "Use --force to replace it." in found.stderr) == (7, True)
+    assert (run / "out.safetensors").read_bytes() == b"of somebody else"
+    watching = started(run, "run", "--last", "99", "-o", "other.safetensors")
+    try:
+        assert "--at-most" in watching.stderr.readline()
+    finally:
+        watching.terminate()
+        watching.communicate()

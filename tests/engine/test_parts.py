@@ -1,5 +1,6 @@
 """Outputs that several runs make: by parts, and by a run that goes on where one was killed."""
 
+import errno
 import json
 import os
 import shutil
@@ -197,7 +198,8 @@ def test_a_part_does_not_make_anew_what_another_part_wrote_to(inputs):
     done(*args, "--part", "1/2", cwd=inputs)
     os.unlink(inputs / "out.st.swavg-partial")
     found = swavg(*args, "--part", "2/2", cwd=inputs)
-    assert (found.returncode, "Begin anew: rm -r" in found.stderr) == (5, True)
+    assert found.returncode == 5
+    assert "Begin anew: rm -r out.st.parts.swavg-partial\n" in found.stderr
     assert not (inputs / "out.st.swavg-partial").exists()
 
 
@@ -216,6 +218,18 @@ def test_a_link_under_the_name_of_the_temporary_is_not_followed(inputs):
     before = (inputs / "other").read_bytes()
     assert swavg(*AVERAGE, "-o", "out.st", "--part=2/2", cwd=inputs).returncode == 5
     assert (inputs / "other").read_bytes() == before
+
+
+def test_what_is_done_is_finished_on_a_full_disk(inputs, monkeypatch):
+    done(*AVERAGE, "-o", "out.st", "--part", "1/1", cwd=inputs)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(json, "dump", full)
+    done(*AVERAGE, "-o", "out.st", "--part", "1/1", cwd=inputs)
+    done(*AVERAGE, "-o", "out.st", "--finish", cwd=inputs)
 
 
 @pytest.mark.parametrize("folder", [False, True])
