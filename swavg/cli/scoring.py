@@ -158,7 +158,7 @@ SCORING = (
            " [default: the model's own, or cross-entropy]", "MODULE:NAME"),
     Option("bn_data", "--bn-data",
            "Training batches for batch-norm statistics. They are recomputed for each evaluation."
-           " [default: those of --data]", "MODULE:NAME", daily=True),
+           " [default: those of --data]", "MODULE:NAME"),
     Option("keep_bn", "--keep-bn",
            "Take the checkpoints' batch-norm statistics instead (interpolated between them)."),
     Option("batches", "--batches", "Take only the first N batches of each. [default: all]", "N",
@@ -171,8 +171,9 @@ SCORING = (
 
 METRIC = (
     Option("scored_by", "--metric",
-           "What decides: the loss, the error rate or a function. It is called as that of --loss,"
-           " and its mean over examples counts.", "loss|error|MODULE:NAME", daily=True),
+           "What decides which is best. The loss, the error rate, or a function that is called as"
+           " that of --loss, and whose mean over examples counts.", "loss|error|MODULE:NAME",
+           daily=True),
     Option("better", "--mode",
            "Whether the lowest or the highest is best. [default: the lowest; of a function by its"
            " name]"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from click.core import ParameterSource
 
-from swavg.cli.averaging import Run, averaging_command, output_path
+from swavg.cli.averaging import Run, averaging_command, output_option, output_path
 from swavg.cli.executing import execute_and_report
 from swavg.cli.options import Headed, filled
 from swavg.cli.scoring import METRIC, SCORING, MetricOptions, OutputScoring
@@ -49,38 +49,34 @@ _METRIC = [
 
 @averaging_command(policy_fields=_TENSORS, not_running=_NOT_RUNNING)
 @click.argument("checkpoints", nargs=-1, metavar="RUN|CKPT...", type=click.Path())
-@click.option(
-    "-o",
-    "--output",
-    metavar="OUT",
-    type=click.Path(),
-    help="Where to write, and to keep candidates beside: a path of this machine. [default:"
-    " averaged, with the suffix of the first input]",
-)
+@output_option("soup")
 @click.option(
     "--evaluate",
     metavar="CMD",
-    help="A command that prints the score of a checkpoint, whose path is put for {}.",
+    help="A command that prints the score of {}. The path of a checkpoint is put for {}.",
 )
 @click.option(
     "--json-key",
+    cls=Headed,
     metavar="KEY",
     help="CMD prints JSON, with the score under this key, such as eval.loss. [default: the score"
     " is the last line]",
 )
 @click.option(
     "--strictly",
+    cls=Headed,
     is_flag=True,
     help="Keep only what makes the soup better, as the paper's code does; not what makes it no"
     " worse, as the paper says.",
 )
 @click.option(
     "--csv",
+    cls=Headed,
     metavar="CSV",
     type=click.Path(),
     help="What was tried, with its scores. [default: beside the output]",
 )
-@click.option("--restart", "anew", is_flag=True, help="Evaluate everything anew.")
+@click.option("--restart", "anew", cls=Headed, is_flag=True, help="Evaluate everything anew.")
 @NULL
 @recorded_selection_options
 @filled("scoring", OutputScoring, {_EVALUATING: SCORING})
@@ -109,10 +105,9 @@ def soup(
     is called again.
 
     \b
-    swavg soup run/ --last 5 --evaluate 'python eval.py {}' --mode max -o soup.safetensors
-    swavg soup a.pt b.pt c.pt --evaluate 'python eval.py {} --json' --json-key val_loss \\
-        -o soup.pt
-    swavg soup a.pt b.pt c.pt --model train:build_model --data train:val_loader -o soup.pt
+    swavg soup run/ --last 5 --evaluate 'python eval.py {}' --mode max
+    swavg soup a.pt b.pt --evaluate 'python eval.py {} --json' --json-key val_loss
+    swavg soup a.pt b.pt c.pt --model train:build_model --data train:val_loader
     """
     paths = read_paths(checkpoints, null=null)
     if not paths:

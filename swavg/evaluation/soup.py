@@ -252,4 +252,4 @@ def _request(search: Search, kept: Sequence[Trial]) -> Request:
 
 
 def _row(count: int, details: Mapping[str, object] | None = None) -> Row:
-    return Row(mean(count), tuple(range(count)), METHOD, details or {})
+    return Row(mean(count), tuple(range(count)), METHOD, details or {}, name="soup")
