@@ -166,7 +166,7 @@ def _planned(
             if key in known
         }
         weights = tuple(float(weight) for weight in recipe["weights"])
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, TypeError, ValueError):
         raise InputError(path, "has a recipe that is none of swavg's") from None
     details = {key: value for key, value in recipe.items() if key not in _TOLD}
     row = Row(
