@@ -84,6 +84,9 @@ _POLICY = {
         Option("format", "--format",
                "Of the output. [default: by its suffix, or as the first input]",
                "|".join(FormatName.names), FormatName()),
+        Option("digest", "--digest",
+               "full: the recipe has a digest of all bytes of each input, for which they are read"
+               " once more."),
     ),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ from swavg.cli.signals import ignore_signals
 from swavg.errors import OutputExistsError
 
 if TYPE_CHECKING:
+    from swavg.console.progress import OnProgress
     from swavg.engine.report import Progress, Report
     from swavg.engine.resources import Resources
     from swavg.planning.plan import Plan
+    from swavg.planning.policy import Policy
     from swavg.planning.row import Request
 
 Evaluate = Callable[[Sequence[str]], Mapping[str, Mapping[str, object]]]
@@ -52,18 +55,22 @@ def execute_and_report(
         engine=run.engine,
         address=run.address,
     )
-    plan = prepare(
-        request.inputs,
-        request.rows,
-        outputs,
-        request.policy,
-        force=run.force,
-        distances=run.distances,
-        folder=folder,
-        notes=request.notes,
-        warnings=request.warnings,
-        shared=request.shared,
-    )
+    # What is only shown is not worth a read of everything.
+    policy = replace(request.policy, digest="sampled") if run.dry_run else request.policy
+    with _hashing(policy, run) as on_hash:
+        plan = prepare(
+            request.inputs,
+            request.rows,
+            outputs,
+            policy,
+            force=run.force,
+            distances=run.distances,
+            folder=folder,
+            notes=request.notes,
+            warnings=request.warnings,
+            shared=request.shared,
+            on_hash=on_hash,
+        )
     if run.card:
         from swavg.cli.card import with_cards
 
@@ -88,6 +95,15 @@ def execute_and_report(
         _tell_part(run, plan.folder or paths[0])
         return
     _tell_made(made, paths, run, evaluate, chosen=chosen)
+
+
+def _hashing(policy: Policy, run: Run) -> AbstractContextManager[OnProgress | None]:
+    """Progress of a read for digests of all bytes."""
+    if policy.digest != "full" or run.quiet:
+        return nullcontext()
+    from swavg.console.progress import progress_bar
+
+    return progress_bar("hashing", "bytes", shown=True)
 
 
 def _tell_made(

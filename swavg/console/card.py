@@ -60,11 +60,13 @@ def _page(
 
 
 def _table(inputs: Sequence[Input]) -> Iterator[str]:
-    yield from ("| weight | checkpoint | step | bytes | fingerprint |", "|--:|---|--:|--:|---|")
+    full = any(each.digest is not None for each in inputs)
+    proof = "digest of all bytes" if full else "fingerprint"
+    yield from (f"| weight | checkpoint | step | bytes | {proof} |", "|--:|---|--:|--:|---|")
     for each in inputs[:_MOST]:
         step = each.step if each.epoch is None else f"epoch {each.epoch}"
         size = None if each.size is None else f"{each.size:,}"
-        cells = (_weight(each), _code(each.name), step, size, each.digits)
+        cells = (_weight(each), _code(each.name), step, size, each.digest or each.digits)
         row = " | ".join("" if cell is None else str(cell).replace("|", "\\|") for cell in cells)
         yield f"| {row} |"
     if len(inputs) > _MOST:

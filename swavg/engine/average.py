@@ -97,12 +97,14 @@ def prepare(
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
     shared: Shared | None = None,
+    on_hash: Callable[[int, int | None], object] | None = None,
 ) -> Plan:
     """Open, match and plan; write nothing.
 
     Row ``i`` goes to ``outputs[i]``, as for :func:`average`. All are made of one read. ``folder``
     is the one that all of them lie in, made if there is none; ``notes`` and ``warnings`` are
-    reported with the plan's own; ``shared`` is what was read of the inputs before. Raises as
+    reported with the plan's own; ``shared`` is what was read of the inputs before. ``on_hash`` is
+    called with the bytes that were hashed for ``digest="full"``, and those in all. Raises as
     :func:`average`.
     """
     policy = Policy() if policy is None else policy
@@ -128,7 +130,8 @@ def prepare(
     grouped.check_averaged(rows, decided)
     whole = short_names(grouped.roots)
     of_inputs = grouped.of_inputs(whole)
-    origins = grouped.of_inputs(origins_of(grouped.wholes, whole))
+    full = policy.digest == "full"
+    origins = grouped.of_inputs(origins_of(grouped.wholes, whole, full=full, on_read=on_hash))
     recipes = [
         with_lineage(recipe(made.shown, own, policy, told_of(row, origins)), row, origins)
         for row, own in zip(rows, made.rows, strict=True)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from swavg.engine.held import Held, held_by, held_in
 from swavg.engine.recipe import as_text, recorded_in
+from swavg.engine.resources import Resources
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.row import Row
 from swavg.series.inside import facts_of
 from swavg.series.model import Unit
 from swavg.series.names import counts_of
-from swavg.storage.fingerprints import fingerprint
+from swavg.storage.fingerprints import digest_of_all, fingerprint
 from swavg.storage.pool import Pool
 
 _UNITS: tuple[Unit, ...] = ("step", "epoch", "number")
-LATER = ("sizes", "steps", "epochs", "fingerprints", "lineage")
+LATER = ("sizes", "steps", "epochs", "fingerprints", "digests", "lineage")
 """What recipes did not say at first."""
 _ROOM = 60_000
 """Bytes of a recipe with the lineage: some formats have no place for more."""
@@ -31,6 +32,8 @@ class Origin(NamedTuple):
     counts: Mapping[Unit, int]
     recipe: Mapping[str, object]
     """What swavg recorded in it: how it was made, if it is an average itself."""
+    digest: str | None = None
+    """Of all its bytes, where that was asked for."""
 
     @property
     def holds(self) -> Sequence[Held]:
@@ -48,10 +51,27 @@ class Input(NamedTuple):
     epoch: int | None = None
     digits: str | None = None
     """Its fingerprint, as :class:`swavg.engine.held.Held` has it."""
+    digest: str | None = None
+    """Of all its bytes."""
 
 
-def origins_of(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list[Origin]:
-    """What is to be said of each checkpoint. InputError."""
+def origins_of(
+    checkpoints: Sequence[Checkpoint],
+    shown: Sequence[str],
+    *,
+    full: bool = False,
+    on_read: Callable[[int, int | None], object] | None = None,
+) -> list[Origin]:
+    """What is to be said of each checkpoint; with ``full`` also a digest of all its bytes, and
+    ``on_read`` is called with the bytes that were read for it, and those in all. InputError."""
+    done, total = 0, sum(source.size for each in checkpoints for source in each.sources)
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if on_read is not None:
+            on_read(done, total)
+
     with Pool() as pool:
         return [
             Origin(
@@ -59,6 +79,7 @@ def origins_of(checkpoints: Sequence[Checkpoint], shown: Sequence[str]) -> list[
                 each.size,
                 _counts(each),
                 recorded_in(each),
+                digest_of_all(pool, each.sources, Resources().workers, count) if full else None,
             )
             for each, name in zip(checkpoints, shown, strict=True)
         ]
@@ -82,6 +103,7 @@ def told_of(row: Row, origins: Sequence[Origin]) -> dict[str, object]:
         "sizes": [each.size for each in members],
         **({} if unit is None else {"epochs" if unit == "epoch" else "steps": counts}),
         **({} if held == own else {"fingerprints": [each.own.fingerprint for each in members]}),
+        **({"digests": [each.digest for each in members]} if members[0].digest else {}),
         "holds": held,
     }
 
@@ -129,11 +151,20 @@ def lineage_in(recipe: Mapping[str, object]) -> list[Mapping[str, object]]:
 def inputs_in(recipe: Mapping[str, object]) -> list[Input]:
     """The inputs of an average, as its recipe says; empty if it says nothing."""
     names = _texts(recipe.get("inputs"))
-    weights, sizes, steps, epochs = (
-        _column(recipe, key, len(names)) for key in ("weights", "sizes", "steps", "epochs")
+    weights, sizes, steps, epochs, digests = (
+        _column(recipe, key, len(names))
+        for key in ("weights", "sizes", "steps", "epochs", "digests")
     )
     return [
-        Input(name, weights[at], _count(sizes[at]), _count(steps[at]), _count(epochs[at]), digits)
+        Input(
+            name,
+            weights[at],
+            _count(sizes[at]),
+            _count(steps[at]),
+            _count(epochs[at]),
+            digits,
+            None if digests[at] is None else str(digests[at]),
+        )
         for at, (name, digits) in enumerate(zip(names, _digits(recipe, names), strict=True))
     ]
 

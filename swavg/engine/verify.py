@@ -198,6 +198,8 @@ def _check_inputs(
             change = f"it has {found.size:,} bytes, and had {was.size:,}"
         elif was.digits not in (None, found.digits):
             change = f"its fingerprint is {found.digits}, and was {was.digits}"
+        elif None not in (was.digest, found.digest) and was.digest != found.digest:
+            change = "the digest of all its bytes is another"
         else:
             continue
         raise InputError(path, f"is not what the average was made of: {change}", hint=GIVE)

@@ -11,10 +11,11 @@ Missing = Literal["keep", "drop", "average"]
 Integers = Literal["auto", "last", "first", "max", "mean", "error"]
 Lora = Literal["mean", "exact"]
 Accumulate = Literal["auto", "float32", "float64"]
+Digest = Literal["sampled", "full"]
 Floats = Literal["keep", "float32", "float64", "float16", "bfloat16"]
 
 _CHOICES = {"missing": Missing, "integers": Integers, "lora": Lora, "accumulate": Accumulate,
-            "dtype": Floats}  # fmt: skip
+            "dtype": Floats, "digest": Digest}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,9 @@ class Policy:
     """Bytes; makes the output a folder of shards."""
     format: str | None = None
     """The name of the output's format; None: that of its suffix, else of the first input."""
+    digest: Digest = "sampled"
+    """What the recipe says of the bytes of inputs: a fingerprint of some places, or (``full``) a
+    digest of all as well, for which they are read once more."""
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

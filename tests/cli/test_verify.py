@@ -6,6 +6,7 @@ import shutil
 
 import composites
 import make
+import numpy as np
 import pytest
 from command_line import done, swavg
 
@@ -236,3 +237,31 @@ def test_what_was_converted_into_shards_is_not_laid_out_as_its_recipe_says(made)
     found = swavg("verify", "out", cwd=made)
     assert found.returncode == 4
     assert "was it converted?" in found.stderr
+
+
+def test_with_digests_a_byte_that_no_fingerprint_has_is_told(tmp_path):
+    # What is excluded plays no part in the average, and lies between the places of a fingerprint.
+    names = ("a.safetensors", "b.safetensors")
+    for seed, name in enumerate(names):
+        make.arrays(tmp_path / name, seed, large=np.zeros(1 << 20, np.float32))
+    args = ["average", *names, "--exclude", "large", "--drop-excluded"]
+    shown = done(*args, "--digest", "full", "-o", "full.safetensors", "-n", cwd=tmp_path).stdout
+    assert "full.safetensors" in shown
+    done(*args, "--digest", "full", "-o", "full.safetensors", cwd=tmp_path)
+    done(*args, "--digest", "full", "-o", "again.safetensors", "--threads", 1, cwd=tmp_path)
+    assert (tmp_path / "full.safetensors").read_bytes() == (
+        tmp_path / "again.safetensors"
+    ).read_bytes()
+    done(*args, "-o", "sampled.safetensors", cwd=tmp_path)
+    done("verify", "full.safetensors", cwd=tmp_path)
+    with open(tmp_path / names[0], "r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"\1")
+    done("verify", "sampled.safetensors", cwd=tmp_path)
+    found = swavg("verify", "full.safetensors", cwd=tmp_path)
+    assert (found.returncode, "a.safetensors: is not what" in found.stderr) == (4, True)
+    assert "the digest of all its bytes is another" in found.stderr
+    assert (
+        "| digest of all bytes |"
+        in done("inspect", "full.safetensors", "--card", cwd=tmp_path).stdout
+    )
