@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 from click.core import ParameterSource
@@ -16,9 +16,6 @@ from swavg.cli.options import Command, Headed, Option, SectionedCommand, filled
 from swavg.cli.streams import require_stdout
 from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, FormatName, Size
 from swavg.planning.policy import Policy
-
-if TYPE_CHECKING:
-    pass
 
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 

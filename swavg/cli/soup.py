@@ -15,8 +15,7 @@ from swavg.cli.executing import execute_and_report
 from swavg.cli.options import Headed, filled
 from swavg.cli.scoring import METRIC, SCORING, MetricOptions, OutputScoring
 from swavg.cli.selection import Selection, recorded_selection_options, selected
-from swavg.cli.signals import exit_code
-from swavg.cli.survey import AGAIN
+from swavg.cli.survey import end_interrupted
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
 
@@ -203,7 +202,6 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
     from swavg.console import messages
     from swavg.console import soup as console
     from swavg.console.progress import progress_bar
-    from swavg.console.survey import interrupted
     from swavg.engine.resources import Resources
     from swavg.evaluation.soup import find_soup
 
@@ -224,8 +222,7 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
         try:
             found = find_soup(search, scores.evaluate, resources, on_evaluation)
         except KeyboardInterrupt as stopped:
-            interrupted(f"{done} of {total} evaluations", search.unfinished, AGAIN)
-            raise click.exceptions.Exit(exit_code(stopped)) from None
+            end_interrupted(stopped, f"{done} of {total} evaluations", search.unfinished)
     if not run.quiet:
         messages.notes([f"what was tried is in {found.csv}"])
         console.tried(found.tried)
