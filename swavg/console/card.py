@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from swavg.console.text import counted, one_line
+from swavg.console.text import counted
 from swavg.engine.origins import COMMON, Input, inputs_in, lineage_in
+from swavg.short_repr import one_line
 
 _MOST = 100
 """Inputs that are listed."""

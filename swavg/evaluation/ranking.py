@@ -16,7 +16,6 @@ from swavg.evaluation.survey import (
     Survey,
     Value,
     cache_key,
-    one_line,
     parsed,
 )
 from swavg.evaluation.table import left_tables
@@ -24,6 +23,7 @@ from swavg.evaluation.user_objects import load_callable
 from swavg.formats.checkpoint import Checkpoint
 from swavg.series import guess_mode
 from swavg.series.model import labels
+from swavg.short_repr import one_line
 from swavg.weights import Mode
 
 if TYPE_CHECKING:

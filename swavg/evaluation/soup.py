@@ -21,7 +21,7 @@ from swavg.engine.stale import replacing_averages
 from swavg.errors import OutputError, RequestError
 from swavg.evaluation.outputs import ROOM
 from swavg.evaluation.running_soup import RunningSoup, beside, policy_of_candidates
-from swavg.evaluation.survey import cache_key, one_line
+from swavg.evaluation.survey import cache_key
 from swavg.evaluation.table import PARTIAL, discard, finished_rows, is_table, opened, publish
 from swavg.evaluation.tried import COLUMNS, Log, OnEvaluation, Tried
 from swavg.formats.tensors import Shared
@@ -29,6 +29,7 @@ from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
 from swavg.planning.targets import suffix_of
+from swavg.short_repr import one_line
 from swavg.storage.destination import check_destination, check_local, destination, is_stream
 from swavg.storage.paths import absolute, check_all
 from swavg.storage.protect import check_not_input
