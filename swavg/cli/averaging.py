@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,9 @@ from swavg.cli.options import Command, Headed, Option, SectionedCommand, filled
 from swavg.cli.streams import require_stdout
 from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, FormatName, Size
 from swavg.planning.policy import Policy
+
+if TYPE_CHECKING:
+    from swavg.engine.resources import Resources
 
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
@@ -107,6 +110,19 @@ class Run:
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+
+    @property
+    def resources(self) -> Resources:
+        from swavg.engine.resources import Resources
+
+        return Resources(
+            self.device,
+            self.threads,
+            self.memory,
+            check_crc=self.check_crc,
+            engine=self.engine,
+            address=self.address,
+        )
 
 
 _RUN = (

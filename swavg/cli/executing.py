@@ -41,17 +41,8 @@ def execute_and_report(
     not just what was given. ``evaluate`` is called once the outputs are there.
     """
     from swavg.engine.average import prepare
-    from swavg.engine.resources import Resources
 
-    execute = _execution(run)
-    resources = Resources(
-        run.device,
-        run.threads,
-        run.memory,
-        check_crc=run.check_crc,
-        engine=run.engine,
-        address=run.address,
-    )
+    execute, resources = _execution(run), run.resources
     plan = prepare(
         request.inputs,
         request.rows,

@@ -74,19 +74,16 @@ class Candidates:
         outputs.check(self.survey, self.opened)
         return outputs, known
 
-    def explain(self, outputs: Outputs) -> None:
-        """What would be done, on stdout."""
-        from swavg.console import survey as console
+    def facts(self, outputs: Outputs) -> list[tuple[str, str]]:
+        """What would be done."""
         from swavg.console.text import counted
 
         best = "lowest" if self.measure.mode == "min" else "highest"
-        console.dry_run(
-            [
-                ("evaluates", f"{counted(len(self.paths), 'checkpoint')}: {', '.join(self.paths)}"),
-                ("best", f"the {best} {self.measure.name}"),
-                ("writes", outputs.csv),
-            ]
-        )
+        return [
+            ("evaluates", f"{counted(len(self.paths), 'checkpoint')}: {', '.join(self.paths)}"),
+            ("best", f"the {best} {self.measure.name}"),
+            ("writes", outputs.csv),
+        ]
 
 
 def ranking(

@@ -202,14 +202,12 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
     from swavg.console import messages
     from swavg.console import soup as console
     from swavg.console.progress import progress_bar
-    from swavg.engine.resources import Resources
     from swavg.evaluation.soup import find_soup
 
     if not run.quiet:
         messages.notes([*notes, *scores.notes])
         if "evaluate" in scores.depends_on:
             messages.warnings(search.warnings)
-    resources = Resources(threads=run.threads, memory=run.memory, check_crc=run.check_crc)
     done, total = 0, search.evaluations
     with progress_bar("evaluating", "evaluations", shown=not run.quiet) as update:
 
@@ -220,7 +218,7 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
                 update(now, of)
 
         try:
-            found = find_soup(search, scores.evaluate, resources, on_evaluation)
+            found = find_soup(search, scores.evaluate, run.resources, on_evaluation)
         except KeyboardInterrupt as stopped:
             end_interrupted(stopped, f"{done} of {total} evaluations", search.unfinished)
     if not run.quiet:

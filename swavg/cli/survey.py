@@ -15,7 +15,7 @@ import click
 
 from swavg.cli.errors import print_error
 from swavg.cli.options import Option, filled
-from swavg.cli.printing import print_published
+from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import exit_code
 
 if TYPE_CHECKING:
@@ -37,6 +37,17 @@ class TableOptions:
     dry_run: bool = False
     as_json: bool = False
     quiet: bool = False
+
+    def show_plan(
+        self, name: str, report: Mapping[str, object], facts: Sequence[tuple[str, str]]
+    ) -> None:
+        """What would be done, on stdout: the ``report``, or ``facts`` for people."""
+        from swavg.console import survey as console
+
+        if self.as_json:
+            print_json(name, report)
+        else:
+            console.dry_run(facts)
 
 
 @dataclass(frozen=True, slots=True)
