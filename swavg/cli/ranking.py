@@ -17,7 +17,7 @@ from swavg.errors import InputError, SwavgError
 
 if TYPE_CHECKING:
     from swavg.cli.averaging import Run
-    from swavg.cli.executing import Evaluate
+    from swavg.cli.executing import FactsOf
     from swavg.evaluation.evaluate import Module
     from swavg.evaluation.outputs import Outputs
     from swavg.evaluation.ranking import Entry, Measure, Ranking
@@ -176,7 +176,7 @@ def scores(entry: Entry) -> dict[str, object]:
 
 def evaluating_outputs(
     folder: str, scoring: OutputScoring, deciding: MetricOptions, policy: Policy, run: Run
-) -> Evaluate | None:
+) -> FactsOf | None:
     """What evaluates the outputs in ``folder`` as the options say; None if they ask for nothing.
 
     Raises UsageError, and OutputExistsError for a csv that is not to be replaced.

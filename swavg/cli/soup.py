@@ -20,14 +20,14 @@ from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
-    from swavg.evaluation.soup import Evaluate, Search, Soup
+    from swavg.evaluation.soup import ScoreOf, Search, Soup
     from swavg.weights import Mode
 
 
 class _Scores(NamedTuple):
     """What gives a checkpoint its score, and which score is best."""
 
-    evaluate: Evaluate
+    evaluate: ScoreOf
     mode: Mode
     depends_on: Mapping[str, object]
     notes: list[str]
@@ -150,7 +150,7 @@ def soup(
         [path],
         run,
         chosen=True,
-        evaluate=lambda outputs: dict.fromkeys(outputs, more),
+        facts_of=lambda outputs: dict.fromkeys(outputs, more),
     )
 
 

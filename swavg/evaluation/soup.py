@@ -36,7 +36,7 @@ from swavg.storage.protect import check_not_input
 from swavg.storage.publish import parents_made
 from swavg.weights import Mode, Trial, mean, trials
 
-Evaluate = Callable[[str], float]
+ScoreOf = Callable[[str], float]
 """Called with the path of a checkpoint; returns its score."""
 
 METHOD = "greedy soup"
@@ -184,7 +184,7 @@ def _check(paths: Sequence[str], policy: Policy) -> None:
 
 def find_soup(
     search: Search,
-    evaluate: Evaluate,
+    evaluate: ScoreOf,
     resources: Resources | None = None,
     on_evaluation: OnEvaluation | None = None,
 ) -> Soup:
@@ -212,7 +212,7 @@ def find_soup(
     return found
 
 
-def _soup(search: Search, log: Log, evaluate: Evaluate, candidates: RunningSoup) -> Soup:
+def _soup(search: Search, log: Log, evaluate: ScoreOf, candidates: RunningSoup) -> Soup:
     names, scores = search.names, []
     for name, path in zip(names, search.paths, strict=True):
         scores.append(log.score(partial(evaluate, path)))
