@@ -74,4 +74,9 @@ def _one(value: object) -> str:
     text = str(value)
     if len(text) > _WIDEST:
         text = f"{text[: _WIDEST // 2 - 1]}…{text[-_WIDEST // 2 :]}"
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """``text`` without terminal codes or line ends, which could pass for rows."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

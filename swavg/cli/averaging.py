@@ -18,7 +18,7 @@ from swavg.cli.values import COUNT, KEY_HELP, STRIP_HELP, FormatName, Size
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
-    pass
+    from swavg.engine.resources import Resources
 
 _STDOUT_NAMES = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
@@ -113,6 +113,19 @@ class Run:
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+
+    @property
+    def resources(self) -> Resources:
+        from swavg.engine.resources import Resources
+
+        return Resources(
+            self.device,
+            self.threads,
+            self.memory,
+            check_crc=self.check_crc,
+            engine=self.engine,
+            address=self.address,
+        )
 
 
 _RUN = (

@@ -8,7 +8,7 @@ from dataclasses import replace
 import click
 
 from swavg.cli.options import SectionedCommand
-from swavg.cli.printing import print_json, print_published
+from swavg.cli.printing import print_published
 from swavg.cli.ranking import Candidates, as_json, ranking, show
 from swavg.cli.scoring import MetricOptions, ScoringOptions, metric_options, scoring_options
 from swavg.cli.selection import Selection, recorded_selection_options, selected
@@ -51,10 +51,7 @@ def eval_command(
     csv = options.csv or "evaluation.csv"
     outputs, known = found.outputs(csv, force=options.force, anew=options.anew)
     if options.dry_run:
-        if options.as_json:
-            print_json("eval", as_json(found, outputs))
-        else:
-            found.explain(outputs)
+        options.show_plan("eval", as_json(found, outputs), found.facts(outputs))
         return 0
     made = ranking(found, outputs, known, notes, quiet=options.quiet)
     if not options.quiet:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from swavg.planning.policy import Policy
     from swavg.planning.row import Request
 
-Evaluate = Callable[[Sequence[str]], Mapping[str, Mapping[str, object]]]
-"""Called with the paths of outputs; what it found of each goes into its report."""
+FactsOf = Callable[[Sequence[str]], Mapping[str, Mapping[str, object]]]
+"""Called with the paths of outputs: what more is said of each in its report."""
 
 
 def execute_and_report(
@@ -36,25 +36,16 @@ def execute_and_report(
     *,
     folder: str | None = None,
     chosen: bool = False,
-    evaluate: Evaluate | None = None,
+    facts_of: FactsOf | None = None,
 ) -> None:
     """Do what a method asks for with one read of the inputs, or print what would be done.
 
     ``folder`` is made for the outputs, and appears with all of them. ``chosen``: the inputs are
-    not just what was given. ``evaluate`` is called once the outputs are there.
+    not just what was given. ``facts_of`` is called once the outputs are there.
     """
     from swavg.engine.average import prepare
-    from swavg.engine.resources import Resources
 
-    execute = _execution(run)
-    resources = Resources(
-        run.device,
-        run.threads,
-        run.memory,
-        check_crc=run.check_crc,
-        engine=run.engine,
-        address=run.address,
-    )
+    execute, resources = _execution(run), run.resources
     # What is only shown is not worth a read of everything.
     policy = replace(request.policy, digest="sampled") if run.dry_run else request.policy
     with _hashing(policy, run) as on_hash:
@@ -86,7 +77,7 @@ def execute_and_report(
         from swavg.engine.stale import replacing_averages, up_to_date
 
         if up_to_date(plan):
-            _tell_up_to_date(plan, resources, run, evaluate)
+            _tell_up_to_date(plan, resources, run, facts_of)
             return
         plan = replacing_averages(plan)
     made = _executed(execute, plan, resources, run, notes)
@@ -94,7 +85,7 @@ def execute_and_report(
     if run.part is not None:
         _tell_part(run, plan.folder or paths[0])
         return
-    _tell_made(made, paths, run, evaluate, chosen=chosen)
+    _tell_made(made, paths, run, facts_of, chosen=chosen)
 
 
 def _hashing(policy: Policy, run: Run) -> AbstractContextManager[OnProgress | None]:
@@ -110,7 +101,7 @@ def _tell_made(
     made: Sequence[Report],
     paths: Sequence[str],
     run: Run,
-    evaluate: Evaluate | None,
+    facts_of: FactsOf | None,
     *,
     chosen: bool,
 ) -> None:
@@ -127,19 +118,19 @@ def _tell_made(
         from swavg.console import report as console
 
         console.summary(reports, verbose=run.verbose, chosen=chosen)
-    _publish([report.to_json() for report in reports], paths, run, evaluate)
+    _publish([report.to_json() for report in reports], paths, run, facts_of)
 
 
 def _publish(
     values: Sequence[Mapping[str, object]],
     paths: Sequence[str],
     run: Run,
-    evaluate: Evaluate | None,
+    facts_of: FactsOf | None,
 ) -> None:
     """Print the paths, which are there whatever becomes of evaluating them, or all as JSON."""
     if not run.as_json:
         print_published("report", values, paths, as_json=False)
-    found = {} if evaluate is None else evaluate(paths)
+    found = {} if facts_of is None else facts_of(paths)
     if run.as_json:
         merged = [{**value, **found.get(str(value["output"]), {})} for value in values]
         print_published("report", merged, paths, as_json=True)
@@ -151,7 +142,7 @@ def _paths(plan: Plan) -> list[str]:
     return [*dict.fromkeys(paths)]
 
 
-def _tell_up_to_date(plan: Plan, resources: Resources, run: Run, evaluate: Evaluate | None) -> None:
+def _tell_up_to_date(plan: Plan, resources: Resources, run: Run, facts_of: FactsOf | None) -> None:
     from swavg.console import messages
     from swavg.engine.average import dry_run
 
@@ -159,7 +150,7 @@ def _tell_up_to_date(plan: Plan, resources: Resources, run: Run, evaluate: Evalu
         messages.notes(["up to date"])
     here = replace(resources, engine="local", address=None)
     reports = [replace(each, dry_run=False, up_to_date=True) for each in dry_run(plan, here)]
-    _publish([report.to_json() for report in reports], _paths(plan), run, evaluate)
+    _publish([report.to_json() for report in reports], _paths(plan), run, facts_of)
 
 
 def _tell_part(run: Run, output: str) -> None:

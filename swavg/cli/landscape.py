@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from swavg.cli.options import SectionedCommand
-from swavg.cli.printing import print_json
 from swavg.cli.scoring import ScoringOptions, scoring_options
 from swavg.cli.survey import SurveyOptions, measured, nonfinite_notes, survey_options
 
@@ -76,20 +75,12 @@ def landscape(
             margin=margin,
             on_read=on_read,
         )
-    names = ["W1", "W2", "W3", layout.places[3].name]
-    if options.labels == "names":
-        from swavg.engine.recipe import short_names
-
-        names[:3] = short_names([w1, w2, w3])
-    names += [place.name for place in layout.places if place.kind == "mark"]
-    labels = options.label(len(names), names)
+    labels = _labels(layout, [w1, w2, w3], options)
     survey = survey_of(layout, scoring.cache_key(model))
     outputs.check(survey, [*corners, *marks, *passing])
     if options.dry_run:
-        if options.as_json:
-            print_json("landscape", _as_json(survey, layout, outputs))
-        else:
-            _explain(survey, layout, outputs)
+        report = _as_json(survey, layout, outputs)
+        options.show_plan("landscape", report, _facts(survey, layout, outputs))
         return 0
     scorer, told = scoring.scorer(model, corners, marks), scoring.notes(model)
     with measured(survey, outputs, scorer, told, quiet=options.quiet) as (table, values):
@@ -101,6 +92,16 @@ def landscape(
     return 0
 
 
+def _labels(layout: Layout, corners: Sequence[str], options: SurveyOptions) -> list[str]:
+    names = ["W1", "W2", "W3", layout.places[3].name]
+    if options.labels == "names":
+        from swavg.engine.recipe import short_names
+
+        names[:3] = short_names(corners)
+    names += [place.name for place in layout.places if place.kind == "mark"]
+    return options.label(len(names), names)
+
+
 def _drawn(surface: Surface, options: SurveyOptions, data: str, kind: str) -> bytes:
     from swavg.evaluation.landscape.drawing import encoded
     from swavg.evaluation.landscape.figure import draw
@@ -108,20 +109,17 @@ def _drawn(surface: Surface, options: SurveyOptions, data: str, kind: str) -> by
     return encoded(draw(surface, options.metrics, subject=options.subject, data=data), kind)
 
 
-def _explain(survey: Survey, layout: Layout, outputs: Outputs) -> None:
-    from swavg.console import survey as console
-
+def _facts(survey: Survey, layout: Layout, outputs: Outputs) -> list[tuple[str, str]]:
+    """What would be computed."""
     plane, grid = layout.plane, layout.grid
-    console.dry_run(
-        [
-            ("plane", f"W2 {plane.side:.4g} from W1; W3 {plane.height:.4g} beside their line"),
-            ("grid", f"{len(grid.xs)} x {len(grid.ys)} points"),
-            ("from", f"({grid.xs[0]:.4g}, {grid.ys[0]:.4g})"),
-            ("to", f"({grid.xs[-1]:.4g}, {grid.ys[-1]:.4g})"),
-            ("evaluates", f"{survey.evaluations} points"),
-            ("writes", ", ".join(outputs.paths)),
-        ]
-    )
+    return [
+        ("plane", f"W2 {plane.side:.4g} from W1; W3 {plane.height:.4g} beside their line"),
+        ("grid", f"{len(grid.xs)} x {len(grid.ys)} points"),
+        ("from", f"({grid.xs[0]:.4g}, {grid.ys[0]:.4g})"),
+        ("to", f"({grid.xs[-1]:.4g}, {grid.ys[-1]:.4g})"),
+        ("evaluates", f"{survey.evaluations} points"),
+        ("writes", ", ".join(outputs.paths)),
+    ]
 
 
 def _as_json(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from swavg.cli.options import SectionedCommand
-from swavg.cli.printing import print_json
 from swavg.cli.scoring import ScoringOptions, scoring_options
 from swavg.cli.survey import SurveyOptions, measured, nonfinite_notes, survey_options
 from swavg.cli.values import read_paths
@@ -72,10 +71,8 @@ def path(
     survey = routes.survey_of(route, opened, scoring.cache_key(model))
     outputs.check(survey, opened)
     if options.dry_run:
-        if options.as_json:
-            print_json("path", _as_json(survey, route, outputs))
-        else:
-            _explain(survey, route, outputs)
+        report = _as_json(survey, route, outputs)
+        options.show_plan("path", report, _facts(survey, route, outputs))
         return 0
     scorer, told = scoring.scorer(model, opened), scoring.notes(model)
     with measured(survey, outputs, scorer, told, quiet=options.quiet) as (table, values):
@@ -94,18 +91,15 @@ def _drawn(line: Line, labels: list[str], options: SurveyOptions, data: str, kin
     )
 
 
-def _explain(survey: Survey, route: Route, outputs: Outputs) -> None:
-    from swavg.console import survey as console
-
+def _facts(survey: Survey, route: Route, outputs: Outputs) -> list[tuple[str, str]]:
+    """What would be computed."""
     apart = ", ".join(f"{length:.4g}" for length in route.lengths)
-    console.dry_run(
-        [
-            ("line", f"{' to '.join(route.names)}, {apart} apart"),
-            ("points", f"{len(route.ts)} from t = {route.ts[0]:g} to {route.ts[-1]:g}"),
-            ("evaluates", f"{survey.evaluations} points"),
-            ("writes", ", ".join(outputs.paths)),
-        ]
-    )
+    return [
+        ("line", f"{' to '.join(route.names)}, {apart} apart"),
+        ("points", f"{len(route.ts)} from t = {route.ts[0]:g} to {route.ts[-1]:g}"),
+        ("evaluates", f"{survey.evaluations} points"),
+        ("writes", ", ".join(outputs.paths)),
+    ]
 
 
 def _as_json(

@@ -17,7 +17,7 @@ from swavg.errors import InputError, SwavgError
 
 if TYPE_CHECKING:
     from swavg.cli.averaging import Run
-    from swavg.cli.executing import Evaluate
+    from swavg.cli.executing import FactsOf
     from swavg.evaluation.evaluate import Module
     from swavg.evaluation.outputs import Outputs
     from swavg.evaluation.ranking import Entry, Measure, Ranking
@@ -74,19 +74,16 @@ class Candidates:
         outputs.check(self.survey, self.opened)
         return outputs, known
 
-    def explain(self, outputs: Outputs) -> None:
-        """What would be done, on stdout."""
-        from swavg.console import survey as console
+    def facts(self, outputs: Outputs) -> list[tuple[str, str]]:
+        """What would be done."""
         from swavg.console.text import counted
 
         best = "lowest" if self.measure.mode == "min" else "highest"
-        console.dry_run(
-            [
-                ("evaluates", f"{counted(len(self.paths), 'checkpoint')}: {', '.join(self.paths)}"),
-                ("best", f"the {best} {self.measure.name}"),
-                ("writes", outputs.csv),
-            ]
-        )
+        return [
+            ("evaluates", f"{counted(len(self.paths), 'checkpoint')}: {', '.join(self.paths)}"),
+            ("best", f"the {best} {self.measure.name}"),
+            ("writes", outputs.csv),
+        ]
 
 
 def ranking(
@@ -179,7 +176,7 @@ def scores(entry: Entry) -> dict[str, object]:
 
 def evaluating_outputs(
     folder: str, scoring: OutputScoring, deciding: MetricOptions, policy: Policy, run: Run
-) -> Evaluate | None:
+) -> FactsOf | None:
     """What evaluates the outputs in ``folder`` as the options say; None if they ask for nothing.
 
     Raises UsageError, and OutputExistsError for a csv that is not to be replaced.

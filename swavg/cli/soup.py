@@ -15,20 +15,19 @@ from swavg.cli.executing import execute_and_report
 from swavg.cli.options import Headed, filled
 from swavg.cli.scoring import METRIC, SCORING, MetricOptions, OutputScoring
 from swavg.cli.selection import Selection, recorded_selection_options, selected
-from swavg.cli.signals import exit_code
-from swavg.cli.survey import AGAIN
+from swavg.cli.survey import end_interrupted
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
 
 if TYPE_CHECKING:
-    from swavg.evaluation.soup import Evaluate, Search, Soup
+    from swavg.evaluation.soup import ScoreOf, Search, Soup
     from swavg.weights import Mode
 
 
 class _Scores(NamedTuple):
     """What gives a checkpoint its score, and which score is best."""
 
-    evaluate: Evaluate
+    evaluate: ScoreOf
     mode: Mode
     depends_on: Mapping[str, object]
     notes: list[str]
@@ -151,7 +150,7 @@ def soup(
         [path],
         run,
         chosen=True,
-        evaluate=lambda outputs: dict.fromkeys(outputs, more),
+        facts_of=lambda outputs: dict.fromkeys(outputs, more),
     )
 
 
@@ -203,15 +202,12 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
     from swavg.console import messages
     from swavg.console import soup as console
     from swavg.console.progress import progress_bar
-    from swavg.console.survey import interrupted
-    from swavg.engine.resources import Resources
     from swavg.evaluation.soup import find_soup
 
     if not run.quiet:
         messages.notes([*notes, *scores.notes])
         if "evaluate" in scores.depends_on:
             messages.warnings(search.warnings)
-    resources = Resources(threads=run.threads, memory=run.memory, check_crc=run.check_crc)
     done, total = 0, search.evaluations
     with progress_bar("evaluating", "evaluations", shown=not run.quiet) as update:
 
@@ -222,10 +218,9 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
                 update(now, of)
 
         try:
-            found = find_soup(search, scores.evaluate, resources, on_evaluation)
+            found = find_soup(search, scores.evaluate, run.resources, on_evaluation)
         except KeyboardInterrupt as stopped:
-            interrupted(f"{done} of {total} evaluations", search.unfinished, AGAIN)
-            raise click.exceptions.Exit(exit_code(stopped)) from None
+            end_interrupted(stopped, f"{done} of {total} evaluations", search.unfinished)
     if not run.quiet:
         messages.notes([f"what was tried is in {found.csv}"])
         console.tried(found.tried)

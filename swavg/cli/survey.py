@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
 from swavg.cli.errors import print_error
 from swavg.cli.options import Option, filled
-from swavg.cli.printing import print_published
+from swavg.cli.printing import print_json, print_published
 from swavg.cli.signals import exit_code
 
 if TYPE_CHECKING:
@@ -37,6 +37,17 @@ class TableOptions:
     dry_run: bool = False
     as_json: bool = False
     quiet: bool = False
+
+    def show_plan(
+        self, name: str, report: Mapping[str, object], facts: Sequence[tuple[str, str]]
+    ) -> None:
+        """What would be done, on stdout: the ``report``, or ``facts`` for people."""
+        from swavg.console import survey as console
+
+        if self.as_json:
+            print_json(name, report)
+        else:
+            console.dry_run(facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +116,8 @@ def measured(
     quiet: bool,
 ) -> Iterator[tuple[Table, list[Value]]]:
     """The table, and the values of all points; the data are made if any is to be scored. If
-    interrupted, says so, and how it is done
-    ``again``, and ends the command."""
+    interrupted, ends the command, and says how it is done ``again``."""
     from swavg.console import messages
-    from swavg.console import survey as console
     from swavg.console.progress import progress_bar
     from swavg.evaluation import loading
     from swavg.evaluation.survey import run
@@ -134,12 +143,21 @@ def measured(
                 values = run(survey, table, score, on_point, known)
         except KeyboardInterrupt as stopped:
             done = f"{len(table.rows)} of {len(survey.points)} {unit}"
-            console.interrupted(done, str(table.path), again)
-            code = exit_code(stopped)
-            if click.get_current_context().params.get("as_json"):
-                print_error(code, "interrupted", f"interrupted: {done} are in {table.path}")
-            raise click.exceptions.Exit(code) from None
+            end_interrupted(stopped, done, str(table.path), again)
         yield table, values
+
+
+def end_interrupted(
+    stopped: KeyboardInterrupt, done: str, path: str, again: str = AGAIN
+) -> NoReturn:
+    """End the command: say what is ``done`` and kept at ``path``, and how it goes on."""
+    from swavg.console.survey import interrupted
+
+    interrupted(done, path, again)
+    code = exit_code(stopped)
+    if click.get_current_context().params.get("as_json"):
+        print_error(code, "interrupted", f"interrupted: {done} are in {path}")
+    raise click.exceptions.Exit(code) from None
 
 
 def _unneeded(point: Point) -> Value:

@@ -59,7 +59,7 @@ def sweep(
     """
     if folder is None:
         raise click.UsageError("Give a folder for the outputs: -d OUTDIR.")
-    evaluate = evaluating_outputs(folder, scoring, deciding, policy, run)
+    facts_of = evaluating_outputs(folder, scoring, deciding, policy, run)
     from swavg import methods
 
     specs = [methods.sweep_spec(text) for text in recipe_texts]
@@ -72,4 +72,4 @@ def sweep(
     )
     places = outputs_in(folder, [spec.name for spec in specs], series.paths[0], policy)
     request = methods.sweep(series, specs, policy=policy)
-    execute_and_report(request, places, run, series.notes, folder=folder, evaluate=evaluate)
+    execute_and_report(request, places, run, series.notes, folder=folder, facts_of=facts_of)

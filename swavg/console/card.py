@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from swavg.console.text import counted, one_line
-from swavg.engine.origins import LATER, Input, inputs_in, lineage_in
+from swavg.console.text import counted
+from swavg.engine.origins import COMMON, Input, inputs_in, lineage_in
+from swavg.short_repr import one_line
 
 _MOST = 100
 """Inputs that are listed."""
 _MOST_BEHIND = 20
 """Averages behind these that are listed."""
-_SHOWN = ("method", "n", "inputs", "weights", "holds", "version", "options", *LATER)
+_SHOWN = ("n", *COMMON)
 
 
 def card(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from swavg.analysis import Comparison, Distance
 from swavg.console.messages import notes
 from swavg.console.page import Column, Page, Row
-from swavg.console.text import MOST_ROWS, counted, one_line, shape_text
+from swavg.console.text import MOST_ROWS, counted, shape_text
+from swavg.short_repr import one_line
 
 
 def show_comparison(found: Comparison, *, everything: bool) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from swavg.analysis import Entry, Inspection, Pickled, Total, ancestry
 from swavg.console.messages import notes
 from swavg.console.page import Column, Page, Row
-from swavg.console.text import MOST_ROWS, counted, number, one_line, shape_text, shortened, size
+from swavg.console.text import MOST_ROWS, counted, number, shape_text, shortened, size
 from swavg.console.tree import branches, tree_of
-from swavg.engine.origins import LATER
+from swavg.engine.origins import COMMON
+from swavg.short_repr import one_line
 
-_SHOWN = ("method", "version", "inputs", "weights", "holds", *LATER)
+_SHOWN = {*COMMON} - {"options"}
 """What of a recipe is shown otherwise than by its name."""
 _DEEP, _DEEPEST, _ALL_INPUTS = 3, 20, 1_000_000
 """Of the inputs of inputs so many levels are shown, and with --all."""

@@ -10,9 +10,10 @@ import numpy as np
 from rich.text import Text
 
 from swavg.console.page import Page
-from swavg.console.text import block, one_line, values_text
+from swavg.console.text import block, values_text
 from swavg.evaluation.landscape.line import Line, extent, verdict
 from swavg.evaluation.survey import Metric, axis_title, scale
+from swavg.short_repr import one_line
 
 _WIDEST, _WIDTH = 56, 80
 _HEIGHT = 8

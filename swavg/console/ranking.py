@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from swavg.console.page import Cell, Column, Page, Row
-from swavg.console.text import counted, one_line, printable
+from swavg.console.text import counted, printable
 from swavg.engine.recipe import short_names
 from swavg.evaluation.ranking import Measure, Ranking
 from swavg.evaluation.survey import Metric, Value
+from swavg.short_repr import one_line
 
 _WAYS = {"min": "lower is better", "max": "higher is better"}
 

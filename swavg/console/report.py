@@ -11,12 +11,13 @@ from dataclasses import replace
 from swavg.console.messages import notes, warnings
 from swavg.console.page import Cell, Column, Page, Row
 from swavg.console.several import grouped, names_of, of_which, said_once
-from swavg.console.text import MOST_ROWS, bar, counted, mix, number, one_line, printable, size, some
+from swavg.console.text import MOST_ROWS, bar, counted, mix, number, printable, size, some
 from swavg.engine.report import STDOUT, InputSummary, Report
 from swavg.errors import RequestError
 from swavg.formats.table import FORMATS
 from swavg.planning.batch_norm import TORCH
 from swavg.planning.targets import format_named, suffix_of, writable
+from swavg.short_repr import one_line
 from swavg.weights import effective_number, half_life_of
 
 _Exception = tuple[str, str, str]

@@ -10,10 +10,11 @@ import numpy as np
 from rich.text import Text
 
 from swavg.console.page import Page
-from swavg.console.text import one_line, values_text
+from swavg.console.text import values_text
 from swavg.evaluation.landscape.levels import Levels
 from swavg.evaluation.landscape.surface import Place, Surface
 from swavg.evaluation.survey import Metric, axis_title, scale
+from swavg.short_repr import one_line
 
 _BANDS = 6
 # From low to high: the bands' backgrounds, and what stands for them without colours.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from swavg.short_repr import one_line
+
 MOST_ROWS = 20
 """Of a long list so many are shown."""
 _MOST_TEXT = 300
@@ -54,11 +56,6 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 def printable(text: str) -> str:
     """``text`` without terminal codes: what cannot be printed is escaped, lines stay."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def one_line(text: str) -> str:
-    """``text`` without terminal codes or new lines, which could pass for rows."""
-    return printable(text).replace("\n", "\\n")
 
 
 def shortened(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from swavg.analysis import Entry
-from swavg.console.text import one_line
+from swavg.short_repr import one_line
 
 
 @dataclass(slots=True)

@@ -19,6 +19,8 @@ from swavg.storage.pool import Pool
 _UNITS: tuple[Unit, ...] = ("step", "epoch", "number")
 LATER = ("sizes", "steps", "epochs", "fingerprints", "digests", "lineage")
 """What recipes did not say at first."""
+COMMON = ("method", "inputs", "weights", "holds", "options", "version", *LATER)
+"""What recipes of all methods say; the rest are details of one."""
 _ROOM = 60_000
 """Bytes of a recipe with the lineage: some formats have no place for more."""
 

@@ -12,7 +12,7 @@ from swavg.engine.average import prepare
 from swavg.engine.comparing import ComparingSink, compare_others
 from swavg.engine.held import held_in
 from swavg.engine.nearby import GIVE, find_inputs
-from swavg.engine.origins import LATER, Input, as_before, inputs_in, origins_of
+from swavg.engine.origins import COMMON, Input, as_before, inputs_in, origins_of
 from swavg.engine.outputs import write_deferred, write_fixed
 from swavg.engine.recipe import as_text, recipe_of
 from swavg.engine.report import Progress
@@ -28,8 +28,6 @@ from swavg.storage.paths import check_all
 
 SAMPLE = 64
 """Tasks that are made again of a large output, unless all are."""
-_TOLD = ("method", "inputs", "weights", "holds", "options", "version", *LATER)
-"""What of a recipe is no detail of its method."""
 _OTHER_RECIPE = (
     "the recipe that would be written now is another: that of another version or method, or of"
     " inputs of other names"
@@ -168,7 +166,7 @@ def _planned(
         weights = tuple(float(weight) for weight in recipe["weights"])
     except (AttributeError, OverflowError, TypeError, ValueError):
         raise InputError(path, "has a recipe that is none of swavg's") from None
-    details = {key: value for key, value in recipe.items() if key not in _TOLD}
+    details = {key: value for key, value in recipe.items() if key not in COMMON}
     row = Row(
         weights,
         tuple(range(len(weights))),

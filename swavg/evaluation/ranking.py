@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from swavg.errors import RequestError
 from swavg.evaluation.survey import (
@@ -16,7 +16,6 @@ from swavg.evaluation.survey import (
     Survey,
     Value,
     cache_key,
-    one_line,
     parsed,
 )
 from swavg.evaluation.table import left_tables
@@ -24,11 +23,11 @@ from swavg.evaluation.user_objects import load_callable
 from swavg.formats.checkpoint import Checkpoint
 from swavg.series import guess_mode
 from swavg.series.model import labels
+from swavg.short_repr import one_line
+from swavg.weights import Mode
 
 if TYPE_CHECKING:
     from swavg.evaluation.evaluate import LossFunction, Score
-
-Mode = Literal["min", "max"]
 
 
 @dataclass(frozen=True, slots=True)

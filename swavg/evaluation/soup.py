@@ -21,7 +21,7 @@ from swavg.engine.stale import replacing_averages
 from swavg.errors import OutputError, RequestError
 from swavg.evaluation.outputs import ROOM
 from swavg.evaluation.running_soup import RunningSoup, beside, policy_of_candidates
-from swavg.evaluation.survey import cache_key, one_line
+from swavg.evaluation.survey import cache_key
 from swavg.evaluation.table import PARTIAL, discard, finished_rows, is_table, opened, publish
 from swavg.evaluation.tried import COLUMNS, Log, OnEvaluation, Tried
 from swavg.formats.tensors import Shared
@@ -29,13 +29,14 @@ from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
 from swavg.planning.targets import suffix_of
+from swavg.short_repr import one_line
 from swavg.storage.destination import check_destination, check_local, destination, is_stream
 from swavg.storage.paths import absolute, check_all
 from swavg.storage.protect import check_not_input
 from swavg.storage.publish import parents_made
 from swavg.weights import Mode, Trial, mean, trials
 
-Evaluate = Callable[[str], float]
+ScoreOf = Callable[[str], float]
 """Called with the path of a checkpoint; returns its score."""
 
 METHOD = "greedy soup"
@@ -183,7 +184,7 @@ def _check(paths: Sequence[str], policy: Policy) -> None:
 
 def find_soup(
     search: Search,
-    evaluate: Evaluate,
+    evaluate: ScoreOf,
     resources: Resources | None = None,
     on_evaluation: OnEvaluation | None = None,
 ) -> Soup:
@@ -211,7 +212,7 @@ def find_soup(
     return found
 
 
-def _soup(search: Search, log: Log, evaluate: Evaluate, candidates: RunningSoup) -> Soup:
+def _soup(search: Search, log: Log, evaluate: ScoreOf, candidates: RunningSoup) -> Soup:
     names, scores = search.names, []
     for name, path in zip(names, search.paths, strict=True):
         scores.append(log.score(partial(evaluate, path)))

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import Literal
 
 from swavg import __version__
-from swavg.errors import OutputError
 from swavg.evaluation.table import Table
 from swavg.formats.checkpoint import Checkpoint
 from swavg.storage.fingerprints import fingerprint
@@ -121,12 +120,12 @@ def run(
     ``known`` need not be scored."""
     points = survey.points
     if len(table.rows) > len(points):
-        raise _foreign(table, len(points) + 1)
+        raise table.foreign(len(points) + 1)
     found = []
     for number, (point, row) in enumerate(zip(points, table.rows, strict=False), 1):
         value = parsed(survey, point, row)
         if value is None:
-            raise _foreign(table, number)
+            raise table.foreign(number)
         found.append(value)
     if on_point is not None:
         on_point(len(found), len(points))
@@ -156,14 +155,6 @@ def parsed(survey: Survey, point: Point, row: str) -> Value | None:
         return None
 
 
-def _foreign(table: Table, number: int) -> OutputError:
-    return OutputError(
-        table.path,
-        f"row {number} is not the one that belongs there: the file was changed",
-        hint="Use anew=True to compute everything again, or give csv= another path.",
-    )
-
-
 def joined(cells: Sequence[str]) -> str:
     """A line of csv."""
     line = io.StringIO()
@@ -187,8 +178,3 @@ def short(name: str) -> str:
         if name.endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name
-
-
-def one_line(name: str) -> str:
-    """A name without line ends, which would end a row."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

@@ -36,6 +36,14 @@ class Table:
         _write(self._fd, self.path, row + "\n")
         self.rows.append(row)
 
+    def foreign(self, number: int) -> OutputError:
+        """The error for a row, counted from 1, that is of something else."""
+        return OutputError(
+            self.path,
+            f"row {number} is not the one that belongs there: the file was changed",
+            hint="Use anew=True to evaluate everything again, or give csv= another path.",
+        )
+
 
 def _heading(cache_key: Mapping[str, object], columns: Sequence[str]) -> str:
     """The lines above the rows."""

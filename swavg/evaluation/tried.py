@@ -6,7 +6,6 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from swavg.errors import OutputError
 from swavg.evaluation.survey import joined, number_text
 from swavg.evaluation.table import Table
 
@@ -45,7 +44,7 @@ class Log:
         try:
             return float(next(csv.reader([self._table.rows[at]]))[COLUMNS.index("score")])
         except (ValueError, IndexError, StopIteration):
-            raise self._foreign(at) from None
+            raise self._table.foreign(at + 1) from None
 
     def add(self, tried: Tried) -> None:
         """The next row. OutputError if it is there, and says something else."""
@@ -56,7 +55,7 @@ class Log:
         if at == len(self._table.rows):
             self._table.append(row)
         elif self._table.rows[at] != row:
-            raise self._foreign(at)
+            raise self._table.foreign(at + 1)
         self.tried.append(tried)
         self._tell_done(len(self.tried))
 
@@ -67,15 +66,8 @@ class Log:
     def check_end(self) -> None:
         """OutputError if there are more rows."""
         if len(self._table.rows) > len(self.tried):
-            raise self._foreign(len(self.tried))
+            raise self._table.foreign(len(self.tried) + 1)
 
     def _tell_done(self, rows: int) -> None:
         if self._tell is not None:
             self._tell(rows - (rows > self._count), self._total)
-
-    def _foreign(self, at: int) -> OutputError:
-        return OutputError(
-            self._table.path,
-            f"row {at + 1} is not the one that belongs there: the file was changed",
-            hint="Use anew=True to evaluate everything again, or give csv= another path.",
-        )

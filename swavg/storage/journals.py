@@ -216,7 +216,7 @@ class Journal:
         text = json.dumps(value, separators=(",", ":")).encode()
         line = f"{zlib.crc32(text):08x} ".encode() + text + b"\n"
         if os.write(self._fd, line) != len(line):
-            raise OSError(28, os.strerror(28))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         if self._fd >= 0:

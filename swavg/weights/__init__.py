@@ -25,7 +25,7 @@ from swavg.weights.power import (
     sigma_rel_from_gamma,
 )
 from swavg.weights.running import running, slide, window
-from swavg.weights.soup import Mode, Trial, greedy, trials
+from swavg.weights.soup import Mode, Trial, trials
 from swavg.weights.vectors import (
     TOLERANCE,
     Sum,
@@ -61,7 +61,6 @@ __all__ = [
     "ema_by_step",
     "ema_with_decays",
     "gamma_from_sigma_rel",
-    "greedy",
     "half_life",
     "half_life_of",
     "inner_product",

@@ -51,19 +51,3 @@ def trials(
         if taken := good and math.isfinite(metric):
             kept, best = (*kept, index), metric
         yield Trial(index, metric, taken)
-
-
-def greedy(
-    metric_of: Callable[[tuple[int, ...]], float],
-    order: Sequence[int],
-    mode: Mode,
-    *,
-    accept_equal: bool = True,
-) -> tuple[int, ...]:
-    """The ingredients that a greedy soup keeps, in the order of their acceptance: of
-    :func:`trials`. RequestError where nothing is kept, too."""
-    tried = trials(metric_of, order, mode, accept_equal=accept_equal)
-    kept = tuple(trial.ingredient for trial in tried if trial.kept)
-    if not kept:
-        raise RequestError("No ingredient of the soup has a metric.")
-    return kept

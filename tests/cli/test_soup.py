@@ -198,13 +198,13 @@ def test_averaged_statistics_are_told_before_a_command_is_called(folder):
     assert "candidates hold averaged batch-norm statistics" in found.stderr
 
 
-def waiting(folder, number):
+def waiting(folder, number, *more):
     """A process of swavg whose command does not end at its call of this number."""
     script = folder / "ev.py"
     wait = f"if len(open('calls').readlines()) == {number}: time.sleep(600)\n"
     script.write_text(EVALUATOR + wait)
-    command = [*SWAVG, *SOUP]
-    running = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    command, pipe = [*SWAVG, *SOUP, *more], subprocess.PIPE
+    running = subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True)
     while len(calls(folder)) < number:
         assert running.poll() is None
         time.sleep(0.02)
@@ -229,6 +229,7 @@ def test_a_killed_soup_goes_on_where_it_was(folder, number):
     running = waiting(folder, number)
     running.kill()
     running.wait()
+    running.stdout.close()
     running.stderr.close()
     for pid in evaluators(folder):
         os.kill(pid, signal.SIGKILL)
@@ -243,12 +244,16 @@ def test_a_killed_soup_goes_on_where_it_was(folder, number):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_and_says_what_is_kept(folder, number, code):
-    running = waiting(folder, COUNT + 2)
+    running = waiting(folder, COUNT + 2, "--json")
     assert evaluators(folder)
     running.send_signal(number)
-    _, said = running.communicate(timeout=30)
+    out, said = running.communicate(timeout=30)
     assert running.returncode == code
-    assert f"{COUNT + 1} of {2 * COUNT - 1} evaluations are in soup.csv.partial" in said
+    kept = f"{COUNT + 1} of {2 * COUNT - 1} evaluations are in soup.csv.partial"
+    assert kept in said
+    error = json.loads(out)
+    assert (error["code"], error["kind"]) == (code, "interrupted")
+    assert error["message"].endswith(kept)
     # It was killed; the system may take its time.
     deadline = time.monotonic() + 20
     while evaluators(folder):

@@ -20,9 +20,9 @@ from swavg.evaluation.survey import (
     Value,
     cache_key,
     number_text,
-    one_line,
 )
 from swavg.formats.checkpoint import Checkpoint
+from swavg.short_repr import one_line
 
 COLUMNS = ("kind", "name", "x", "y", "off", *VALUES)
 

@@ -16,9 +16,9 @@ from swavg.evaluation.survey import (
     Survey,
     cache_key,
     number_text,
-    one_line,
 )
 from swavg.formats.checkpoint import Checkpoint
+from swavg.short_repr import one_line
 
 COLUMNS = ("t", "name", "distance", *VALUES)
 
