@@ -171,18 +171,15 @@ def policy_options() -> Iterator[Option]:
 
 def averaging_command(
     kind: type[click.Command] = SectionedCommand,
-    policy_fields: Sequence[str] | None = None,
-    not_running: Sequence[str] = (),
+    without: Sequence[str] = (),
 ) -> Callable[[Command], click.Command]:
-    """A command with the options that say what becomes of tensors (those of ``policy_fields``;
-    None: all), how it runs and what it shows (without ``not_running``); it gets ``policy`` and
-    ``run``."""
-    sections = {
-        heading: tuple(
-            each for each in options if policy_fields is None or each.field in policy_fields
-        )
-        for heading, options in _POLICY.items()
-    }
+    """A command with the options that say what becomes of tensors, how it runs and what it shows,
+    ``without`` those of these fields; it gets ``policy`` and ``run``."""
+
+    def left(options: Sequence[Option]) -> list[Option]:
+        return [option for option in options if option.field not in without]
+
+    sections = {heading: left(options) for heading, options in _POLICY.items()}
 
     def decorate(command: Command) -> click.Command:
         @functools.wraps(command)
@@ -194,8 +191,7 @@ def averaging_command(
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             return command(policy=policy, **values)
 
-        running = [option for option in _RUN if option.field not in not_running]
-        with_run = filled("run", Run, {"Running": running})(called)
+        with_run = filled("run", Run, {"Running": left(_RUN)})(called)
         return click.command(cls=kind)(filled("policy", Policy, sections)(with_run))
 
     return decorate

@@ -8,14 +8,14 @@ from swavg.cli.averaging import Run, averaging_command, output_path
 from swavg.cli.executing import execute_and_report
 from swavg.planning.policy import Policy
 
-_FIELDS = (
-    "strip_prefix", "rename", "key", "drop_ties", "allow_nonfinite", "dtype", "weights_only",
-    "max_shard_size", "format",
+# It does not average: there is nothing to match, to choose or to measure.
+_WITHOUT = (
+    "strict", "missing", "mixed_dtypes", "include", "exclude", "drop_excluded", "integers", "lora",
+    "accumulate", "distances", "card",
 )  # fmt: skip
 
 
-# There is nothing to measure: it does not average.
-@averaging_command(policy_fields=_FIELDS, not_running=("distances", "card"))
+@averaging_command(without=_WITHOUT)
 @click.argument("checkpoint", metavar="IN", type=click.Path())
 @click.argument("output", metavar="OUT", type=click.Path())
 def convert(checkpoint: str, output: str, policy: Policy, run: Run) -> None:

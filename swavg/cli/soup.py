@@ -33,12 +33,12 @@ class _Scores(NamedTuple):
     notes: list[str]
 
 
-_TENSORS = (
-    "mixed_dtypes", "include", "exclude", "drop_excluded", "drop_ties", "allow_nonfinite", "dtype",
-    "accumulate", "weights_only", "max_shard_size", "format",
+_WITHOUT = (
+    # A candidate is made of the one before it; --key is among the options of the model.
+    "strict", "missing", "integers", "lora", "rename", "strip_prefix", "key",
+    # It goes on by itself, and is made on this machine.
+    "device", "engine", "address", "part", "finish", "proceed",
 )  # fmt: skip
-# It goes on by itself, and is made on this machine.
-_NOT_RUNNING = ("device", "engine", "address", "part", "finish", "proceed")
 _EVALUATING = "Evaluating"
 _METRIC = [
     replace(option, help=option.help.replace("function by", "function or KEY by"))
@@ -46,7 +46,7 @@ _METRIC = [
 ]
 
 
-@averaging_command(policy_fields=_TENSORS, not_running=_NOT_RUNNING)
+@averaging_command(without=_WITHOUT)
 @click.argument("checkpoints", nargs=-1, metavar="RUN|CKPT...", type=click.Path())
 @output_option("soup")
 @click.option(

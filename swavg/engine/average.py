@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -137,12 +137,7 @@ def prepare(
         for row, own in zip(rows, made.rows, strict=True)
     ]
     texts = [
-        own.recorded
-        if own.recorded is not None
-        else (made.checkpoints[own.members[0]].extras.recipe or "")
-        if own.copies
-        else as_text(as_before(told) if own.older else told)
-        for own, told in zip(made.rows, recipes, strict=True)
+        _written(own, told, made.checkpoints) for own, told in zip(made.rows, recipes, strict=True)
     ]
     early = Beforehand(made.checkpoints, made.shown, policy)
     entries, planned = lay_out(
@@ -190,6 +185,15 @@ def prepare(
     if plan.remote:
         plan = replace(plan, cut=cut_of(entries))
     return siblings.told(plan)
+
+
+def _written(row: Row, told: Mapping[str, object], checkpoints: Sequence[Checkpoint]) -> str:
+    """The recipe as it stands in the output."""
+    if row.recorded is not None:
+        return row.recorded
+    if row.copies:
+        return checkpoints[row.members[0]].extras.recipe or ""
+    return as_text(as_before(told) if row.older else told)
 
 
 def _check_key(key: str | None, checkpoints: Sequence[Checkpoint]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from swavg.errors import RequestError
+from swavg.evaluation.survey import Value
 from swavg.evaluation.user_objects import failed, kind, users_code
 from swavg.training.batches import examples, forward, split
 from swavg.training.batchnorm import evaluating, update_bn
@@ -24,17 +25,6 @@ tensor, the mean over the batch's examples, or a tensor with one loss each."""
 
 IGNORED = -100
 """The target that cross-entropy leaves out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """The mean ``loss`` and the share of wrong classes (None without classes) of ``examples``, and
-    the mean of the user's own ``metric``, beside which the loss may be None."""
-
-    loss: float | None
-    error: float | None
-    examples: int
-    metric: float | None = None
 
 
 @dataclass(slots=True)
@@ -55,7 +45,7 @@ def evaluate(
     loss: LossFunction | None = None,
     bn_data: Iterable[Any] | None = None,
     metric: LossFunction | None = None,
-) -> Score:
+) -> Value:
     """Mean loss over the examples of ``batches``, and the share of them that is wrong.
 
     The model runs in evaluation mode without gradients; its modes are restored. Without ``loss``
@@ -92,7 +82,7 @@ def evaluate(
             "the data have no batches." if not number else "the data have no examples to count.",
             hint="Is the loader empty, or are all targets -100?",
         )
-    return Score(
+    return Value(
         None if lossless else losses.total / losses.examples,
         wrong / counted.examples if judged else None,
         counted.examples,

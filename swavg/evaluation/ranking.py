@@ -27,7 +27,7 @@ from swavg.short_repr import one_line
 from swavg.weights import Mode
 
 if TYPE_CHECKING:
-    from swavg.evaluation.evaluate import LossFunction, Score
+    from swavg.evaluation.evaluate import LossFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Measure:
     function: LossFunction | None = None
     """Of outputs and target; its mean over examples counts."""
 
-    def of(self, found: Score | Value) -> float:
+    def of(self, found: Value) -> float:
         """RequestError if there is no error rate."""
         value: float | None = getattr(found, self.metric)
         if value is None:
@@ -55,15 +55,15 @@ class Measure:
             )
         return value
 
-    def finite(self, found: Score | Value) -> bool:
+    def finite(self, found: Value) -> bool:
         """Whether it can be compared. Of outputs that are NaN a metric may be any number: with a
         loss that is NaN there is none."""
         return math.isfinite(self.of(found)) and not math.isnan(found.loss or 0.0)
 
-    def checked(self, evaluate: Callable[[], Score]) -> Callable[[], Score]:
+    def checked(self, evaluate: Callable[[], Value]) -> Callable[[], Value]:
         """``evaluate``, with a RequestError at once where it does not say what is asked for."""
 
-        def run() -> Score:
+        def run() -> Value:
             found = evaluate()
             self.of(found)
             return found

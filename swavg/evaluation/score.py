@@ -7,12 +7,11 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
-from swavg.evaluation.evaluate import Score
 from swavg.evaluation.survey import Point, Scorer, Value
 from swavg.formats.checkpoint import Checkpoint
 from swavg.training.model_plan import ModelPlan
 
-Evaluate = Callable[[], Score]
+Evaluate = Callable[[], Value]
 """Evaluates the model as it is."""
 
 
@@ -21,7 +20,7 @@ def score_checkpoint(
     checkpoint: Checkpoint,
     evaluate: Evaluate,
     strip_prefix: Sequence[str] = (),
-) -> Score:
+) -> Value:
     """What ``evaluate`` says of the model with the weights of one checkpoint, which it keeps.
 
     ``strip_prefix`` does not count in the model's names. Raises MismatchError if a tensor of the
@@ -56,14 +55,12 @@ def scoring(
 
         def score(point: Point) -> Value:
             if point.own is not None:
-                found = score_checkpoint(model, others[point.own], evaluate, strip_prefix)
-            else:
-                assert sums is not None
-                assert point.coefficients is not None
-                # They sum to 1 but for their rounding, which must not be an error.
-                sums.apply(point.coefficients)
-                found = evaluate()
-            return Value(found.loss, found.error, found.examples, found.metric)
+                return score_checkpoint(model, others[point.own], evaluate, strip_prefix)
+            assert sums is not None
+            assert point.coefficients is not None
+            # They sum to 1 but for their rounding, which must not be an error.
+            sums.apply(point.coefficients)
+            return evaluate()
 
         yield score
 

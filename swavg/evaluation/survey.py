@@ -54,8 +54,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What was found at a point; None for what was not computed. ``error`` is a share of 1,
-    ``metric`` what a function of the user's says."""
+    """What was found of a model on so many ``examples``; None for what was not computed: the mean
+    ``loss``, the share of wrong classes (``error``), and the mean of the user's own ``metric``."""
 
     loss: float | None = None
     error: float | None = None
