@@ -190,5 +190,5 @@ def short(name: str) -> str:
 
 
 def one_line(name: str) -> str:
-    """A name without line ends, which would end a row."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+    """A name without line ends, which would end a row; no two names are one."""
+    return "".join(c if c.isprintable() and c != "\\" else repr(c)[1:-1] for c in name)

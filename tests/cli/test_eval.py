@@ -291,6 +291,18 @@ def test_another_model_is_another_evaluation(bowls):
     assert (bowls / "evaluation.csv").read_text() == text
 
 
+def test_names_that_are_shown_alike_have_their_own_values(bowls):
+    names = ["x\n1.safetensors", "x\\n1.safetensors"]
+    for name, corner in zip(names, "ab", strict=True):
+        save(name, weights(CORNERS[corner]))
+    done("eval", names[0], *MODEL)
+    found = done("eval", *names, *MODEL, "--json")
+    losses = {each["path"]: each["loss"] for each in json.loads(found.stdout)["checkpoints"]}
+    assert losses == {name: bowl(CORNERS[at]) for name, at in zip(names, "ab", strict=True)}
+    assert f"best: {names[1]}" in found.stderr
+    done("soup", *names, *MODEL)
+
+
 @pytest.mark.parametrize(
     ("option", "names"), [("--key", ["model", "ema"]), ("--strip-prefix", ["model.", "ema."])]
 )
