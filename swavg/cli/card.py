@@ -22,6 +22,7 @@ def card_of(path: str, recipe: Mapping[str, object], base_models: Iterable[str] 
     """The page of the average at ``path``. InputError where its recipe says no inputs."""
     from swavg.cli.average import average
     from swavg.cli.run import command_line, options_of
+    from swavg.cli.verify import verify
     from swavg.console.card import card
     from swavg.engine.origins import inputs_in
     from swavg.weights import is_uniform
@@ -34,7 +35,7 @@ def card_of(path: str, recipe: Mapping[str, object], base_models: Iterable[str] 
     names = [each.name for each in inputs]
     by_weights = {} if is_uniform(weights) else {"weights": weights, "raw-weights": True}
     made = command_line(average, names, {"output": name, **by_weights, **options_of(recipe)})
-    page = card(name, recipe, [made, shlex.join(["swavg", "verify", name])], [*base_models])
+    page = card(name, recipe, [made, command_line(verify, [name], {})], [*base_models])
     # A file name need not be UTF-8; a page is.
     return page.encode(errors="backslashreplace").decode()
 

@@ -109,7 +109,18 @@ def command_line(command: click.Command, paths: Sequence[str], values: Mapping[s
     words = ["swavg", str(command.name), *paths]
     for key, value in values.items():
         words += _option("a recipe", key, params[key], value, _plain("a recipe", key, value))
-    return shlex.join(words)
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """A word of a command in one line, without terminal codes."""
+    if word.isprintable():
+        return shlex.quote(word)
+    # Surrogates that stand for no byte are in no name.
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", word)
+    text = text.encode("utf-8", "surrogateescape").decode("latin-1")
+    shown = (c if " " <= c <= "~" and c not in "'\\" else f"\\x{ord(c):02x}" for c in text)
+    return f"$'{''.join(shown)}'"
 
 
 def _arguments(

@@ -87,6 +87,8 @@ class ScoringOptions:
             "data": self.data,
             "batches": self.batches,
             "loss": self.loss,
+            "key": self.key,
+            "strip_prefix": list(self.strip_prefix),
             "batch_norm": recomputed if self.recomputes(model) else None,
             "device": self.device,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from swavg.console.text import counted
@@ -35,7 +36,7 @@ def _page(
     if base_models:
         yield from ("base_model:", *(f"- {each}" for each in base_models))
     yield from ("tags:", "- merge", "- weight-averaging", "---", "")
-    made = f"{_code(recipe.get('method'))}, by swavg {one_line(str(recipe.get('version')))}"
+    made = f"{_code(recipe.get('method'))}, by swavg {_word(recipe.get('version'))}"
     yield from (f"# {one_line(name)}", "")
     yield from (f"An average of {counted(len(inputs), 'checkpoint')}: {made}.", "")
     yield from _table(inputs)
@@ -43,7 +44,7 @@ def _page(
     facts = {key: value for key, value in recipe.items() if key not in _SHOWN}
     facts |= options if isinstance(options, Mapping) else {}
     if facts:
-        yield from ("", *(f"- {key}: {_code(value)}" for key, value in facts.items()))
+        yield from ("", *(f"- {_word(key)}: {_code(value)}" for key, value in facts.items()))
     behind = lineage_in(recipe)
     if behind:
         yield from ("", "What of it is an average itself, by its fingerprint:", "")
@@ -67,7 +68,8 @@ def _table(inputs: Sequence[Input]) -> Iterator[str]:
     for each in inputs[:_MOST]:
         step = each.step if each.epoch is None else f"epoch {each.epoch}"
         size = None if each.size is None else f"{each.size:,}"
-        cells = (_weight(each), _code(each.name), step, size, each.digest or each.digits)
+        digits = _word(each.digest or each.digits)
+        cells = (_weight(each), _code(each.name), step, size, digits)
         row = " | ".join("" if cell is None else str(cell).replace("|", "\\|") for cell in cells)
         yield f"| {row} |"
     if len(inputs) > _MOST:
@@ -84,6 +86,11 @@ def _behind(recipe: Mapping[str, object]) -> str:
 
 def _weight(told: Input) -> str:
     return f"{told.weight:.6g}" if isinstance(told.weight, float) else _code(told.weight)
+
+
+def _word(value: object) -> object:
+    """A value that is a word of its own; as code where it could be more to a reader of Markdown."""
+    return value if value is None or re.fullmatch(r"[\w.+~ -]+", str(value)) else _code(value)
 
 
 def _code(value: object) -> str:

@@ -46,7 +46,7 @@ def ranking_table(ranking: Ranking) -> None:
         page.line(("best: none", "yellow"))
         return
     value = f"{_title(measure.metric, measure)} {texts[measure.metric][0]}"
-    page.line(("best", "bold green"), f": {printable(ranking.best.path)}, {value}", wrap=True)
+    page.line(("best", "bold green"), f": {one_line(ranking.best.path)}, {value}", wrap=True)
 
 
 def _title(metric: Metric, measure: Measure) -> str:

@@ -167,10 +167,15 @@ def _planned(
     except (AttributeError, OverflowError, TypeError, ValueError):
         raise InputError(path, "has a recipe that is none of swavg's") from None
     details = {key: value for key, value in recipe.items() if key not in COMMON}
+    method = recipe.get("method")
+    if method == "mean":
+        # What follows from the weights is not taken from it.
+        method = None
+        details.pop("n", None)
     row = Row(
         weights,
         tuple(range(len(weights))),
-        recipe.get("method"),
+        method,
         details,
         of_averages=True,
         copies=recipe.get("method") == "copy",

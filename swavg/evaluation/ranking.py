@@ -16,6 +16,7 @@ from swavg.evaluation.survey import (
     Survey,
     Value,
     cache_key,
+    cell_of,
     parsed,
 )
 from swavg.evaluation.table import left_tables
@@ -23,7 +24,6 @@ from swavg.evaluation.user_objects import load_callable
 from swavg.formats.checkpoint import Checkpoint
 from swavg.series import guess_mode
 from swavg.series.model import labels
-from swavg.short_repr import one_line
 from swavg.weights import Mode
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def survey_of(
     scores: Mapping[str, object],
 ) -> Survey:
     """A point for each checkpoint. ``scores`` says what scores depend on."""
-    names = [one_line(path) for path in paths]
+    names = [cell_of(path) for path in paths]
     named = [*zip(names, checkpoints, strict=True)]
     key = cache_key("eval", named, {**scores, "metric": measure.text})
     own = () if measure.function is None else ("metric",)

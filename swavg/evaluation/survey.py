@@ -13,6 +13,7 @@ from typing import Literal
 from swavg import __version__
 from swavg.evaluation.table import Table
 from swavg.formats.checkpoint import Checkpoint
+from swavg.short_repr import one_line
 from swavg.storage.fingerprints import fingerprint
 from swavg.storage.pool import Pool
 
@@ -178,3 +179,8 @@ def short(name: str) -> str:
         if name.endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def cell_of(name: str) -> str:
+    """A name as the cell of a row: without line ends, and no two names are one."""
+    return one_line(name.replace("\\", "\\\\"))

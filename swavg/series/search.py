@@ -37,7 +37,7 @@ from swavg.storage.temporary import TEMPORARY
 
 _LISTED = 4
 _MOST = 1000
-"""Folders that are looked into for a hint."""
+"""Folders that are looked into at most, to find the one that has checkpoints."""
 _HEAD = 512
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lock")
 
@@ -269,12 +269,20 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         explain_folder(folder, _listed(folder))
     if found:
         return found
-    places = _places_below(folder)
+    places, every = _places_below(folder)
     ignored = [*partial, *training, *shards, *foreign]
-    if len(places) == 1 and not ignored:
+    if len(places) == 1 and every and not ignored:
         notes.append(f"those of {places[0]}, the one folder in {folder} that has some")
-        return search(places[0], pattern, notes)
+        found = search(places[0], pattern, notes)
+        if not all(map(_seems_data, found)):
+            return found
     raise _nothing_in(folder, pattern, ignored, places)
+
+
+def _seems_data(found: Candidate) -> bool:
+    """Whether neither the suffix nor the name of a file says that it has weights."""
+    told = found.name.counts.keys() & {"step", "epoch"}
+    return may_be_data(found.path) and not (told or is_generic(os.path.basename(found.path)))
 
 
 def _nothing_in(
@@ -291,15 +299,19 @@ def _nothing_in(
     return InputError(folder, problem, hint=hint)
 
 
-def _places_below(folder: str) -> list[str]:
-    """The folders below, the nearest first, that a series may be searched in."""
-    places = (os.path.dirname(p) if is_one_checkpoint(p, []) else p for p in _below(folder))
-    return [place for place in dict.fromkeys(places) if place != folder]
-
-
-def _below(folder: str) -> Iterator[str]:
-    """The folders below with files that may be checkpoints, the nearest first, but hidden ones."""
+def _places_below(folder: str) -> tuple[list[str], bool]:
+    """The folders below, the nearest first, that a series may be searched in; and whether no
+    more can be there."""
     pending = [folder]
+    places = (os.path.dirname(p) if is_one_checkpoint(p, []) else p for p in _below(pending))
+    found = [place for place in dict.fromkeys(places) if place != folder]
+    return found, len(pending) < _MOST
+
+
+def _below(pending: list[str]) -> Iterator[str]:
+    """The folders below the only one of ``pending`` with files that may be checkpoints, the nearest
+    first, but hidden ones; all that are looked into are added to it."""
+    folder = pending[0]
     for path in pending:
         with suppress(InputError):
             for name in _listed(path):

@@ -1,6 +1,9 @@
 """Pages that say what an average is."""
 
+import json
+import os
 import shlex
+import subprocess
 
 import composites
 import pytest
@@ -93,6 +96,37 @@ def test_a_name_is_no_markup_and_no_variable(run, monkeypatch):
     assert "| `a\\|b'c.safetensors` |" in page
     assert "12345" not in page
     assert commands(page)[0][1:3] == names
+
+
+def test_what_a_recipe_says_breaks_no_line_of_a_page_and_no_terminal(tmp_path):
+    evil = "x\x1b[2J\n```\n# evil <b>|\udcff\ud800'"
+    recipe = {
+        "method": evil,
+        "inputs": [f"a{evil}", "b"],
+        "weights": [0.5, 0.5],
+        "fingerprints": [evil, evil],
+        "version": evil,
+        evil: evil,
+        "options": {"dtype": evil},
+        "lineage": [{"fingerprint": evil, "method": evil, "inputs": [evil], "weights": [evil]}],
+    }
+    save(tmp_path / "out.safetensors", state(1), {"swavg": json.dumps(recipe)})
+    page = done("inspect", "out.safetensors", "--card", cwd=tmp_path).stdout
+    assert "\x1b" not in page
+    assert all("`" in line for line in page.splitlines() if "evil" in line)
+    assert page.count("\n# ") == 1
+    assert page.count("\n```") == 2
+
+
+def test_the_command_of_a_page_has_names_of_several_lines(tmp_path):
+    names = ["a\n'b\\.safetensors", "\xfc\udcff\t.safetensors"]
+    for name in names:
+        save(tmp_path / name, state(1))
+    done("average", *names, "-o", "out.safetensors", cwd=tmp_path)
+    page = done("inspect", "out.safetensors", "--card", cwd=tmp_path).stdout
+    made = page.split("```")[1].splitlines()[1].replace("swavg average", "printf '%s\\0'")
+    told = subprocess.run(["bash", "-c", made], capture_output=True, check=True).stdout
+    assert told.split(b"\0")[:2] == [os.fsencode(name) for name in names]
 
 
 def test_what_is_no_average_has_no_page(run):

@@ -291,6 +291,42 @@ def test_another_model_is_another_evaluation(bowls):
     assert (bowls / "evaluation.csv").read_text() == text
 
 
+def test_names_that_are_shown_alike_have_their_own_values(bowls):
+    names = ["x\n1.safetensors", "x\\n1.safetensors"]
+    for name, corner in zip(names, "ab", strict=True):
+        save(name, weights(CORNERS[corner]))
+    done("eval", names[0], *MODEL)
+    found = done("eval", *names, *MODEL, "--json")
+    losses = {each["path"]: each["loss"] for each in json.loads(found.stdout)["checkpoints"]}
+    assert losses == {name: bowl(CORNERS[at]) for name, at in zip(names, "ab", strict=True)}
+    assert f"best: {names[1]}" in found.stderr
+    done("soup", *names, *MODEL)
+
+
+@pytest.mark.parametrize(
+    ("option", "names"), [("--key", ["model", "ema"]), ("--strip-prefix", ["model.", "ema."])]
+)
+def test_other_tensors_of_a_file_are_another_evaluation(classes, option, names):
+    _, states = classes
+    one, *_, mean = states.values()
+    if option == "--key":
+        held = {"model": one, "ema": mean}
+    else:
+        held = {
+            f"{at}{name}": each[name]
+            for at, each in zip(names, (one, mean), strict=True)
+            for name in one
+        }
+    torch.save(held, "both.pt")
+    first = json.loads(done("eval", "both.pt", *NET, option, names[0], "--json").stdout)
+    assert swavg("eval", "both.pt", *NET, option, names[1]).returncode == 7
+    found = done("eval", "both.pt", *NET, option, names[1], "--force", "--json")
+    (found,) = json.loads(found.stdout)["checkpoints"]
+    alone = done("eval", "mean.safetensors", *NET, "--csv", "alone.csv", "--json")
+    assert found["loss"] == json.loads(alone.stdout)["checkpoints"][0]["loss"]
+    assert found["loss"] != first["checkpoints"][0]["loss"]
+
+
 @pytest.mark.parametrize("numel", [3, 100_003])
 def test_a_checkpoint_that_was_replaced_is_evaluated_again(bowls, numel):
     script = (bowls / "bowl.py").read_text().replace("zeros(3)", f"zeros({numel})")

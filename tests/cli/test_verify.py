@@ -72,6 +72,13 @@ def test_a_header_that_is_another_is_told(run):
     assert swavg("verify", "out.safetensors", cwd=run).returncode == 3
 
 
+def test_a_number_of_checkpoints_that_is_another_is_told(run):
+    done("average", "run", "-o", "out.safetensors", cwd=run)
+    data = (run / "out.safetensors").read_bytes()
+    (run / "out.safetensors").write_bytes(data.replace(rb"\"n\": 5", rb"\"n\": 9"))
+    assert "would be written now is another" in done("verify", "out.safetensors", cwd=run).stderr
+
+
 def test_inputs_that_are_gone_moved_or_another(run):
     done("average", "run", "--last", 2, "-o", "out.safetensors", cwd=run)
     path = next((run / "run").glob("step_40-*"))

@@ -375,6 +375,21 @@ def test_the_one_folder_below_that_has_checkpoints_is_searched(tmp_path):
         assert f"logs/version_{version}/checkpoints" in caught.value.hint
 
 
+def test_a_folder_below_is_searched_only_where_no_other_can_be_meant(tmp_path):
+    named(tmp_path, "run/a/step_1.pt", "run/zz/step_2.pt", "arrays/data/shard_1.npz")
+    for number in range(1000):
+        (tmp_path / "run" / f"b{number}").mkdir()
+    with pytest.raises(InputError, match="holds no checkpoints") as caught:
+        discover([tmp_path / "run"])
+    assert "run/a." in caught.value.hint
+    # Arrays that no name calls weights may be what is learnt from.
+    with pytest.raises(InputError, match="arrays: holds no checkpoints") as caught:
+        discover([tmp_path / "arrays"])
+    assert "arrays/data." in caught.value.hint
+    named(tmp_path, "run-of-jax/ckpt/step_1.npz")
+    assert names(discover([tmp_path / "run-of-jax"])) == ["step_1.npz"]
+
+
 def test_of_checkpoints_that_are_folders_the_one_that_has_them_is_searched(tmp_path):
     for step in (100, 200):
         save(tmp_path / f"out/run/checkpoint-{step}/model.safetensors", state(step))
