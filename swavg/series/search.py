@@ -269,7 +269,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         explain_folder(folder, _listed(folder))
     if found:
         return found
-    places = _places_below(folder)
+    places = places_below(folder)
     ignored = [*partial, *training, *shards, *foreign]
     if len(places) == 1 and not ignored:
         notes.append(f"those of {places[0]}, the one folder in {folder} that has some")
@@ -291,7 +291,7 @@ def _nothing_in(
     return InputError(folder, problem, hint=hint)
 
 
-def _places_below(folder: str) -> list[str]:
+def places_below(folder: str) -> list[str]:
     """The folders below, the nearest first, that a series may be searched in."""
     places = (os.path.dirname(p) if is_one_checkpoint(p, []) else p for p in _below(folder))
     return [place for place in dict.fromkeys(places) if place != folder]
