@@ -13,7 +13,7 @@ import click
 
 from swavg.cli.scoring import MetricOptions, OutputScoring, ScoringOptions
 from swavg.cli.survey import AGAIN, measured
-from swavg.errors import InputError, SwavgError
+from swavg.errors import InputError, OutputExistsError, SwavgError
 
 if TYPE_CHECKING:
     from swavg.cli.averaging import Run
@@ -193,7 +193,13 @@ def evaluating_outputs(
     csv = "evaluation.csv" if is_url(folder) else os.path.join(folder, "evaluation.csv")
     replaces = run.force or (run.if_stale and is_table(csv))
     if not run.dry_run:
-        check_destination(csv, ROOM, force=replaces)
+        try:
+            check_destination(csv, ROOM, force=replaces)
+        except OutputExistsError as error:
+            if not is_table(csv):
+                raise
+            hint = "Use if_stale=True to go on with what is there, or force=True to replace it."
+            raise OutputExistsError(csv, error.problem, hint=hint) from None
     prefixes = tuple(policy.strip_prefix)
 
     def evaluate(paths: Sequence[str]) -> dict[str, dict[str, object]]:

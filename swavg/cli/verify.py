@@ -22,11 +22,13 @@ def verify(
     """Prove that an average is what its recipe says.
 
     It is made again from its inputs, and compared bit by bit, without being written. INPUT are the
-    inputs in the order of the recipe (swavg inspect shows it); without them they are looked for by
-    their names, sizes and fingerprints, near OUT and here. Of a large output a sample is compared.
+    inputs in the order of the recipe (swavg inspect shows it), or the folder that they lie in, at
+    any depth; without them they are looked for by their names, sizes and fingerprints, near OUT and
+    here. Of a large output a sample is compared.
 
     \b
     swavg verify avg.safetensors
+    swavg verify avg.safetensors /data/run
     swavg verify avg.safetensors --all
 
     Exit codes: 0 if no byte differs, 3 for the first that does, 4 if there is no recipe or an input

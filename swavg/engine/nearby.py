@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from swavg.engine.origins import Input, inputs_in
 from swavg.errors import InputError
 from swavg.formats.composite import as_composite
 from swavg.formats.parts import open_parts, open_whole
+from swavg.series.search import places_below
 from swavg.storage.fingerprints import fingerprint
 from swavg.storage.paths import absolute, exists, is_folder, names_if_any
 from swavg.storage.pool import Pool
+from swavg.storage.stores import is_url
 
-GIVE = "Give the inputs, or their URLs, behind the output, in the order of its recipe."
+GIVE = (
+    "Give the inputs, or their URLs, behind the output, in the order of its recipe, or the folder"
+    " that they lie in."
+)
 
 
-def find_inputs(output: str, recipe: Mapping[str, object], key: str | None = None) -> list[str]:
+def find_inputs(
+    output: str, recipe: Mapping[str, object], key: str | None = None, *, inside: str | None = None
+) -> list[str]:
     """The inputs by their names in the recipe: of several that are called so, the one of that size
-    and fingerprint. ``key`` as in :class:`swavg.planning.policy.Policy`. InputError for one that is
-    nowhere near."""
+    and fingerprint. They lie near the output, or anywhere below it or this process's folder; or
+    ``inside`` one folder. ``key`` as in :class:`swavg.planning.policy.Policy`. InputError for one
+    that is not there."""
     part = _first_part(output, key)
-    return [_found(output, each, part, key) for each in inputs_in(recipe)]
+    told = inputs_in(recipe)
+    near = [None if inside else find_near(output, each, part, key) for each in told]
+    if all(near):
+        return [path for path in near if path]
+    folders = [*_folders_below(output, inside)]
+    return [
+        path or _found_below(folders, output, each, part, key, inside)
+        for path, each in zip(near, told, strict=True)
+    ]
+
+
+def _folders_below(output: str, inside: str | None) -> Iterator[str]:
+    """The folders that may hold a series, at any depth: of a run of Lightning it is the third."""
+    roots = [inside] if inside else [os.path.dirname(output.rstrip("/")) or ".", "."]
+    for root in dict.fromkeys(roots):
+        if inside or not is_url(root):
+            yield from (root, *places_below(root)[0])
 
 
 def of_wholes(output: str, recipe: Mapping[str, object]) -> dict[str, object]:
@@ -48,31 +72,46 @@ def _first_part(output: str, key: str | None = None) -> str:
 def find_near(output: str, told: Input, part: str = "", key: str | None = None) -> str | None:
     """:func:`find_inputs` for one of them, named by its ``part``, if the recipe is that of a part;
     None if it is nowhere near. The first one where none is as it was."""
-    places = dict.fromkeys(_places(output, told.name, part))
+    return _best(_named(_folders_near(output), output, told.name, part), told, key)
+
+
+def _found_below(
+    folders: Sequence[str], output: str, told: Input, part: str, key: str | None, inside: str | None
+) -> str:
+    # Where the name has folders in it, these are the last of the path.
+    above = [_without(os.path.dirname(told.name), each) for each in folders]
+    found = _best(_named(above, output, told.name, part), told, key)
+    if found is None:
+        where = f"in {inside}" if inside else "near it"
+        problem = f"an input of {output}, was not found {where}"
+        raise InputError(told.name, problem, hint=GIVE, absent=True)
+    return found
+
+
+def _best(paths: Iterable[str], told: Input, key: str | None) -> str | None:
+    """Of the paths the one that is as it was, else the first; None of none."""
+    places = dict.fromkeys(paths)
     if len(places) > 1:
         return next((path for path in places if _is_it(path, told, key)), next(iter(places)))
     return next(iter(places), None)
 
 
-def _found(output: str, told: Input, part: str, key: str | None) -> str:
-    found = find_near(output, told, part, key)
-    if found is None:
-        problem = f"an input of {output}, was not found near it"
-        raise InputError(told.name, problem, hint=GIVE, absent=True)
-    return found
-
-
-def _places(output: str, name: str, part: str) -> Iterator[str]:
-    """Where something of that name is: beside the output, here, or in a folder of either."""
+def _folders_near(output: str) -> Iterator[str]:
+    """Beside the output, here, above the output, and the folders in these."""
     here = os.path.dirname(output.rstrip("/"))
     above = os.path.dirname(os.path.abspath(output.rstrip("/")))
     for folder in (here, "", os.path.dirname(above)):
         inner = (os.path.join(folder, each) for each in names_if_any(folder or "."))
-        for place in (folder, *filter(is_folder, inner)):
-            found = os.path.join(place, name)
-            # It may have been replaced by what was made of it.
-            if exists(found) and absolute(whole := _without(part, found)) != absolute(output):
-                yield whole
+        yield from (folder, *filter(is_folder, inner))
+
+
+def _named(folders: Iterable[str], output: str, name: str, part: str) -> Iterator[str]:
+    """What is called so in the folders."""
+    for folder in folders:
+        found = os.path.join(folder, name)
+        # It may have been replaced by what was made of it.
+        if exists(found) and absolute(whole := _without(part, found)) != absolute(output):
+            yield whole
 
 
 def _is_it(path: str, told: Input, key: str | None) -> bool:

@@ -24,7 +24,7 @@ from swavg.formats.tensors import Shared
 from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Row
-from swavg.storage.paths import check_all
+from swavg.storage.paths import check_all, is_folder
 
 SAMPLE = 64
 """Tasks that are made again of a large output, unless all are."""
@@ -69,8 +69,9 @@ def verify(
 ) -> Verified:
     """Make an average again from its inputs, and compare the bytes with those that are there.
 
-    ``inputs`` are those of its recipe, in that order; none: they are looked for by their names,
-    beside the output and where this process is. Of a large output :data:`SAMPLE` tasks are made,
+    ``inputs`` are those of its recipe, in that order, or of several the folder that they lie in,
+    at any depth; none: they are looked for by their names, beside the output and where this process
+    is. Of a large output :data:`SAMPLE` tasks are made,
     spread evenly, unless ``everything`` is. Raises MismatchError for the first difference,
     InputError where the output has no recipe or an input is gone or another, RequestError for
     another number of inputs.
@@ -81,7 +82,10 @@ def verify(
     names, numbers = recipe.get("inputs"), recipe.get("weights")
     if not isinstance(names, list) or not isinstance(numbers, list):
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")
-    given = [os.fspath(each) for each in inputs] or find_inputs(path, recipe, _key(recipe))
+    given = [os.fspath(each) for each in inputs]
+    inside = given[0] if len(given) == 1 < len(names) and is_folder(given[0]) else None
+    if inside or not given:
+        given = find_inputs(path, recipe, _key(recipe), inside=inside)
     if len(given) != len(names):
         raise RequestError(
             f"{path} has {len(names)} inputs, and {len(given)} were given.", hint=GIVE

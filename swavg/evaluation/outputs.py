@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from swavg.errors import OutputError, RequestError
 from swavg.evaluation.landscape import drawing
 from swavg.evaluation.survey import Survey
-from swavg.evaluation.table import Table, discard, finished_rows, publish
+from swavg.evaluation.table import Table, check_place, discard, finished_rows, publish
 from swavg.formats.checkpoint import Checkpoint
 from swavg.storage.destination import check_destination, destination, is_stream
 from swavg.storage.protect import check_not_input
@@ -46,8 +46,11 @@ class Outputs:
             if path == "-" or is_stream(path):
                 raise OutputError(path, "is no place for a file", hint="Give a path of a file.")
             check_not_input(path, [(each.path, each.sources) for each in inputs])
-            kept = path == self.csv and self._made(survey)
-            check_destination(path, ROOM, force=self.force or kept)
+            if path == self.csv:
+                kept = self.force or self._made(survey)
+                check_place(path, survey.cache_key, ROOM, force=kept)
+            else:
+                check_destination(path, ROOM, force=self.force)
 
     def _made(self, survey: Survey) -> bool:
         if self.anew:

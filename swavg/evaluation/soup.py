@@ -22,7 +22,15 @@ from swavg.errors import OutputError, RequestError
 from swavg.evaluation.outputs import ROOM
 from swavg.evaluation.running_soup import RunningSoup, beside, policy_of_candidates
 from swavg.evaluation.survey import cache_key
-from swavg.evaluation.table import PARTIAL, discard, finished_rows, is_table, opened, publish
+from swavg.evaluation.table import (
+    PARTIAL,
+    check_place,
+    discard,
+    finished_rows,
+    is_table,
+    opened,
+    publish,
+)
 from swavg.evaluation.tried import COLUMNS, Log, OnEvaluation, Tried
 from swavg.formats.tensors import Shared
 from swavg.planning.plan import Plan
@@ -30,7 +38,7 @@ from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
 from swavg.planning.targets import suffix_of
 from swavg.short_repr import one_line
-from swavg.storage.destination import check_destination, check_local, destination, is_stream
+from swavg.storage.destination import check_local, destination, is_stream
 from swavg.storage.paths import absolute, check_all
 from swavg.storage.protect import check_not_input
 from swavg.storage.publish import parents_made
@@ -166,7 +174,7 @@ def prepare_soup(
     if is_stream(log) or destination(log) == destination(target):
         raise OutputError(log, "is no place for the csv", hint="Give csv= another path.")
     check_not_input(log, [(each.path, each.sources) for each in plan.checkpoints])
-    check_destination(log, ROOM, force=made.force or made.finished)
+    check_place(log, key, ROOM, force=made.force or made.finished)
     return made
 
 

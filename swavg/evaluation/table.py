@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from swavg.errors import OutputError
-from swavg.storage.destination import destination
+from swavg.errors import OutputError, OutputExistsError
+from swavg.storage.destination import check_destination, destination
 from swavg.storage.publish import new_file
 
 PARTIAL = ".partial"
@@ -117,6 +117,24 @@ def finished_rows(
         return None
 
 
+def check_place(
+    path: str | os.PathLike[str], cache_key: Mapping[str, object], size: int, *, force: bool
+) -> None:
+    """:func:`swavg.storage.destination.check_destination`, which says of a table that is there what
+    it was made of otherwise."""
+    try:
+        check_destination(path, size, force=force)
+    except OutputExistsError as error:
+        target = Path(destination(path))
+        found = target.read_bytes() if target.is_file() else b""
+        differing = _differing(found, cache_key)
+        if not differing:
+            raise
+        problem = f"{error.problem}, of a run that differs in {', '.join(differing)}"
+        hint = "Give csv= another path, or force=True to replace it."
+        raise OutputExistsError(path, problem, hint=hint) from None
+
+
 def is_table(path: str | os.PathLike[str]) -> bool:
     """Whether a file is such a csv, finished."""
     try:
@@ -198,9 +216,16 @@ def _cache_key_in(found: bytes) -> dict[str, object] | None:
 
 
 def _difference(found: bytes, cache_key: Mapping[str, object]) -> str:
+    if _cache_key_in(found) is None:
+        return "everything: it is no table of swavg"
+    return ", ".join(_differing(found, cache_key)) or "its columns"
+
+
+def _differing(found: bytes, cache_key: Mapping[str, object]) -> list[str]:
+    """The names of what two tables depend on otherwise; none for what is no table."""
     before = _cache_key_in(found)
     if before is None:
-        return "everything: it is no table of swavg"
+        return []
     wanted = json.loads(json.dumps(cache_key))
     names = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
-    return ", ".join(f"'{name}'" for name in names) or "its columns"
+    return [f"'{name}'" for name in names]

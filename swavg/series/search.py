@@ -269,7 +269,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         explain_folder(folder, _listed(folder))
     if found:
         return found
-    places, every = _places_below(folder)
+    places, every = places_below(folder)
     ignored = [*partial, *training, *shards, *foreign]
     if len(places) == 1 and every and not ignored:
         notes.append(f"those of {places[0]}, the one folder in {folder} that has some")
@@ -299,7 +299,7 @@ def _nothing_in(
     return InputError(folder, problem, hint=hint)
 
 
-def _places_below(folder: str) -> tuple[list[str], bool]:
+def places_below(folder: str) -> tuple[list[str], bool]:
     """The folders below, the nearest first, that a series may be searched in; and whether no
     more can be there."""
     pending = [folder]

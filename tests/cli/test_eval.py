@@ -237,7 +237,11 @@ def test_a_finished_csv_is_not_computed_again_nor_replaced_by_another(bowls):
     sys.modules.pop("bowl", None)
     other = swavg("eval", *PATHS[:2], *MODEL)
     assert other.returncode == 7
-    assert "evaluation.csv: exists already" in other.stderr
+    assert "exists already, of a run that differs in 'checkpoints'\n" in other.stderr
+    assert "Give --csv another path, or --force to replace it." in other.stderr
+    other = swavg(*EVAL, "--batches", 1)
+    assert "exists already, of a run that differs in 'batches'\n" in other.stderr
+    assert "exists already\n" in swavg(*EVAL, "--restart").stderr
     assert (bowls / "evaluation.csv").read_bytes() == whole
     done("eval", *PATHS[:2], *MODEL, "--csv", "two.csv")
     done(*EVAL, "--restart", "--force")

@@ -138,6 +138,10 @@ def test_a_csv_that_is_there_is_refused_before_anything_is_averaged(scope):
     assert [path.name for path in Path("out").iterdir()] == ["evaluation.csv"]
     done(*SWEEP, *NET, "--force")
     assert Path("out/evaluation.csv").read_text().startswith("# swavg {")
+    again = swavg(*SWEEP, *NET)
+    assert again.returncode == 7
+    assert "Use --if-stale to go on with what is there, or --force to" in again.stderr
+    assert "up to date" in done(*SWEEP, *NET, "--if-stale").stderr
 
 
 def test_averages_stay_where_evaluating_fails_and_the_same_command_goes_on(scope):

@@ -100,6 +100,32 @@ def test_inputs_that_are_gone_moved_or_another(run):
     assert "has 2 inputs, and 1 were given" in found.stderr
 
 
+def test_inputs_of_a_run_that_lies_deep_are_found(run):
+    deep = run / "logs" / "version_0" / "checkpoints"
+    shutil.copytree(run / "run", deep)
+    shutil.rmtree(run / "run")
+    done("average", "logs", "--last", 2, "-o", "out.safetensors", cwd=run)
+    assert "from 2 inputs" in done("verify", "out.safetensors", cwd=run).stdout
+    # Elsewhere, only where it is told; folders in names count.
+    shutil.copytree(deep, run / "logs" / "version_1" / "checkpoints")
+    name = next(deep.iterdir()).name
+    both = [f"logs/version_{number}/checkpoints/{name}" for number in (0, 1)]
+    done("average", *both, "-o", "twins.safetensors", cwd=run)
+    (run / "out").mkdir()
+    for output in ("out.safetensors", "twins.safetensors"):
+        shutil.move(run / output, run / "out" / output)
+        assert "from 2" in done("verify", output, "../logs", cwd=run / "out").stdout
+    (run / "elsewhere").mkdir()
+    shutil.move(run / "logs", run / "elsewhere" / "logs")
+    assert swavg("verify", "out.safetensors", cwd=run / "out").returncode == 4
+    assert "from 2" in done("verify", "out.safetensors", "../elsewhere", cwd=run / "out").stdout
+    (run / "elsewhere" / "empty").mkdir()
+    found = swavg("verify", "out.safetensors", "../elsewhere/empty", cwd=run / "out")
+    assert found.returncode == 4
+    assert "was not found in ../elsewhere/empty" in found.stderr
+    assert "or the folder that they lie in" in found.stderr
+
+
 def test_of_several_of_a_name_it_is_the_one_that_was_averaged(run):
     first, last = (
         "run/step_40-val_loss=0.025.safetensors",
