@@ -21,7 +21,7 @@ from swavg.engine.stale import replacing_averages
 from swavg.errors import OutputError, RequestError
 from swavg.evaluation.outputs import ROOM
 from swavg.evaluation.running_soup import RunningSoup, beside, policy_of_candidates
-from swavg.evaluation.survey import cache_key
+from swavg.evaluation.survey import cache_key, cell_of
 from swavg.evaluation.table import (
     PARTIAL,
     check_place,
@@ -37,7 +37,6 @@ from swavg.planning.plan import Plan
 from swavg.planning.policy import Policy
 from swavg.planning.row import Path, Request, Row
 from swavg.planning.targets import suffix_of
-from swavg.short_repr import one_line
 from swavg.storage.destination import check_local, destination, is_stream
 from swavg.storage.paths import absolute, check_all
 from swavg.storage.protect import check_not_input
@@ -79,7 +78,7 @@ class Search:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(map(one_line, short_names(self.paths)))
+        return tuple(map(cell_of, short_names(self.paths)))
 
     @property
     def of_all(self) -> Request:
