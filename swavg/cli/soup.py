@@ -16,7 +16,7 @@ from swavg.cli.options import Headed, filled
 from swavg.cli.scoring import METRIC, SCORING, MetricOptions, OutputScoring
 from swavg.cli.selection import Selection, recorded_selection_options, selected
 from swavg.cli.signals import exit_code
-from swavg.cli.survey import AGAIN
+from swavg.cli.survey import AGAIN, stored
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
 
@@ -212,12 +212,13 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
         if "evaluate" in scores.depends_on:
             messages.warnings(search.warnings)
     resources = Resources(threads=run.threads, memory=run.memory, check_crc=run.check_crc)
-    done, total = 0, search.evaluations
+    done, total, first = 0, search.evaluations, -1
     with progress_bar("evaluating", "evaluations", shown=not run.quiet) as update:
 
         def on_evaluation(now: int, of: int) -> None:
-            nonlocal done, total
+            nonlocal done, total, first
             done, total = now, of
+            first = now if first < 0 else first
             if update is not None:
                 update(now, of)
 
@@ -227,6 +228,6 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
             interrupted(f"{done} of {total} evaluations", search.unfinished, AGAIN)
             raise click.exceptions.Exit(exit_code(stopped)) from None
     if not run.quiet:
-        messages.notes([f"what was tried is in {found.csv}"])
+        messages.notes([f"what was tried is in {found.csv}", *stored(first, total, found.csv)])
         console.tried(found.tried)
     return found
