@@ -82,15 +82,15 @@ class ScoringOptions:
     def cache_key(self, model: Module) -> dict[str, Any]:
         """What the values depend on besides checkpoints and points."""
         recomputed = self.bn_data or self.data
+        which = {"key": self.key, "strip_prefix": [*self.strip_prefix]}
         return {
             "model": self.model,
             "data": self.data,
             "batches": self.batches,
             "loss": self.loss,
-            "key": self.key,
-            "strip_prefix": list(self.strip_prefix),
             "batch_norm": recomputed if self.recomputes(model) else None,
             "device": self.device,
+            **{name: value for name, value in which.items() if value},
         }
 
     def notes(self, model: Module) -> list[str]:

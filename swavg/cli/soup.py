@@ -15,7 +15,7 @@ from swavg.cli.executing import execute_and_report
 from swavg.cli.options import Headed, filled
 from swavg.cli.scoring import METRIC, SCORING, MetricOptions, OutputScoring
 from swavg.cli.selection import Selection, recorded_selection_options, selected
-from swavg.cli.survey import end_interrupted
+from swavg.cli.survey import end_interrupted, stored
 from swavg.cli.values import NULL, read_paths
 from swavg.planning.policy import Policy
 
@@ -208,12 +208,13 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
         messages.notes([*notes, *scores.notes])
         if "evaluate" in scores.depends_on:
             messages.warnings(search.warnings)
-    done, total = 0, search.evaluations
+    done, total, first = 0, search.evaluations, -1
     with progress_bar("evaluating", "evaluations", shown=not run.quiet) as update:
 
         def on_evaluation(now: int, of: int) -> None:
-            nonlocal done, total
+            nonlocal done, total, first
             done, total = now, of
+            first = now if first < 0 else first
             if update is not None:
                 update(now, of)
 
@@ -222,6 +223,6 @@ def _found(search: Search, scores: _Scores, notes: Sequence[str], run: Run) -> S
         except KeyboardInterrupt as stopped:
             end_interrupted(stopped, f"{done} of {total} evaluations", search.unfinished)
     if not run.quiet:
-        messages.notes([f"what was tried is in {found.csv}"])
+        messages.notes([f"what was tried is in {found.csv}", *stored(first, total, found.csv)])
         console.tried(found.tried)
     return found

@@ -132,12 +132,16 @@ def measured(
         opened(outputs.csv, survey.cache_key, columns, anew=anew, force=force) as table,
     ):
         left = survey.points[len(table.rows) :]
-        missing = any(point.scored and point.cells not in known for point in left)
+        scored = [point for point in left if point.scored and point.cells not in known]
+        if not quiet:
+            messages.notes(
+                stored(survey.evaluations - len(scored), survey.evaluations, outputs.csv)
+            )
         try:
             # What the user's code prints goes to stderr.
             with (
                 loading.prints_on_stderr(),
-                scorer() if missing else nullcontext(_unneeded) as score,
+                scorer() if scored else nullcontext(_unneeded) as score,
                 progress_bar("evaluating", unit, shown=not quiet) as on_point,
             ):
                 values = run(survey, table, score, on_point, known)
@@ -158,6 +162,12 @@ def end_interrupted(
     if click.get_current_context().params.get("as_json"):
         print_error(code, "interrupted", f"interrupted: {done} are in {path}")
     raise click.exceptions.Exit(code) from None
+
+
+def stored(count: int, total: int, csv: str) -> list[str]:
+    """What is to be said where so many evaluations of all are not done again."""
+    told = f"{count} of {total} evaluations are those of {csv}: code is known by its name only"
+    return [told] if count else []
 
 
 def _unneeded(point: Point) -> Value:

@@ -90,6 +90,9 @@ _KINDS = (
     _Kind("is only the index of a checkpoint", "Give its folder.", b"", r"\.index\.json"),
     _Kind("starts with zeros: no checkpoint", "Was the copy or download cut short?", rb"\0{9}\0*$"),
 )  # fmt: skip
+_NAMES = re.compile(
+    f"({'|'.join(f'(?:{kind.name})' for kind in _KINDS if kind.name)})$", re.IGNORECASE
+)
 
 
 def explain(path: str, head: bytes) -> InputError | None:
@@ -106,6 +109,9 @@ def explain(path: str, head: bytes) -> InputError | None:
 
 def explain_name(path: str) -> InputError | None:
     """What a file of that name is, if it is none that swavg reads."""
+    if _NAMES.search(path) is None:
+        # There may be a hundred thousand of them.
+        return None
     for kind in _KINDS:
         if kind.name and re.search(f"({kind.name})$", path, re.IGNORECASE):
             return _error(path, kind)

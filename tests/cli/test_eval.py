@@ -232,7 +232,9 @@ def test_a_finished_csv_is_not_computed_again_nor_replaced_by_another(bowls):
     # Not even the data are made.
     script = (bowls / "bowl.py").read_text()
     (bowls / "bowl.py").write_text(script.replace("def data():", "def data():\n    1 / 0\n"))
-    assert "best: b.safetensors, loss 4.3125" in done(*EVAL).stderr
+    told = done(*EVAL).stderr
+    assert "best: b.safetensors, loss 4.3125" in told
+    assert "3 of 3 evaluations are those of evaluation.csv" in told
     (bowls / "bowl.py").write_text(script)
     sys.modules.pop("bowl", None)
     other = swavg("eval", *PATHS[:2], *MODEL)
@@ -262,7 +264,9 @@ def test_a_csv_gains_what_is_new_and_the_rest_is_not_evaluated_again(bowls):
     done("eval", "a.safetensors", "c.safetensors", *model)
     assert len(sys.modules["bowl"].calls) == 2 * 2
     # The new one is not the last.
-    assert "best: b.safetensors" in done(*args).stderr
+    told = done(*args).stderr
+    assert "best: b.safetensors" in told
+    assert "2 of 3 evaluations are those of evaluation.csv" in told
     assert len(sys.modules["bowl"].calls) == 3 * 2
     assert [(row["checkpoint"], float(row["loss"])) for row in rows()] == [*LOSSES.items()]
     # Fewer, or another among them, would lose rows.

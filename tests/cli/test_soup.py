@@ -120,6 +120,8 @@ def test_what_is_finished_is_evaluated_no_more(folder):
     assert recipe_of(folder / "soup.safetensors")["order"] == expected(folder)
     done(*SOUP, "--force", "--restart", cwd=folder)
     assert len(calls(folder)) == 3 * (2 * COUNT - 1)
+    told = " ".join(done(*SOUP, "--force", cwd=folder).stderr.split())
+    assert f"{2 * COUNT - 1} of {2 * COUNT - 1} evaluations are those of soup.csv" in told
 
 
 def test_what_is_no_average_is_not_replaced_and_nothing_evaluated(folder):

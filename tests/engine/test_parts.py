@@ -295,7 +295,7 @@ def test_what_was_read_of_an_input_that_changed_is_not_taken_once_it_is_put_back
 
     # How soon it is noticed is a matter of time.
     ends = (InputError, KeyboardInterrupt) if killed else InputError
-    with pytest.raises(ends, match="changed while it was read|^$"):
+    with pytest.raises(ends, match=r"changed while it was read|^$"):
         proceed(plan("out.st"), Resources(threads=1, processes=False), change)
     changed.write_bytes(before)
     os.utime(changed, ns=(facts.st_atime_ns, facts.st_mtime_ns))
