@@ -160,10 +160,13 @@ def _nearest_path(path: str) -> str | None:
     # Of an object in a store that is listed and cannot be had, its own name is no help.
     paths = {each: os.path.join(folder, each) for each in names if each != name}
     names = [name for name, at in paths.items() if explain_name(at) is None or format_at(at)]
-    # Suffixes are alike anyway.
-    stems = {os.path.splitext(each)[0]: each for each in sorted(names, reverse=True)}
-    near = nearest(os.path.splitext(name)[0], stems)
-    return None if near is None else f"Did you mean '{os.path.join(folder, stems[near])}'?"
+    # Suffixes are alike anyway, but where nothing else tells names apart.
+    near = nearest(os.path.splitext(name)[0], (os.path.splitext(each)[0] for each in names))
+    if near is None:
+        return None
+    alike = sorted(each for each in names if os.path.splitext(each)[0] == near)
+    best = nearest(name, alike) or alike[0]
+    return f"Did you mean '{os.path.join(folder, best)}'?"
 
 
 def _what_is_there(path: str) -> str | None:

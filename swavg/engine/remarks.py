@@ -98,9 +98,10 @@ def _as_good_as_a_copy(row: Row, shown: Sequence[str]) -> Iterator[str]:
         way_out = ". debias=True starts from zero, instead of from the first checkpoint"
     elif per_step:
         way_out = ". half_life='3checkpoints', say, counts checkpoints instead of steps"
+    share, name = f"{row.weights[heaviest]:.4g}", shown[row.members[heaviest]]
     yield (
-        f"{row.weights[heaviest]:.4g} of the weight is that of {shown[row.members[heaviest]]}: with"
-        f" {way} the EMA of these {len(row.members)} is as good as a copy of it{way_out}"
+        f"{'all' if share == '1' else share} of the weight is that of {name}: with {way}"
+        f" the EMA of these {len(row.members)} is as good as a copy of it{way_out}"
     )
 
 

@@ -82,6 +82,12 @@ def verify(
     names, numbers = recipe.get("inputs"), recipe.get("weights")
     if not isinstance(names, list) or not isinstance(numbers, list):
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")
+    if "batch_norm" in recipe:
+        raise InputError(
+            path,
+            "has batch-norm statistics that were recomputed, which is not done again here",
+            hint="Verify the average for which they were recomputed.",
+        )
     given = [os.fspath(each) for each in inputs]
     inside = given[0] if len(given) == 1 < len(names) and is_folder(given[0]) else None
     if inside or not given:

@@ -135,7 +135,7 @@ def smoothing(
     if word is not None and counting not in (None, word):
         raise RequestError(
             f"'{text}' is in {word}s, but the checkpoints count {counting}s.",
-            hint=f"Leave the word out to count {counting}s, or count in checkpoints.",
+            hint=f"Write {value:g}checkpoints, or how many {counting}s these are.",
         )
     if per_step and unit == "checkpoints":
         raise RequestError("per_step= counts steps; the amount is in checkpoints.")

@@ -15,7 +15,7 @@ from swavg.formats.tensors import Form, Shape, TensorTable
 from swavg.planning.globs import selection
 from swavg.planning.lora import FactorSum
 from swavg.planning.match import SideBySide
-from swavg.planning.mismatch import may_mix, mismatch
+from swavg.planning.mismatch import NOT_OF_ONE_MODEL, may_mix, mismatch
 from swavg.planning.not_plain import SET_APART, set_apart
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
@@ -167,7 +167,7 @@ class _Decider:
                 numbers_there.append(number)
             unchanged.append(made.op == "copy" and self._is_own(shown, made, column))
         if differences:
-            raise self._behind_prefix() or mismatch(differences, self.shown)
+            raise self._behind_prefix() or mismatch(differences, self.shown, related=averages_any)
         kept = of_several and written and not any(map(self.selected, names))
         if not averages_any and not kept:
             raise self._nothing(names)
@@ -365,7 +365,7 @@ class _Decider:
         return self._behind_prefix() or MismatchError(
             "The checkpoints have no tensor in common: no name has the same shape and kind of"
             " dtype in all.",
-            hint="Are they of the same model? For a .pt file, key= chooses the state dict.",
+            hint=NOT_OF_ONE_MODEL,
         )
 
 

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from swavg.dtypes import BY_NAME, DType
 from swavg.errors import Difference, MismatchError
 
+NOT_OF_ONE_MODEL = "Are they of the same model? For a .pt file, key= chooses the state dict."
 
-def mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> MismatchError:
-    """The error of ``inputs`` that are called so."""
+
+def mismatch(
+    differences: Sequence[Difference], inputs: Sequence[str], *, related: bool = True
+) -> MismatchError:
+    """The error of ``inputs`` that are called so; ``related``: some of their tensors do match."""
     first = differences[0]
     *others, (source, fact) = first.facts
     other_source, other_fact = next(
@@ -25,6 +29,8 @@ def mismatch(differences: Sequence[Difference], inputs: Sequence[str]) -> Mismat
         message += f" {len(differences)} tensors differ."
     if all(map(_only_floats_differ, differences)):
         hint = "Average them with mixed_dtypes=True."
+    elif not related and len(differences) > 1 and all(d.what == "missing" for d in differences):
+        hint = NOT_OF_ONE_MODEL
     elif len(differences) > 1:
         hint = "Use strict=False, or leave what differs out with exclude=."
     else:

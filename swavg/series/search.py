@@ -272,7 +272,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     places, every = places_below(folder)
     ignored = [*partial, *training, *shards, *foreign]
     if len(places) == 1 and every and not ignored:
-        notes.append(f"those of {places[0]}, the one folder in {folder} that has some")
+        notes.append(f"the checkpoints of {places[0]}, the one folder in {folder} that has some")
         found = search(places[0], pattern, notes)
         if not all(map(_seems_data, found)):
             return found

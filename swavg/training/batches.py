@@ -66,8 +66,8 @@ def forward_first(model: nn.Module, batch: Any) -> Any:
 
 
 _SAY = (
-    "Say what is done with a batch: forward=lambda model, batch: model(batch[0]), or with a loss of"
-    " your own."
+    "Give batches as (inputs..., target) or as a mapping of the model's arguments. In Python, say"
+    " what is done with others: forward=lambda model, batch: model(batch[0])."
 )
 
 

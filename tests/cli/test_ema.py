@@ -42,7 +42,7 @@ COPY = "is as good as a copy of it"
     [
         # 60 steps from the last but one to the last.
         (["--half-life", "2"],
-         "1 of the weight is that of step_100-val_loss=0.010.safetensors: with a decay of"
+         "all of the weight is that of step_100-val_loss=0.010.safetensors: with a decay of"
          " 0.70710678 per step the EMA of these 5 is as good as a copy of it."
          " --half-life 3checkpoints, say, counts checkpoints instead of steps"),
         (["--decay", "0.001"],

@@ -68,6 +68,14 @@ def test_the_differences_are_all_there(pair):
     assert "--lenient" in told["hint"]
 
 
+def test_of_models_with_no_name_in_common_it_is_asked_whether_they_are_one(tmp_path):
+    save(tmp_path / "one.safetensors", {"a": torch.ones(2), "b": torch.ones(2)})
+    save(tmp_path / "two.safetensors", {"c": torch.ones(2), "d": torch.ones(2)})
+    found = swavg("average", "one.safetensors", "two.safetensors", cwd=tmp_path)
+    assert found.returncode == 3
+    assert "Are they of the same model? For a .pt file, --key chooses" in found.stderr
+
+
 def test_each_error_has_a_code_and_a_kind_of_its_own():
     kinds = (RequestError, MismatchError, InputError, OutputError, NumericsError,
              OutputExistsError, ReaderGoneError)  # fmt: skip
@@ -113,9 +121,14 @@ def test_an_argument_that_is_wrong_becomes_its_option(pair):
         (["average", "a.safetensor"], "Did you mean 'a.safetensors'?"),
         (["average", "./othr.pt"], "Did you mean './other.safetensors'?"),
         (["diff", A, "./othr.safetensors"], "Did you mean './other.safetensors'?"),
+        # Of two that are equal but for the suffix, the one whose suffix is near.
+        (["inspect", "twin.ckp"], "Did you mean 'twin.ckpt'?"),
+        (["inspect", "twim"], "Did you mean 'twin'?"),
     ],
 )
 def test_what_was_meant_is_named(pair, args, meant):
+    (pair / "twin").mkdir()
+    (pair / "twin.ckpt").write_bytes((pair / A).read_bytes())
     found = swavg(*args, cwd=pair)
     assert found.returncode in (2, 4)
     assert meant in " ".join(found.stderr.split())

@@ -21,6 +21,7 @@ from torch import nn
 import swavg
 from swavg.cli import main
 from swavg.engine.recipe import recipe_of
+from swavg.engine.verify import verify
 from swavg.errors import InputError, MismatchError, NumericsError, OutputError, RequestError
 from swavg.evaluation.recalibrate import recalibrate
 
@@ -203,6 +204,8 @@ def test_the_recipe_goes_on_and_says_what_was_done(tmp_path):
     assert found.pop("batch_norm") == {"layers": 2, "batches": 4, "examples": 24}
     assert found == before
     assert found["n"] == 2
+    with pytest.raises(InputError, match="statistics that were recomputed, which is not done ag"):
+        verify(done.output)
     other = recalibrate(paths[0], network(3), batches())
     assert recipe_of(other.output)["inputs"] == ["1.safetensors"]
 

@@ -367,8 +367,11 @@ def test_a_recipe_with_odd_values_is_refused_and_not_believed(tmp_path, odd):
 def test_steps_are_not_taken_for_epochs():
     with pytest.raises(swavg.RequestError, match="the checkpoints count epochs"):
         methods.smoothing((1, 2), half_life="2000steps", counting="epoch")
-    with pytest.raises(swavg.RequestError, match="is in epochs, but the checkpoints count steps"):
+    with pytest.raises(
+        swavg.RequestError, match="is in epochs, but the checkpoints count steps"
+    ) as caught:
         methods.smoothing((1, 2), half_life="2epochs")
+    assert caught.value.hint == "Write 2checkpoints, or how many steps these are."
 
 
 def test_a_half_life_in_epochs_is_one_of_checkpoints_that_count_epochs():

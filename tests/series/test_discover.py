@@ -367,7 +367,7 @@ def test_the_one_folder_below_that_has_checkpoints_is_searched(tmp_path):
     series = discover([tmp_path / "logs"])
     assert names(series) == ["epoch=1.ckpt"]
     (note,) = (each for each in series.notes if "the one folder" in each)
-    assert f"those of {tmp_path}/logs/version_0/checkpoints," in note
+    assert f"the checkpoints of {tmp_path}/logs/version_0/checkpoints," in note
     named(tmp_path, "logs/version_1/checkpoints/epoch=1.ckpt")
     with pytest.raises(InputError) as caught:
         discover([tmp_path / "logs"])

@@ -105,3 +105,4 @@ def test_a_model_that_cannot_be_called_names_forward(run, batch):
     with pytest.raises(RequestError, match=r"Two\.forward\(\) cannot be called") as caught:
         run(Two(), batch)
     assert "forward=lambda model, batch:" in caught.value.hint
+    assert "(inputs..., target)" in caught.value.hint
