@@ -11,7 +11,7 @@ from swavg.planning.policy import Policy
 # It does not average: there is nothing to match, to choose or to measure.
 _WITHOUT = (
     "strict", "missing", "mixed_dtypes", "include", "exclude", "drop_excluded", "integers", "lora",
-    "accumulate", "distances", "card",
+    "accumulate", "digest", "distances", "card", "if_stale",
 )  # fmt: skip
 
 

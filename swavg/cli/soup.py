@@ -35,7 +35,7 @@ class _Scores(NamedTuple):
 
 _WITHOUT = (
     # A candidate is made of the one before it; --key is among the options of the model.
-    "strict", "missing", "integers", "lora", "rename", "strip_prefix", "key",
+    "strict", "missing", "integers", "lora", "rename", "strip_prefix", "key", "digest",
     # It goes on by itself, and is made on this machine.
     "device", "engine", "address", "part", "finish", "proceed",
 )  # fmt: skip
