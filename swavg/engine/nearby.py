@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from swavg.engine.origins import Input, inputs_in
 from swavg.errors import InputError
@@ -20,8 +20,8 @@ def find_inputs(output: str, recipe: Mapping[str, object], key: str | None = Non
     """The inputs by their names in the recipe: of several that are called so, the one of that size
     and fingerprint. ``key`` as in :class:`swavg.planning.policy.Policy`. InputError for one that is
     nowhere near."""
-    part = _first_part(output, key)
-    return [_found(output, each, part, key) for each in inputs_in(recipe)]
+    part, folders = _first_part(output, key), _folders(output)
+    return [_found(output, each, part, key, folders) for each in inputs_in(recipe)]
 
 
 def of_wholes(output: str, recipe: Mapping[str, object]) -> dict[str, object]:
@@ -45,34 +45,48 @@ def _first_part(output: str, key: str | None = None) -> str:
     return "" if composite is None else next(iter(open_parts(composite, key).parts))
 
 
-def find_near(output: str, told: Input, part: str = "", key: str | None = None) -> str | None:
-    """:func:`find_inputs` for one of them, named by its ``part``, if the recipe is that of a part;
-    None if it is nowhere near. The first one where none is as it was."""
-    places = dict.fromkeys(_places(output, told.name, part))
+def find_near(output: str, told: Input) -> str | None:
+    """:func:`find_inputs` for one of them; None if it is nowhere near. The first one where none is
+    as it was."""
+    return _nearest(output, told, "", None, _folders(output))
+
+
+def _nearest(
+    output: str, told: Input, part: str, key: str | None, folders: Sequence[str]
+) -> str | None:
+    """The name is that of the ``part``, if the recipe is that of a part."""
+    places = dict.fromkeys(_places(output, told.name, part, folders))
     if len(places) > 1:
         return next((path for path in places if _is_it(path, told, key)), next(iter(places)))
     return next(iter(places), None)
 
 
-def _found(output: str, told: Input, part: str, key: str | None) -> str:
-    found = find_near(output, told, part, key)
+def _found(output: str, told: Input, part: str, key: str | None, folders: Sequence[str]) -> str:
+    found = _nearest(output, told, part, key, folders)
     if found is None:
         problem = f"an input of {output}, was not found near it"
         raise InputError(told.name, problem, hint=GIVE, absent=True)
     return found
 
 
-def _places(output: str, name: str, part: str) -> Iterator[str]:
-    """Where something of that name is: beside the output, here, or in a folder of either."""
+def _folders(output: str) -> list[str]:
+    """Where inputs may be: beside the output, here, or in a folder of either."""
     here = os.path.dirname(output.rstrip("/"))
     above = os.path.dirname(os.path.abspath(output.rstrip("/")))
-    for folder in (here, "", os.path.dirname(above)):
+    found = []
+    for folder in dict.fromkeys((here, "", os.path.dirname(above))):
         inner = (os.path.join(folder, each) for each in names_if_any(folder or "."))
-        for place in (folder, *filter(is_folder, inner)):
-            found = os.path.join(place, name)
-            # It may have been replaced by what was made of it.
-            if exists(found) and absolute(whole := _without(part, found)) != absolute(output):
-                yield whole
+        found += [folder, *filter(is_folder, inner)]
+    return found
+
+
+def _places(output: str, name: str, part: str, folders: Sequence[str]) -> Iterator[str]:
+    """Where something of that name is."""
+    for folder in folders:
+        found = os.path.join(folder, name)
+        # It may have been replaced by what was made of it.
+        if exists(found) and absolute(whole := _without(part, found)) != absolute(output):
+            yield whole
 
 
 def _is_it(path: str, told: Input, key: str | None) -> bool:
