@@ -133,3 +133,7 @@ def test_what_is_no_average_has_no_page(run):
     path = next((run / "run").iterdir())
     found = swavg("inspect", path, "--card", cwd=run)
     assert (found.returncode, "holds no recipe" in found.stderr) == (4, True)
+    recipe = '{"inputs": ["a"], "weights": [1' + 399 * "0" + "]}"
+    save(run / "out.safetensors", state(1), {"swavg": recipe})
+    found = swavg("inspect", "out.safetensors", "--card", cwd=run)
+    assert (found.returncode, "holds no recipe" in found.stderr) == (4, True)

@@ -218,7 +218,19 @@ def test_parts_are_proven_from_those_of_the_inputs(tmp_path):
     assert (found.returncode, "Name them as they were: step-1" in found.stderr) == (4, True)
 
 
-@pytest.mark.parametrize("damage", [{"options": "x"}, {"weights": ["x", 1]}, {"weights": [None]}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"options": "x"},
+        {"options": {"include": 5}},
+        {"options": {"strip_prefix": [1]}},
+        {"options": {"strict": "no"}},
+        {"weights": ["x", 1]},
+        {"weights": [None]},
+        {"weights": [1e308, 1e308]},
+        {"method": {"mean": 1}},
+    ],
+)
 def test_a_recipe_of_somebody_else(run, damage):
     recipe = {"inputs": ["a", "b"], "weights": [0.5, 0.5], **damage}
     entries = {"__metadata__": {"swavg": json.dumps(recipe)}, "x": make.entry("F32", (), (0, 4))}
