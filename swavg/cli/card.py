@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,7 +29,11 @@ def card_of(path: str, recipe: Mapping[str, object], base_models: Iterable[str] 
     from swavg.weights import is_uniform
 
     inputs = inputs_in(recipe)
-    weights = [float(each.weight) for each in inputs if isinstance(each.weight, int | float)]
+    weights = [
+        float(each.weight)
+        for each in inputs
+        if isinstance(each.weight, int | float) and abs(each.weight) <= sys.float_info.max
+    ]
     if not inputs or len(weights) < len(inputs):
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")
     name = os.path.basename(path.rstrip("/"))

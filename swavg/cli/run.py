@@ -99,7 +99,7 @@ def options_of(recipe: Mapping[str, object]) -> dict[str, object]:
     told = options if isinstance(options, dict) else {}
     for field in told:
         if field not in keys:
-            raise click.UsageError(f"Its recipe has the option '{field}', which is not known here.")
+            raise click.UsageError(f"Its recipe has the option {field!r}, which is not known here.")
     return {keys[field]: value for field, value in told.items()}
 
 

@@ -30,7 +30,8 @@ def find_inputs(
     that is not there."""
     part = _first_part(output, key)
     told = inputs_in(recipe)
-    near = [None if inside else find_near(output, each, part, key) for each in told]
+    beside = [] if inside else _folders_near(output)
+    near = [_best(_named(beside, output, each.name, part), each, key) for each in told]
     if all(near):
         return [path for path in near if path]
     folders = [*_folders_below(output, inside)]
@@ -69,10 +70,10 @@ def _first_part(output: str, key: str | None = None) -> str:
     return "" if composite is None else next(iter(open_parts(composite, key).parts))
 
 
-def find_near(output: str, told: Input, part: str = "", key: str | None = None) -> str | None:
-    """:func:`find_inputs` for one of them, named by its ``part``, if the recipe is that of a part;
-    None if it is nowhere near. The first one where none is as it was."""
-    return _best(_named(_folders_near(output), output, told.name, part), told, key)
+def find_near(output: str, told: Input) -> str | None:
+    """:func:`find_inputs` for one of them; None if it is nowhere near. The first one where none is
+    as it was."""
+    return _best(_named(_folders_near(output), output, told.name, ""), told, None)
 
 
 def _found_below(
@@ -96,13 +97,15 @@ def _best(paths: Iterable[str], told: Input, key: str | None) -> str | None:
     return next(iter(places), None)
 
 
-def _folders_near(output: str) -> Iterator[str]:
+def _folders_near(output: str) -> list[str]:
     """Beside the output, here, above the output, and the folders in these."""
     here = os.path.dirname(output.rstrip("/"))
     above = os.path.dirname(os.path.abspath(output.rstrip("/")))
-    for folder in (here, "", os.path.dirname(above)):
+    found = []
+    for folder in dict.fromkeys((here, "", os.path.dirname(above))):
         inner = (os.path.join(folder, each) for each in names_if_any(folder or "."))
-        yield from (folder, *filter(is_folder, inner))
+        found += [folder, *filter(is_folder, inner)]
+    return found
 
 
 def _named(folders: Iterable[str], output: str, name: str, part: str) -> Iterator[str]:

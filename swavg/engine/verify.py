@@ -3,6 +3,7 @@ bit."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -174,7 +175,11 @@ def _planned(
             if key in known
         }
         weights = tuple(float(weight) for weight in recipe["weights"])
-    except (AttributeError, OverflowError, TypeError, ValueError):
+        math.fsum(weights)
+        alike = (_alike(value, getattr(Policy(), key)) for key, value in options.items())
+        if not (all(alike) and isinstance(recipe.get("method"), str | None)):
+            raise TypeError
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise InputError(path, "has a recipe that is none of swavg's") from None
     details = {key: value for key, value in recipe.items() if key not in COMMON}
     method = recipe.get("method")
@@ -194,6 +199,13 @@ def _planned(
     )
     policy = Policy(**options)
     return prepare(inputs, [row], [path], policy, force=True, distances=False, shared=shared)
+
+
+def _alike(value: object, default: object) -> bool:
+    """Whether an option may have this value, going by what it has if it is not given."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+    return default is None or type(value) is type(default)
 
 
 def _as_it_is(path: str, key: str | None) -> Input:

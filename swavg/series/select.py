@@ -15,14 +15,16 @@ from swavg.series.model import Series, Snapshot, finite, labels
 from swavg.storage.paths import absolute
 from swavg.weights import Mode
 
+_TURNED = {"neg", "negative", "negated", "minus", "inverse", "inv"}
+
 
 def guess_mode(metric: str) -> Mode | None:
     """Whether lower or higher is better, going by the words of a metric's name; None if they do
-    not say, or say both."""
+    not say, or say both, or turn it round (``neg_log_loss``)."""
     words = set(re.split(r"[^a-z0-9]+", metric.lower()))
     lower = any(name in words for name in LOWER) or metric.lower().endswith("loss")
     higher = any(name in words for name in HIGHER)
-    if lower == higher:
+    if lower == higher or words & _TURNED:
         return None
     return "min" if lower else "max"
 

@@ -116,6 +116,10 @@ def test_what_a_recipe_says_breaks_no_line_of_a_page_and_no_terminal(tmp_path):
     assert all("`" in line for line in page.splitlines() if "evil" in line)
     assert page.count("\n# ") == 1
     assert page.count("\n```") == 2
+    recipe["options"] = {"\x1b]0;evil\x07": 1}
+    save(tmp_path / "out.safetensors", state(1), {"swavg": json.dumps(recipe)})
+    found = swavg("inspect", "out.safetensors", "--card", cwd=tmp_path)
+    assert (found.returncode, "\x1b" in found.stderr) == (2, False)
 
 
 def test_the_command_of_a_page_has_names_of_several_lines(tmp_path):
@@ -132,4 +136,8 @@ def test_the_command_of_a_page_has_names_of_several_lines(tmp_path):
 def test_what_is_no_average_has_no_page(run):
     path = next((run / "run").iterdir())
     found = swavg("inspect", path, "--card", cwd=run)
+    assert (found.returncode, "holds no recipe" in found.stderr) == (4, True)
+    recipe = '{"inputs": ["a"], "weights": [1' + 399 * "0" + "]}"
+    save(run / "out.safetensors", state(1), {"swavg": recipe})
+    found = swavg("inspect", "out.safetensors", "--card", cwd=run)
     assert (found.returncode, "holds no recipe" in found.stderr) == (4, True)

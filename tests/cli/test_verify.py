@@ -247,8 +247,17 @@ def test_parts_are_proven_from_those_of_the_inputs(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    [{"options": "x"}, {"weights": ["x", 1]}, {"weights": [None]}, {"weights": [1, 10**350]}],
-    ids=["options", "text", "null", "huge"],
+    [
+        {"options": "x"},
+        {"options": {"include": 5}},
+        {"options": {"strip_prefix": [1]}},
+        {"options": {"strict": "no"}},
+        {"weights": ["x", 1]},
+        {"weights": [None]},
+        {"weights": [1, 10**350]},
+        {"weights": [1e308, 1e308]},
+        {"method": {"mean": 1}},
+    ],
 )
 def test_a_recipe_of_somebody_else(run, damage):
     recipe = {"inputs": ["a", "b"], "weights": [0.5, 0.5], **damage}

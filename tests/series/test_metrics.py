@@ -72,6 +72,7 @@ def test_a_name_says_its_metrics(name, metrics):
         ("dev/wer", "min"), ("cv_loss", "min"), ("valloss", "min"), ("val_acc", "max"),
         ("eval_accuracy", "max"), ("bleu", "max"), ("eval_f1", "max"), ("top1", "max"),
         ("mAP", "max"), ("metric", None), ("map_error", None), ("speed", None),
+        ("neg_log_loss", None), ("neg-MSE", None), ("negative_loss", None), ("nll", "min"),
     ],
 )  # fmt: skip
 def test_a_metric_says_whether_lower_is_better_or_not(metric, mode):
