@@ -125,21 +125,22 @@ def show(found: Candidates, ranking: Ranking) -> None:
     ranking_table(ranking)
     notes = ranking.notes
     if found.batch_norm is not None and ranking.best is not None:
-        notes.append(
-            "it was evaluated with recomputed batch-norm statistics; to have them in a file:"
-            f" {_recomputing(ranking.best.path, found.batch_norm, found.scoring)}"
-        )
+        notes.append(recomputed_note(ranking.best.path, found.batch_norm, found.scoring))
     messages.notes(notes)
 
 
-def _recomputing(path: str, data: str, scoring: ScoringOptions) -> str:
-    """The command that writes the statistics with which a checkpoint was evaluated."""
+def recomputed_note(path: str, data: str, scoring: ScoringOptions) -> str:
+    """On which data the statistics were computed with which a checkpoint was evaluated, and the
+    command that writes them."""
     words = ["swavg", "bn", path, "--model", scoring.model, "--data", data]
     words += [] if scoring.batches is None else ["--batches", str(scoring.batches)]
     words += [] if scoring.key is None else ["--key", scoring.key]
     for prefix in scoring.strip_prefix:
         words += ["--strip-prefix", prefix]
-    return shlex.join(words)
+    return (
+        f"it was evaluated with batch-norm statistics recomputed on {data}; to have them in a file:"
+        f" {shlex.join(words)}"
+    )
 
 
 def as_json(

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from swavg.cli.averaging import Run, averaging_command, output_option, output_path
 from swavg.cli.executing import execute_and_report
 from swavg.cli.options import Headed, filled
+from swavg.cli.ranking import recomputed_note
 from swavg.cli.scoring import METRIC, SCORING, MetricOptions, OutputScoring
 from swavg.cli.selection import Selection, recorded_selection_options, selected
 from swavg.cli.survey import end_interrupted, stored
@@ -144,14 +145,25 @@ def soup(
         execute_and_report(search.of_all, [path], run, [*series.notes, *scores.notes])
         return
     found = _found(search, scores, series.notes, run)
-    more = {"tried": [asdict(each) for each in found.tried], "csv": found.csv}
-    execute_and_report(
-        found.request,
-        [path],
-        run,
-        chosen=True,
-        facts_of=lambda outputs: dict.fromkeys(outputs, more),
-    )
+
+    def facts_of(outputs: Sequence[str]) -> Mapping[str, Mapping[str, object]]:
+        _tell_statistics(outputs, scores, scoring, run)
+        more = {"tried": [asdict(each) for each in found.tried], "csv": found.csv}
+        return dict.fromkeys(outputs, more)
+
+    execute_and_report(found.request, [path], run, chosen=True, facts_of=facts_of)
+
+
+def _tell_statistics(
+    outputs: Sequence[str], scores: _Scores, scoring: OutputScoring, run: Run
+) -> None:
+    """Where candidates were evaluated with batch-norm statistics that the soup lacks: how it gets
+    them."""
+    data = scores.depends_on.get("batch_norm")
+    if data is not None and not run.quiet:
+        from swavg.console import messages
+
+        messages.notes([recomputed_note(each, str(data), scoring) for each in outputs])
 
 
 def _by_model(scoring: OutputScoring, metric: MetricOptions, json_key: str | None) -> _Scores:

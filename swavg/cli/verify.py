@@ -28,7 +28,6 @@ def verify(
 
     \b
     swavg verify avg.safetensors
-    swavg verify avg.safetensors /data/run
     swavg verify avg.safetensors --all
 
     Exit codes: 0 if no byte differs, 3 for the first that does, 4 if there is no recipe or an input

@@ -211,6 +211,12 @@ def test_the_command_that_is_shown_writes_the_statistics_that_were_used(scope):
     assert (report["batch_norm"], again["batch_norm"]) == ("net.py:val", None)
     best = report["checkpoints"][0]["loss"]
     assert again["checkpoints"][0]["loss"] == pytest.approx(best, rel=1e-6)
+    # So for a soup.
+    found = done("soup", "run", *model, "-o", "soup.pt")
+    (line,) = (part for part in found.stderr.splitlines() if "in a file: swavg bn" in part)
+    assert "statistics recomputed on net.py:val;" in line
+    done(*shlex.split(line.partition("swavg ")[2]))
+    assert Path("soup-bn.pt").exists()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
