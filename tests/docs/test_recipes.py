@@ -1,6 +1,7 @@
 """README's recipes for runs of Lightning, of Trainer, and of plain .pt files."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from command_line import shell
 from pages import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
+# Threads are in each other's way for networks this small.
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def recipe(word):
@@ -22,7 +25,7 @@ def recipe(word):
 def losses(word, folder):
     """What the last command of a recipe finds, by the ends of the checkpoints' names."""
     (folder / "scripts").symlink_to(ROOT / "scripts")
-    found = shell(f"set -e\n{recipe(word).rstrip()} --json", folder)
+    found = shell(f"set -e\n{recipe(word).rstrip()} --json", folder, env=ALONE)
     assert found.returncode == 0, found.stderr
     report = json.loads(found.stdout[found.stdout.index("{") :])
     return {each["path"].rpartition("/")[2]: each["loss"] for each in report["checkpoints"]}
@@ -30,7 +33,7 @@ def losses(word, folder):
 
 def trained(script, folder):
     subprocess.run([sys.executable, ROOT / "scripts" / script], cwd=folder, check=True,
-                   capture_output=True, timeout=500)  # fmt: skip
+                   capture_output=True, timeout=500, env=ALONE)  # fmt: skip
 
 
 def test_a_lightning_run(tmp_path):
