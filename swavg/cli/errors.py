@@ -152,7 +152,8 @@ def _nearest_path(path: str) -> str | None:
     folder, name = os.path.split(path.rstrip("/"))
     try:
         names = names_in(folder or ".")
-    except InputError:
+    except SwavgError:
+        # Such as a store that wants other credentials.
         return None
     from swavg.formats.foreign import explain_name
     from swavg.formats.places import format_at

@@ -85,7 +85,7 @@ def _found_below(
     if found is None:
         where = f"in {inside}" if inside else "near it"
         problem = f"an input of {output}, was not found {where}"
-        raise InputError(told.name, problem, hint=GIVE, absent=True)
+        raise InputError(told.name, problem, hint=GIVE, absent=not _leads_out(told.name))
     return found
 
 
@@ -110,11 +110,17 @@ def _folders_near(output: str) -> list[str]:
 
 def _named(folders: Iterable[str], output: str, name: str, part: str) -> Iterator[str]:
     """What is called so in the folders."""
-    for folder in folders:
+    for folder in () if _leads_out(name) else folders:
         found = os.path.join(folder, name)
         # It may have been replaced by what was made of it.
         if exists(found) and absolute(whole := _without(part, found)) != absolute(output):
             yield whole
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a name in a recipe is not of what lies in a folder: what a file says of itself has no
+    server asked, and no other place looked at."""
+    return is_url(name) or os.path.isabs(name) or os.pardir in name.split("/")
 
 
 def _is_it(path: str, told: Input, key: str | None) -> bool:

@@ -168,3 +168,12 @@ def test_the_way_out_of_an_output_that_exists_works(pair):
     assert "Use --force to replace it." in refused.stderr
     done("average", A, "b.safetensors", "-o", "there.safetensors", "--force", cwd=pair)
     assert "body.bias" in load(pair / "there.safetensors")
+
+
+def test_a_hint_that_cannot_be_had_hides_no_error(tmp_path, monkeypatch):
+    def names_in(path):
+        raise RequestError("there are no credentials")
+
+    monkeypatch.setattr("swavg.cli.errors.names_in", names_in)
+    found = swavg("inspect", tmp_path / "gone.pt")
+    assert (found.returncode, "no such file" in found.stderr) == (4, True)

@@ -49,18 +49,8 @@ def stops(outputs, target):
 """
 NAMES = ["uniform-last-2", "ema-decay-0.5", "uniform"]
 OUTPUTS = [f"out/{name}.safetensors" for name in NAMES]
-SWEEP = [
-    "sweep",
-    "run",
-    "-r",
-    "uniform:last=2",
-    "-r",
-    "ema:decay=0.5",
-    "-r",
-    "uniform",
-    "-d",
-    "out",
-]
+SWEEP = ["sweep", "run", "-r", "uniform:last=2", "-r", "ema:decay=0.5", "-r", "uniform",
+         "-d", "out"]  # fmt: skip
 NET = ["--model", "net.py:Net", "--data", "net.py:val"]
 
 

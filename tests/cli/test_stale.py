@@ -68,17 +68,8 @@ def test_what_is_no_average_is_not_replaced(run):
 
 
 def test_of_a_sweep_all_must_be_there(run):
-    args = [
-        "sweep",
-        "run",
-        "-r",
-        "uniform:last=2",
-        "-r",
-        "ema:decay=0.5",
-        "-d",
-        "out",
-        "--if-stale",
-    ]
+    args = ["sweep", "run", "-r", "uniform:last=2", "-r", "ema:decay=0.5", "-d", "out",
+            "--if-stale"]  # fmt: skip
     done(*args, cwd=run)
     assert "up to date" in done(*args, cwd=run).stderr
     os.unlink(run / "out" / "uniform-last-2.safetensors")

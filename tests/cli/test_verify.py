@@ -307,3 +307,17 @@ def test_with_digests_a_byte_that_no_fingerprint_has_is_told(tmp_path):
         "| digest of all bytes |"
         in done("inspect", "full.safetensors", "--card", cwd=tmp_path).stdout
     )
+
+
+@pytest.mark.parametrize("way", ["https://127.0.0.1:9/", "s3://bucket/", "ABSOLUTE", "../"])
+def test_a_name_in_a_recipe_leads_nowhere_else(run, way, monkeypatch):
+    asked = []
+    monkeypatch.setattr("swavg.engine.nearby.exists", lambda path: asked.append(path))
+    name = f"{run}/run/x.safetensors" if way == "ABSOLUTE" else f"{way}x.safetensors"
+    recipe = {"method": "mean", "inputs": [name], "weights": [1.0]}
+    entries = {"__metadata__": {"swavg": json.dumps(recipe)}, "x": make.entry("F32", (), (0, 4))}
+    (run / "out.safetensors").write_bytes(make.raw(entries, bytes(4)))
+    found = swavg("verify", "out.safetensors", cwd=run)
+    assert (found.returncode, "was not found near it" in found.stderr) == (4, True), found.stderr
+    done("inspect", "out.safetensors", cwd=run)
+    assert asked == []
