@@ -21,18 +21,17 @@ from swavg.series.candidates import (
     without_unreadable,
 )
 from swavg.series.equal_steps import without_twins
-from swavg.series.left_out import without_averages, without_marked
-from swavg.series.metrics import beside
-from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
-from swavg.series.names import NameFacts, read_name
-from swavg.series.search import (
+from swavg.series.folders import (
     are_composites,
     check_one_step,
     is_one_checkpoint,
     pattern_inside,
-    search,
-    without_pointers,
 )
+from swavg.series.left_out import without_averages, without_marked
+from swavg.series.metrics import beside
+from swavg.series.model import Series, Snapshot, StepFrom, Unit, is_generic, labels
+from swavg.series.names import NameFacts, read_name
+from swavg.series.search import search, without_pointers
 from swavg.series.tables import from_file
 from swavg.storage.paths import absolute, exists, find_file, is_folder, look_ahead
 
