@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from swavg.engine.kernels.torch import check_device
-from swavg.errors import MismatchError, RequestError
+from swavg.errors import MismatchError, RequestError, some
 from swavg.evaluation.user_objects import users_code
 from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.match import spelling
@@ -66,7 +66,7 @@ def fresh_statistics(
         raise RequestError(f"No batch came by a batch-norm layer of {type(model).__name__}.")
     if unused:
         notes.append(
-            f"no batch came by {_first_few(unused)} ({len(unused)} layers): as in the average"
+            f"no batch came by {some(unused, 3)} ({len(unused)} layers): as in the average"
         )
     found = _by_checkpoint_name(tensors, names, changed, checkpoint)
     return FreshStatistics(found, layers, seen.batches, seen.examples, tuple(notes))
@@ -126,11 +126,7 @@ def _fill(
     if not others:
         return []
     count = f"{len(others)} of {len(checkpoint)} tensors"
-    return [f"the model has no {_first_few(others)} ({count}): copied"]
-
-
-def _first_few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"the model has no {some(others, 3)} ({count}): copied"]
 
 
 def _brief(error: MismatchError) -> str:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-from swavg.errors import RequestError, SwavgError
+from swavg.errors import RequestError, SwavgError, some
 
 _FORM = "Write package.module:name or path/to/file.py:name."
 
@@ -168,8 +168,8 @@ def _absent(text: str, option: str, place: str, owner: object, part: str) -> Req
     names = [name for name in dir(owner) if not name.startswith("_")]
     near = difflib.get_close_matches(part, names, 1)
     where = f"'{place}'" if isinstance(owner, ModuleType) else kind(owner)
-    public = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    hint = f"Did you mean '{near[0]}'?" if near else f"It has {public or 'no public names'}."
+    public = some(names, 8) or "no public names"
+    hint = f"Did you mean '{near[0]}'?" if near else f"It has {public}."
     return RequestError(f"{option}: {where} has no '{part}', which {text} names.", hint=hint)
 
 

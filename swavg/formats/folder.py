@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from swavg.errors import InputError
+from swavg.errors import InputError, some
 from swavg.formats import strict_json
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.configuration import (
@@ -340,9 +340,8 @@ def lay_out(request: WriteRequest) -> Layout:
             name = extras.index
         files[name] = _index(request, shards)
     if extras.left_out:
-        shown = ", ".join(extras.left_out[:6]) + (", ..." if len(extras.left_out) > 6 else "")
         base = os.path.basename(request.template.path.rstrip("/"))
-        notes = (f"not copied from {base}: {shown}", *notes)
+        notes = (f"not copied from {base}: {some(extras.left_out, 6)}", *notes)
     side_files = {name: path for name, path in extras.side_files.items() if name not in files}
     return Layout(layouts, files, side_files, notes)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import islice
 
-from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError
+from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError, some
 from swavg.formats.strict_json import is_text
 from swavg.formats.torch.arrays import are_arrays, array_of, is_array
 from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
@@ -239,10 +238,11 @@ class _Search:
             ends = [i for i in range(len(rest) + 1) if i == len(rest) or rest[i] == "."]
             end = next((i for i in reversed(ends) if rest[:i] in found), None)
             if end is None:
+                shown = [f"'{name[:60]}'" for name in found]
                 raise InputError(
                     self.path,
                     f"has no '{key}'",
-                    hint=f"There are: {_listing(found)}." if found else None,
+                    hint=f"There are: {some(shown, _LISTED)}." if found else None,
                 )
             node, rest = found[rest[:end]], rest[end + 1 :]
         self._find_holding(node)
@@ -307,8 +307,3 @@ class _Search:
                 levels.pop()
                 open_ids.discard(id(node))
         return views, tuple(non_tensors), tuple(hidden), tuple(arrays)
-
-
-def _listing(names: Iterable[str]) -> str:
-    shown = [f"'{name[:60]}'" for name in islice(names, _LISTED + 1)]
-    return ", ".join(shown[:_LISTED]) + (", ..." if len(shown) > _LISTED else "")
