@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from swavg.errors import InputError, some
 from swavg.formats.configuration import is_training_state
+from swavg.formats.dcp.place import METADATA, is_unfinished, unfinished
 from swavg.formats.files import FILES
 from swavg.formats.folder import explain_files, explain_folder
 from swavg.formats.orbax import UNFINISHED
@@ -57,7 +58,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     has none, those in the one folder anywhere below that has some (``version_0/checkpoints``).
     InputError if there are none, or several such folders."""
     found: list[Candidate] = []
-    partial, training, shards, foreign = [], [], [], []
+    partial, unready, training, shards, foreign = [], [], [], [], []
     names = listed(folder)
     list_ahead(folder, names)
     for name in names:
@@ -66,9 +67,11 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         path = os.path.join(folder, name)
         facts = read_name(name)
         if is_folder(path):
-            unfinished = name.endswith(_PARTIAL) or UNFINISHED in name
-            if unfinished or (name.startswith(".") and facts.counts):
+            temporary = name.endswith(_PARTIAL) or UNFINISHED in name
+            if temporary or (name.startswith(".") and facts.counts):
                 partial.append(path)
+            elif facts.counts and is_unfinished(path):
+                unready.append(path)
             elif is_snapshot(path, stepped=bool(facts.counts)):
                 found.append(Candidate(path, facts, searched=True))
             elif facts.counts:
@@ -100,6 +103,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     for ignored, what in (
         (data, "arrays, beside checkpoints of other formats"),
         (partial, "partial, temporary or empty"),
+        (unready, f"not finished: there is no {METADATA} yet"),
         (training, "training state, not weights"),
         (shards, "a part of a checkpoint without its index"),
         (foreign, "a folder in which swavg finds no checkpoint"),
@@ -111,12 +115,14 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     if found:
         return found
     places, every = places_below(folder)
-    ignored = [*partial, *training, *shards, *foreign]
+    ignored = [*partial, *unready, *training, *shards, *foreign]
     if len(places) == 1 and every and not ignored:
         notes.append(f"the checkpoints of {places[0]}, the one folder in {folder} that has some")
         found = search(places[0], pattern, notes)
         if not all(map(_seems_data, found)):
             return found
+    if unready:
+        raise unfinished(unready[-1])
     raise _nothing_in(folder, pattern, ignored, places)
 
 
