@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from swavg.errors import InputError, some
 from swavg.formats.configuration import is_training_state
-from swavg.formats.dcp.place import METADATA, is_unfinished, unfinished
+from swavg.formats.dcp.place import DATA, METADATA, is_unfinished, unfinished
 from swavg.formats.files import FILES
 from swavg.formats.folder import explain_files, explain_folder
 from swavg.formats.orbax import UNFINISHED
@@ -35,6 +35,8 @@ _MOST = 1000
 _HEAD = 512
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lock")
 
+_WEIGHTY = (*SUFFIXES, DATA, "_metadata")
+"""What names of files in checkpoints end with; Orbax's have but the last one."""
 _POINTERS = ("latest", "latest_checkpointed_iteration.txt", "latest_checkpoint", "last_checkpoint",
              "checkpoint")  # fmt: skip
 """Text files that say which checkpoint of a run is the newest."""
@@ -150,9 +152,19 @@ def places_below(folder: str) -> tuple[list[str], bool]:
     """The folders below, the nearest first, that a series may be searched in; and whether no
     more can be there."""
     pending = [folder]
-    places = (os.path.dirname(p) if is_one_checkpoint(p, []) else p for p in _below(pending))
+    places = (_place(path, folder) for path in _below(pending))
     found = [place for place in dict.fromkeys(places) if place != folder]
     return found, len(pending) < _MOST
+
+
+def _place(path: str, top: str) -> str:
+    """The folder below ``top`` that a series with what lies in ``path`` may be searched in: not one
+    in a step's folder of many (``step-10/optim``)."""
+    place = os.path.dirname(path) if is_one_checkpoint(path, []) else path
+    while (path := os.path.dirname(path)) != top:
+        if format_at(path) is not None and is_one_checkpoint(path, []):
+            place = os.path.dirname(path)
+    return place
 
 
 def _below(pending: list[str]) -> Iterator[str]:
@@ -167,7 +179,7 @@ def _below(pending: list[str]) -> Iterator[str]:
                 inner = os.path.join(path, name)
                 if is_folder(inner) and not is_link(inner) and len(pending) < _MOST:
                     pending.append(inner)
-                elif path != folder and name.lower().endswith(SUFFIXES):
+                elif path != folder and name.lower().endswith(_WEIGHTY):
                     yield path
                     break
 

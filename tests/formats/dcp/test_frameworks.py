@@ -17,6 +17,7 @@ import swavg
 from swavg.formats.dcp.metadata import read_metadata
 from swavg.formats.dcp.model_part import find_model
 from swavg.formats.dcp.place import find_place
+from swavg.series import discover
 
 FILES = Path(__file__).parents[2] / "frameworks/dcp/files.tar.xz"
 RUNS = {
@@ -217,6 +218,18 @@ def test_the_newest_of_a_run_is_passed_over_if_it_is_not_finished(
     assert f"ignored {step}30: not finished: there is no .metadata yet" in found.stderr
     recipe = json.loads((tmp_path / "out" / inner / "swavg.json").read_text())
     assert recipe["inputs"] == [f"{step}10", f"{step}20"]
+
+
+@pytest.mark.parametrize("trainer", ["torchtitan", "olmo", "accelerate", "lightning", "megatron"])
+def test_a_run_is_found_below_the_folder_of_its_output(written, tmp_path, trainer):
+    shutil.copytree(written / trainer, tmp_path / "outputs/checkpoint")
+    (tmp_path / "outputs/tensorboard").mkdir()
+    (tmp_path / "outputs/tensorboard/events.out").write_bytes(b"x")
+    series = discover([tmp_path])
+    assert [os.path.dirname(each.path) for each in series.snapshots] == [
+        str(tmp_path / "outputs/checkpoint")
+    ] * 2
+    assert series.steps == (10, 20)
 
 
 def test_a_run_of_nothing_else_is_not_finished(written, tmp_path):
