@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from swavg.errors import InputError, NoWeightsError
 from swavg.formats import flax, keras, npz, safetensors, torch
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import Format
+from swavg.formats.part_names import is_of_ranks
 from swavg.formats.tensors import Shared
 from swavg.storage.paths import read_file
 
@@ -21,16 +20,14 @@ FILES: dict[str, Format] = {
 }  # fmt: skip
 
 _HEAD = 512
-_PARTS = (".distcp", f"{os.sep}.metadata")
-"""What the paths of files of a distributed checkpoint end with."""
 
 
 def recognised(path: str) -> Format | None:
     """The format of the file at ``path``; None if it is none of these. InputError if it cannot be
     read."""
     head = read_file(path, _HEAD)
-    # A part of a distributed checkpoint looks like a torch file.
-    if f"{os.sep}{path}".endswith(_PARTS):
+    # It looks like a whole file.
+    if is_of_ranks(path):
         return None
     return next((row for row in FILES.values() if row.recognises(head)), None)
 
@@ -48,7 +45,7 @@ def unknown(path: str) -> InputError:
     head = read_file(path, _HEAD)
     if not head:
         return InputError(path, "is empty (0 bytes)")
-    if f"{os.sep}{path}".endswith(_PARTS):
+    if is_of_ranks(path):
         return InputError(path, "is a part of a distributed checkpoint", hint="Give its folder.")
     from swavg.formats.foreign import explain, first_line
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from swavg.storage.paths import exists
+from swavg.storage.paths import exists, names_in
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of files of weights that are averaged."""
@@ -19,6 +19,8 @@ _PART = re.compile(
     r"|(?:layer_\d+_)?expert_\d+(?=_mp_rank)"
     r"|-model_part-\d+|-shard\d+(?=[-.])"  # fairseq, metaseq
 )
+RANK_SHARD = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
+"""What torch calls a rank's parts of tensors."""
 _RANK = re.compile(r"(?<![A-Za-z])rank[-_]?(\d+)", re.IGNORECASE)
 
 
@@ -47,6 +49,17 @@ def rank_mark(path: str) -> str:
         return ""
     first = name[: found.start(1)] + "0" * len(found[1]) + name[found.end(1) :]
     return found[0] if exists(os.path.join(folder, first)) else ""
+
+
+def is_of_ranks(path: str) -> bool:
+    """Whether a file is of a distributed checkpoint, and holds parts of tensors or none."""
+    if f"{os.sep}{path}".endswith((".distcp", f"{os.sep}.metadata")):
+        return True
+    folder, name = os.path.split(path)
+    # What one rank alone saved is whole.
+    return RANK_SHARD.fullmatch(name) is not None and any(
+        other != name and RANK_SHARD.fullmatch(other) for other in names_in(folder or ".")
+    )
 
 
 def without_numbers(name: str) -> str:

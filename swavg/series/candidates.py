@@ -16,9 +16,9 @@ from swavg.series.names import NameFacts
 from swavg.storage.paths import absolute, is_folder, status
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
-    """A checkpoint on its way into a series."""
+    """A checkpoint on its way into a series. A folder that is given twice has two of each."""
 
     path: str
     name: NameFacts

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from swavg.errors import InputError, some
 from swavg.formats.configuration import is_training_state
+from swavg.formats.dcp.place import DATA, METADATA, is_unfinished, unfinished
 from swavg.formats.files import FILES
 from swavg.formats.folder import explain_files, explain_folder
 from swavg.formats.orbax import UNFINISHED
@@ -34,6 +35,8 @@ _MOST = 1000
 _HEAD = 512
 _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lock")
 
+_WEIGHTY = (*SUFFIXES, DATA, "_metadata")
+"""What names of files in checkpoints end with; Orbax's have but the last one."""
 _POINTERS = ("latest", "latest_checkpointed_iteration.txt", "latest_checkpoint", "last_checkpoint",
              "checkpoint")  # fmt: skip
 """Text files that say which checkpoint of a run is the newest."""
@@ -57,7 +60,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     has none, those in the one folder anywhere below that has some (``version_0/checkpoints``).
     InputError if there are none, or several such folders."""
     found: list[Candidate] = []
-    partial, training, shards, foreign = [], [], [], []
+    partial, unready, training, shards, foreign = [], [], [], [], []
     names = listed(folder)
     list_ahead(folder, names)
     for name in names:
@@ -66,9 +69,11 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
         path = os.path.join(folder, name)
         facts = read_name(name)
         if is_folder(path):
-            unfinished = name.endswith(_PARTIAL) or UNFINISHED in name
-            if unfinished or (name.startswith(".") and facts.counts):
+            temporary = name.endswith(_PARTIAL) or UNFINISHED in name
+            if temporary or (name.startswith(".") and facts.counts):
                 partial.append(path)
+            elif facts.counts and is_unfinished(path):
+                unready.append(path)
             elif is_snapshot(path, stepped=bool(facts.counts)):
                 found.append(Candidate(path, facts, searched=True))
             elif facts.counts:
@@ -100,6 +105,7 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     for ignored, what in (
         (data, "arrays, beside checkpoints of other formats"),
         (partial, "partial, temporary or empty"),
+        (unready, f"not finished: there is no {METADATA} yet"),
         (training, "training state, not weights"),
         (shards, "a part of a checkpoint without its index"),
         (foreign, "a folder in which swavg finds no checkpoint"),
@@ -111,12 +117,14 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     if found:
         return found
     places, every = places_below(folder)
-    ignored = [*partial, *training, *shards, *foreign]
+    ignored = [*partial, *unready, *training, *shards, *foreign]
     if len(places) == 1 and every and not ignored:
         notes.append(f"the checkpoints of {places[0]}, the one folder in {folder} that has some")
         found = search(places[0], pattern, notes)
         if not all(map(_seems_data, found)):
             return found
+    if unready:
+        raise unfinished(unready[-1])
     raise _nothing_in(folder, pattern, ignored, places)
 
 
@@ -144,9 +152,19 @@ def places_below(folder: str) -> tuple[list[str], bool]:
     """The folders below, the nearest first, that a series may be searched in; and whether no
     more can be there."""
     pending = [folder]
-    places = (os.path.dirname(p) if is_one_checkpoint(p, []) else p for p in _below(pending))
+    places = (_place(path, folder) for path in _below(pending))
     found = [place for place in dict.fromkeys(places) if place != folder]
     return found, len(pending) < _MOST
+
+
+def _place(path: str, top: str) -> str:
+    """The folder below ``top`` that a series with what lies in ``path`` may be searched in: not one
+    in a step's folder of many (``step-10/optim``)."""
+    place = os.path.dirname(path) if is_one_checkpoint(path, []) else path
+    while (path := os.path.dirname(path)) != top:
+        if format_at(path) is not None and is_one_checkpoint(path, []):
+            place = os.path.dirname(path)
+    return place
 
 
 def _below(pending: list[str]) -> Iterator[str]:
@@ -161,7 +179,7 @@ def _below(pending: list[str]) -> Iterator[str]:
                 inner = os.path.join(path, name)
                 if is_folder(inner) and not is_link(inner) and len(pending) < _MOST:
                     pending.append(inner)
-                elif path != folder and name.lower().endswith(SUFFIXES):
+                elif path != folder and name.lower().endswith(_WEIGHTY):
                     yield path
                     break
 

@@ -308,6 +308,11 @@ def test_copies_called_best_and_last_do_not_count_twice(tmp_path):
     )
 
 
+def test_a_folder_that_is_given_twice_counts_once(tmp_path):
+    named(tmp_path, "step_1.pt", "step_2.pt")
+    assert names(discover([tmp_path, tmp_path])) == ["step_1.pt", "step_2.pt"]
+
+
 def test_a_copy_is_taken_where_its_path_is_given(tmp_path):
     paths = [torch_file(tmp_path / "step_1.pt", step=1), torch_file(tmp_path / "best.pt", step=1)]
     assert names(discover(paths)) == ["step_1.pt", "best.pt"]

@@ -4,7 +4,6 @@ safetensors files of its own, which nothing but these files describes."""
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 
 from swavg.errors import InputError
@@ -12,12 +11,12 @@ from swavg.formats import strict_json
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.dcp.boxes import fault
 from swavg.formats.layout import Format
+from swavg.formats.part_names import RANK_SHARD
 from swavg.formats.safetensors import open_safetensors
 from swavg.formats.tensors import Box, Shape, Shared, TableBuilder, Tensor, TensorSpec
 from swavg.storage.paths import names_if_any, names_in
 from swavg.storage.sources import Source
 
-_NAME = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
 _INNER = "sharded"
 """The folder that torchtitan has them in, before it joins them."""
 _INFO = "DCP_SHARDING_INFO"
@@ -28,7 +27,7 @@ _MAX_DIMENSIONS = 64
 def _shards_in(path: str) -> list[str]:
     """The names of a folder's shards; none if there are other weights, which were joined."""
     names = names_if_any(path)
-    shards = sorted(filter(_NAME.fullmatch, names))
+    shards = sorted(filter(RANK_SHARD.fullmatch, names))
     others = [name for name in names if name.endswith((".safetensors", ".index.json"))]
     return shards if len(shards) == len(others) else []
 
@@ -122,7 +121,7 @@ def _joined(folder: str, name: str, pieces: Sequence[tuple[Tensor, Shape, int]])
 
 def _gaps(names: Sequence[str]) -> tuple[str, ...]:
     """A note if shards seem to be missing."""
-    ranks = {int(match[1]) for match in map(_NAME.fullmatch, names) if match}
+    ranks = {int(match[1]) for match in map(RANK_SHARD.fullmatch, names) if match}
     missing = sorted(set(range(1, max(ranks) + 1)) - ranks)
     if not missing:
         return ()

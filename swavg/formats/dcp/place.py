@@ -36,7 +36,8 @@ class Place:
 
 
 def find_place(path: str) -> Place | None:
-    """Where the distributed checkpoint of a folder lies; None if it is none, or not finished."""
+    """Where the distributed checkpoint of a folder lies; None if it is none. Of a step's
+    folder the weights may be unfinished."""
     names = names_if_any(path)
     if METADATA in names and any(name.endswith(DATA) for name in names):
         return Place(path)
@@ -48,6 +49,12 @@ def find_place(path: str) -> Place | None:
         ):
             return Place(path, inner)
     return None
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether a folder, or that of the weights in a step's, has data files only."""
+    names = names_if_any((find_place(path) or Place(path)).folder)
+    return METADATA not in names and any(name.endswith(DATA) for name in names)
 
 
 def unfinished(folder: str) -> InputError:

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import done
+from command_line import swavg as run_swavg
 
 import swavg
 from swavg.formats.dcp.metadata import read_metadata
 from swavg.formats.dcp.model_part import find_model
 from swavg.formats.dcp.place import find_place
+from swavg.series import discover
 
 FILES = Path(__file__).parents[2] / "frameworks/dcp/files.tar.xz"
 RUNS = {
@@ -197,11 +199,41 @@ def test_shards_for_hugging_face_are_joined(written, tmp_path):
     assert set(made.metadata) == {"format", "swavg"}
 
 
-def test_the_newest_of_a_run_is_passed_over_if_it_is_not_finished(written, tmp_path):
+@pytest.mark.parametrize(
+    ("trainer", "step", "inner"),
+    [
+        ("torchtitan", "step-", ""),
+        ("olmo", "step", "model_and_optim"),
+        ("accelerate", "checkpoint-", "pytorch_model_fsdp_0"),
+    ],
+)
+def test_the_newest_of_a_run_is_passed_over_if_it_is_not_finished(
+    written, tmp_path, trainer, step, inner
+):
     run = tmp_path / "run"
-    shutil.copytree(written / "torchtitan", run)
-    shutil.copytree(run / "step-20", run / "step-30")
-    (run / "step-30/.metadata").unlink()
-    found = done("average", run, "--last", "2", "-o", run / "out")
-    assert "step-30: a folder in which swavg finds no checkpoint" in found.stderr
-    assert json.loads((run / "out/swavg.json").read_text())["inputs"] == ["step-10", "step-20"]
+    shutil.copytree(written / trainer, run)
+    shutil.copytree(run / f"{step}20", run / f"{step}30")
+    (run / f"{step}30" / inner / ".metadata").unlink()
+    found = done("average", run, "--last", "2", "-o", tmp_path / "out")
+    assert f"ignored {step}30: not finished: there is no .metadata yet" in found.stderr
+    recipe = json.loads((tmp_path / "out" / inner / "swavg.json").read_text())
+    assert recipe["inputs"] == [f"{step}10", f"{step}20"]
+
+
+@pytest.mark.parametrize("trainer", ["torchtitan", "olmo", "accelerate", "lightning", "megatron"])
+def test_a_run_is_found_below_the_folder_of_its_output(written, tmp_path, trainer):
+    shutil.copytree(written / trainer, tmp_path / "outputs/checkpoint")
+    (tmp_path / "outputs/tensorboard").mkdir()
+    (tmp_path / "outputs/tensorboard/events.out").write_bytes(b"x")
+    series = discover([tmp_path])
+    assert [os.path.dirname(each.path) for each in series.snapshots] == [
+        str(tmp_path / "outputs/checkpoint")
+    ] * 2
+    assert series.steps == (10, 20)
+
+
+def test_a_run_of_nothing_else_is_not_finished(written, tmp_path):
+    shutil.copytree(written / "torchtitan/step-20", tmp_path / "run/step-20")
+    (tmp_path / "run/step-20/.metadata").unlink()
+    found = run_swavg("list", tmp_path / "run")
+    assert (found.returncode, "step-20: has no .metadata" in found.stderr) == (4, True)

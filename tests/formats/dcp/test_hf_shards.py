@@ -144,3 +144,16 @@ def test_other_dtypes_in_some_shards_are_refused(tmp_path):
     written(tmp_path / "a", [slice(0, 2)])
     shard(tmp_path / "a", 2, {"w": WHOLE[2:].astype(np.float64)}, {"w": (2, 0)})
     refused(tmp_path / "a", "other dtypes or dimensions")
+
+
+def test_the_file_of_one_of_several_ranks_is_no_checkpoint(tmp_path):
+    for step in ("a", "b"):
+        written(tmp_path / step, [slice(0, 2), slice(2, 4)])
+    files = [tmp_path / step / "shard-00001-model-00001-of-00001.safetensors" for step in "ab"]
+    with pytest.raises(InputError, match="is a part of a distributed checkpoint") as caught:
+        swavg.average(files, output=tmp_path / "out.safetensors")
+    assert caught.value.hint == "Give its folder."
+    # All of a run on one rank are in one file.
+    written(tmp_path / "c", [slice(0, 4)])
+    alone = swavg.open_checkpoint(tmp_path / "c" / files[0].name)
+    np.testing.assert_array_equal(alone.read("w"), WHOLE)

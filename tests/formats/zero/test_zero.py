@@ -6,6 +6,7 @@ from composites import w, write
 from zero_folders import zero_folder
 
 from swavg.formats.places import format_at
+from swavg.series import discover
 
 W = {"w": torch.ones(3)}
 RANKS = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
@@ -31,6 +32,16 @@ def test_several_below_one_folder_are_those_of_a_run(tmp_path):
         zero_folder(tmp_path / f"run/global_step{step}", W)
     (tmp_path / "run/latest").write_text("global_step10")
     assert not is_zero(tmp_path / "run")
+
+
+def test_a_run_is_found_below_the_folder_of_its_logs(tmp_path):
+    run = tmp_path / "lightning_logs/version_0/checkpoints"
+    for step in (5, 10):
+        zero_folder(run / f"epoch=0-step={step}.ckpt/checkpoint", W)
+        (run / f"epoch=0-step={step}.ckpt/latest").write_text("checkpoint")
+    found = discover([tmp_path / "lightning_logs"])
+    assert found.notes[0].startswith(f"the checkpoints of {run}")
+    assert found.steps == (5, 10)
 
 
 def test_weights_beside_it_are_what_a_folder_is_known_for(tmp_path):
