@@ -139,10 +139,11 @@ _STRUCT = {
 }  # fmt: skip
 
 
-def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
+def open_npz(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open the .npz at ``path``. InputError if it is damaged, or holds arrays of no known dtype.
 
     Arrays of text, objects or records are left out; nothing is unpickled.
+    ``key`` means nothing here.
     """
     file = find_file(path)
     with Pool() as pool:

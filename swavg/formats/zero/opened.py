@@ -46,8 +46,11 @@ class _Ranks:
     left: Sequence[str]
 
 
-def open_zero(path: str, shared: Shared | None = None) -> Checkpoint:
-    """Open the folder at ``path``, or the one below it that ``latest`` names. InputError."""
+def open_zero(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    """Open the folder at ``path``, or the one below it that ``latest`` names. InputError.
+
+    ``key`` means nothing here.
+    """
     names = find(path)
     if names is None:
         raise InputError(path, "has no files of ZeRO's ranks")
