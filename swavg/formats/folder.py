@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from swavg.errors import InputError
+from swavg.errors import InputError, some
 from swavg.formats import strict_json
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.configuration import (
@@ -22,7 +22,7 @@ from swavg.formats.dcp.place import DATA, unfinished
 from swavg.formats.files import FILES, open_file, recognised
 from swavg.formats.hashes import is_stale, stale_notes
 from swavg.formats.layout import Format, Layout, WriteRequest, losses
-from swavg.formats.part_names import WEIGHTS
+from swavg.formats.part_names import WEIGHTS, is_plain_name
 from swavg.formats.records import Record
 from swavg.formats.tensors import Shared, TableBuilder
 from swavg.storage.paths import exists, find_file, is_file, is_folder, names_in, read_file
@@ -262,7 +262,7 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
     if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
         raise InputError(path, "its 'weight_map' does not map tensor names to file names")
     for shard in set(map(str, weight_map.values())):
-        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
+        if not is_plain_name(shard):
             raise InputError(path, f"lists the shard {shard!r}, which is no plain file name")
     if not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(path, "its 'weight_map' does not map tensor names to file names")
@@ -340,9 +340,8 @@ def lay_out(request: WriteRequest) -> Layout:
             name = extras.index
         files[name] = _index(request, shards)
     if extras.left_out:
-        shown = ", ".join(extras.left_out[:6]) + (", ..." if len(extras.left_out) > 6 else "")
         base = os.path.basename(request.template.path.rstrip("/"))
-        notes = (f"not copied from {base}: {shown}", *notes)
+        notes = (f"not copied from {base}: {some(extras.left_out, 6)}", *notes)
     side_files = {name: path for name, path in extras.side_files.items() if name not in files}
     return Layout(layouts, files, side_files, notes)
 

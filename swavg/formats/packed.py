@@ -11,7 +11,7 @@ import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
-from swavg.errors import InputError
+from swavg.errors import InputError, some
 from swavg.formats.commands import output_for
 from swavg.formats.part_names import WEIGHTS
 from swavg.storage.paths import read_file, reading
@@ -101,8 +101,7 @@ def _tar(path: str, names: Sequence[str], program: str | None) -> InputError:
             f" && tar {flags} averaged{shlex.quote(os.path.splitext(path)[1])} -C {folder} ."
         )
     elif weights:
-        shown = ", ".join(weights[:3]) + (", ..." if len(weights) > 3 else "")
-        hint = f"Unpack each, and average part with part ({shown}):\n{unpack}"
+        hint = f"Unpack each, and average part with part ({some(weights, 3)}):\n{unpack}"
     else:
         hint = f"Unpack it, and give what is in it:\n{unpack}"
     return InputError(path, f"is {kind}, not a checkpoint", hint=hint)

@@ -201,6 +201,9 @@ class TableBuilder:
         self._source = array("I")
         self._others: dict[int, Tensor] = {}
 
+    def __len__(self) -> int:
+        return len(self._names)
+
     def add(self, name: str, form: Form, offset: int, source: int = 0) -> None:
         """A tensor that lies in one place."""
         self._names.append(name)
@@ -216,14 +219,18 @@ class TableBuilder:
         form = tensor.spec.dtype, tensor.spec.shape, None
         self.add(tensor.spec.name, form, first.offset, first.source)
 
-    def build(self, shared: Shared | None = None) -> TensorTable:
-        """The table; equal ones that ``shared`` knows are one, wherever in a file they begin."""
+    def build(
+        self, shared: Shared | None = None, others: Mapping[int, Tensor] | None = None
+    ) -> TensorTable:
+        """The table; equal ones that ``shared`` knows are one, wherever in a file they begin.
+        ``others`` are tensors of several boxes by their numbers, of which the first was added."""
+        others = others or self._others
         base = min(self._offset, default=0)
         if base:
             self._offset = array("q", [offset - base for offset in self._offset])
         names, forms = tuple(self._names), tuple(self._forms)
-        columns = Columns(names, forms, self._form, self._offset, self._source, self._others)
-        if shared is None or self._others:
+        columns = Columns(names, forms, self._form, self._offset, self._source, others)
+        if shared is None or others:
             return TensorTable(columns, base)
         numbers = (self._form, self._offset, self._source)
         key = (hash(names), forms, *(column.tobytes() for column in numbers))

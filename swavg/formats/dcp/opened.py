@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from swavg.dtypes import DType
@@ -147,11 +147,7 @@ def _table(
         builder.add(spec.name, (spec.dtype, spec.shape, own), offsets[first], chunks.files[first])
         if stop - first > 1:
             several[number] = spec, first, stop
-    if not several:
-        return builder.build(shared)
-    table = builder.build()
-    others = Made(several, columns.tensor)
-    return TensorTable(replace(table.columns, others=others), table.base)
+    return builder.build(shared, Made(several, columns.tensor))
 
 
 def _filled(tensor: SavedTensor) -> Sequence[Chunk]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import islice
 
-from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError
+from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError, quoted
 from swavg.formats.strict_json import is_text
 from swavg.formats.torch.arrays import are_arrays, array_of, is_array
 from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
@@ -31,7 +30,15 @@ from swavg.formats.torch.siblings import (
     is_layers,
     places,
 )
-from swavg.formats.torch.usual_names import CALLBACKS, EMA, PLAIN, is_never, is_weight
+from swavg.formats.torch.usual_names import (
+    CALLBACKS,
+    EMA,
+    PLAIN,
+    also_there,
+    is_never,
+    is_weight,
+    several,
+)
 
 _MAX_NAME = 4096
 _MAX_NAMES = 48 << 20
@@ -80,7 +87,7 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
     views, non_tensors, hidden, arrays = search.flatten(node, skip_never=skip_never)
     notes: tuple[str, ...] = ()
     if hidden:
-        shown = ", ".join(f"'{name[:80]}'" for name in hidden[:_LISTED])
+        shown = quoted((name[:80] for name in hidden), _LISTED)
         notes = (f"tensors inside {shown} are not averaged: swavg does not know its kind",)
     if arrays and not views:
         raise InputError(
@@ -171,23 +178,14 @@ class _Search:
                 }
                 if len(together) > 1:
                     return "", together, ()
-                listed = ", ".join(f"'{name}'" for name in candidates[:_LISTED])
-                raise InputError(
-                    self.path,
-                    f"several state dicts could be meant: {listed}",
-                    hint=f"Choose one with key={candidates[0]}, or all with key=''.",
-                )
+                raise several(self.path, [str(name) for name in candidates])
             if not candidates:
                 raise _no_weights(self.path, top)
             chosen = candidates[0]
         parts, node = self._deeper([str(chosen)], found[chosen])
         root_key = ".".join(parts)
-        notes = tuple(
-            f"state dict found under '{root_key}'; there is also '{name}'"
-            f" (choose it with --key {name})"
-            for name in [name for name in candidates if name != chosen][:_LISTED]
-        )
-        return root_key, node, notes
+        others = [str(name) for name in candidates if name != chosen]
+        return root_key, node, also_there(root_key, others)
 
     def _find_holding(self, node: object) -> None:
         """What holds tensors; only if nothing does, what holds arrays."""
@@ -242,7 +240,7 @@ class _Search:
                 raise InputError(
                     self.path,
                     f"has no '{key}'",
-                    hint=f"There are: {_listing(found)}." if found else None,
+                    hint=f"There are: {quoted((n[:60] for n in found), 8)}." if found else None,
                 )
             node, rest = found[rest[:end]], rest[end + 1 :]
         self._find_holding(node)
@@ -307,8 +305,3 @@ class _Search:
                 levels.pop()
                 open_ids.discard(id(node))
         return views, tuple(non_tensors), tuple(hidden), tuple(arrays)
-
-
-def _listing(names: Iterable[str]) -> str:
-    shown = [f"'{name[:60]}'" for name in islice(names, _LISTED + 1)]
-    return ", ".join(shown[:_LISTED]) + (", ..." if len(shown) > _LISTED else "")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from swavg.errors import InputError
 from swavg.formats.folder import is_checkpoint_folder
 from swavg.formats.layout import Format, Later
+from swavg.formats.part_names import is_plain_name
 from swavg.storage.paths import is_folder, names_if_any, names_in, read_file
 
 _OPTIMIZER = re.compile(r"(?:[a-z0-9]+_)?zero_pp_rank_(\d{1,6})_mp_rank_00_optim_states\.pt")
@@ -44,7 +45,7 @@ def find(path: str) -> RankFiles | None:
     tag = ""
     with suppress(InputError, ValueError):
         tag = str(read_file(os.path.join(path, "latest"), _TAG_BYTES), "utf-8").strip()
-    if tag in ("", ".", "..") or "/" in tag or "\\" in tag or "\0" in tag:
+    if not is_plain_name(tag):
         return None
     there = _in_folder(os.path.join(path, tag))
     if there is None:

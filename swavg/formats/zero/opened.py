@@ -138,13 +138,12 @@ def _table(weights: Checkpoint, ranks: _Ranks) -> tuple[TensorTable, list[str]]:
     builder = TableBuilder()
     apart: dict[int, Cut] = {}
     taken: list[str] = []
-    count = 0
     for name in dict.fromkeys((*weights.tensors, *cuts, *ties)):
         number = weights.tensors.index.get(name)
         if (cut := cuts.get(name, cuts.get(ties.get(name, name)))) is not None:
             boxes = list(islice(cut.boxes(), 2))
             if len(boxes) > 1:
-                apart[count] = replace(cut, spec=replace(cut.spec, name=name))
+                apart[len(builder)] = replace(cut, spec=replace(cut.spec, name=name))
             # Of several boxes the first tells it from others.
             source, offset = (boxes[0].source, boxes[0].offset) if boxes else (0, 0)
             builder.add(name, (cut.spec.dtype, cut.spec.shape, None), offset, source)
@@ -156,13 +155,7 @@ def _table(weights: Checkpoint, ranks: _Ranks) -> tuple[TensorTable, list[str]]:
                 )
             add_tensor(builder, weights, number, 0)
             taken.append(name)
-        else:
-            continue
-        count += 1
-    table = builder.build()
-    return TensorTable(
-        replace(table.columns, others=Made(apart, attrgetter("tensor"))), table.base
-    ), taken
+    return builder.build(others=Made(apart, attrgetter("tensor"))), taken
 
 
 def _extras(path: str, folder: str, weights: Checkpoint, ranks: _Ranks) -> Extras:
