@@ -63,11 +63,6 @@ class Tensor:
     grid: Shape
 
     @property
-    def single(self) -> Box | None:
-        """The box of a tensor that lies in one place."""
-        return self.boxes[0] if len(self.boxes) == 1 else None
-
-    @property
     def packed(self) -> Box | None:
         """The box of a tensor that lies in one place in row-major order."""
         return self.boxes[0] if len(self.boxes) == 1 and self.boxes[0].strides is None else None

@@ -189,8 +189,7 @@ def _progress(saved: Saved, sources: Sequence[Source], pool: Pool) -> dict[str, 
     for number, found in find_chunks(pool, sources, chunks, counters.__getitem__):
         name, dtype = counters[number]
         raw = pool.read(sources[chunks.files[number]], found.offset, dtype.itemsize)
-        signed = not dtype.name.startswith("u")
-        values[name.removeprefix(_PROGRESS)] = int.from_bytes(raw, "little", signed=signed)
+        values[name.removeprefix(_PROGRESS)] = dtype.number(raw)
     return values
 
 

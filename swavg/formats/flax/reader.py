@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from swavg.dtypes import BY_NAME, DType
@@ -130,17 +129,13 @@ def _joined(name: str, dtype: DType, leaf: Chunked) -> Tensor:
     return Tensor(TensorSpec(name, dtype, leaf.shape), tuple(boxes), (start,))
 
 
-_STRUCT = {
-    "int32": "<i", "uint32": "<I", "int64": "<q", "uint64": "<Q", "float32": "<f", "float64": "<d",
-}  # fmt: skip
-
-
 def _scalar(read: Read, node: Node) -> Scalar | None:
     """A plain value, or the only element of an array without dimensions."""
     if isinstance(node, (int, float, str)):
         return node
-    code = _STRUCT.get(node.dtype) if isinstance(node, Array) and not node.shape else None
-    if not isinstance(node, Array) or code is None or node.nbytes != struct.calcsize(code):
+    if not isinstance(node, Array) or node.shape:
         return None
-    value: float = struct.unpack(code, read(node.offset, node.nbytes))[0]
-    return value
+    dtype = BY_NAME.get(node.dtype)
+    if dtype is None or dtype.kind not in ("float", "integer") or dtype.bits != 8 * node.nbytes:
+        return None
+    return dtype.number(read(node.offset, node.nbytes))

@@ -99,8 +99,6 @@ def _counts(model: Model) -> dict[str, Scalar]:
     with Pool() as pool:
         for leaf, each in zip(counts, facts_of(counts), strict=True):
             if each.dtype.kind in ("integer", "float") and math.prod(each.shape) == 1:
-                import numpy as np
-
                 data = pool.read(source_of(leaf, each, 0), 0, each.dtype.itemsize)
-                scalars[leaf.path[-1]] = np.frombuffer(data, each.dtype.numpy())[0].item()
+                scalars[leaf.path[-1]] = each.dtype.number(data)
     return scalars
