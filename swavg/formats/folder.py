@@ -139,7 +139,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
                 raise InputError(full, f"'{tensor_name}' is also in another shard")
             seen.add(tensor_name)
             kept.append(tensor_name)
-            add_tensor(builder, shard, number, len(sources))
+            builder.add_of(shard.tensors, number, len(sources))
         shards[name] = tuple(kept)
         for source, stretches in shard.extras.records.items():
             records[len(sources) + source] = stretches
@@ -180,18 +180,6 @@ def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | 
     if is_folder(path):
         raise InputError(path, "is a folder, where a file with weights is expected")
     return open_file(path, key, shared)
-
-
-def add_tensor(
-    builder: TableBuilder, shard: Checkpoint, number: int, first: int, prefix: str = ""
-) -> None:
-    """The tensor of a shard whose sources begin at ``first``, its name behind ``prefix``."""
-    table = shard.tensors
-    if number in table.columns.others:
-        raise InputError(shard.path, "lies in several places, which a shard does not")
-    offset = table.base + table.columns.offset[number]
-    source = first + table.columns.source[number]
-    builder.add(prefix + table.columns.names[number], table.form_of(number), offset, source)
 
 
 def explain_folder(path: str, present: Collection[str]) -> None:

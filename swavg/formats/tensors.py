@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -213,6 +213,20 @@ class TableBuilder:
         first = tensor.boxes[0] if tensor.boxes else Box(0, 0, (), ())
         form = tensor.spec.dtype, tensor.spec.shape, None
         self.add(tensor.spec.name, form, first.offset, first.source)
+
+    def add_of(self, table: TensorTable, number: int, first: int, prefix: str = "") -> None:
+        """A tensor of another table whose sources begin at ``first`` here, its name behind
+        ``prefix``."""
+        columns = table.columns
+        name = prefix + columns.names[number]
+        if number in columns.others:
+            tensor = columns.others[number]
+            boxes = (replace(box, source=first + box.source) for box in tensor.boxes)
+            spec = replace(tensor.spec, name=name)
+            self.add_boxes(replace(tensor, spec=spec, boxes=tuple(boxes)))
+        else:
+            offset = table.base + columns.offset[number]
+            self.add(name, table.form_of(number), offset, first + columns.source[number])
 
     def build(
         self, shared: Shared | None = None, others: Mapping[int, Tensor] | None = None

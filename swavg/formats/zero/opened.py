@@ -11,7 +11,6 @@ from operator import attrgetter
 from swavg.errors import InputError, quoted, some
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.configuration import is_configuration
-from swavg.formats.folder import add_tensor
 from swavg.formats.tensors import Made, Shared, TableBuilder, TensorTable
 from swavg.formats.torch.opened import open_archive
 from swavg.formats.zero import RankFiles, find
@@ -153,7 +152,7 @@ def _table(weights: Checkpoint, ranks: _Ranks) -> tuple[TensorTable, list[str]]:
                 raise InputError(
                     weights.path, f"'{name}' is spread over ranks, and is not among the masters"
                 )
-            add_tensor(builder, weights, number, 0)
+            builder.add_of(weights.tensors, number, 0)
             taken.append(name)
     return builder.build(others=Made(apart, attrgetter("tensor"))), taken
 
