@@ -29,7 +29,7 @@ from swavg.formats.dcp.saved import Chunk, ChunkColumns, Saved, SavedTensor
 from swavg.formats.tensors import Made, Shape, Shared, TableBuilder, TensorSpec, TensorTable
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
-from swavg.storage.paths import FileReader, exists, find_file, find_part, is_file, read_file
+from swavg.storage.paths import exists, find_part, is_file, read_file, reading
 from swavg.storage.pool import Pool
 from swavg.storage.sources import Source
 
@@ -198,9 +198,7 @@ def _values(path: str) -> Mapping[str, Scalar]:
     if not is_file(path):
         return {}
     try:
-        file = find_file(path)
-        with Pool() as pool:
-            read = FileReader(pool, file)
+        with reading(path) as (file, read):
             archive = read_archive(read, path, file.size)
             values = plain_values(path, read_graph(read, archive).top, archive.locate)
     except InputError:
