@@ -11,8 +11,6 @@ from itertools import pairwise
 from swavg.dtypes import DType
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
-from swavg.formats.dcp import boxes
-from swavg.formats.dcp.boxes import BoxColumns
 from swavg.formats.dcp.chunks import find_chunks
 from swavg.formats.dcp.metadata import read_metadata
 from swavg.formats.dcp.model_part import ModelPart, find_model
@@ -25,7 +23,8 @@ from swavg.formats.dcp.place import (
     side_files,
     unfinished,
 )
-from swavg.formats.dcp.saved import Chunk, ChunkColumns, Saved, SavedTensor
+from swavg.formats.dcp.saved import BoxColumns, Chunk, ChunkColumns, Saved, SavedTensor
+from swavg.formats.overlaps import fault
 from swavg.formats.tensors import Made, Shape, Shared, TableBuilder, TensorSpec, TensorTable
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
@@ -164,9 +163,9 @@ def _spec(folder: str, local: str, name: str, tensor: SavedTensor) -> TensorSpec
         raise InputError(
             metadata, f"'{name[:80]}' is {tensor.dtype[:40]}, which swavg does not know"
         )
-    fault = boxes.fault(tensor.shape, [(chunk.start, chunk.shape) for chunk in tensor.chunks])
-    if fault is not None or not tensor.chunks:
-        raise InputError(metadata, f"'{name[:80]}' is not whole: {fault or 'it has no chunks'}")
+    wrong = fault(tensor.shape, [(chunk.start, chunk.shape) for chunk in tensor.chunks])
+    if wrong is not None or not tensor.chunks:
+        raise InputError(metadata, f"'{name[:80]}' is not whole: {wrong or 'it has no chunks'}")
     return TensorSpec(local, dtype, tensor.shape)
 
 

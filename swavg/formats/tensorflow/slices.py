@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from operator import itemgetter
 
-from swavg.formats.dcp.boxes import fault
+from swavg.formats.overlaps import fault
 from swavg.formats.tensorflow.bundle import Entry, Slice
 from swavg.formats.tensors import Shape
 
