@@ -71,6 +71,13 @@ class DType:
             raise RequestError(f"NumPy has no dtype for {self.name}")
         return _numpy_dtype(self.numpy_name)
 
+    def number(self, element: bytes | bytearray) -> int | float:
+        """The value of one little-endian element, which is neither complex nor a bool."""
+        import numpy as np
+
+        value = np.frombuffer(element, self.numpy())[0]
+        return float(value) if self.kind == "float" else int(value)
+
     def __str__(self) -> str:
         return self.name
 

@@ -3,26 +3,22 @@ side files."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from swavg.errors import InputError, some
+from swavg.errors import InputError
 from swavg.formats import strict_json
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.configuration import (
     is_configuration,
     is_training_state,
-    with_written_dtypes,
 )
 from swavg.formats.dcp.place import DATA, unfinished
-from swavg.formats.files import FILES, open_file, recognised
-from swavg.formats.hashes import is_stale, stale_notes
-from swavg.formats.layout import Format, Layout, WriteRequest, losses
-from swavg.formats.part_names import WEIGHTS
+from swavg.formats.files import open_file, recognised
+from swavg.formats.layout import Format, Later
+from swavg.formats.part_names import WEIGHTS, is_plain_name
 from swavg.formats.records import Record
 from swavg.formats.tensors import Shared, TableBuilder
 from swavg.storage.paths import exists, find_file, is_file, is_folder, names_in, read_file
@@ -32,20 +28,20 @@ from swavg.storage.temporary import TEMPORARY
 _STEMS = ("model", "diffusion_pytorch_model", "adapter_model", "open_clip_model", "pytorch_model")
 _INDEX_LIMIT = 64 << 20
 _INDEX_ENTRIES = 1_000_000
-_BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
+BY_SUFFIX = {".safetensors": "safetensors", ".bin": "torch"}
 """Which format the shards of a folder have."""
 _LONE = (*WEIGHTS[1:], ".pth.tar")
 """How the one torch file of a folder may end."""
 _OF_OTHERS = (".npz", ".h5", ".hdf5", ".keras", ".msgpack")
 """Files that are read if they are given themselves."""
 
-_VARIANTS = tuple(
+VARIANTS = tuple(
     f".index.{name}.json" for name in ("fp16", "bf16", "fp32", "fp8", "ema", "non_ema")
 )
 """How indices of the same weights in another form end (``model.safetensors.index.fp16.json``)."""
 
 WEIGHT_SUFFIXES = (
-    *_VARIANTS,
+    *VARIANTS,
     *WEIGHTS, *_OF_OTHERS, ".onnx", ".gguf", ".tflite",
     ".index.json", ".distcp", ".npy", ".pkl", ".mlmodel",
 )  # fmt: skip
@@ -65,7 +61,7 @@ def is_checkpoint_folder(path: str, *, any_name: bool = True) -> bool:
         names, _ = _weights(hub_snapshot(path))
     except InputError:
         return False
-    return any_name or not names or _is_usual(names[0])
+    return any_name or not names or is_usual(names[0])
 
 
 def lone_weights(path: str) -> str | None:
@@ -77,10 +73,10 @@ def lone_weights(path: str) -> str | None:
     return names[0] if names and os.path.splitext(names[0])[0] not in _STEMS else None
 
 
-def _is_usual(name: str) -> bool:
+def is_usual(name: str) -> bool:
     """Whether a library gives this name to the weights of a folder."""
     stem, suffix = os.path.splitext(name)
-    return suffix == ".safetensors" or (suffix in _BY_SUFFIX and stem in _STEMS)
+    return suffix == ".safetensors" or (suffix in BY_SUFFIX and stem in _STEMS)
 
 
 def hub_snapshot(path: str) -> str:
@@ -139,7 +135,7 @@ def open_folder(path: str, key: str | None = None, shared: Shared | None = None)
                 raise InputError(full, f"'{tensor_name}' is also in another shard")
             seen.add(tensor_name)
             kept.append(tensor_name)
-            add_tensor(builder, shard, number, len(sources))
+            builder.add_of(shard.tensors, number, len(sources))
         shards[name] = tuple(kept)
         for source, stretches in shard.extras.records.items():
             records[len(sources) + source] = stretches
@@ -182,18 +178,6 @@ def _open_shard(path: str, index: str | None, key: str | None, shared: Shared | 
     return open_file(path, key, shared)
 
 
-def add_tensor(
-    builder: TableBuilder, shard: Checkpoint, number: int, first: int, prefix: str = ""
-) -> None:
-    """The tensor of a shard whose sources begin at ``first``, its name behind ``prefix``."""
-    table = shard.tensors
-    if number in table.columns.others:
-        raise InputError(shard.path, "lies in several places, which a shard does not")
-    offset = table.base + table.columns.offset[number]
-    source = first + table.columns.source[number]
-    builder.add(prefix + table.columns.names[number], table.form_of(number), offset, source)
-
-
 def explain_folder(path: str, present: Collection[str]) -> None:
     """Raise InputError if a folder of these names holds a checkpoint of a kind, or in a state,
     that is not read."""
@@ -216,7 +200,7 @@ def explain_files(path: str, present: Iterable[str]) -> None:
 def _weights(path: str) -> tuple[list[str], str | None]:
     """The weight files of a folder, or the name of its index."""
     present = set(names_in(path))
-    for suffix in _BY_SUFFIX:
+    for suffix in BY_SUFFIX:
         for stem in _STEMS:
             if f"{stem}{suffix}" in present:
                 return [f"{stem}{suffix}"], None
@@ -228,7 +212,7 @@ def _weights(path: str) -> tuple[list[str], str | None]:
     singles = sorted(name for name in present if name.endswith(".safetensors"))
     if len(singles) == 1:
         return singles, None
-    variants = [name for name in present if name.endswith(_VARIANTS)]
+    variants = [name for name in present if name.endswith(VARIANTS)]
     if len(variants) == 1:
         return [], variants[0]
     explain_folder(path, present)
@@ -262,7 +246,7 @@ def _read_index(folder: str, name: str) -> tuple[Mapping[str, object], dict[str,
     if not isinstance(weight_map, dict) or not weight_map or not isinstance(metadata, dict):
         raise InputError(path, "its 'weight_map' does not map tensor names to file names")
     for shard in set(map(str, weight_map.values())):
-        if shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
+        if not is_plain_name(shard):
             raise InputError(path, f"lists the shard {shard!r}, which is no plain file name")
     if not all(isinstance(shard, str) for shard in weight_map.values()):
         raise InputError(path, "its 'weight_map' does not map tensor names to file names")
@@ -294,101 +278,7 @@ def weights_stem(name: str) -> str | None:
     return found[1] if found else None
 
 
-def shard_names(stem: str, suffix: str, count: int) -> Sequence[str]:
-    """File names of ``count`` shards, as Hugging Face numbers them."""
-    if count == 1:
-        return (f"{stem}{suffix}",)
-    return tuple(f"{stem}-{index:05d}-of-{count:05d}{suffix}" for index in range(1, count + 1))
-
-
-def lay_out(request: WriteRequest) -> Layout:
-    """A folder like the template's, or one of shards of at most the size asked for."""
-    extras = request.template.extras
-    first = next(iter(extras.shards), "model.safetensors")
-    stem, suffix = re.sub(r"(-\d+-of-\d+)?\.[^.]+$", "", first), os.path.splitext(first)[1]
-    if suffix == ".bin" and stem == "model":
-        stem = "pytorch_model"
-    if request.max_shard_size is not None and (extras.index or "").endswith(_VARIANTS):
-        # Other shards are no variant beside those of the usual names.
-        stem = (extras.index or "").partition(".")[0]
-    if request.max_shard_size is not None and not _is_usual(f"{stem}{suffix}"):
-        # Shards of another name would not be found.
-        stem, suffix = "model", ".safetensors"
-    row = FILES[_BY_SUFFIX.get(suffix, "torch")]
-    assert row.lay_out is not None
-    assert row.plan_file is not None
-    numbers = request.without_ties if suffix == ".safetensors" else range(len(request.specs))
-    if extras.shards and request.max_shard_size is None:
-        shards = _as_in(extras.shards, request, numbers)
-    else:
-        groups = _by_size(request, numbers)
-        shards = dict(zip(shard_names(stem, suffix, len(groups)), groups, strict=True))
-    files, notes = with_written_dtypes(request)
-    if len(shards) == 1 and suffix != ".safetensors":
-        # With all else that the template's file holds.
-        whole = row.lay_out(request)
-        layouts = tuple(replace(file, name=next(iter(shards))) for file in whole.layouts)
-        notes += whole.notes
-    else:
-        layouts = tuple(row.plan_file(request, group, name) for name, group in shards.items())
-        notes += stale_notes(request)
-        if not request.weights_only and (lost := losses(request)):
-            notes += (f"a folder of weights holds tensors only: {lost} left out",)
-    if len(shards) > 1 or (extras.shards and f"{stem}{suffix}" not in shards):
-        name = f"{stem}{suffix}.index.json"
-        if extras.index and request.max_shard_size is None:
-            name = extras.index
-        files[name] = _index(request, shards)
-    if extras.left_out:
-        base = os.path.basename(request.template.path.rstrip("/"))
-        notes = (f"not copied from {base}: {some(extras.left_out, 6)}", *notes)
-    side_files = {name: path for name, path in extras.side_files.items() if name not in files}
-    return Layout(layouts, files, side_files, notes)
-
-
-def _index(request: WriteRequest, shards: Mapping[str, Sequence[int]]) -> bytes:
-    specs, sizes = request.specs, request.specs.sizes
-    written = [number for group in shards.values() for number in group]
-    weight_map = {specs.names[number]: name for name, group in shards.items() for number in group}
-    metadata = request.template.extras.index_metadata
-    metadata = {name: value for name, value in metadata.items() if not is_stale(name)}
-    metadata["total_size"] = sum(map(sizes.__getitem__, written))
-    if isinstance(parameters := metadata.get("total_parameters"), int):
-        # Buffers do not count as such: what is new and what is left out, and nothing else.
-        columns = request.template.tensors.columns
-        before = [math.prod(columns.forms[form][1]) for form in columns.form]
-        after = [math.prod(specs.forms[specs.form[number]][1]) for number in written]
-        metadata["total_parameters"] = parameters + sum(after) - sum(before)
-    content = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _as_in(
-    like: Mapping[str, Sequence[str]], request: WriteRequest, numbers: Sequence[int]
-) -> dict[str, Sequence[int]]:
-    """The tensors in the shards that have them in ``like``; new ones in the last."""
-    homes = {name: shard for shard, names in like.items() for name in names}
-    last = list(like)[-1]
-    shards: dict[str, list[int]] = {shard: [] for shard in like}
-    for number in numbers:
-        shards[homes.get(request.specs.names[number], last)].append(number)
-    return {name: group for name, group in shards.items() if group}
-
-
-def _by_size(request: WriteRequest, numbers: Sequence[int]) -> list[Sequence[int]]:
-    if request.max_shard_size is None:
-        return [list(numbers)]
-    groups: list[list[int]] = [[]]
-    size, sizes = 0, request.specs.sizes
-    for number in numbers:
-        if groups[-1] and size + sizes[number] > request.max_shard_size:
-            groups.append([])
-            size = 0
-        groups[-1].append(number)
-        size += sizes[number]
-    return list(groups)
-
-
 FORMAT = Format(
-    "folder", (), lambda head: False, open_folder, lay_out, recipe_in=recipe_in, folder=True
-)
+    "folder", (), lambda head: False, open_folder, Later("folder_layout:lay_out"),
+    recipe_in=recipe_in, folder=True,
+)  # fmt: skip

@@ -13,7 +13,8 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, TypeVar
+from importlib import import_module
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from swavg.dtypes import DType
 from swavg.errors import InputError, OutputError, quoted
@@ -175,6 +176,19 @@ class Open(Protocol):
     def __call__(
         self, path: str, key: str | None = None, shared: Shared | None = None
     ) -> Checkpoint: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Later(Generic[T]):
+    """The function at a ``place`` in this room (``module:name``), imported when it is called: for
+    what a format needs where there is such a checkpoint."""
+
+    place: str
+
+    def __call__(self, *args: object, **options: object) -> T:
+        module, _, name = self.place.partition(":")
+        function: Callable[..., T] = getattr(import_module(f"swavg.formats.{module}"), name)
+        return function(*args, **options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,21 @@
-"""Which tensors of a file lie in each other, overlap, or leave gaps."""
+"""Which tensors of a file lie in each other, overlap, or leave gaps; and whether boxes tile a
+tensor: each element in one of them, and none outside."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from swavg.formats.strides import row_major_strides, storage_order
-from swavg.formats.tensors import Columns, Form
+from swavg.formats.tensors import Columns, Form, Shape
 
 _MOST_LOOSE = 16 << 20
 """Bytes, at most, that are made beforehand, as views overlap there or leave gaps, and those of the
 views."""
+
+_MAX_CORNERS = 4_000_000
+"""Corners of boxes, at most, that are counted to tell whether they tile."""
 
 Place = tuple[int, int]
 """Offset and form of a tensor, as columns have them."""
@@ -72,3 +77,53 @@ def inside_others(columns: Columns, changed: Collection[Place]) -> set[Place]:
         elif strides is None or storage_order(shape, strides) is not None:
             outer, end = (offset, form), offset + hulls[form]
     return inside
+
+
+def fault(shape: Shape, boxes: Sequence[tuple[Shape, Shape]]) -> str | None:
+    """What is wrong with boxes (where each starts, and its shape) in words; None if they tile.
+
+    The function that counts how many boxes an element is in is known by its mixed difference,
+    which is not zero at corners of boxes only: it must be that of the whole tensor.
+    """
+    for start, extent in boxes:
+        if not len(start) == len(extent) == len(shape):
+            return "a chunk has another number of dimensions"
+        for first, count, size in zip(start, extent, shape, strict=True):
+            if first + count > size:
+                return "a chunk reaches beyond it"
+    if len(boxes) == 1 and boxes[0][1] == shape:
+        return None
+    # Nothing is cut along the others.
+    cut = [
+        axis for axis, size in enumerate(shape) if {extent[axis] for _, extent in boxes} != {size}
+    ]
+    if len(cut) == 1 and _in_a_row(cut[0], shape, boxes):
+        return None
+    if len(boxes) << len(cut) > _MAX_CORNERS:
+        return "it is cut into too many chunks"
+    # By text, whose hash no file can choose.
+    corners: dict[str, int] = {}
+    whole = (0,) * len(shape), shape
+    for value, (start, extent) in (*((1, box) for box in boxes), (-1, whole)):
+        if 0 in extent:
+            continue
+        ends = [(start[axis], start[axis] + extent[axis]) for axis in cut]
+        for sides in itertools.product((0, 1), repeat=len(cut)):
+            corner = str([pair[side] for pair, side in zip(ends, sides, strict=True)])
+            corners[corner] = corners.get(corner, 0) + value * (-1) ** sum(sides)
+    if not any(corners.values()):
+        return None
+    held, numel = sum(math.prod(extent) for _, extent in boxes), math.prod(shape)
+    if held < numel:
+        return f"its chunks leave out {numel - held:,} of {numel:,} elements"
+    return "its chunks overlap"
+
+
+def _in_a_row(axis: int, shape: Shape, boxes: Sequence[tuple[Shape, Shape]]) -> bool:
+    """Whether boxes that are cut along one axis follow each other from end to end."""
+    at = 0
+    for first, count in sorted((start[axis], extent[axis]) for start, extent in boxes):
+        if count and first != at:
+            return False
+        at += count
+    return at == shape[axis]

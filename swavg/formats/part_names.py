@@ -1,4 +1,5 @@
-"""What names say: of weights, which rank a file is of, and what is a namesake."""
+"""What names say: of weights, which rank a file is of, what is a namesake, and what leads
+elsewhere."""
 
 from __future__ import annotations
 
@@ -28,6 +29,11 @@ def in_whole(part: str, name: str) -> str:
     """What a part's tensor is called among those of all parts (``unet/conv.weight``); those of the
     folder's own weights keep their names."""
     return f"{part}/{name}" if part else name
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name is that of a file or folder in the same folder."""
+    return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
 
 
 def part_mark(name: str) -> str:

@@ -12,7 +12,6 @@ from swavg.errors import InputError, NoWeightsError, OptimizerError
 from swavg.formats import open_checkpoint, recipe_in
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.composite import Composite, as_composite, find_composite
-from swavg.formats.folder import add_tensor
 from swavg.formats.part_names import part_mark, without_numbers
 from swavg.formats.table import FORMATS
 from swavg.formats.tensors import Shared, TableBuilder
@@ -109,7 +108,7 @@ def open_whole(
     builder = TableBuilder()
     for name, part in opened.parts.items():
         for number in range(len(part)):
-            add_tensor(builder, part, number, len(sources), name and f"{name}/")
+            builder.add_of(part.tensors, number, len(sources), name and f"{name}/")
         sources += part.sources
         notes += [f"{name}: {note}" if name else note for note in part.notes]
     first = next(iter(opened.parts.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -61,11 +61,6 @@ class Tensor:
     spec: TensorSpec
     boxes: tuple[Box, ...]
     grid: Shape
-
-    @property
-    def single(self) -> Box | None:
-        """The box of a tensor that lies in one place."""
-        return self.boxes[0] if len(self.boxes) == 1 else None
 
     @property
     def packed(self) -> Box | None:
@@ -201,6 +196,9 @@ class TableBuilder:
         self._source = array("I")
         self._others: dict[int, Tensor] = {}
 
+    def __len__(self) -> int:
+        return len(self._names)
+
     def add(self, name: str, form: Form, offset: int, source: int = 0) -> None:
         """A tensor that lies in one place."""
         self._names.append(name)
@@ -216,14 +214,32 @@ class TableBuilder:
         form = tensor.spec.dtype, tensor.spec.shape, None
         self.add(tensor.spec.name, form, first.offset, first.source)
 
-    def build(self, shared: Shared | None = None) -> TensorTable:
-        """The table; equal ones that ``shared`` knows are one, wherever in a file they begin."""
+    def add_of(self, table: TensorTable, number: int, first: int, prefix: str = "") -> None:
+        """A tensor of another table whose sources begin at ``first`` here, its name behind
+        ``prefix``."""
+        columns = table.columns
+        name = prefix + columns.names[number]
+        if number in columns.others:
+            tensor = columns.others[number]
+            boxes = (replace(box, source=first + box.source) for box in tensor.boxes)
+            spec = replace(tensor.spec, name=name)
+            self.add_boxes(replace(tensor, spec=spec, boxes=tuple(boxes)))
+        else:
+            offset = table.base + columns.offset[number]
+            self.add(name, table.form_of(number), offset, first + columns.source[number])
+
+    def build(
+        self, shared: Shared | None = None, others: Mapping[int, Tensor] | None = None
+    ) -> TensorTable:
+        """The table; equal ones that ``shared`` knows are one, wherever in a file they begin.
+        ``others`` are tensors of several boxes by their numbers, of which the first was added."""
+        others = others or self._others
         base = min(self._offset, default=0)
         if base:
             self._offset = array("q", [offset - base for offset in self._offset])
         names, forms = tuple(self._names), tuple(self._forms)
-        columns = Columns(names, forms, self._form, self._offset, self._source, self._others)
-        if shared is None or self._others:
+        columns = Columns(names, forms, self._form, self._offset, self._source, others)
+        if shared is None or others:
             return TensorTable(columns, base)
         numbers = (self._form, self._offset, self._source)
         key = (hash(names), forms, *(column.tobytes() for column in numbers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Path = tuple[str, ...]
 
@@ -52,6 +52,16 @@ def training_leaves(
         ):
             beside.update(numbers)
     return beside
+
+
+def groups_of(paths: Iterable[Path], others: Iterable[Path]) -> list[str]:
+    """The shortest dotted paths below which all ``paths`` lie, and none of the ``others``."""
+    shared = {path[:end] for path in others for end in range(len(path))}
+    shortest = (
+        next((path[:end] for end in range(1, len(path)) if path[:end] not in shared), path)
+        for path in paths
+    )
+    return [".".join(path) for path in dict.fromkeys(shortest)]
 
 
 def _is_state(path: Path, model: set[Path]) -> bool:

@@ -55,22 +55,11 @@ def discover(
     if a path or the ``metrics_file`` is missing or broken, or a folder holds no checkpoint.
     """
     notes: list[str] = []
-    candidates: list[Candidate] = []
     named = without_pointers([os.fspath(path) for path in paths], notes)
     if pattern is None and len(named) == 1:
         check_one_step(named[0])
         pattern = pattern_inside(named[0], notes) if choosing else None
-    composites = pattern is None and are_composites(named)
-    for path in named:
-        if is_folder(path) and not (
-            composites or (pattern is None and is_one_checkpoint(path, notes))
-        ):
-            candidates += search(path, pattern, notes)
-        else:
-            if not _is_there(path):
-                find_file(path)
-            candidates.append(Candidate(path, _named(path, named)))
-    candidates = without_links(candidates, notes)
+    candidates = without_links(_candidates(named, pattern, notes), notes)
     look_ahead([candidate.path for candidate in candidates])
     shared = Shared()
     for candidate in candidates:
@@ -131,6 +120,22 @@ def in_given_order(
     if unit is not None and complete and not keep_order:
         snapshots = _in_order(snapshots, unit, notes, explicit=len(names) > 1)
     return Series(tuple(snapshots), tuple(notes), unit)
+
+
+def _candidates(named: Sequence[str], pattern: str | None, notes: list[str]) -> list[Candidate]:
+    """The checkpoints that are named, and those in the folders among them that are searched."""
+    candidates: list[Candidate] = []
+    composites = pattern is None and are_composites(named)
+    for path in named:
+        if is_folder(path) and not (
+            composites or (pattern is None and is_one_checkpoint(path, notes))
+        ):
+            candidates += search(path, pattern, notes)
+        else:
+            if not _is_there(path):
+                find_file(path)
+            candidates.append(Candidate(path, _named(path, named)))
+    return candidates
 
 
 def _is_there(path: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 
-from swavg.errors import OutputError, OutputExistsError
+from swavg.errors import OutputError, OutputExistsError, some
 from swavg.storage.sinks import STDOUT
 from swavg.storage.sources import Source
 
@@ -147,10 +147,9 @@ def check_only_ours(
     except OSError as error:
         raise OutputError(folder, f"cannot be looked into: {error.strerror}") from None
     if foreign:
-        shown = ", ".join(foreign[:4]) + (", ..." if len(foreign) > 4 else "")
         exists = "would be replaced, but" if force else "exists already, and"
         raise (OutputError if force else OutputExistsError)(
             folder,
-            f"{exists} holds what the new checkpoint does not: {shown}",
+            f"{exists} holds what the new checkpoint does not: {some(foreign, 4)}",
             hint="Choose another -o, or remove the folder yourself.",
         )

@@ -255,7 +255,7 @@ def assert_agrees(folder: Path, data: bytes) -> None:
     assert set(checkpoint.tensors) == set(reference)
     for name, tensor in checkpoint.tensors.items():
         assert list(tensor.spec.shape) == reference[name]["shape"]
-        box = tensor.single
+        box = tensor.packed
         assert box is not None
         read = data[box.offset : box.offset + tensor.spec.nbytes]
         assert read == bytes(reference[name]["data"])

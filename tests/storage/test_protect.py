@@ -237,7 +237,7 @@ NAMES = ["model-1.safetensors", "model.safetensors.index.json", "config.json"]
         (["notes.md", "config.json"], ["notes.md"]),
         (["model.safetensors/"], []),
         (["model-7.safetensors/"], ["model-7.safetensors"]),
-        (["e", "d", "c", "b", "a"], ["a, b, c, d, ..."]),
+        (["e", "d", "c", "b", "a"], ["a, b, c, d and 1 more"]),
     ],
 )
 def test_only_an_older_checkpoint_is_replaced(

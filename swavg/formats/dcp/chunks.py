@@ -95,12 +95,6 @@ def _ends(source: Source, chunks: Iterable[Wanted]) -> Iterator[tuple[int, int]]
         if offset < before:
             raise InputError(source.name, f"'{chunk.name[:80]}' shares its bytes with another")
         before = offset + length
-        if before > source.size:
-            raise InputError(
-                source.name,
-                f"truncated: '{chunk.name[:80]}' ends at byte {before:,}, the file has"
-                f" {source.size:,}",
-            )
         if length < END.size:
             raise InputError(source.name, f"'{chunk.name[:80]}' is in {length} bytes, no zip")
         yield offset, min(_HEAD, length)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from swavg.errors import InputError
 from swavg.formats import strict_json
 from swavg.formats.checkpoint import Checkpoint, Extras
-from swavg.formats.dcp.boxes import fault
 from swavg.formats.layout import Format
+from swavg.formats.overlaps import fault
 from swavg.formats.part_names import RANK_SHARD
 from swavg.formats.safetensors import open_safetensors
 from swavg.formats.tensors import Box, Shape, Shared, TableBuilder, Tensor, TensorSpec

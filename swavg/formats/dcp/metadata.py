@@ -14,6 +14,7 @@ from swavg.errors import InputError
 from swavg.formats.dcp.place import METADATA
 from swavg.formats.dcp.runs import ChunkRun, EntryRun, Runs
 from swavg.formats.dcp.saved import ChunkColumns, Chunks, Place, Saved, SavedTensor
+from swavg.formats.part_names import is_plain_name
 from swavg.formats.tensors import Shape
 from swavg.formats.torch.objects import Global, Opaque, is_count
 from swavg.formats.torch.unpickler import Graph, unpickle
@@ -246,11 +247,6 @@ def _taken(items: dict[object, object]) -> Iterator[tuple[object, object]]:
     keys = [*items]
     for key in keys:
         yield key, items.pop(key)
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a name is that of a file in the folder itself."""
-    return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
 
 
 def _are_keys(keys: Sequence[object]) -> bool:

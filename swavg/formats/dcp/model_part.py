@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from swavg.errors import InputError, NoWeightsError, some
+from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.dcp.saved import Saved
-from swavg.formats.torch.usual_names import EMA, PLAIN, is_never
+from swavg.formats.torch.usual_names import EMA, PLAIN, also_there, is_never, several
 
 _DEPTH = 4
-_LISTED = 8
 
 # What trainers keep beside the model, by the beginning of a full name.
 _BESIDE = re.compile(
@@ -41,11 +40,7 @@ class ModelPart:
     @property
     def notes(self) -> tuple[str, ...]:
         """What else could have been meant."""
-        return tuple(
-            f"state dict found under '{self.root_key}'; there is also '{path}'"
-            f" (choose it with --key {path})"
-            for path in self.further[:_LISTED]
-        )
+        return also_there(self.root_key, self.further)
 
     @property
     def root_key(self) -> str:
@@ -129,12 +124,7 @@ def _root(
         elif depth == 0 and len(likely) == 1:
             chosen = likely[0]
         elif depth == 0 and groups:
-            listed = some([f"'{name[:60]}'" for name in groups], _LISTED)
-            raise InputError(
-                path,
-                f"several state dicts could be meant: {listed}",
-                hint=f"Choose one with key={groups[0]}, or all with key=''.",
-            )
+            raise several(path, groups)
         else:
             break
         further += [".".join((*root, name)) for name in groups if name != chosen]
@@ -150,5 +140,5 @@ def _keyed(path: str, paths: Mapping[str, tuple[str, ...]], key: str) -> tuple[s
         for depth in range(1, len(keys)):
             if ".".join(keys[:depth]) == key:
                 return keys[:depth]
-    listed = some([f"'{name[:60]}'" for name in dict.fromkeys(k[0] for k in paths.values())], 8)
+    listed = quoted(dict.fromkeys(keys[0][:60] for keys in paths.values()), 8)
     raise InputError(path, f"has no '{key}'", hint=f"There are: {listed}.")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from swavg.dtypes import DType
 from swavg.errors import InputError
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
-from swavg.formats.dcp import boxes
-from swavg.formats.dcp.boxes import BoxColumns
 from swavg.formats.dcp.chunks import find_chunks
 from swavg.formats.dcp.metadata import read_metadata
 from swavg.formats.dcp.model_part import ModelPart, find_model
@@ -25,11 +23,12 @@ from swavg.formats.dcp.place import (
     side_files,
     unfinished,
 )
-from swavg.formats.dcp.saved import Chunk, ChunkColumns, Saved, SavedTensor
+from swavg.formats.dcp.saved import BoxColumns, Chunk, ChunkColumns, Saved, SavedTensor
+from swavg.formats.overlaps import fault
 from swavg.formats.tensors import Made, Shape, Shared, TableBuilder, TensorSpec, TensorTable
 from swavg.formats.torch.archive import read_archive, read_graph
 from swavg.formats.torch.extras import Element, plain_values
-from swavg.storage.paths import FileReader, exists, find_file, find_part, is_file, read_file
+from swavg.storage.paths import exists, find_part, is_file, read_file, reading
 from swavg.storage.pool import Pool
 from swavg.storage.sources import Source
 
@@ -147,11 +146,7 @@ def _table(
         builder.add(spec.name, (spec.dtype, spec.shape, own), offsets[first], chunks.files[first])
         if stop - first > 1:
             several[number] = spec, first, stop
-    if not several:
-        return builder.build(shared)
-    table = builder.build()
-    others = Made(several, columns.tensor)
-    return TensorTable(replace(table.columns, others=others), table.base)
+    return builder.build(shared, Made(several, columns.tensor))
 
 
 def _filled(tensor: SavedTensor) -> Sequence[Chunk]:
@@ -168,9 +163,9 @@ def _spec(folder: str, local: str, name: str, tensor: SavedTensor) -> TensorSpec
         raise InputError(
             metadata, f"'{name[:80]}' is {tensor.dtype[:40]}, which swavg does not know"
         )
-    fault = boxes.fault(tensor.shape, [(chunk.start, chunk.shape) for chunk in tensor.chunks])
-    if fault is not None or not tensor.chunks:
-        raise InputError(metadata, f"'{name[:80]}' is not whole: {fault or 'it has no chunks'}")
+    wrong = fault(tensor.shape, [(chunk.start, chunk.shape) for chunk in tensor.chunks])
+    if wrong is not None or not tensor.chunks:
+        raise InputError(metadata, f"'{name[:80]}' is not whole: {wrong or 'it has no chunks'}")
     return TensorSpec(local, dtype, tensor.shape)
 
 
@@ -193,8 +188,7 @@ def _progress(saved: Saved, sources: Sequence[Source], pool: Pool) -> dict[str, 
     for number, found in find_chunks(pool, sources, chunks, counters.__getitem__):
         name, dtype = counters[number]
         raw = pool.read(sources[chunks.files[number]], found.offset, dtype.itemsize)
-        signed = not dtype.name.startswith("u")
-        values[name.removeprefix(_PROGRESS)] = int.from_bytes(raw, "little", signed=signed)
+        values[name.removeprefix(_PROGRESS)] = dtype.number(raw)
     return values
 
 
@@ -203,9 +197,7 @@ def _values(path: str) -> Mapping[str, Scalar]:
     if not is_file(path):
         return {}
     try:
-        file = find_file(path)
-        with Pool() as pool:
-            read = FileReader(pool, file)
+        with reading(path) as (file, read):
             archive = read_archive(read, path, file.size)
             values = plain_values(path, read_graph(read, archive).top, archive.locate)
     except InputError:

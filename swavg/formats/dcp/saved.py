@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, overload
 
 from swavg.dtypes import BY_NAME, DType
-from swavg.formats.tensors import Shape
+from swavg.formats.tensors import Box, Shape, Tensor, TensorSpec
 
 
 class Place(NamedTuple):
@@ -66,6 +66,25 @@ class ChunkColumns:
             self.lengths[number],
             self.transforms.get(number, ()) if self.transforms else (),
         )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BoxColumns:
+    """Boxes without an object for each; ``strides`` are those of boxes that are not row-major."""
+
+    starts: Sequence[Shape]
+    shapes: Sequence[Shape]
+    sources: array[int]
+    offsets: array[int]
+    strides: Mapping[int, Shape]
+
+    def tensor(self, of: tuple[TensorSpec, int, int]) -> Tensor:
+        """The tensor of this spec, from its first box to where they end."""
+        spec, first, stop = of
+        own = slice(first, stop)
+        columns = self.sources[own], self.offsets[own], self.starts[own], self.shapes[own]
+        strides = map(self.strides.get, range(first, stop))
+        return Tensor(spec, tuple(map(Box, *columns, strides)), spec.shape)
 
 
 class Chunks(Sequence[Chunk]):

@@ -5,9 +5,7 @@ The reader is imported when such a file is there.
 
 from __future__ import annotations
 
-from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import Format
-from swavg.formats.tensors import Shared
+from swavg.formats.layout import Format, Later
 
 
 def _is_flax(head: bytes) -> bool:
@@ -19,10 +17,4 @@ def _is_flax(head: bytes) -> bool:
     return key != b"" and (0xA0 <= key[0] <= 0xBF or 0xD9 <= key[0] <= 0xDB)
 
 
-def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
-    from swavg.formats.flax.reader import open_flax
-
-    return open_flax(path, key, shared)
-
-
-FORMAT = Format("flax", (".msgpack",), _is_flax, _open, data=True)
+FORMAT = Format("flax", (".msgpack",), _is_flax, Later("flax.reader:open_flax"), data=True)

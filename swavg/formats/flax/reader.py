@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from swavg.dtypes import BY_NAME, DType
@@ -12,7 +11,7 @@ from swavg.formats.blocks import Read
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
 from swavg.formats.flax.scan import Array, Chunked, Leaf, Node, scan
 from swavg.formats.tensors import Box, Shared, TableBuilder, Tensor, TensorSpec
-from swavg.formats.train_state import Path, training_leaves
+from swavg.formats.train_state import Path, groups_of, training_leaves
 from swavg.storage.paths import reading
 
 _AVERAGE = "ema_params"
@@ -75,19 +74,15 @@ def _chosen(path: str, tree: dict[str, Node], key: str | None) -> tuple[list[Nam
     beside = training_leaves([keys for keys, _ in leaves], holds_weights)
     beside -= {number for number in beside if leaves[number][0][0] == _AVERAGE}
     chosen = [named for number, named in enumerate(leaves) if number not in beside]
-    inside = {keys[:end] for keys, _ in chosen for end in range(1, len(keys) + 1)}
-    left = (
-        next(keys[:end] for end in range(1, len(keys) + 1) if keys[:end] not in inside)
-        for keys, _ in (leaves[number] for number in sorted(beside))
-    )
-    return chosen, [".".join(keys) for keys in dict.fromkeys(left)]
+    left = (leaves[number][0] for number in sorted(beside))
+    return chosen, groups_of(left, (keys for keys, _ in chosen))
 
 
 def _is_weight(leaf: Leaf) -> bool:
     """Whether an array is of floats and has dimensions."""
     dtype = BY_NAME.get(_arrays(leaf)[0].dtype)
     shape = leaf.shape if isinstance(leaf, Array | Chunked) else ()
-    return bool(shape) and dtype is not None and dtype.kind in ("float", "complex")
+    return bool(shape) and dtype is not None and dtype.floating
 
 
 def _leaves(node: Mapping[str, Node], above: Path) -> Iterator[Named]:
@@ -134,17 +129,13 @@ def _joined(name: str, dtype: DType, leaf: Chunked) -> Tensor:
     return Tensor(TensorSpec(name, dtype, leaf.shape), tuple(boxes), (start,))
 
 
-_STRUCT = {
-    "int32": "<i", "uint32": "<I", "int64": "<q", "uint64": "<Q", "float32": "<f", "float64": "<d",
-}  # fmt: skip
-
-
 def _scalar(read: Read, node: Node) -> Scalar | None:
     """A plain value, or the only element of an array without dimensions."""
     if isinstance(node, (int, float, str)):
         return node
-    code = _STRUCT.get(node.dtype) if isinstance(node, Array) and not node.shape else None
-    if not isinstance(node, Array) or code is None or node.nbytes != struct.calcsize(code):
+    if not isinstance(node, Array) or node.shape:
         return None
-    value: float = struct.unpack(code, read(node.offset, node.nbytes))[0]
-    return value
+    dtype = BY_NAME.get(node.dtype)
+    if dtype is None or dtype.kind not in ("float", "integer") or dtype.bits != 8 * node.nbytes:
+        return None
+    return dtype.number(read(node.offset, node.nbytes))

@@ -27,8 +27,11 @@ _SHARDED = "is one of several shards, which swavg does not read"
 _HINT = "Save the weights again without max_shard_size."
 
 
-def open_hdf5(path: str, shared: Shared | None = None) -> Checkpoint:
-    """Open an HDF5 file that Keras wrote. InputError if it is damaged, or one of several."""
+def open_hdf5(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    """Open an HDF5 file that Keras wrote. InputError if it is damaged, or one of several.
+
+    ``key`` means nothing here.
+    """
     shard = re.fullmatch(r"(.*)_\d{5}\.weights\.h5", path)
     if shard and exists(f"{shard[1]}.weights.json"):
         raise InputError(path, _SHARDED, hint=_HINT)
@@ -38,8 +41,11 @@ def open_hdf5(path: str, shared: Shared | None = None) -> Checkpoint:
     return _checkpoint("hdf5", file, (0, file.size), datasets, extras, shared)
 
 
-def open_archive(path: str, shared: Shared | None = None) -> Checkpoint:
-    """Open a .keras archive. InputError if it is damaged; its configuration is not looked at."""
+def open_archive(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    """Open a .keras archive. InputError if it is damaged; its configuration is not looked at.
+
+    ``key`` means nothing here.
+    """
     with reading(path) as (file, read):
         found = read_members(read, path, file.size)
         recipe = read_recipe(read, file.size)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from swavg.errors import InputError
 from swavg.formats.keras.hdf5 import Changes, opened
 from swavg.formats.template import Edit
+from swavg.storage.paths import find_file
 from swavg.storage.sources import Source
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ _NAME = "swavg"
 _MISSING = "how it was made is not recorded"
 _MOST = 60_000
 """Bytes of a recipe at most: HDF5 has attributes of up to 64 KiB."""
+
+
+def recipe_in(path: str) -> str | None:
+    """:func:`recipe_at` for a whole file."""
+    file = find_file(path)
+    return recipe_at(file, 0, file.size)
 
 
 def recipe_at(file: Source, start: int, size: int) -> str | None:

@@ -28,7 +28,7 @@ def lay_out_hdf5(request: WriteRequest) -> Layout:
     """The template's HDF5 file, with the recipe of the output. RequestError if the template is no
     such file, or its structure cannot be kept."""
     replaced = _replaced(request, "hdf5")
-    check = partial(_check_hdf5, planned=_places(request.template, 0))
+    check = partial(_check_places, planned=_places(request.template, 0), open=open_hdf5)
     file = request.template.sources[0]
     recorded = Recorded(file.size)
     if request.recipe != (request.template.extras.recipe or ""):
@@ -102,17 +102,13 @@ def _places(checkpoint: Checkpoint, shift: int) -> Places:
     ]
 
 
-def _check_hdf5(path: str, *, planned: Places) -> None:
-    """OutputError unless h5py finds the tensors in the finished file where they were planned."""
-    _compare(path, planned, open_hdf5)
-
-
 def _check_keras(path: str, *, arrangement: Sequence[Member], planned: Places) -> None:
     check_members(path, arrangement)
-    _compare(path, planned, open_archive)
+    _check_places(path, planned=planned, open=open_archive)
 
 
-def _compare(path: str, planned: Places, open: Callable[[str], Checkpoint]) -> None:
+def _check_places(path: str, *, planned: Places, open: Callable[[str], Checkpoint]) -> None:
+    """OutputError unless h5py finds the tensors in the finished file where they were planned."""
     with opening(path):
         found = _places(open(path), 0)
     if found != planned:

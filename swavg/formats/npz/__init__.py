@@ -5,9 +5,7 @@ Reader and writer are imported when such a file is there.
 
 from __future__ import annotations
 
-from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import Format, Layout, WriteRequest
-from swavg.formats.tensors import Shared
+from swavg.formats.layout import Format, Later
 from swavg.formats.zip_recipe import recipe_in
 
 
@@ -16,16 +14,7 @@ def _is_npz(head: bytes) -> bool:
     return head.startswith(b"PK\3\4") and name.endswith(b".npy")
 
 
-def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
-    from swavg.formats.npz.reader import open_npz
-
-    return open_npz(path, shared)
-
-
-def _lay_out(request: WriteRequest) -> Layout:
-    from swavg.formats.npz.writer import lay_out
-
-    return lay_out(request)
-
-
-FORMAT = Format("npz", (".npz",), _is_npz, _open, _lay_out, recipe_in=recipe_in, data=True)
+FORMAT = Format(
+    "npz", (".npz",), _is_npz, Later("npz.reader:open_npz"), Later("npz.writer:lay_out"),
+    recipe_in=recipe_in, data=True,
+)  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.blocks import Read, read_places
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
-from swavg.formats.npz.header import CODES, Header, header_size, parse
+from swavg.formats.npz.header import Header, header_size, parse
 from swavg.formats.records import Record
 from swavg.formats.tensors import Shared, TableBuilder
 from swavg.formats.zip_directory import Entry, read_members
@@ -120,7 +119,7 @@ class _Contents:
         self.records.setdefault(source, Records()).add(Record(name, offset, size, crc), head)
         if not shape and dtype.kind in ("float", "integer") and len(self.scalars) < _MAX_SCALARS:
             raw = self.pool.read(self.sources[source], offset + header.size, dtype.itemsize)
-            self.scalars[name] = struct.unpack(f"<{_STRUCT[CODES[dtype.name][1:]]}", raw)[0]
+            self.scalars[name] = dtype.number(raw)
         return True
 
 
@@ -133,16 +132,11 @@ def _inflated(first: bytes) -> bytes:
         return b""
 
 
-_STRUCT = {
-    "i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "i8": "q", "u8": "Q",
-    "f2": "e", "f4": "f", "f8": "d",
-}  # fmt: skip
-
-
-def open_npz(path: str, shared: Shared | None = None) -> Checkpoint:
+def open_npz(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
     """Open the .npz at ``path``. InputError if it is damaged, or holds arrays of no known dtype.
 
     Arrays of text, objects or records are left out; nothing is unpickled.
+    ``key`` means nothing here.
     """
     file = find_file(path)
     with Pool() as pool:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 
-from swavg.formats.checkpoint import Checkpoint
-from swavg.formats.layout import Format
-from swavg.formats.tensors import Shared
+from swavg.formats.layout import Format, Later
 from swavg.storage.paths import is_file
 
 METADATA = "_METADATA"
@@ -26,10 +24,6 @@ def _holds(path: str) -> bool:
     return any(is_file(os.path.join(path, name)) for name in names)
 
 
-def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
-    from swavg.formats.orbax.opened import open_orbax
-
-    return open_orbax(path, key, shared)
-
-
-FORMAT = Format("orbax", (), lambda head: False, _open, holds=_holds, by_step=True)
+FORMAT = Format(
+    "orbax", (), lambda head: False, Later("orbax.opened:open_orbax"), holds=_holds, by_step=True
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from swavg.errors import quoted
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
@@ -12,6 +12,7 @@ from swavg.formats.configuration import small_json
 from swavg.formats.metrics import number
 from swavg.formats.orbax.tree import Leaf, Model, leaves_in, model_of
 from swavg.formats.tensors import Shared, TableBuilder
+from swavg.formats.train_state import Path, groups_of
 from swavg.storage.paths import check_local, is_file
 from swavg.storage.pool import Pool
 from swavg.storage.sources import Source
@@ -43,7 +44,7 @@ def open_orbax(path: str, key: str | None = None, shared: Shared | None = None) 
     extras = Extras(
         scalars={**_metrics(path), **_counts(model)},
         root_key=".".join(model.root),
-        others=tuple(_groups(model.rest, model.leaves)),
+        others=tuple(groups_of(_paths(model.rest), _paths(model.leaves))),
         held=held,
         decoded=max(rows),
     )
@@ -51,21 +52,14 @@ def open_orbax(path: str, key: str | None = None, shared: Shared | None = None) 
     return Checkpoint(path, "orbax", tuple(sources), builder.build(shared), {}, notes, extras)
 
 
-def _groups(leaves: Sequence[Leaf], others: Sequence[Leaf]) -> list[str]:
-    """The shortest dotted paths below which all ``leaves`` lie, and none of the ``others``."""
-    shared = {leaf.path[:end] for leaf in others for end in range(len(leaf.path))}
-    ends = [
-        next((n for n in range(1, len(leaf.path)) if leaf.path[:n] not in shared), len(leaf.path))
-        for leaf in leaves
-    ]
-    paths = [leaf.path[:end] for leaf, end in zip(leaves, ends, strict=True)]
-    return [".".join(path) for path in dict.fromkeys(paths)]
+def _paths(leaves: Sequence[Leaf]) -> Iterator[Path]:
+    return (leaf.path for leaf in leaves)
 
 
 def _notes(model: Model, zeros: Sequence[str], row: int) -> list[str]:
     notes = []
     if model.rest:
-        taken = _groups(model.leaves, model.rest)
+        taken = groups_of(_paths(model.leaves), _paths(model.rest))
         notes.append(f"taken for the model: {quoted(taken, 5)}")
     notes += [
         f"there is also '{name}' (choose it with --key {name})" for name in model.candidates[:5]
@@ -105,8 +99,6 @@ def _counts(model: Model) -> dict[str, Scalar]:
     with Pool() as pool:
         for leaf, each in zip(counts, facts_of(counts), strict=True):
             if each.dtype.kind in ("integer", "float") and math.prod(each.shape) == 1:
-                import numpy as np
-
                 data = pool.read(source_of(leaf, each, 0), 0, each.dtype.itemsize)
-                scalars[leaf.path[-1]] = np.frombuffer(data, each.dtype.numpy())[0].item()
+                scalars[leaf.path[-1]] = each.dtype.number(data)
     return scalars

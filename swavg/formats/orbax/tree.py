@@ -176,7 +176,7 @@ def _parted(leaves: Sequence[Leaf], depth: int = 0) -> tuple[list[Leaf], list[Le
 
         try:
             facts = facts_of([leaves[number] for number in numbers])
-            return any(each.shape and each.dtype.kind in ("float", "complex") for each in facts)
+            return any(each.shape and each.dtype.floating for each in facts)
         except InputError:
             # What is damaged, and may be no array, is reported where it is a weight.
             return False

@@ -9,10 +9,8 @@ import os
 import re
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.folder import is_checkpoint_folder
-from swavg.formats.layout import Format, Layout, WriteRequest
-from swavg.formats.tensors import Shared
+from swavg.formats.layout import Format, Later
 from swavg.storage.paths import exists, is_file, is_folder, names_if_any, read_file, reading
 
 INDEX = ".index"
@@ -77,21 +75,6 @@ def _is_index(path: str) -> bool:
         return False
 
 
-def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
-    from swavg.formats.tensorflow.opened import open_bundle
-
-    prefix = prefix_at(path)
-    if prefix is None:
-        raise InputError(path, "holds no TensorFlow checkpoint")
-    return open_bundle(path, prefix, shared)
-
-
-def _lay_out(request: WriteRequest) -> Layout:
-    from swavg.formats.tensorflow.layout import lay_out
-
-    return lay_out(request)
-
-
 def recipe_in(path: str) -> str | None:
     """What swavg wrote of an average that ``path`` stands for. InputError."""
     folder, name = os.path.split(prefix_at(path) or "")
@@ -102,6 +85,7 @@ def recipe_in(path: str) -> str | None:
 
 
 FORMAT = Format(
-    "tensorflow", (), lambda head: False, _open, _lay_out, recipe_in=recipe_in,
+    "tensorflow", (), lambda head: False, Later("tensorflow.opened:open_bundle"),
+    Later("tensorflow.layout:lay_out"), recipe_in=recipe_in,
     holds=lambda path: prefix_at(path) is not None, folder=True, ambiguous=(".ckpt",),
 )  # fmt: skip

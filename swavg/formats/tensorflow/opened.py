@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from swavg.errors import InputError, NoWeightsError, quoted
 from swavg.formats.checkpoint import Checkpoint, Extras, Scalar
 from swavg.formats.records import Record
-from swavg.formats.tensorflow import prefixes_in, recipe_in
+from swavg.formats.tensorflow import prefix_at, prefixes_in, recipe_in
 from swavg.formats.tensorflow.bundle import NUMBERS, STRING, Bundle, Entry, read_bundle
 from swavg.formats.tensorflow.graph import GRAPH_KEY, GRAPH_LIMIT, model_keys, weights_by_name
 from swavg.formats.tensorflow.proto import varint
@@ -74,8 +74,14 @@ class Records:
         self.crc.append(entry.crc)
 
 
-def open_bundle(path: str, prefix: str, shared: Shared | None = None) -> Checkpoint:
-    """Open the checkpoint at a prefix, which ``path`` stands for. InputError if it is damaged."""
+def open_bundle(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    """Open the checkpoint that ``path`` stands for. InputError if it is damaged.
+
+    ``key`` means nothing here.
+    """
+    prefix = prefix_at(path)
+    if prefix is None:
+        raise InputError(path, "holds no TensorFlow checkpoint")
     shared = Shared() if shared is None else shared
     index, bundle = read_bundle(prefix)
     shards = map(bundle.data_file, range(bundle.shards))

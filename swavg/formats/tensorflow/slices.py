@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from operator import itemgetter
 
+from swavg.formats.overlaps import fault
 from swavg.formats.tensorflow.bundle import Entry, Slice
 from swavg.formats.tensors import Shape
 
@@ -45,10 +46,9 @@ def _signed(value: int) -> bytes:
 def slices_of(
     entries: Mapping[bytes, Entry], name: bytes, entry: Entry
 ) -> list[tuple[Shape, bytes, Entry]]:
-    """Start, key and entry of each slice of a tensor, ascending. ValueError unless they tile it
-    along one dimension, as TensorFlow's partitions do."""
+    """Start, key and entry of each slice of a tensor, ascending. ValueError unless they tile
+    it."""
     found: list[tuple[Shape, bytes, Entry]] = []
-    cut: set[int] = set()
     for extents in entry.slices:
         if len(extents) != len(entry.shape):
             raise ValueError("a slice has other dimensions than its tensor")
@@ -59,17 +59,9 @@ def slices_of(
         part = entries.get(key)
         if part is None or part.slices or (part.number, part.shape) != (entry.number, shape):
             raise ValueError("a slice is missing, or of another kind than its tensor")
-        cut |= {axis for axis, size in enumerate(entry.shape) if shape[axis] != size}
         found.append((start, key, part))
-    if len(cut) > 1:
-        raise ValueError("its slices divide more than one dimension")
-    expected = [0] * len(entry.shape)
     found.sort(key=itemgetter(0, 1))
-    for start, _, part in found:
-        if list(start) != expected:
-            raise ValueError("its slices leave a hole, or overlap")
-        for axis in cut:
-            expected[axis] += part.shape[axis]
-    if any(expected[axis] != entry.shape[axis] for axis in cut) or (not cut and len(found) > 1):
-        raise ValueError("its slices leave a hole, or overlap")
+    wrong = fault(entry.shape, [(start, part.shape) for start, _, part in found])
+    if wrong is not None:
+        raise ValueError(f"its slices do not tile it: {wrong}")
     return found

@@ -210,10 +210,6 @@ def _recipe(read: Read, archive: Archive) -> str | None:
     return bytes(read(record.offset, record.size)).decode(errors="replace")
 
 
-def _number(read: Read, element: Element, shift: int) -> float:
-    import numpy as np
-
+def _number(read: Read, element: Element, shift: int) -> int | float:
     dtype = element.dtype
-    raw = bytes(read(element.offset + shift, dtype.itemsize))
-    value = np.frombuffer(raw, dtype.numpy())[0]
-    return float(value) if dtype.kind == "float" else int(value)
+    return dtype.number(read(element.offset + shift, dtype.itemsize))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError, some
-from swavg.formats.strict_json import is_text
-from swavg.formats.torch.arrays import are_arrays, array_of, is_array
-from swavg.formats.torch.holding import CONTAINERS, hides_tensors, holding_tensors, holds_arrays
+from swavg.errors import InputError, LoneTensorError, NoWeightsError, OptimizerError, quoted
+from swavg.formats.torch.arrays import is_array
+from swavg.formats.torch.flatten import Flattened, flatten
+from swavg.formats.torch.holding import CONTAINERS, holding_tensors
 from swavg.formats.torch.objects import (
     HIDDEN,
-    Opaque,
     Refused,
     View,
     class_name,
@@ -30,13 +29,16 @@ from swavg.formats.torch.siblings import (
     is_layers,
     places,
 )
-from swavg.formats.torch.usual_names import CALLBACKS, EMA, PLAIN, is_never, is_weight
+from swavg.formats.torch.usual_names import (
+    CALLBACKS,
+    EMA,
+    PLAIN,
+    also_there,
+    is_never,
+    is_weight,
+    several,
+)
 
-_MAX_NAME = 4096
-_MAX_NAMES = 48 << 20
-_MAX_ENTRIES = 500_000
-_MAX_LOOKS = 20_000
-_MAX_NESTING = 100
 _LISTED = 8
 
 
@@ -79,7 +81,7 @@ def find_state(path: str, top: object, max_entries: int, key: str | None = None)
     views, non_tensors, hidden, arrays = search.flatten(node, skip_never=skip_never)
     notes: tuple[str, ...] = ()
     if hidden:
-        shown = ", ".join(f"'{name[:80]}'" for name in hidden[:_LISTED])
+        shown = quoted((name[:80] for name in hidden), _LISTED)
         notes = (f"tensors inside {shown} are not averaged: swavg does not know its kind",)
     if arrays and not views:
         raise InputError(
@@ -170,23 +172,14 @@ class _Search:
                 }
                 if len(together) > 1:
                     return "", together, ()
-                listed = ", ".join(f"'{name}'" for name in candidates[:_LISTED])
-                raise InputError(
-                    self.path,
-                    f"several state dicts could be meant: {listed}",
-                    hint=f"Choose one with key={candidates[0]}, or all with key=''.",
-                )
+                raise several(self.path, [str(name) for name in candidates])
             if not candidates:
                 raise _no_weights(self.path, top)
             chosen = candidates[0]
         parts, node = self._deeper([str(chosen)], found[chosen])
         root_key = ".".join(parts)
-        notes = tuple(
-            f"state dict found under '{root_key}'; there is also '{name}'"
-            f" (choose it with --key {name})"
-            for name in [name for name in candidates if name != chosen][:_LISTED]
-        )
-        return root_key, node, notes
+        others = [str(name) for name in candidates if name != chosen]
+        return root_key, node, also_there(root_key, others)
 
     def _find_holding(self, node: object) -> None:
         """What holds tensors; only if nothing does, what holds arrays."""
@@ -205,8 +198,11 @@ class _Search:
 
     def tensors(self, node: object) -> tuple[Views, Sequence[str]]:
         """All tensors of a state dict by dotted name, and the names of NumPy arrays in it."""
-        views, _, _, arrays = self.flatten(node, skip_never=False)
-        return views, arrays
+        found = self.flatten(node, skip_never=False)
+        return found.views, found.arrays
+
+    def flatten(self, node: object, *, skip_never: bool) -> Flattened:
+        return flatten(self.path, node, self._holding, skip_never=skip_never)
 
     def beside(self, top: object, root_key: str, chosen: object, names: Collection[str]) -> Beside:
         """What is beside the ``chosen`` state dict, whose tensors have these names."""
@@ -238,72 +234,11 @@ class _Search:
             ends = [i for i in range(len(rest) + 1) if i == len(rest) or rest[i] == "."]
             end = next((i for i in reversed(ends) if rest[:i] in found), None)
             if end is None:
-                shown = [f"'{name[:60]}'" for name in found]
                 raise InputError(
                     self.path,
                     f"has no '{key}'",
-                    hint=f"There are: {some(shown, _LISTED)}." if found else None,
+                    hint=f"There are: {quoted((n[:60] for n in found), 8)}." if found else None,
                 )
             node, rest = found[rest[:end]], rest[end + 1 :]
         self._find_holding(node)
         return node
-
-    def flatten(
-        self, root: object, *, skip_never: bool
-    ) -> tuple[dict[str, View | Refused], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """All tensors of ``root`` by dotted name in order, the names of what is no tensor, and of
-        those the ones that hold tensors in a way of their own, and NumPy arrays."""
-        if isinstance(root, (View, Refused)):
-            raise InputError(self.path, "key= names a tensor, not a state dict")
-        views: dict[str, View | Refused] = {}
-        non_tensors: list[str] = []
-        hidden: list[str] = []
-        arrays: list[str] = []
-        room, count, looks = _MAX_NAMES, _MAX_ENTRIES, _MAX_LOOKS
-        # Entries in order, one iterator per level; `open_ids` are the containers we are inside of.
-        levels: list[tuple[str, object, Iterator[tuple[object, object]]]]
-        levels = [("", root, iter(entries(root)))]
-        open_ids = {id(root)}
-        while levels:
-            prefix, node, rest = levels[-1]
-            for key, value in rest:
-                name = prefix + (key if type(key) is str else name_of(key))
-                room -= len(name) if name.isascii() else 4 * len(name)
-                count -= 1
-                if room < 0 or count < 0:
-                    raise InputError(self.path, "its pickle repeats its parts beyond reason")
-                if value is HIDDEN:
-                    continue
-                if len(name) > _MAX_NAME:
-                    raise InputError(self.path, f"a name of {len(name):,} characters")
-                never = skip_never and not prefix and is_never(name, value)
-                if type(value) is Opaque and not never and (array := array_of(value)) is not None:
-                    value = array
-                if isinstance(value, (View, Refused)):
-                    if never:
-                        non_tensors.append(name)
-                        continue
-                    if name in views:
-                        raise InputError(self.path, f"two tensors are called '{name}'")
-                    if not name.isprintable() and ("\0" in name or not is_text(name)):
-                        raise InputError(self.path, f"a tensor's name is no text: {name[:80]!r}")
-                    views[name] = value
-                    continue
-                inside = not never and id(value) in self._holding
-                look = not never and not inside and looks > 0 and isinstance(value, CONTAINERS)
-                looks -= look
-                if (inside or (look and are_arrays(value))) and not is_optimizer(value):
-                    if id(value) in open_ids or len(levels) >= _MAX_NESTING:
-                        raise InputError(self.path, f"'{name[:80]}' is nested without end")
-                    levels.append((name + ".", value, iter(entries(value))))
-                    open_ids.add(id(value))
-                    break
-                non_tensors.append(name)
-                if look and hides_tensors(value):
-                    hidden.append(name)
-                if look and holds_arrays(value):
-                    arrays.append(name)
-            else:
-                levels.pop()
-                open_ids.discard(id(node))
-        return views, tuple(non_tensors), tuple(hidden), tuple(arrays)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from swavg.errors import InputError, quoted
 from swavg.formats.torch.objects import Refused, View
 
 # Where trainers put the weights, in order of preference: plain ones, then moving averages.
@@ -26,6 +28,24 @@ _NEVER = re.compile(
 )
 _RANDOM = re.compile(r"(.*_)?rng(_states?)?(_.*)?", re.IGNORECASE)
 _MAX_PATTERN = 256
+_LISTED = 8
+
+
+def several(path: str, names: Sequence[str]) -> InputError:
+    """The error of a file or folder in which state dicts of all these names could be meant."""
+    return InputError(
+        path,
+        f"several state dicts could be meant: {quoted((name[:60] for name in names), _LISTED)}",
+        hint=f"Choose one with key={names[0]}, or all with key=''.",
+    )
+
+
+def also_there(root_key: str, others: Sequence[str]) -> tuple[str, ...]:
+    """Notes that a state dict was found there, though the others could be meant."""
+    return tuple(
+        f"state dict found under '{root_key}'; there is also '{name}' (choose it with --key {name})"
+        for name in others[:_LISTED]
+    )
 
 
 def is_never(name: object, node: object) -> bool:

@@ -13,10 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from swavg.errors import InputError
-from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.folder import is_checkpoint_folder
-from swavg.formats.layout import Format
-from swavg.formats.tensors import Shared
+from swavg.formats.layout import Format, Later
+from swavg.formats.part_names import is_plain_name
 from swavg.storage.paths import is_folder, names_if_any, names_in, read_file
 
 _OPTIMIZER = re.compile(r"(?:[a-z0-9]+_)?zero_pp_rank_(\d{1,6})_mp_rank_00_optim_states\.pt")
@@ -46,7 +45,7 @@ def find(path: str) -> RankFiles | None:
     tag = ""
     with suppress(InputError, ValueError):
         tag = str(read_file(os.path.join(path, "latest"), _TAG_BYTES), "utf-8").strip()
-    if tag in ("", ".", "..") or "/" in tag or "\\" in tag or "\0" in tag:
+    if not is_plain_name(tag):
         return None
     there = _in_folder(os.path.join(path, tag))
     if there is None:
@@ -80,10 +79,4 @@ def _holds(path: str) -> bool:
     return is_folder(path) and find(path) is not None
 
 
-def _open(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
-    from swavg.formats.zero.opened import open_zero
-
-    return open_zero(path, shared)
-
-
-FORMAT = Format("zero", (), lambda head: False, _open, holds=_holds)
+FORMAT = Format("zero", (), lambda head: False, Later("zero.opened:open_zero"), holds=_holds)

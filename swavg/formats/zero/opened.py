@@ -11,7 +11,6 @@ from operator import attrgetter
 from swavg.errors import InputError, quoted, some
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.configuration import is_configuration
-from swavg.formats.folder import add_tensor
 from swavg.formats.tensors import Made, Shared, TableBuilder, TensorTable
 from swavg.formats.torch.opened import open_archive
 from swavg.formats.zero import RankFiles, find
@@ -46,8 +45,11 @@ class _Ranks:
     left: Sequence[str]
 
 
-def open_zero(path: str, shared: Shared | None = None) -> Checkpoint:
-    """Open the folder at ``path``, or the one below it that ``latest`` names. InputError."""
+def open_zero(path: str, key: str | None = None, shared: Shared | None = None) -> Checkpoint:
+    """Open the folder at ``path``, or the one below it that ``latest`` names. InputError.
+
+    ``key`` means nothing here.
+    """
     names = find(path)
     if names is None:
         raise InputError(path, "has no files of ZeRO's ranks")
@@ -135,13 +137,12 @@ def _table(weights: Checkpoint, ranks: _Ranks) -> tuple[TensorTable, list[str]]:
     builder = TableBuilder()
     apart: dict[int, Cut] = {}
     taken: list[str] = []
-    count = 0
     for name in dict.fromkeys((*weights.tensors, *cuts, *ties)):
         number = weights.tensors.index.get(name)
         if (cut := cuts.get(name, cuts.get(ties.get(name, name)))) is not None:
             boxes = list(islice(cut.boxes(), 2))
             if len(boxes) > 1:
-                apart[count] = replace(cut, spec=replace(cut.spec, name=name))
+                apart[len(builder)] = replace(cut, spec=replace(cut.spec, name=name))
             # Of several boxes the first tells it from others.
             source, offset = (boxes[0].source, boxes[0].offset) if boxes else (0, 0)
             builder.add(name, (cut.spec.dtype, cut.spec.shape, None), offset, source)
@@ -151,15 +152,9 @@ def _table(weights: Checkpoint, ranks: _Ranks) -> tuple[TensorTable, list[str]]:
                 raise InputError(
                     weights.path, f"'{name}' is spread over ranks, and is not among the masters"
                 )
-            add_tensor(builder, weights, number, 0)
+            builder.add_of(weights.tensors, number, 0)
             taken.append(name)
-        else:
-            continue
-        count += 1
-    table = builder.build()
-    return TensorTable(
-        replace(table.columns, others=Made(apart, attrgetter("tensor"))), table.base
-    ), taken
+    return builder.build(others=Made(apart, attrgetter("tensor"))), taken
 
 
 def _extras(path: str, folder: str, weights: Checkpoint, ranks: _Ranks) -> Extras:

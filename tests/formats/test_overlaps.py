@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from swavg.formats.dcp.boxes import fault
+from swavg.formats.overlaps import fault
 
 
 def test_boxes_tile_where_each_element_counts_once():
