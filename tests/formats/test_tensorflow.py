@@ -156,6 +156,23 @@ def test_names_alone_tell_slots_only_beside_their_variables(tmp_path):
     assert list(open_checkpoint(tmp_path / "a")) == ["b", "k", "v/Adam", "w"]
     bundles.write(tmp_path / "b", dict.fromkeys(("w", "v/Adam", "beta1_power"), one))
     assert list(open_checkpoint(tmp_path / "b")) == ["beta1_power", "v/Adam", "w"]
+    own = {"w": one, "w/Mine": one, "w/Mine_1": one, "beta1_power_1": one, "k": one}
+    kernels = {"k/kernel": np.ones(3, np.float32), "k/kernel_1": np.ones(3, np.float32)}
+    bundles.write(tmp_path / "c", own | kernels)
+    assert list(open_checkpoint(tmp_path / "c")) == ["k", "k/kernel", "k/kernel_1", "w"]
+
+
+def test_rows_of_lookup_tables_are_not_mixed(tmp_path):
+    values = np.arange(3, dtype=np.float32)
+    for number, order in enumerate(([0, 1, 2], [2, 0, 1])):
+        rows = {"t-keys": np.arange(3)[order], "t-values": values[order], "w": values + number}
+        heads = {"head-keys": values + number, "head-values": values + number}
+        bundles.write(tmp_path / str(number), rows | heads)
+    swavg.average([tmp_path / "0", tmp_path / "1"], output=tmp_path / "out")
+    found = bundles.read(tmp_path / "out/ckpt")
+    assert found["t-keys"].tolist() == found["t-values"].tolist() == [2, 0, 1]
+    for name in ("w", "head-keys", "head-values"):
+        assert found[name].tolist() == [0.5, 1.5, 2.5]
 
 
 def node(*children, key=b"", slots=False):

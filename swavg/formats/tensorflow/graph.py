@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from swavg.formats.tensorflow.proto import Value, fields, messages
+from swavg.formats.tensors import Shape
 
 GRAPH_KEY = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 GRAPH_LIMIT = 32 << 20
@@ -29,11 +30,15 @@ _OF_OLD_OPTIMIZERS: tuple[set[Value], ...] = ({b"iter", b"learning_rate"}, {b"it
 """Those before version 3, which have no children with children."""
 
 _SLOT = re.compile(
-    rb"(.+)(?:/(?:Adam|AdamW|AdaMax|Adamax|Momentum|RMSProp|Adagrad|AdagradDA|Adadelta|Ftrl"
-    rb"|AdafactorV?|LAMB|LARS|ExponentialMovingAverage|Nesterov)(?:_\d+)?|/(?:adam|lamb)_[mv]"
+    rb"(.+)(?:/(?:Adam|AdamW|AdaMax|Adamax|Momentum|RMSProp|Adagrad|AdagradDA|ProximalAdagrad"
+    rb"|Adadelta|Ftrl|AdafactorV?|LAMB|LARS|ExponentialMovingAverage|Nesterov)(?:_\d+)?|/(?:adam|lamb)_[mv]"
     rb"|_slot_(?:v|vr|vc|m))"
 )
-_COUNTER = re.compile(rb"(?:.+/)?(?:beta[12]_power(?:_\d+)?|global_step)")
+_SECOND = re.compile(rb"((.+)/[^/]+)_1")
+"""The second slot of an optimizer of any name."""
+_COUNTER = re.compile(
+    rb"(?:.+/)?(?:beta[12]_power(?:_\d+)?|global_step|current_loss_scale|good_steps)"
+)
 
 
 def model_keys(graph: bytes) -> frozenset[bytes]:
@@ -111,10 +116,15 @@ def _node(data: bytes) -> tuple[Edges, list[bytes], bool]:
     return children, keys, has_slots
 
 
-def weights_by_name(names: Collection[bytes]) -> Iterator[bytes]:
-    """Of variables that have names alone those that are no slot of another one's, and no count of
-    an optimizer's."""
-    slots = {name for name in names if (found := _SLOT.fullmatch(name)) and found[1] in names}
-    for name in names:
+def weights_by_name(shapes: Mapping[bytes, Shape]) -> Iterator[bytes]:
+    """Of variables that have names (and shapes) alone those that are no slot of another one's, and
+    no count of an optimizer's."""
+    slots = {name for name in shapes if (found := _SLOT.fullmatch(name)) and found[1] in shapes}
+    for name, shape in shapes.items():
+        if (pair := _SECOND.fullmatch(name)) and all(
+            shapes.get(own) == shape for own in pair.groups()
+        ):
+            slots |= {name, pair[1]}
+    for name in shapes:
         if name not in slots and not (slots and _COUNTER.fullmatch(name)):
             yield name

@@ -166,7 +166,7 @@ def _check_places(bundle: Bundle, files: Sequence[Source]) -> None:
 
 def _model(bundle: Bundle, files: Sequence[Source], shared: Shared) -> frozenset[bytes]:
     """The keys of the model's variables: of all that are numbers, those that the object graph
-    or the names tell are no optimizer's and no random generator's."""
+    or the names tell are no optimizer's, no random generator's and no lookup table's."""
     numbers = [
         key
         for key, entry in bundle.entries.items()
@@ -174,7 +174,8 @@ def _model(bundle: Bundle, files: Sequence[Source], shared: Shared) -> frozenset
     ]
     graph = bundle.entries.get(GRAPH_KEY)
     if graph is None:
-        return frozenset(weights_by_name(frozenset(numbers)))
+        named = {*numbers} - {*_tables(bundle.entries)}
+        return frozenset(weights_by_name({key: bundle.entries[key].shape for key in named}))
     text = _string(graph, files[graph.shard])
     # Checkpoints of one run have the same graph.
     found = shared.once(frozenset, hashlib.sha256(text).digest(), lambda: model_keys(text))
@@ -183,6 +184,15 @@ def _model(bundle: Bundle, files: Sequence[Source], shared: Shared) -> frozenset
         for key in found.intersection(numbers)
         if not (bundle.entries[key].number in _INTEGERS and _RANDOM.fullmatch(key))
     )
+
+
+def _tables(entries: Mapping[bytes, Entry]) -> Iterator[bytes]:
+    """The keys of lookup tables: their rows may have another order in each checkpoint."""
+    for key, entry in entries.items():
+        values = key.removesuffix(b"-keys") + b"-values"
+        floats = entry.dtype is not None and entry.dtype.floating
+        if key.endswith(b"-keys") and values in entries and not floats:
+            yield from (key, values)
 
 
 def _string(entry: Entry, file: Source) -> bytes:
