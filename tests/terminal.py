@@ -15,9 +15,11 @@ def on_a_terminal(args, columns=100):
     """Run with stderr on a pseudo-terminal; what it showed, and the exit code."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    # COLUMNS, if somebody exported it, would say another width.
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     process = subprocess.Popen(
         [*SWAVG, *map(str, args)], stderr=theirs, stdout=subprocess.PIPE,
-        env={**os.environ, "TERM": "xterm-256color"},
+        env={**environment, "TERM": "xterm-256color"},
     )  # fmt: skip
     os.close(theirs)
     shown = bytearray()

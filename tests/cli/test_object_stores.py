@@ -245,6 +245,7 @@ def test_an_object_that_is_replaced_meanwhile_is_told(bucket, proxy, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("at", [1, 8], ids=["while it is opened", "while it is averaged"])
 def test_an_interrupt_does_not_wait_for_a_server_that_stands_still(at, bucket, proxy, tmp_path):
     urls = [bucket.put(path, f"run/{path.name}") for path in big(tmp_path / "run")]

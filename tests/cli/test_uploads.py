@@ -146,6 +146,7 @@ def begun(proxy, *args, stall=30):
     return command
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stall", [0.8, 30])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_ends_it_within_two_seconds(bucket, proxy, large, number, code, stall):

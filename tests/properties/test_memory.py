@@ -17,6 +17,8 @@ import pytest
 from command_line import children
 from orbax_folders import write_array
 
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
+
 MIB = 1 << 20
 PROMISE = 96 * MIB
 
@@ -123,7 +125,6 @@ def peak(*args):
     return watched(*args)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "itemsize"), [("BF16", 2), ("F32", 4), ("F16", 2)])
 def test_one_tensor_larger_than_the_promise_is_averaged_within_it(tmp_path, dtype, itemsize):
     paths = [
@@ -136,7 +137,6 @@ def test_one_tensor_larger_than_the_promise_is_averaged_within_it(tmp_path, dtyp
     assert processes == 3
 
 
-@pytest.mark.slow
 def test_memory_is_the_same_for_one_and_for_twenty_inputs(tmp_path):
     paths = [
         sparse(tmp_path / f"{i:02}.safetensors", [8 * MIB] * 4 + [1000] * 200) for i in range(20)
@@ -148,7 +148,6 @@ def test_memory_is_the_same_for_one_and_for_twenty_inputs(tmp_path):
     assert twenty - one <= 8 * MIB
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [8, 64])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_many_workers_stay_within_the_promise(tmp_path, dtype, workers):
@@ -161,7 +160,6 @@ def test_many_workers_stay_within_the_promise(tmp_path, dtype, workers):
     assert processes > workers / 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [8, 64])
 def test_many_tensors_and_outputs_stay_within_the_promise(tmp_path, workers):
     paths = [
@@ -176,7 +174,6 @@ def test_many_tensors_and_outputs_stay_within_the_promise(tmp_path, workers):
     assert processes > 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [8, 64])
 def test_values_that_every_worker_must_repair_stay_within_the_promise(tmp_path, workers):
     data = b"\x80\xff" * (32 * MIB)
@@ -190,7 +187,6 @@ def test_values_that_every_worker_must_repair_stay_within_the_promise(tmp_path, 
     assert processes > 2
 
 
-@pytest.mark.slow
 def test_pytorch_files_of_many_tensors_stay_within_the_promise(tmp_path):
     import torch
 
@@ -204,13 +200,11 @@ def test_pytorch_files_of_many_tensors_stay_within_the_promise(tmp_path):
     assert peak("average", *paths, "-o", tmp_path / "out.pt", "--threads", "8", "-q") <= PROMISE
 
 
-@pytest.mark.slow
 def test_streaming_to_a_pipe_takes_no_more(tmp_path):
     paths = [sparse(tmp_path / f"{i}.safetensors", [64 * MIB]) for i in range(2)]
     assert peak("average", *paths, "-o", "-", "-q") <= PROMISE
 
 
-@pytest.mark.slow
 def test_compressed_chunks_take_no_more_for_six_inputs_than_for_two(tmp_path):
     row = 20 * MIB
     for number in range(6):
