@@ -80,8 +80,10 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
                 foreign.append(path)
             continue
         if name.endswith(".index") and format_at(path) is None:
-            # Of something else.
-            continue
+            start = f"{name.removesuffix('.index')}.data-"
+            if not any(other.startswith(start) for other in names):
+                # Of something else; one that was cut short says so where it is opened.
+                continue
         whole = name.lower()
         while whole.endswith(_PARTIAL):
             whole = whole[: whole.rindex(".")]
