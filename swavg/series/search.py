@@ -136,7 +136,11 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
 
 def _only_file(folder: str) -> str | None:
     """The one file of weights in a step's folder (``checkpoint-10/flax_model.msgpack``)."""
-    files = [name for name in listed(folder) if name.endswith(WEIGHT_SUFFIXES)]
+    files = [
+        name
+        for name in listed(folder)
+        if name.endswith(WEIGHT_SUFFIXES) and not is_training_state(name)
+    ]
     return (
         os.path.join(folder, files[0])
         if len(files) == 1 and files[0].endswith(_NO_FOLDER)
