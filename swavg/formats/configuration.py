@@ -40,7 +40,7 @@ _OF_A_RUN = {
 """Words in the names of files that tell of a run, not of a model."""
 
 _TRAINING_STATE = re.compile(
-    r"(?:optim|optimi[sz]er|(?:lr_)?scheduler|(?:grad_)?scaler|rng_state|random_states?"
+    r"(?:optim|optimi[sz]er|opt_state|(?:lr_)?scheduler|(?:grad_)?scaler|rng_state|random_states?"
     r"|training_args|train_args|trainer_state)s?(?:[-_.].*)?"
     r"|.*[-_.](?:optim|optimi[sz]er|scheduler|scaler|optim_states?)(?:[-_.]?\d+)?",
     re.IGNORECASE,

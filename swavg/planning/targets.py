@@ -38,6 +38,7 @@ _NOT_WRITTEN = {
     "from flax.traverse_util import unflatten_dict; from safetensors.flax import load_file\n"
     "params = unflatten_dict(load_file('STEM.safetensors'), sep='.')",
     ".distcp": "Give the name of a folder, and format=dcp.",
+    ".index": "Give the name of a folder, and format=tensorflow.",
     ".pkl": "Give STEM.safetensors, .npz or .pt.",
     ".onnx": _EXPORTED, ".gguf": _EXPORTED, ".nemo": _EXPORTED, ".tflite": _EXPORTED,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from swavg.errors import InputError, some
 from swavg.formats.configuration import is_training_state
 from swavg.formats.dcp.place import DATA, METADATA, is_unfinished, unfinished
 from swavg.formats.files import FILES
-from swavg.formats.folder import explain_files, explain_folder
+from swavg.formats.folder import WEIGHT_SUFFIXES, explain_files, explain_folder
 from swavg.formats.orbax import UNFINISHED
 from swavg.formats.places import format_at
 from swavg.series.candidates import Candidate
@@ -37,6 +37,8 @@ _PARTIAL = (".tmp", ".temp", ".partial", ".part", TEMPORARY, ".incomplete", ".lo
 
 _WEIGHTY = (*SUFFIXES, DATA, "_metadata")
 """What names of files in checkpoints end with; Orbax's have but the last one."""
+_NO_FOLDER = (".keras", ".weights.h5", ".msgpack")
+"""Suffixes of files whose folder is no checkpoint, though it may be called after the step."""
 _POINTERS = ("latest", "latest_checkpointed_iteration.txt", "latest_checkpoint", "last_checkpoint",
              "checkpoint")  # fmt: skip
 """Text files that say which checkpoint of a run is the newest."""
@@ -76,12 +78,16 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
                 unready.append(path)
             elif is_snapshot(path, stepped=bool(facts.counts)):
                 found.append(Candidate(path, facts, searched=True))
+            elif facts.counts and (file := _only_file(path)) is not None:
+                found.append(Candidate(file, facts, searched=True))
             elif facts.counts:
                 foreign.append(path)
             continue
         if name.endswith(".index") and format_at(path) is None:
-            # Of something else.
-            continue
+            start = f"{name.removesuffix('.index')}.data-"
+            if not any(other.startswith(start) for other in names):
+                # Of something else; one that was cut short says so where it is opened.
+                continue
         whole = name.lower()
         while whole.endswith(_PARTIAL):
             whole = whole[: whole.rindex(".")]
@@ -128,6 +134,20 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     raise _nothing_in(folder, pattern, ignored, places)
 
 
+def _only_file(folder: str) -> str | None:
+    """The one file of weights in a step's folder (``checkpoint-10/flax_model.msgpack``)."""
+    files = [
+        name
+        for name in listed(folder)
+        if name.endswith(WEIGHT_SUFFIXES) and not is_training_state(name)
+    ]
+    return (
+        os.path.join(folder, files[0])
+        if len(files) == 1 and files[0].endswith(_NO_FOLDER)
+        else None
+    )
+
+
 def _seems_data(found: Candidate) -> bool:
     """Whether neither the suffix nor the name of a file says that it has weights."""
     told = found.name.counts.keys() & {"step", "epoch"}
@@ -138,6 +158,7 @@ def _nothing_in(
     folder: str, pattern: str | None, ignored: Sequence[str], below: Sequence[str]
 ) -> InputError:
     problem = "holds no checkpoints"
+    ignored = [path for path in ignored if path not in below]
     if pattern is not None:
         problem += f" that match '{pattern}'"
     if ignored:
@@ -160,7 +181,9 @@ def places_below(folder: str) -> tuple[list[str], bool]:
 def _place(path: str, top: str) -> str:
     """The folder below ``top`` that a series with what lies in ``path`` may be searched in: not one
     in a step's folder of many (``step-10/optim``)."""
-    place = os.path.dirname(path) if is_one_checkpoint(path, []) else path
+    stepped = bool(read_name(os.path.basename(path)).counts)
+    is_one = is_one_checkpoint(path, []) or (stepped and _only_file(path) is not None)
+    place = os.path.dirname(path) if is_one else path
     while (path := os.path.dirname(path)) != top:
         if format_at(path) is not None and is_one_checkpoint(path, []):
             place = os.path.dirname(path)

@@ -25,6 +25,7 @@ from swavg.formats.parts import open_whole
 from swavg.formats.table import FORMATS
 from swavg.formats.tensorflow import prefix_at
 from swavg.formats.tensorflow.slices import slice_key
+from swavg.series import discover
 from swavg.storage.crc import crc_function
 from swavg.testing import NAMES, FormatTests, assert_equal
 
@@ -112,7 +113,11 @@ def test_an_average_holds_whole_tensors_and_all_else(tmp_path, run):
 
 def test_all_but_the_model_is_the_lasts(tmp_path):
     prefixes = [FILES / f"objects/model-{step}" for step in (10, 20)]
-    swavg.average(prefixes, output=tmp_path / "out")
+    report = swavg.average(prefixes, output=tmp_path / "out")
+    assert any(
+        re.fullmatch("left as in model-20: head_optimizer/.* and 4 more", note)
+        for note in report.notes
+    ), report.notes
     last, found = bundles.read(prefixes[-1]), bundles.read(tmp_path / "out/ckpt")
     assert found.keys() == last.keys()
     others = last.keys() - expected("objects/model-20")
@@ -468,6 +473,14 @@ def test_keys_of_slices_are_tensorflows_ordered_code():
 
 
 # Writing.
+
+
+def test_an_index_that_was_cut_short_is_missing_in_no_series(tmp_path):
+    run = shutil.copytree(FILES / "keras", tmp_path / "run")
+    os.truncate(run / "ckpt-2.index", 100)
+    (run / "words.index").write_text("of a book")
+    with pytest.raises(InputError, match=r"ckpt-2.index: is of .*, but no whole index"):
+        swavg.average(discover([run]).paths, output=tmp_path / "out")
 
 
 def test_a_folder_of_any_tensors_is_written(tmp_path):

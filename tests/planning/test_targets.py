@@ -135,6 +135,7 @@ def test_a_format_that_is_asked_for(inputs, tmp_path):
     ("name", "first", "hint"),
     [
         ("o.distcp", "torch", "format=dcp"),
+        ("o.index", "folder", "format=tensorflow"),
         ("o.npy", "safetensors", "o.npz"),
         ("o.msgpack", "safetensors", "unflatten_dict(load_file('o.safetensors'), sep='.')"),
         ("o.pkl", "safetensors", "o.safetensors, .npz or .pt"),

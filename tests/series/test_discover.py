@@ -523,3 +523,22 @@ def test_arrays_beside_checkpoints_of_other_formats_are_no_snapshots(tmp_path):
         os.remove(tmp_path / name)
     np.savez(tmp_path / "eval-step-40.npz", predictions=np.ones(2))
     assert [snapshot.step for snapshot in discover([tmp_path]).snapshots] == [30, 40]
+
+
+@pytest.mark.parametrize("name", ["flax_model.msgpack", "model.keras", "model.weights.h5"])
+def test_a_folder_that_is_called_after_a_step_stands_for_its_only_file(tmp_path, name):
+    for step in (10, 20):
+        folder = tmp_path / f"out/run/checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(b"x")
+        (folder / "config.json").write_text("{}")
+        (folder / "opt_state.msgpack").write_bytes(b"x")
+    for place in (tmp_path / "out/run", tmp_path):
+        series = discover([place])
+        assert [os.path.relpath(path, tmp_path) for path in series.paths] == [
+            f"out/run/checkpoint-{step}/{name}" for step in (10, 20)
+        ]
+        assert (series.unit, series.steps) == ("step", (10, 20))
+    (tmp_path / "out/run/checkpoint-20/other.h5").write_bytes(b"x")
+    with pytest.raises(InputError, match="holds no checkpoints"):
+        discover([tmp_path / "out/run"], pattern="checkpoint-2*")

@@ -68,7 +68,7 @@ def _replaced(request: WriteRequest, format: str) -> list[Replacement]:
     template = request.template
     if template.format != format:
         raise RequestError(
-            f"A file of the format {format} is written like one: {template.path} is none.",
+            f"A {format} file has the structure of the last input: {template.path} is none.",
             hint="Give such a file as the last input, or write a .safetensors file.",
         )
     hint = "Write a .safetensors file instead."

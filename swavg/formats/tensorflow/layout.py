@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
-from swavg.errors import InputError, OutputError, RequestError
+from swavg.errors import InputError, OutputError, RequestError, some
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Kept, Layout, WriteRequest, losses
 from swavg.formats.tensorflow import LATEST, NAME, RECIPE, proto, sstable
@@ -31,6 +31,7 @@ _HEADER = proto.field(1, 1) + proto.field(3, proto.field(1, 1))
 """One data file, little-endian, version 1."""
 _DATA = 1
 """The number of the data file: it is behind the index."""
+_LISTED = 4
 _SAVED_MODEL = "saved_model.pb"
 _LATEST_FIELDS = ("model_checkpoint_path", "all_model_checkpoint_paths")
 
@@ -142,6 +143,9 @@ def lay_out(request: WriteRequest) -> Layout:
         lost = losses(request)
         notes = (f"a TensorFlow checkpoint holds tensors only: {lost} left out",) if lost else ()
     else:
+        last = os.path.basename(request.template.path.rstrip("/"))
+        if others := request.template.extras.others:
+            notes = (f"left as in {last}: {some(others, _LISTED)}",)
         if is_file(meta := f"{template.prefix}.meta"):
             side = {f"{NAME}.meta": meta}
         warnings = tuple(_graph_left(template.prefix))

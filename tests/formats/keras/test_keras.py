@@ -243,7 +243,7 @@ def test_an_output_that_cannot_be_like_the_last_is_refused(tmp_path):
         with pytest.raises(RequestError, match="names of tensors change"):
             swavg.average([path], output=out, policy=Policy(rename=(rule,)))
         swavg.average([path], output=tmp_path / "o.safetensors", force=True)
-        with pytest.raises(RequestError, match="is written like one"):
+        with pytest.raises(RequestError, match="has the structure of the last input"):
             swavg.average([tmp_path / "o.safetensors"], output=out)
         assert not out.exists()
 
