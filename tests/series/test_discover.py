@@ -4,6 +4,8 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
+import bundles
+import numpy as np
 import pytest
 import torch
 from checkpoints import save, state
@@ -518,3 +520,13 @@ def test_arrays_beside_checkpoints_of_other_formats_are_no_snapshots(tmp_path):
         os.remove(tmp_path / name)
     np.savez(tmp_path / "eval-step-40.npz", predictions=np.ones(2))
     assert [snapshot.step for snapshot in discover([tmp_path]).snapshots] == [30, 40]
+
+
+@pytest.mark.parametrize("form", ["x-{}", "weights.0{}-0.39", "model_{}"])
+def test_a_folder_of_several_of_tensorflows_is_a_run_whatever_they_are_called(tmp_path, form):
+    names = [form.format(number) for number in (1, 2)]
+    for name in names:
+        bundles.write(tmp_path, {"w": np.ones(2, np.float32)}, name=name)
+    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{names[-1]}"')
+    found = discover([tmp_path])
+    assert found.paths == tuple(str(tmp_path / f"{name}.index") for name in names)
