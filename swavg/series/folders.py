@@ -30,7 +30,7 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
         # One that is called after a step may have parts of any name.
         return bool(read_name(os.path.basename(absolute(path))).counts) and _has_parts(path)
     names = listed(path)
-    if not composite and _is_average_of_a_run(path, names):
+    if not composite and (_is_average_of_a_run(path, names) or _has_several(path, names)):
         return False
     usual = composite or any(
         name.endswith(".index.json")
@@ -71,6 +71,12 @@ def _is_average_of_a_run(path: str, names: Sequence[str]) -> bool:
         for name in names
         if name != average and (read_name(name).counts or may_be_data(name))
     )
+
+
+def _has_several(path: str, names: Sequence[str]) -> bool:
+    """Whether a folder has several checkpoints of TensorFlow's: one is the latest, and the folder
+    is a run."""
+    return sum(name.endswith(".index") for name in names) > 1 and format_at(path) is not None
 
 
 def check_one_step(path: str) -> None:
@@ -132,8 +138,7 @@ def is_snapshot(path: str, *, stepped: bool = True) -> bool:
     if not is_folder(path):
         return False
     if format_at(path) is not None:
-        # Of several of TensorFlow's one is the latest, and their folder is a run.
-        return sum(name.endswith(".index") for name in listed(path)) < 2
+        return not _has_several(path, listed(path))
     if is_one_folder(path, any_name=stepped) or find_composite(path) is not None:
         return True
     return stepped and _has_components(components(path))

@@ -4,6 +4,8 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
+import bundles
+import numpy as np
 import pytest
 import torch
 from checkpoints import save, state
@@ -542,3 +544,13 @@ def test_a_folder_that_is_called_after_a_step_stands_for_its_only_file(tmp_path,
     (tmp_path / "out/run/checkpoint-20/other.h5").write_bytes(b"x")
     with pytest.raises(InputError, match="holds no checkpoints"):
         discover([tmp_path / "out/run"], pattern="checkpoint-2*")
+
+
+@pytest.mark.parametrize("form", ["x-{}", "weights.0{}-0.39", "model_{}"])
+def test_a_folder_of_several_of_tensorflows_is_a_run_whatever_they_are_called(tmp_path, form):
+    names = [form.format(number) for number in (1, 2)]
+    for name in names:
+        bundles.write(tmp_path, {"w": np.ones(2, np.float32)}, name=name)
+    (tmp_path / "checkpoint").write_text(f'model_checkpoint_path: "{names[-1]}"')
+    found = discover([tmp_path])
+    assert found.paths == tuple(str(tmp_path / f"{name}.index") for name in names)
