@@ -188,7 +188,11 @@ def add_tensor(
     """The tensor of a shard whose sources begin at ``first``, its name behind ``prefix``."""
     table = shard.tensors
     if number in table.columns.others:
-        raise InputError(shard.path, "lies in several places, which a shard does not")
+        tensor = table.at(number)
+        spec = replace(tensor.spec, name=prefix + tensor.spec.name)
+        boxes = tuple(replace(box, source=first + box.source) for box in tensor.boxes)
+        builder.add_boxes(replace(tensor, spec=spec, boxes=boxes))
+        return
     offset = table.base + table.columns.offset[number]
     source = first + table.columns.source[number]
     builder.add(prefix + table.columns.names[number], table.form_of(number), offset, source)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from command_line import done
 
 import swavg
 from swavg.formats.dcp import writer
@@ -53,6 +54,30 @@ def assert_is_mean(folder):
     assert torch.equal(moment, last["state"]["layers.0.weight"])
     assert found["optim"]["lr"] == last["lr"]
     assert found["optim"]["n"] == last["n"]
+
+
+def test_what_has_a_number_beside_the_data_is_no_checkpoint(pair, tmp_path):
+    for number, folder in enumerate(pair):
+        torch.save({"seen": torch.full((3,), float(number))}, folder / "loader_state_0.pth")
+    done("average", *pair, "-o", tmp_path / "out")
+    assert_is_mean(tmp_path / "out")
+    assert torch.load(tmp_path / "out/loader_state_0.pth")["seen"].tolist() == [1, 1, 1]
+
+
+def test_a_step_of_several_folders_has_those_of_the_model(tmp_path):
+    for seed in (1, 2):
+        held = {
+            "model": state(seed)["model"],
+            "optim": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+            "scheduler": {"last_epoch": seed},
+        }
+        for name, own in held.items():
+            dcp.save(own, checkpoint_id=tmp_path / f"iter_{seed}" / name, no_dist=True)
+    found = done("average", tmp_path / "iter_1", tmp_path / "iter_2", "-o", tmp_path / "out")
+    assert "not copied from iter_2: optim, scheduler" in found.stderr
+    into = state(3)["model"]
+    dcp.load(into, checkpoint_id=tmp_path / "out/model", no_dist=True)
+    assert all(torch.equal(into[name], value) for name, value in mean().items())
 
 
 def test_training_resumes_from_an_average(pair, tmp_path):
