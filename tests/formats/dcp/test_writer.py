@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from command_line import done
+from safetensors.torch import save_file
 
 import swavg
 from swavg.formats.dcp import writer
@@ -78,6 +79,17 @@ def test_a_step_of_several_folders_has_those_of_the_model(tmp_path):
     into = state(3)["model"]
     dcp.load(into, checkpoint_id=tmp_path / "out/model", no_dist=True)
     assert all(torch.equal(into[name], value) for name, value in mean().items())
+
+
+def test_names_of_their_own_are_told_where_the_last_input_has_no_others(pair, tmp_path):
+    save_file(state(2)["model"], tmp_path / "last.safetensors")
+    found = done("average", pair[0], tmp_path / "last.safetensors", "-o", tmp_path / "out")
+    assert "under their own names" in found.stderr
+    into = state(3)["model"]
+    dcp.load(into, checkpoint_id=tmp_path / "out", no_dist=True)
+    assert all(torch.equal(into[name], value) for name, value in mean().items())
+    found = done("convert", tmp_path / "last.safetensors", tmp_path / "b", "--format", "dcp")
+    assert "under their own names" not in found.stderr
 
 
 def test_training_resumes_from_an_average(pair, tmp_path):
