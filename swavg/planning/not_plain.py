@@ -286,7 +286,9 @@ def _empty(checkpoint: Checkpoint) -> Iterator[_Suspect]:
     )
     spread = [name for name in empty if checkpoint.tensors[name].spec.shape == (0,)]
     gone = sum(name.endswith("weight") for name in spread)
-    if "param_shapes" in checkpoint.extras.others or (gone > 1 and 2 * gone >= weights):
+    # Of a model in one piece a buffer may be empty.
+    is_spread = "param_shapes" in checkpoint.extras.others and weights == gone
+    if is_spread or (gone > 1 and 2 * gone >= weights):
         yield from (_Suspect("empty", name) for name in spread)
         return
     kinds = {_kind(name) for name in {*columns.names}.difference(empty)}

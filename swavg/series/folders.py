@@ -30,6 +30,10 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
         # One that is called after a step may have parts of any name.
         return bool(read_name(os.path.basename(absolute(path))).counts) and _has_parts(path)
     names = listed(path)
+    # Data of loaders has numbers, too: loader_state_0.pth.
+    own = format_at(path)
+    if own is not None and own.folder and not any(name.endswith(".index") for name in names):
+        return True
     if not composite and (_is_average_of_a_run(path, names) or _has_several(path, names)):
         return False
     usual = composite or any(

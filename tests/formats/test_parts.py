@@ -1,8 +1,11 @@
 """Opening composites: parts by what is in them, and all of one to be looked at."""
 
+import json
+
 import pytest
 import torch
 from composites import llama, modules, speechbrain, w, write
+from safetensors.torch import save_file
 
 from swavg.errors import InputError
 from swavg.formats import open_checkpoint
@@ -51,6 +54,20 @@ def test_a_whole_has_the_tensors_of_all_parts_by_their_place(tmp_path):
     assert [*whole] == [f"consolidated.0{rank}.pth/w" for rank in range(3)]
     assert [whole.read(name)[0] for name in whole] == [30, 31, 1]
     assert [*open_whole(write(tmp_path / "b", modules(0)))] == ["w", "2_Dense/w"]
+
+
+def test_a_part_may_lie_in_several_places(tmp_path):
+    folder = write(tmp_path / "a", {"other/model.safetensors": w(3)})
+    (folder / "model").mkdir()
+    for rank, start in ((1, 0), (2, 2)):
+        save_file(
+            {"w": torch.full((2,), float(rank))},
+            folder / f"model/shard-{rank:05}-model-00001-of-00001.safetensors",
+            {"DCP_SHARDING_INFO": json.dumps({"w": {"saved_offsets": [start]}})},
+        )
+    whole = open_whole(folder)
+    assert [*whole] == ["model/w", "other/w"]
+    assert [whole.read(name).tolist() for name in whole] == [[1, 1, 2, 2], [3, 3, 3]]
 
 
 def test_where_one_checkpoint_is_expected_a_part_is_named(tmp_path):

@@ -241,6 +241,10 @@ def test_weights_that_zero_3_left_empty_are_refused():
     few = {"w": "float16 0", "buf": "float32 3"}
     saved = [checkpoint(few, others=("ds_version", "param_shapes")) for _ in "ab"]
     assert [each.kind for each in not_plain(saved, "ab")] == ["empty"]
+    # Of ZeRO-0 to 2 the model is whole.
+    whole = few | {"w": "float16 3", "fc.weight": "float16 3", "buf": "float32 0"}
+    saved = [checkpoint(whole, others=("ds_version", "param_shapes")) for _ in "ab"]
+    assert not_plain(saved, "ab") == []
 
 
 @pytest.mark.parametrize(

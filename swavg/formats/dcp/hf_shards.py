@@ -4,9 +4,9 @@ safetensors files of its own, which nothing but these files describes."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from swavg.errors import InputError
+from swavg.errors import InputError, some
 from swavg.formats import strict_json
 from swavg.formats.checkpoint import Checkpoint, Extras
 from swavg.formats.layout import Format
@@ -120,12 +120,22 @@ def _joined(folder: str, name: str, pieces: Sequence[tuple[Tensor, Shape, int]])
 
 
 def _gaps(names: Sequence[str]) -> tuple[str, ...]:
-    """A note if shards seem to be missing."""
-    ranks = {int(match[1]) for match in map(RANK_SHARD.fullmatch, names) if match}
-    missing = sorted(set(range(1, max(ranks) + 1)) - ranks)
-    if not missing:
-        return ()
-    return (f"there is no shard of rank {', '.join(map(str, missing[:8]))}: are all here?",)
+    """Notes if shards seem to be missing: of some rank, or all of one of the numbers of which each
+    rank has as many as it needs."""
+    matches = [*filter(None, map(RANK_SHARD.fullmatch, names))]
+    missing = {
+        "of rank": sorted({*_up_to(match[1] for match in matches)} - {int(m[1]) for m in matches}),
+        "numbered": sorted({*_up_to(match[3] for match in matches)} - {int(m[2]) for m in matches}),
+    }
+    return tuple(
+        f"there is no shard {what} {some([str(number) for number in numbers], 8)}: are all here?"
+        for what, numbers in missing.items()
+        if numbers
+    )
+
+
+def _up_to(numbers: Iterable[str]) -> range:
+    return range(1, max(map(int, numbers)) + 1)
 
 
 FORMAT = Format(

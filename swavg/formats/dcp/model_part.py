@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from swavg.errors import InputError, NoWeightsError, quoted
+from swavg.errors import InputError, OptimizerError, quoted
 from swavg.formats.dcp.saved import Saved
 from swavg.formats.torch.usual_names import EMA, PLAIN, also_there, is_never, several
 
@@ -20,6 +20,7 @@ _BESIDE = re.compile(
     r"([./].*)?",
     re.DOTALL,
 )
+_OF_OPTIMIZER = ("state", "param_groups")
 _FLOATS = ("float", "bfloat", "complex")
 EXTRA_STATE = "_extra_state"
 """What Megatron's layers keep besides weights (scales of fp8, say)."""
@@ -51,20 +52,31 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
     """The tensors under the dotted path ``key``, or of the state dict that is the model's going by
     the names. InputError if there is none, or several could be meant."""
     paths = {name: tuple(map(str, saved.path(name))) for name in (*saved.tensors, *saved.objects)}
+    optimizers = _optimizers(paths.values())
     further: tuple[str, ...] = ()
     if key is None:
-        tensors = {name: paths[name] for name in saved.tensors}
-        beside = {name for name, keys in tensors.items() if _is_beside(saved, name, keys)}
-        root, further = _root(path, {n: keys for n, keys in tensors.items() if n not in beside})
+        inside = {
+            name: keys
+            for name, keys in paths.items()
+            if name in saved.tensors
+            and not _is_beside(saved, name, keys)
+            and not _is_below(optimizers, keys)
+        }
+        root, further = _root(path, saved, inside)
     else:
         root = _keyed(path, paths, key)
+        optimizers = {above for above in optimizers if root[: len(above)] != above}
     names: dict[str, str] = {}
     objects, others = [], []
     for name, keys in paths.items():
-        inside = keys[: len(root)] == root and len(keys) > len(root)
         local = ".".join(keys[len(root) :])
         # Below a name that was asked for, or is a model's, all tensors belong to it.
-        if not inside or (not root and _is_beside(saved, name, keys)):
+        if (
+            keys[: len(root)] != root
+            or len(keys) == len(root)
+            or (not root and _is_beside(saved, name, keys))
+            or _is_below(optimizers, keys)
+        ):
             others.append(_group(keys, root))
         elif name in saved.objects or EXTRA_STATE in keys[-1]:
             objects.append(local)
@@ -73,7 +85,7 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
         else:
             names[local] = name
     if not names:
-        raise NoWeightsError(path, "holds no tensors of a model")
+        raise OptimizerError(path, "holds no tensors of a model")
     return ModelPart(root, names, tuple(dict.fromkeys(others)), tuple(objects), further)
 
 
@@ -95,8 +107,31 @@ def _is_beside(saved: Saved, name: str, keys: tuple[str, ...]) -> bool:
     never = len(keys) > 1 and is_never(keys[0], None)
     if (matched is None and not never) or (never and "optim" in keys[0].lower()):
         return never
+    return not _may_be_weight(saved, name)
+
+
+def _may_be_weight(saved: Saved, name: str) -> bool:
     tensor = saved.tensors.get(name)
-    return tensor is None or not (tensor.shape and tensor.dtype.startswith(_FLOATS))
+    return tensor is not None and bool(tensor.shape) and tensor.dtype.startswith(_FLOATS)
+
+
+def _optimizers(paths: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """The keys that lead to the states of optimizers, whatever they are called: dictionaries of
+    ``state`` and ``param_groups``."""
+    above: dict[str, set[tuple[str, ...]]] = {name: set() for name in _OF_OPTIMIZER}
+    for keys in paths:
+        for depth, name in enumerate(keys):
+            if (first := name.partition(".")[0]) in above:
+                above[first].add(keys[:depth])
+    return set.intersection(*above.values())
+
+
+def _is_below(optimizers: set[tuple[str, ...]], keys: tuple[str, ...]) -> bool:
+    """Whether keys lead into the state of an optimizer."""
+    if not optimizers:
+        return False
+    own = () in optimizers and keys[0].partition(".")[0] in _OF_OPTIMIZER
+    return own or any(keys[:depth] in optimizers for depth in range(1, len(keys)))
 
 
 def _is_named_beside(group: str) -> bool:
@@ -104,7 +139,7 @@ def _is_named_beside(group: str) -> bool:
 
 
 def _root(
-    path: str, inside: Mapping[str, tuple[str, ...]]
+    path: str, saved: Saved, inside: Mapping[str, tuple[str, ...]]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The keys that lead to the model, and the paths of what else could have been meant."""
     root: tuple[str, ...] = ()
@@ -112,11 +147,22 @@ def _root(
     while len(root) < _DEPTH:
         depth = len(root)
         inside = {name: keys for name, keys in inside.items() if keys[:depth] == root}
-        if any(len(keys) == depth + 1 for keys in inside.values()):
-            break
-        groups = list(dict.fromkeys(keys[depth] for keys in inside.values()))
-        groups = [group for group in groups if depth == 0 or not is_never(group, None)]
+        below = {name: keys[depth] for name, keys in inside.items() if len(keys) > depth + 1}
+        groups = [
+            group
+            for group in dict.fromkeys(below.values())
+            if depth == 0 or not is_never(group, None)
+        ]
+        all_groups = groups
+        weighty = {group for name, group in below.items() if _may_be_weight(saved, name)}
+        groups = [group for group in groups if group in weighty] or groups
         usual = [name for name in (*PLAIN, *EMA) if name in groups]
+        loose = inside.keys() - below.keys()
+        # At the top a step lies beside the model, and a loss.
+        if loose and (depth or not groups):
+            break
+        if not {*usual}.intersection(PLAIN) and any(_may_be_weight(saved, n) for n in loose):
+            break
         plain = [name for name in groups if name not in EMA] or groups
         likely = [group for group in groups if not _is_named_beside(group)] or groups
         if usual and (depth == 0 or len(plain) == 1):
@@ -127,7 +173,7 @@ def _root(
             raise several(path, groups)
         else:
             break
-        further += [".".join((*root, name)) for name in groups if name != chosen]
+        further += [".".join((*root, name)) for name in all_groups if name != chosen]
         root = (*root, chosen)
     return root, tuple(further)
 

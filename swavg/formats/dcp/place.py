@@ -59,6 +59,12 @@ def is_unfinished(path: str) -> bool:
 
 def unfinished(folder: str) -> InputError:
     """The refusal of data files without what says where tensors lie in them."""
+    if any(name.endswith(METADATA) for name in names_if_any(folder)):
+        return InputError(
+            folder,
+            "has metadata of each rank alone (__0.metadata), which is not read",
+            hint="Load it with torch on as many ranks, and save it with use_collectives=True.",
+        )
     return InputError(
         folder, f"has no {METADATA}, which is written last: this checkpoint is not finished"
     )

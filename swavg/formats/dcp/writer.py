@@ -122,6 +122,11 @@ def lay_out(request: WriteRequest) -> Layout:
             f" averaged, but left as in {last}"
             for name in _unseen(saved, part, request.template.sources)
         )
+    if not isinstance(extras.template, DcpTemplate) and not request.copies:
+        notes.append(
+            "the weights are under their own names, without what a run has around and beside them:"
+            f" {last}, the last input, is no distributed checkpoint"
+        )
     side = template.side_files if template is not None and kept is not None else {}
     return Layout(tuple(files.layouts(inside)), small, side, tuple(notes), tuple(warnings))
 

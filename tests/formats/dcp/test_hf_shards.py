@@ -123,6 +123,11 @@ def test_a_rank_that_is_missing_is_told(tmp_path):
     assert swavg.open_checkpoint(tmp_path / "a").notes == (
         "there is no shard of rank 1: are all here?",
     )
+    name = "shard-00002-model-00001-of-00001.safetensors"
+    (tmp_path / "a" / name).rename(tmp_path / "a/shard-00001-model-00003-of-00003.safetensors")
+    assert swavg.open_checkpoint(tmp_path / "a").notes == (
+        "there is no shard numbered 1, 2: are all here?",
+    )
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,48 @@ def test_weights_in_a_group_that_is_called_like_state_are_told():
     assert (part.root_key, part.further) == ("of_me", ("dataloader",))
 
 
+MOMENTS = {
+    ("opt", "state", "0", "exp_avg"): WEIGHT,
+    ("opt", "param_groups", "0", "lr"): None,
+}
+
+
+@pytest.mark.parametrize(
+    ("held", "root", "names", "others"),
+    [
+        ({("model", "w"): WEIGHT, ("epoch",): ONE, ("losses",): WEIGHT, **MOMENTS}, "model",
+         ["w"], {"epoch", "losses", "opt"}),
+        ({("policy", "w"): WEIGHT, ("step",): ONE, **MOMENTS}, "policy", ["w"], {"step", "opt"}),
+        ({("w",): WEIGHT, **MOMENTS}, "", ["w"], {"opt"}),
+        # Composer
+        ({("state", "model", "w"): WEIGHT, ("state", "metrics", "acc"): ONE,
+          **{("state", "optimizers", "Adam", *keys[1:]): of for keys, of in MOMENTS.items()}},
+         "state.model", ["w"], {"state.metrics", "state.optimizers"}),
+        # Names that a model of its own has.
+        ({("model", "state.w"): WEIGHT, ("model", "v"): WEIGHT}, "model", ["state.w", "v"], set()),
+        # One for each parameter.
+        ({("net", "w"): WEIGHT, ("o", "w", "state.w.exp_avg"): WEIGHT,
+          ("o", "w", "param_groups.w.lr"): None}, "net", ["w"], {"o"}),
+    ],
+)  # fmt: skip
+def test_neither_optimizers_nor_what_counts_are_the_model(held, root, names, others):
+    paths = {".".join(keys): keys for keys in held}
+    tensors = {".".join(keys): of for keys, of in held.items() if of is not None}
+    objects = {name: Place(0, 0, 0) for name in paths.keys() - tensors.keys()}
+    part = find_model("run", Saved((), tensors, objects, paths))
+    assert (part.root_key, list(part.names), set(part.others)) == (root, names, others)
+
+
+def test_an_optimizers_moments_are_taken_where_they_are_asked_for():
+    paths = {".".join(keys): keys for keys in MOMENTS}
+    tensors = {"opt.state.0.exp_avg": WEIGHT}
+    objects = {"opt.param_groups.0.lr": Place(0, 0, 0)}
+    saved = Saved((), tensors, objects, paths)
+    assert list(find_model("run", saved, "opt").names) == ["state.0.exp_avg"]
+    with pytest.raises(InputError, match="holds no tensors of a model"):
+        find_model("run", saved)
+
+
 def test_another_state_dict_is_told():
     part = find_model("run", nested(("model", "w"), ("ema", "w")))
     assert part.notes == (

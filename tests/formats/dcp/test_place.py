@@ -45,3 +45,9 @@ def test_a_data_file_alone_is_told_so(tmp_path):
     folder(tmp_path, "__0_0.distcp")
     with pytest.raises(InputError, match=r"a part of a distributed checkpoint.*Give its folder"):
         swavg.open_checkpoint(tmp_path / "__0_0.distcp")
+
+
+def test_metadata_of_each_rank_alone_is_told(tmp_path):
+    folder(tmp_path, "__0.metadata", "__0_0.distcp")
+    with pytest.raises(InputError, match=r"metadata of each rank alone.*use_collectives=True"):
+        swavg.open_checkpoint(tmp_path)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from command_line import done
+from safetensors.torch import save_file
 
 import swavg
 from swavg.formats.dcp import writer
@@ -53,6 +55,41 @@ def assert_is_mean(folder):
     assert torch.equal(moment, last["state"]["layers.0.weight"])
     assert found["optim"]["lr"] == last["lr"]
     assert found["optim"]["n"] == last["n"]
+
+
+def test_what_has_a_number_beside_the_data_is_no_checkpoint(pair, tmp_path):
+    for number, folder in enumerate(pair):
+        torch.save({"seen": torch.full((3,), float(number))}, folder / "loader_state_0.pth")
+    done("average", *pair, "-o", tmp_path / "out")
+    assert_is_mean(tmp_path / "out")
+    assert torch.load(tmp_path / "out/loader_state_0.pth")["seen"].tolist() == [1, 1, 1]
+
+
+def test_a_step_of_several_folders_has_those_of_the_model(tmp_path):
+    for seed in (1, 2):
+        held = {
+            "model": state(seed)["model"],
+            "optim": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+            "scheduler": {"last_epoch": seed},
+        }
+        for name, own in held.items():
+            dcp.save(own, checkpoint_id=tmp_path / f"iter_{seed}" / name, no_dist=True)
+    found = done("average", tmp_path / "iter_1", tmp_path / "iter_2", "-o", tmp_path / "out")
+    assert "not copied from iter_2: optim, scheduler" in found.stderr
+    into = state(3)["model"]
+    dcp.load(into, checkpoint_id=tmp_path / "out/model", no_dist=True)
+    assert all(torch.equal(into[name], value) for name, value in mean().items())
+
+
+def test_names_of_their_own_are_told_where_the_last_input_has_no_others(pair, tmp_path):
+    save_file(state(2)["model"], tmp_path / "last.safetensors")
+    found = done("average", pair[0], tmp_path / "last.safetensors", "-o", tmp_path / "out")
+    assert "under their own names" in found.stderr
+    into = state(3)["model"]
+    dcp.load(into, checkpoint_id=tmp_path / "out", no_dist=True)
+    assert all(torch.equal(into[name], value) for name, value in mean().items())
+    found = done("convert", tmp_path / "last.safetensors", tmp_path / "b", "--format", "dcp")
+    assert "under their own names" not in found.stderr
 
 
 def test_training_resumes_from_an_average(pair, tmp_path):
