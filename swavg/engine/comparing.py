@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
 
@@ -75,10 +76,13 @@ class ComparingSink:
         file = self._plan.outputs[self._row].files[self._number]
         region = bisect_right(file.offsets, offset) - 1
         tensor = file.tensors[region] if region >= 0 else -1
-        specs = file.layout.specs
-        if tensor < 0 or offset - file.offsets[region] >= specs.sizes[tensor]:
-            return "what is no tensor", offset
-        return f"'{specs.names[tensor]}'", offset - file.offsets[region]
+        if tensor >= 0:
+            name, dtype, shape = file.layout.specs.at(tensor)
+            start, stop = map(dtype.nbytes, file.parts.get(region, (0, math.prod(shape))))
+            at = start + offset - file.offsets[region]
+            if at < stop:
+                return f"'{name}'", at
+        return "what is no tensor", offset
 
     def sync(self) -> None:
         """Nothing is written."""

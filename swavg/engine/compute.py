@@ -56,16 +56,20 @@ def _pieces(
     output, dtype = plan.outputs[row], batch.manner.operation.dtype
     file = offset = begun = at = 0
     for span in batch.spans:
-        home, region = output.place(span.entry)
-        start, size = dtype.nbytes(span.start), dtype.nbytes(span.stop - span.start)
-        if (kind := output.files[home].layout.checksum) is not None:
-            crc = crc_function(kind)(out[at : at + size])
-            result.checksums.append(Checksum(row, home, region, start, size, crc))
-        if (home, region + start) != (file, offset + at - begun):
-            if at > begun:
-                yield file, offset, out[begun:at]
-            file, offset, begun = home, region + start, at
-        at += size
+        element = span.start
+        while element < span.stop:
+            place = output.place(span.entry, element)
+            stop = span.stop if place.stop is None else min(span.stop, place.stop)
+            start, size = dtype.nbytes(element - place.start), dtype.nbytes(stop - element)
+            if (kind := output.files[place.file].layout.checksum) is not None:
+                crc = crc_function(kind)(out[at : at + size])
+                result.checksums.append(Checksum(row, place.file, place.offset, start, size, crc))
+            if (place.file, place.offset + start) != (file, offset + at - begun):
+                if at > begun:
+                    yield file, offset, out[begun:at]
+                file, offset, begun = place.file, place.offset + start, at
+            at += size
+            element = stop
     if at > begun:
         yield file, offset, out[begun:at]
 

@@ -172,11 +172,10 @@ def read_and_written(plan: Plan, row: int) -> tuple[int, int]:
     entries, read, written = plan.entries, 0, 0
     alike: Counter[tuple[int, ...]] = Counter()
     example: dict[tuple[int, ...], int] = {}
-    for file in plan.outputs[row].files:
-        for entry in file.entries:
-            key = entries.key(entry)
-            alike[key] += 1
-            example[key] = entry
+    for entry in {entry for file in plan.outputs[row].files for entry in file.entries}:
+        key = entries.key(entry)
+        alike[key] += 1
+        example[key] = entry
     for key, count in alike.items():
         made = entries.make(plan.checkpoints, example[key])
         written += count * made.operation.dtype.nbytes(math.prod(made.shape))

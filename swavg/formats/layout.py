@@ -104,12 +104,13 @@ class FileLayout(ShortRepr):
     """One output file, planned to the byte: a picklable value.
 
     ``name`` is relative to the output folder (empty for a single file), ``size`` bytes. Tensor
-    ``tensors[i]`` of ``specs`` begins at ``offsets[i]``, ascending. ``kept``
-    are bytes of the template. ``orders`` gives, by number, the axes of a tensor whose elements
-    are written in another order than row-major, slowest first. ``bodies`` are bytes at their
-    offsets that depend on no region. ``check`` opens the finished file and raises OutputError if it
-    is not what was planned. ``checksum`` is the kind that deferred bytes need of each region (None:
-    none).
+    ``tensors[i]`` of ``specs`` begins at ``offsets[i]``, ascending; where it is written in several
+    places one after the other, in this file and the next ones, ``parts[i]`` are the elements
+    ``[start, stop)`` that lie there. ``kept`` are bytes of the template. ``orders`` gives, by
+    number, the axes of a tensor whose elements are written in another order than row-major, slowest
+    first. ``bodies`` are bytes at their offsets that depend on no region. ``check`` opens the
+    finished file and raises OutputError if it is not what was planned. ``checksum`` is the kind
+    that deferred bytes need of each region (None: none).
     """
 
     name: str
@@ -121,6 +122,7 @@ class FileLayout(ShortRepr):
     orders: Mapping[int, Shape] = field(default_factory=dict)
     bodies: tuple[tuple[int, bytes], ...] = ()
     check: Callable[[str], None] | None = None
+    parts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     checksum: ClassVar[Checksum | None] = None
 

@@ -240,6 +240,6 @@ def lay_out_archive(
         orders or {},
         tuple(bodies),
         check,
-        arrangement,
-        comment,
+        arrangement=arrangement,
+        comment=comment,
     )

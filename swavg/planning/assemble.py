@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 from swavg.dtypes import BY_NAME
 from swavg.formats.checkpoint import Checkpoint
@@ -71,7 +72,8 @@ class Assembly:
         for file in files:
             starts.append(region)
             for entry in file.entries:
-                home[entry] = region
+                if home[entry] < 0:
+                    home[entry] = region
                 region += 1
         return Output(
             target,
@@ -177,21 +179,22 @@ class Assembly:
     ) -> File:
         sizes = layout.specs.sizes
         regions = [
-            (offset, sizes[tensor], entry_of[tensor], tensor)
-            for offset, tensor in zip(layout.offsets, layout.tensors, strict=True)
+            (offset, sizes[tensor], entry_of[tensor], tensor, layout.parts.get(at))
+            for at, (offset, tensor) in enumerate(zip(layout.offsets, layout.tensors, strict=True))
         ]
         for kept in layout.kept:
             entry = self._bytes(number, template, kept)
-            regions.append((kept.offset, kept.nbytes, entry, -1))
+            regions.append((kept.offset, kept.nbytes, entry, -1, None))
         # Of several that begin at one byte all but the last are empty: a task looks no further.
-        regions.sort()
-        offsets = array("q", [offset for offset, _, _, _ in regions])
+        regions.sort(key=itemgetter(0, 1, 2, 3))
+        offsets = array("q", [offset for offset, *_ in regions])
         return File(
             layout,
             # Mostly the layout's own: one array serves both.
             layout.offsets if offsets == layout.offsets else offsets,
-            array("I", [entry for _, _, entry, _ in regions]),
-            array("i", [tensor for _, _, _, tensor in regions]),
+            array("I", [entry for _, _, entry, _, _ in regions]),
+            array("i", [tensor for _, _, _, tensor, _ in regions]),
+            {at: part for at, (*_, part) in enumerate(regions) if part is not None},
         )
 
     def _bytes(self, number: int, template: int, kept: Kept) -> int:

@@ -177,7 +177,8 @@ class File(ShortRepr):
     which of the layout's tensors that is (-1: bytes of the template).
 
     ``parts`` has the elements ``[start, stop)`` of its entry that a region holds, by number of the
-    region, where they are not all (the rows that a rank has of a tensor)."""
+    region, where they are not all (the rows that a rank has of a tensor, or that a format has in
+    one place)."""
 
     layout: FileLayout
     offsets: array[int]
@@ -189,8 +190,8 @@ class File(ShortRepr):
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Output(ShortRepr):
     """One output: its files; ``small`` ones made beforehand (an index) and ``side_files`` to
-    copy, by name. ``home[e]`` is the region of entry ``e``, counted through all files (-1: it is
-    not in this output)."""
+    copy, by name. ``home[e]`` is the first region of entry ``e``, counted through all files (-1: it
+    is not in this output)."""
 
     target: Target
     files: tuple[File, ...]
@@ -214,17 +215,31 @@ class Output(ShortRepr):
         """Bytes of all files, side files excepted."""
         return sum(file.layout.size for file in self.files) + sum(map(len, self.small.values()))
 
-    def place(self, entry: int) -> tuple[int, int]:
-        """The file that an entry lies in, and the offset of its first byte there (which, of a
-        part, lies before the region)."""
+    def place(self, entry: int, element: int) -> Place:
+        """Where an element of an entry lies."""
         region = self.home[entry]
         number = bisect_right(self.starts, region) - 1
         file, region = self.files[number], region - self.starts[number]
-        offset = file.offsets[region]
-        if region in file.parts:
-            _, dtype, _ = file.layout.specs.at(file.tensors[region])
-            offset -= dtype.nbytes(file.parts[region][0])
-        return number, offset
+        start, stop = 0, None
+        while region in file.parts:
+            start, stop = file.parts[region]
+            if element < stop:
+                break
+            region += 1
+            if region == len(file.offsets):
+                number, region = number + 1, 0
+                file = self.files[number]
+        return Place(number, file.offsets[region], start, stop)
+
+
+class Place(NamedTuple):
+    """A region: the number of its file, its offset there, and the elements ``[start, stop)`` of its
+    entry that it holds (None: to the end)."""
+
+    file: int
+    offset: int
+    start: int
+    stop: int | None
 
 
 class Span(NamedTuple):

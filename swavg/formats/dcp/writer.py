@@ -1,13 +1,15 @@
-"""What a distributed checkpoint is written as: a chunk for each tensor, and all else that the
-template holds, byte for byte."""
+"""What a distributed checkpoint is written as: rows of tensors in chunks of a bounded size, so that
+a rank reads little more than its own, and all else that the template holds, byte for byte."""
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from swavg.dtypes import DType
 from swavg.errors import OutputError, RequestError, some
 from swavg.formats.dcp.chunk_zip import ChunkZip, digits
 from swavg.formats.dcp.model_part import EXTRA_STATE, ModelPart
@@ -16,6 +18,7 @@ from swavg.formats.dcp.pickled import pickled
 from swavg.formats.dcp.place import METADATA, RECIPE
 from swavg.formats.dcp.saved import Chunk, ChunkColumns, Chunks, Place, Saved, SavedTensor
 from swavg.formats.layout import FileLayout, Kept, Layout, Specs, WriteRequest, losses
+from swavg.formats.tensors import Shape
 from swavg.storage.crc import RegionChecksum
 from swavg.storage.paths import find_file
 from swavg.storage.pool import Pool
@@ -23,6 +26,8 @@ from swavg.storage.sources import Source
 
 MOST = 5_000_000_000
 """Bytes of a data file: what would make it larger begins a new one."""
+CHUNK = 16 << 20
+"""Bytes of a chunk, unless one row has more: all of it is read for any part of it."""
 _LISTED = 6
 _LOOKED_INTO = 1 << 20
 """Bytes at the end of an object."""
@@ -32,37 +37,36 @@ _MASTERS = ".fp32_param."
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChunksLayout(FileLayout):
-    """A data file: tensors, each in a zip, of the full names ``full_names``; then bytes of the
-    template. ``zips`` are those of the specs' forms."""
+    """A data file: chunks of tensors, each in a zip; then bytes of the template. ``zip_of`` has the
+    number of each chunk's zip, ``full_names`` the names of all tensors."""
 
     zips: tuple[ChunkZip, ...] = ()
-    full_names: tuple[str, ...] = ()
+    zip_of: array[int] = field(default_factory=lambda: array("I"))
+    full_names: Sequence[str] = ()
 
     checksum = "crc32"
 
     def chunks(self) -> Iterator[tuple[ChunkZip, int, str]]:
-        """Each tensor's zip, the offset of its data, and its full name."""
-        for number, offset, name in zip(self.tensors, self.offsets, self.full_names, strict=True):
-            yield self.zips[self.specs.form[number]], offset, name
+        """Each chunk's zip, the offset of its data, and a name that no other chunk has."""
+        for at, (number, offset) in enumerate(zip(self.tensors, self.offsets, strict=True)):
+            start, _ = self.parts.get(at, (0, 0))
+            name = self.full_names[number]
+            yield self.zips[self.zip_of[at]], offset, f"{name}[{start}:]" if start else name
 
     def fixed(self) -> Iterator[tuple[int, bytes]]:
         for chunk, offset, _ in self.chunks():
             yield offset - len(chunk.head), chunk.head
 
     def deferred(self, crc: RegionChecksum) -> Iterator[tuple[int, Callable[[], bytes]]]:
-        sizes = self.specs.sizes
-        for number, (chunk, offset, name) in zip(self.tensors, self.chunks(), strict=True):
-            nbytes = sizes[number]
+        for chunk, offset, name in self.chunks():
 
-            def tail(
-                chunk: ChunkZip = chunk, at: int = offset, name: str = name, nbytes: int = nbytes
-            ) -> bytes:
-                return chunk.tail(crc(at) if nbytes else 0, name)
+            def tail(chunk: ChunkZip = chunk, at: int = offset, name: str = name) -> bytes:
+                return chunk.tail(crc(at) if chunk.data.size else 0, name)
 
-            yield offset + nbytes, tail
+            yield offset + chunk.data.size, tail
 
     def verify(self, path: str) -> None:
-        """Compare the beginning of each tensor's zip, and the digits of its name."""
+        """Compare the beginning of each chunk's zip, and the digits of its name."""
         file = find_file(path)
         if file.size != self.size:
             raise OutputError(path, "the finished file has not the size that was planned")
@@ -173,6 +177,8 @@ class _File:
     size: int = 0
     tensors: array[int] = field(default_factory=lambda: array("I"))
     offsets: array[int] = field(default_factory=lambda: array("q"))
+    zips: array[int] = field(default_factory=lambda: array("I"))
+    parts: dict[int, tuple[int, int]] = field(default_factory=dict)
     kept: list[Kept] = field(default_factory=list)
 
 
@@ -186,7 +192,8 @@ class _Files:
         for dtype, _ in specs.forms:
             if dtype.bits % 8:
                 raise RequestError(f"A distributed checkpoint has no dtype for {dtype}.")
-        self.zips = tuple(ChunkZip(dtype, shape) for dtype, shape in specs.forms)
+        self.zips: list[ChunkZip] = []
+        self._zip_of: dict[tuple[DType, Shape], int] = {}
         self.tensors: dict[str, SavedTensor] = {}
 
     def room(self, nbytes: int) -> tuple[int, _File]:
@@ -197,13 +204,25 @@ class _Files:
 
     def add_tensor(self, number: int) -> None:
         _, dtype, shape = self.specs.at(number)
-        chunk = self.zips[self.specs.form[number]]
+        boxes = [self.add_chunk(number, *box) for box in _cut(dtype, shape)]
+        self.tensors[self.full_names[number]] = SavedTensor(dtype.name, shape, tuple(boxes))
+
+    def add_chunk(self, number: int, start: Shape, shape: Shape) -> Chunk:
+        """The chunk of a tensor that begins at ``start``."""
+        _, dtype, whole = self.specs.at(number)
+        place = self._zip_of.setdefault((dtype, shape), len(self.zips))
+        if place == len(self.zips):
+            self.zips.append(ChunkZip(dtype, shape))
+        chunk = self.zips[place]
         index, file = self.room(chunk.size)
+        if shape != whole:
+            first = start[0] * math.prod(whole[1:])
+            file.parts[len(file.tensors)] = first, first + math.prod(shape)
         file.tensors.append(number)
+        file.zips.append(place)
         file.offsets.append(file.size + len(chunk.head))
-        box = Chunk((0,) * len(shape), shape, Place(index, file.size, chunk.size))
-        self.tensors[self.full_names[number]] = SavedTensor(dtype.name, shape, (box,))
         file.size += chunk.size
+        return Chunk(start, shape, Place(index, file.size - chunk.size, chunk.size))
 
     def add_kept(self, saved: Saved, model: Collection[str]) -> Saved:
         """Copy all that is none of the ``model``'s; what it is, and where it lies now."""
@@ -255,11 +274,23 @@ class _Files:
 
     def layouts(self, inside: Callable[[str], str]) -> Iterator[ChunksLayout]:
         for number, file in enumerate(self.files):
-            names = tuple(self.full_names[tensor] for tensor in file.tensors)
             yield ChunksLayout(
                 inside(_data_name(number)), file.size, self.specs, file.tensors, file.offsets,
-                tuple(file.kept), zips=self.zips, full_names=names,
+                tuple(file.kept), parts=file.parts, zips=tuple(self.zips), zip_of=file.zips,
+                full_names=self.full_names,
             )  # fmt: skip
+
+
+def _cut(dtype: DType, shape: Shape) -> Iterator[tuple[Shape, Shape]]:
+    """Where the chunks of a tensor begin, and their shapes: as many rows as a chunk has room for.
+    It does not depend on the template, so that all outputs of a sweep have the same."""
+    if not shape or dtype.nbytes(math.prod(shape)) <= CHUNK:
+        yield (0,) * len(shape), shape
+        return
+    rows, row = shape[0], shape[1:]
+    step = max(1, CHUNK // dtype.nbytes(math.prod(row)))
+    for first in range(0, rows, step):
+        yield (first, *(0 for _ in row)), (min(step, rows - first), *row)
 
 
 def _data_name(number: int) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from command_line import done
 from safetensors.torch import save_file
 
 import swavg
+from swavg.engine.verify import verify
 from swavg.formats.dcp import writer
 from swavg.formats.dcp.metadata import read_metadata
 
@@ -106,6 +110,66 @@ def test_large_checkpoints_are_several_files(pair, tmp_path, monkeypatch):
     assert len(files) > 2
     assert all(file.stat().st_size <= 8000 for file in files)
     assert_is_mean(tmp_path / "out")
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Four chunks of five rows for each weight, some of them at the end of a file."""
+    monkeypatch.setattr(writer, "CHUNK", 700)
+    monkeypatch.setattr(writer, "MOST", 8000)
+
+
+def test_rows_of_large_tensors_are_chunks_which_a_rank_reads_alone(pair, small_chunks, tmp_path):
+    swavg.average(pair, output=tmp_path / "out")
+    assert_is_mean(tmp_path / "out")
+    saved = read_metadata(str(tmp_path / "out"))
+    digits = set()
+    for name in mean():
+        chunks = saved.tensors[f"model.{name}"].chunks
+        assert [(chunk.start, chunk.shape) for chunk in chunks] == [
+            ((first, 0), (5, 30)) for first in (0, 5, 10, 15)
+        ]
+        for chunk in chunks:
+            file = (tmp_path / "out" / saved.files[chunk.place.file]).read_bytes()
+            start, length = chunk.place.offset, chunk.place.length
+            with zipfile.ZipFile(io.BytesIO(file[start : start + length])) as archive:
+                assert archive.testzip() is None
+                digits.add(archive.read("archive/.data/serialization_id"))
+    assert len(digits) == 16
+    assert len({chunk.place.file for each in saved.tensors.values() for chunk in each.chunks}) > 2
+    opened = swavg.open_checkpoint(tmp_path / "out")
+    for name, value in mean().items():
+        np.testing.assert_array_equal(opened.read(name), value.numpy())
+
+
+def test_chunks_are_the_same_by_any_workers_and_in_every_row(pair, small_chunks, tmp_path):
+    swavg.average(pair, output=tmp_path / "one", resources=swavg.Resources(threads=1))
+    small = swavg.Resources(threads=3, memory=1 << 20)
+    for name, expected in (("many", "one"), ("sweep", "one")):
+        out = tmp_path / name
+        if name == "many":
+            swavg.average(pair, output=out, resources=small)
+        else:
+            rows = [swavg.Row((1.0,), (1,)), swavg.Row((0.5, 0.5), (0, 1))]
+            plan = swavg.prepare(pair, rows, [str(tmp_path / "last"), str(out)])
+            swavg.execute(plan, small)
+        for file in (tmp_path / expected).glob("*.distcp"):
+            assert file.read_bytes() == (out / file.name).read_bytes(), file
+    for name, value in state(2)["model"].items():
+        assert torch.equal(loaded(tmp_path / "last")["model"][name], value)
+
+
+def test_a_byte_of_a_chunk_that_is_another_is_found(pair, small_chunks, tmp_path):
+    swavg.average(pair, output=tmp_path / "out")
+    verify(tmp_path / "out")
+    chunk = read_metadata(str(tmp_path / "out")).tensors["model.layers.2.weight"].chunks[2]
+    path = tmp_path / "out" / f"__0_{chunk.place.file}.distcp"
+    data = bytearray(path.read_bytes())
+    at = data.index(mean()["layers.2.weight"][10].numpy().tobytes(), chunk.place.offset)
+    data[at + 4] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(swavg.MismatchError, match=r"'layers.2.weight' .*: byte 1,204 of it"):
+        verify(tmp_path / "out")
 
 
 def test_an_average_is_averaged_again(pair, tmp_path):
