@@ -49,7 +49,8 @@ def tell(error: SwavgError, command: click.Command | None, *, as_json: bool, ver
     message = _message(error, params)
     hint = None if error.hint is None else with_options(_possible(error.hint, params), params)
     if isinstance(error, InputError) and error.absent:
-        near = _nearest_path(error.path) or (_what_is_there(error.path) if hint is None else None)
+        near = _as_weight(error.path, params) or _nearest_path(error.path)
+        near = near or (_what_is_there(error.path) if hint is None else None)
         hint = " ".join(filter(None, (hint, near))) or None
     differences = error.differences if isinstance(error, MismatchError) else ()
     if len(differences) > 1:
@@ -145,6 +146,13 @@ def _possible(hint: str, params: Sequence[click.Parameter]) -> str:
 
 def _longest(names: Sequence[str]) -> str:
     return max(names, key=len)
+
+
+def _as_weight(path: str, params: Sequence[click.Parameter]) -> str | None:
+    """What to do with a ``path`` that looks like a weight."""
+    takes = any("--weights" in each.opts for each in params)
+    is_one = re.fullmatch(r"\d*\.\d+", path) is not None
+    return "Weights go behind --weights." if takes and is_one else None
 
 
 def _nearest_path(path: str) -> str | None:

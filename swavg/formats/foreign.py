@@ -87,6 +87,8 @@ _KINDS = (
     _Kind("is a Parquet file, not a checkpoint", None, rb"PAR1"),
     _Kind("is an SQLite database, not a checkpoint", None, rb"SQLite format 3\0"),
     _Kind("is a 7z archive", "Unpack it, and give what is in it.", rb"7z\xbc\xaf\x27\x1c"),
+    _Kind("is the index of Flax's shards, which swavg does not read as one checkpoint",
+          "Average each shard with its namesakes.", b"", r"\.msgpack\.index\.json"),
     _Kind("is only the index of a checkpoint", "Give its folder.", b"", r"\.index\.json"),
     _Kind("starts with zeros: no checkpoint", "Was the copy or download cut short?", rb"\0{9}\0*$"),
 )  # fmt: skip

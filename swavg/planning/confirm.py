@@ -13,7 +13,7 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.planning.adapters import SETTINGS, Settings, json_of, settings_of
 from swavg.planning.findings import MERGE, OF_FACTORS, Finding, finding_of
 from swavg.planning.match import distinct_tables, numbered
-from swavg.planning.not_plain import holds_codes, is_code, not_plain
+from swavg.planning.not_plain import holds_codes, is_code, not_plain, spread_over_ranks
 from swavg.planning.policy import Policy
 from swavg.planning.same import STEP, InCheckpoint, same_elements
 from swavg.storage.pool import Pool
@@ -48,7 +48,10 @@ def check_plain(
 
 
 def check_copied(checkpoint: Checkpoint, policy: Policy) -> None:
-    """MismatchError if codes or their scales would get another dtype."""
+    """MismatchError if its weights are elsewhere, or codes or their scales would get another
+    dtype."""
+    if (finding := spread_over_ranks(checkpoint)) is not None:
+        raise MismatchError(f"{finding.message}.", hint=finding.hint)
     if policy.dtype != "keep" and holds_codes(checkpoint):
         raise MismatchError(
             f"{checkpoint.path} holds quantised weights: dtype={policy.dtype} would change what"

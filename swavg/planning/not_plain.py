@@ -99,7 +99,7 @@ def not_plain(
     ``averaged`` tells whether a tensor is to be averaged, by its canonical name.
     """
     if len(checkpoints) < 2:
-        return []
+        return [*filter(None, map(spread_over_ranks, checkpoints))]
     collected: dict[Kind, _Collected] = {}
     shapes: dict[str, Shape] = {}
     for checkpoint in {id(each.tensors.columns): each for each in checkpoints}.values():
@@ -118,6 +118,13 @@ def not_plain(
     if "factors" in collected and all(_may_be_exact(each) for each in checkpoints):
         findings = [replace(f, hint=EXACT) if f.kind in OF_FACTORS else f for f in findings]
     return [*parts_of_one(checkpoints, shown), *findings]
+
+
+def spread_over_ranks(checkpoint: Checkpoint) -> Finding | None:
+    """The refusal of a file of ZeRO-3, which says that the weights are those of all ranks."""
+    names = [suspect.name for suspect in _empty(checkpoint) if suspect.kind == "empty"]
+    told = names and "param_shapes" in checkpoint.extras.others
+    return finding_of("empty", names) if told else None
 
 
 def holds_codes(checkpoint: Checkpoint) -> bool:

@@ -184,7 +184,8 @@ def _place(path: str, top: str) -> str:
     stepped = bool(read_name(os.path.basename(path)).counts)
     is_one = is_one_checkpoint(path, []) or (stepped and _only_file(path) is not None)
     place = os.path.dirname(path) if is_one else path
-    while (path := os.path.dirname(path)) != top:
+    # It may end in slashes.
+    while len(path := os.path.dirname(path)) > len(top):
         if format_at(path) is not None and is_one_checkpoint(path, []):
             place = os.path.dirname(path)
     return place

@@ -170,6 +170,13 @@ def test_the_way_out_of_an_output_that_exists_works(pair):
     assert "body.bias" in load(pair / "there.safetensors")
 
 
+def test_a_weight_among_the_paths_is_told_from_a_name(pair):
+    found = swavg("average", A, "b.safetensors", "0.5", "0.5", cwd=pair)
+    assert "0.5: no such file" in found.stderr
+    assert "Weights go behind --weights." in found.stderr
+    assert "--weights" not in swavg("inspect", "0.5", cwd=pair).stderr
+
+
 def test_a_hint_that_cannot_be_had_hides_no_error(tmp_path, monkeypatch):
     def names_in(path):
         raise RequestError("there are no credentials")

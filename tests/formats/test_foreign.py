@@ -271,6 +271,7 @@ def test_what_only_torch_reads_is_saved_again() -> None:
         ("checkpoint", b'model_checkpoint_path: "model.ckpt-7"\n', "the latest checkpoint of Tens"),
         ("__0_0.distcp", saved(torch.ones(2)), "a part of a distributed checkpoint"),
         (".metadata", pickle.dumps({}), "a part of a distributed checkpoint"),
+        ("flax_model.msgpack.index.json", b"{}", "the index of Flax's shards"),
         ("x.gguf", b"GGUF\3\0\0\0", "a GGUF file"),
         ("x.bin", b"lmgg\1\0\0\0", "a GGUF file"),
         ("x.pdparams", b"\x01\xff", "a pickle of NumPy arrays"),

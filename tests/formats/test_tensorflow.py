@@ -114,6 +114,7 @@ def test_an_average_holds_whole_tensors_and_all_else(tmp_path, run):
 def test_all_but_the_model_is_the_lasts(tmp_path):
     prefixes = [FILES / f"objects/model-{step}" for step in (10, 20)]
     report = swavg.average(prefixes, output=tmp_path / "out")
+    assert "for TensorFlow its prefix is 'ckpt' in the output's folder" in report.notes
     assert any(
         re.fullmatch("left as in model-20: head_optimizer/.* and 4 more", note)
         for note in report.notes

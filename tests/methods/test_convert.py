@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import load, run_request, save, state
+from zero_folders import zero_folder
 
+import swavg
 from swavg import MismatchError, NumericsError, Policy, open_checkpoint
 from swavg.engine.recipe import recipe_of
 from swavg.methods import convert
@@ -88,3 +90,15 @@ def test_ties_and_names(tmp_path):
     found = torch.load(tmp_path / "b.pt")
     assert found["a"].data_ptr() == found["b"].data_ptr()
     np.testing.assert_array_equal(found["a"], shared)
+
+
+def test_a_file_of_a_rank_without_its_weights_is_no_model(tmp_path):
+    zero_folder(tmp_path / "global_step7", {"w": torch.ones(3)})
+    path = tmp_path / "global_step7/zero_pp_rank_0_mp_rank_00_model_states.pt"
+    out = tmp_path / "out.safetensors"
+    for write in (converted, lambda *paths: swavg.average([paths[0]], output=paths[1])):
+        with pytest.raises(MismatchError, match="weights are empty, as ZeRO-3 leaves them") as told:
+            write(path, out)
+        assert "Give the folder with the files of all ranks" in told.value.hint
+    converted(path.parent, out)
+    assert open_checkpoint(out)["w"][...].tolist() == [1, 1, 1]

@@ -535,8 +535,8 @@ def test_a_folder_that_is_called_after_a_step_stands_for_its_only_file(tmp_path,
         (folder / name).write_bytes(b"x")
         (folder / "config.json").write_text("{}")
         (folder / "opt_state.msgpack").write_bytes(b"x")
-    for place in (tmp_path / "out/run", tmp_path):
-        series = discover([place])
+    for place in ("out/run", "", "out//"):
+        series = discover([f"{tmp_path}/{place}"])
         assert [os.path.relpath(path, tmp_path) for path in series.paths] == [
             f"out/run/checkpoint-{step}/{name}" for step in (10, 20)
         ]

@@ -7,6 +7,7 @@ from functools import partial
 
 from swavg.errors import OutputError, RequestError
 from swavg.formats.checkpoint import Checkpoint
+from swavg.formats.commands import with_paths
 from swavg.formats.keras.reader import WEIGHTS, open_archive, open_hdf5
 from swavg.formats.keras.recipe import Recorded, with_recipe
 from swavg.formats.layout import Layout, WriteRequest, opening
@@ -20,6 +21,7 @@ from swavg.formats.zip_layout import (
 )
 from swavg.formats.zip_recipe import comment_of
 
+_INNER = f"It has one:\nunzip -p FILE {WEIGHTS} > STEM.weights.h5"
 Places = Sequence[tuple[str, Form, int, int]]
 """Name, form, source and offset of each tensor of a file."""
 
@@ -67,9 +69,13 @@ def _replaced(request: WriteRequest, format: str) -> list[Replacement]:
     """Where the tensors go in a template of this format."""
     template = request.template
     if template.format != format:
+        inner = (template.format, format) == ("keras", "hdf5")
         raise RequestError(
-            f"A {format} file has the structure of the last input: {template.path} is none.",
-            hint="Give such a file as the last input, or write a .safetensors file.",
+            f"A file of the format {format} has the structure of the last input:"
+            f" {template.path} is none.",
+            hint=with_paths(_INNER, template.path)
+            if inner
+            else "Give such a file as the last input, or write a .safetensors file.",
         )
     hint = "Write a .safetensors file instead."
     table = template.tensors

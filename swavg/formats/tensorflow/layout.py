@@ -136,20 +136,21 @@ def lay_out(request: WriteRequest) -> Layout:
     )
     named = "".join(f'{latest}: "{NAME}"\n' for latest in _LATEST_FIELDS)
     files = {LATEST: named.encode(), RECIPE: request.recipe.encode()}
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     warnings: tuple[str, ...] = ()
     side: dict[str, str] = {}
     if not isinstance(template, Template):
-        lost = losses(request)
-        notes = (f"a TensorFlow checkpoint holds tensors only: {lost} left out",) if lost else ()
+        if lost := losses(request):
+            notes.append(f"a TensorFlow checkpoint holds tensors only: {lost} left out")
     else:
         last = os.path.basename(request.template.path.rstrip("/"))
         if others := request.template.extras.others:
-            notes = (f"left as in {last}: {some(others, _LISTED)}",)
+            notes.append(f"left as in {last}: {some(others, _LISTED)}")
         if is_file(meta := f"{template.prefix}.meta"):
             side = {f"{NAME}.meta": meta}
         warnings = tuple(_graph_left(template.prefix))
-    return Layout((index, data), files, side, notes, warnings)
+    notes.append(f"for TensorFlow its prefix is '{NAME}' in the output's folder")
+    return Layout((index, data), files, side, tuple(notes), warnings)
 
 
 def _graph_left(prefix: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import sys
 import time
 import zipfile
@@ -246,6 +247,18 @@ def test_an_output_that_cannot_be_like_the_last_is_refused(tmp_path):
         with pytest.raises(RequestError, match="has the structure of the last input"):
             swavg.average([tmp_path / "o.safetensors"], output=out)
         assert not out.exists()
+
+
+def test_the_weights_of_an_archive_are_had_as_the_hint_says(tmp_path):
+    path = shutil.copy(FILES / "archive-0.keras", tmp_path / "a b.keras")
+    with pytest.raises(RequestError, match="has the structure of the last input") as caught:
+        swavg.average([path], output=tmp_path / "o.weights.h5")
+    told, command = (caught.value.hint or "").splitlines()
+    assert told == "It has one:"
+    subprocess.run(command, shell=True, check=True)
+    whole, inner = open_checkpoint(path), open_checkpoint(tmp_path / "a b.weights.h5")
+    assert all(np.array_equal(whole.read(name), inner.read(name)) for name in whole)
+    assert [*whole] == [*inner]
 
 
 def test_shards_are_refused(tmp_path):
