@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from swavg.errors import InputError
 from swavg.formats.dcp.place import METADATA
 from swavg.formats.dcp.runs import ChunkRun, EntryRun, Runs
-from swavg.formats.dcp.saved import ChunkColumns, Chunks, Place, Saved, SavedTensor
+from swavg.formats.dcp.saved import OLD_PROPERTIES, ChunkColumns, Chunks, Place, Saved, SavedTensor
 from swavg.formats.part_names import is_plain_name
 from swavg.formats.tensors import Shape
 from swavg.formats.torch.objects import Global, Opaque, is_count
@@ -51,7 +52,8 @@ def read_metadata(folder: str) -> Saved:
                 " does; torch would import it",
                 hint="Nothing of it was run. Do not load it with torch.",
             )
-    return _Reader(path).saved(graph.top)
+    old = any(named.module == OLD_PROPERTIES for named in graph.globals)
+    return replace(_Reader(path).saved(graph.top), old=old)
 
 
 def _graph(path: str) -> Graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from swavg.formats.dcp.saved import Place, Saved, SavedTensor
+from swavg.formats.dcp.saved import OLD_PROPERTIES, Place, Saved, SavedTensor
 from swavg.formats.tensors import Shape
 
 _CLASSES = "torch.distributed.checkpoint.metadata"
@@ -98,14 +98,15 @@ class _Writer:
         self.new(_CLASSES, "TensorStorageMetadata")
         self.begin()
         self.text("properties")
-        self.new(_CLASSES, "TensorProperties")
+        module = OLD_PROPERTIES if self.saved.old else _CLASSES
+        self.new(module, "TensorProperties")
         self.out += b"("
         self.named("torch", tensor.dtype)
         self.named("torch.serialization", "_get_layout")
         self.text("torch.strided")
         # Not requiring a gradient; contiguous; not pinned.
         self.out += b"\x85R\x89"
-        self.named(_CLASSES, "_MEM_FORMAT_ENCODING")
+        self.named(module, "MEM_FORMAT_ENCODING" if self.saved.old else "_MEM_FORMAT_ENCODING")
         self.out += b"K\0\x85R\x89tb"
         self.text("size")
         self.size(tensor.shape)

@@ -10,6 +10,9 @@ from typing import NamedTuple, overload
 from swavg.dtypes import BY_NAME, DType
 from swavg.formats.tensors import Box, Shape, Tensor, TensorSpec
 
+OLD_PROPERTIES = "torch.distributed._shard.sharded_tensor.metadata"
+"""Where torch had the properties of tensors before 2.3."""
+
 
 class Place(NamedTuple):
     """``length`` bytes of file number ``file`` from ``offset`` on: a whole zip that torch.save
@@ -142,12 +145,14 @@ class SavedTensor:
 class Saved:
     """What a distributed checkpoint holds: ``tensors`` and pickled ``objects`` by their full names,
     in the data ``files`` of its folder. ``paths`` has the keys of the nested dictionaries that a
-    name stands for, if they are recorded."""
+    name stands for, if they are recorded. ``old``: as torch before 2.3 wrote it, which reads no
+    other."""
 
     files: tuple[str, ...]
     tensors: Mapping[str, SavedTensor]
     objects: Mapping[str, Place]
     paths: Mapping[str, tuple[str | int, ...]]
+    old: bool = False
 
     def path(self, name: str) -> tuple[str | int, ...]:
         """The keys that lead to ``name``."""

@@ -100,7 +100,8 @@ def lay_out(request: WriteRequest) -> Layout:
     def inside(name: str) -> str:
         return os.path.join(folder, name)
 
-    small = {inside(METADATA): pickled(files.saved(names.paths, kept))}
+    written = replace(files.saved(names.paths, kept), old=saved is not None and saved.old)
+    small = {inside(METADATA): pickled(written)}
     if request.recipe:
         small[inside(RECIPE)] = request.recipe.encode()
     extras, last = request.template.extras, os.path.basename(request.template.path.rstrip("/"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import zipfile
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from command_line import done
 from safetensors.torch import save_file
+from torch.distributed._shard.sharded_tensor.metadata import TensorProperties
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import swavg
 from swavg.engine.verify import verify
@@ -94,6 +97,22 @@ def test_names_of_their_own_are_told_where_the_last_input_has_no_others(pair, tm
     assert all(torch.equal(into[name], value) for name, value in mean().items())
     found = done("convert", tmp_path / "last.safetensors", tmp_path / "b", "--format", "dcp")
     assert "under their own names" not in found.stderr
+
+
+def test_what_an_old_torch_wrote_an_old_torch_reads(pair, tmp_path):
+    for folder in pair:
+        content = pickle.loads((folder / ".metadata").read_bytes())
+        for described in content.state_dict_metadata.values():
+            if isinstance(described, TensorStorageMetadata):
+                described.properties = TensorProperties(dtype=described.properties.dtype)
+        (folder / ".metadata").write_bytes(pickle.dumps(content, 4))
+    swavg.average(pair, output=tmp_path / "out")
+    assert_is_mean(tmp_path / "out")
+    content = pickle.loads((tmp_path / "out/.metadata").read_bytes()).state_dict_metadata
+    kinds = {type(each.properties) for each in content.values() if hasattr(each, "properties")}
+    assert kinds == {TensorProperties}
+    # Torch 2.2 has no such name.
+    assert b"_MEM_FORMAT_ENCODING" not in (tmp_path / "out/.metadata").read_bytes()
 
 
 def test_training_resumes_from_an_average(pair, tmp_path):
