@@ -10,13 +10,17 @@ Path = tuple[str, ...]
 PARAMS = "params"
 """The collection of a Flax model that holds its parameters."""
 _STATISTICS = "batch_stats"
-_NEVER = re.compile(r"opt_?states?|optim(izers?)?(_?states?)?|cache|intermediates")
+_NEVER = re.compile(r"opt_?states?|optim(izers?)?(_?states?|_variables)?|cache|intermediates")
 """Names of what is no model's, whatever it holds."""
 _LIKELY = re.compile(
-    r"opt|opt_?states?|optim.*|tx|(global_?)?steps?|epoch|iteration|rngs?|prng.*|rng_.*|metrics?"
-    r"|schedule.*|lr_.*|dataset.*|data_?iter.*|data_?loader.*|loss_scale|ema.*|.*_ema"
+    r"opt|opt_?states?|optim.*|tx|(global_?)?steps?|epoch|iteration|rngs?|prng.*|rng_.*"
+    r"|metrics?(_variables)?|schedule.*|lr_.*|dataset.*|data_?iter.*|data_?loader.*|loss_scale"
+    r"|ema.*|.*_ema"
 )
 """Names of what is the training's, or a module of the model: what it holds tells."""
+
+_RANDOM = "seed_generator_state"
+"""What Keras calls the state of a random generator."""
 
 _MOMENTS = (("mu",), ("nu",), ("trace",), ("inner_state",), ("inner_states",))
 """Names in the states of optax, behind the number in a chain."""
@@ -27,7 +31,7 @@ def training_leaves(
 ) -> set[int]:
     """The numbers of the leaves beside the model, which are
 
-    - those under the name of an optimizer's state;
+    - those under the name of an optimizer's state, and those of Keras' random generators;
     - those whose name may be one of training, and all beside ``params`` and ``batch_stats``, where
       they lie under names of the model's parameters (moments, copies), or are no weights.
 
@@ -42,7 +46,7 @@ def training_leaves(
             groups.setdefault(group, []).append(number)
         elif PARAMS in path[:2] or not roots:
             model.add(path[path.index(PARAMS) + 1 :] if roots else path)
-    beside: set[int] = set()
+    beside = {number for number, path in enumerate(paths) if path[-1:] == (_RANDOM,)}
     for group, numbers in groups.items():
         below = [paths[number][len(group) :] for number in numbers]
         if (

@@ -37,6 +37,10 @@ def model(names):
         # Some names are no model's in any case.
         ("up.w opt_state.0.odd optimizer.odd optim_state.odd cache.odd", "up.w"),
         ("opt_state.odd", ""),
+        # Keras 3, by its OrbaxCheckpoint.
+        ("it.trainable_variables.m.up it.non_trainable_variables.drop.seed_generator_state"
+         " it.optimizer_variables.adam.m_up_momentum it.metrics_variables.loss.total",
+         "it.trainable_variables.m.up"),
         # Collections beside params are the model's, unless they copy it.
         ("params.w lora.a quant.q batch_stats.m", "params.w lora.a quant.q batch_stats.m"),
         ("params.up.w target_params.up.w polyak.up.w", "params.up.w"),

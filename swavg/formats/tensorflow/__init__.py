@@ -29,10 +29,10 @@ _LATEST_LIMIT = 1 << 20
 def prefix_at(path: str) -> str | None:
     """The prefix of the checkpoint that a path stands for: the prefix itself, its index, or the
     folder of one (of several the one that the file ``checkpoint`` in it names)."""
-    if path.endswith(INDEX):
-        return path.removesuffix(INDEX) if _is_index(path) else None
     if is_folder(path):
         return _in_folder(path)
+    if path.endswith(INDEX):
+        return path.removesuffix(INDEX) if _is_index(path) else None
     return path if not exists(path) and _is_index(path + INDEX) else None
 
 
