@@ -135,7 +135,7 @@ def is_snapshot(path: str, *, stepped: bool = True) -> bool:
         # Of several of TensorFlow's one is the latest, and their folder is a run.
         return sum(name.endswith(".index") for name in listed(path)) < 2
     if is_one_folder(path, any_name=stepped) or find_composite(path) is not None:
-        return True
+        return not _is_average_of_a_run(path, listed(path))
     return stepped and _has_components(components(path))
 
 
