@@ -144,7 +144,7 @@ def is_snapshot(path: str, *, stepped: bool = True) -> bool:
     if format_at(path) is not None:
         return not _has_several(path, listed(path))
     if is_one_folder(path, any_name=stepped) or find_composite(path) is not None:
-        return True
+        return not _is_average_of_a_run(path, listed(path))
     return stepped and _has_components(components(path))
 
 

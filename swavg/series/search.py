@@ -182,7 +182,9 @@ def _place(path: str, top: str) -> str:
     """The folder below ``top`` that a series with what lies in ``path`` may be searched in: not one
     in a step's folder of many (``step-10/optim``)."""
     stepped = bool(read_name(os.path.basename(path)).counts)
-    is_one = is_one_checkpoint(path, []) or (stepped and _only_file(path) is not None)
+    is_one = is_one_checkpoint(path, []) or (
+        stepped and (is_unfinished(path) or _only_file(path) is not None)
+    )
     place = os.path.dirname(path) if is_one else path
     # It may end in slashes.
     while len(path := os.path.dirname(path)) > len(top):

@@ -315,6 +315,25 @@ def test_a_folder_that_is_given_twice_counts_once(tmp_path):
     assert names(discover([tmp_path, tmp_path])) == ["step_1.pt", "step_2.pt"]
 
 
+def test_an_average_in_the_folder_of_a_run_is_not_that_folder_from_above(tmp_path):
+    named(tmp_path / "top/run", "step_1.safetensors", "step_2.safetensors")
+    save(
+        tmp_path / "top/run/averaged.safetensors",
+        state(1),
+        {"swavg": '{"method": "mean", "inputs": ["a"]}'},
+    )
+    folders = [tmp_path / f"other/run/step-{step}" for step in (1, 2)]
+    for folder in folders:
+        named(folder, "model.safetensors")
+    save(
+        tmp_path / "other/run/averaged.safetensors",
+        state(1),
+        {"swavg": '{"method": "mean", "inputs": ["a"]}'},
+    )
+    for place in ("top", "other"):
+        assert discover([tmp_path / place]).steps == (1, 2)
+
+
 def test_a_copy_is_taken_where_its_path_is_given(tmp_path):
     paths = [torch_file(tmp_path / "step_1.pt", step=1), torch_file(tmp_path / "best.pt", step=1)]
     assert names(discover(paths)) == ["step_1.pt", "best.pt"]

@@ -223,6 +223,9 @@ def test_the_newest_of_a_run_is_passed_over_if_it_is_not_finished(
 @pytest.mark.parametrize("trainer", ["torchtitan", "olmo", "accelerate", "lightning", "megatron"])
 def test_a_run_is_found_below_the_folder_of_its_output(written, tmp_path, trainer):
     shutil.copytree(written / trainer, tmp_path / "outputs/checkpoint")
+    unfinished = tmp_path / "outputs/checkpoint/step-30"
+    unfinished.mkdir()
+    (unfinished / "__0_0.distcp").write_bytes(b"x")
     (tmp_path / "outputs/tensorboard").mkdir()
     (tmp_path / "outputs/tensorboard/events.out").write_bytes(b"x")
     series = discover([tmp_path])
