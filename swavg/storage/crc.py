@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Literal, Protocol
 
-from swavg.errors import RequestError
+from swavg.errors import MissingDependencyError
 
 Checksum = Literal["crc32", "crc32c"]
 """CRC-32 as in zips; CRC-32C (Castagnoli) as in TensorFlow's files."""
@@ -26,13 +26,13 @@ class RegionChecksum(Protocol):
 
 @cache
 def crc_function(kind: Checksum) -> Callable[[memoryview | bytes], int]:
-    """What computes a checksum. RequestError if a library for it is missing."""
+    """What computes a checksum. MissingDependencyError if a library for it is missing."""
     if kind == "crc32":
         return zlib.crc32
     try:
         import google_crc32c
     except ImportError:
-        raise RequestError(
+        raise MissingDependencyError(
             "The checksums of TensorFlow's files need google-crc32c, which is not installed.",
             hint="pip install 'swavg[tf]'",
         ) from None
