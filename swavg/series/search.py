@@ -39,6 +39,14 @@ _WEIGHTY = (*SUFFIXES, DATA, "_metadata")
 """What names of files in checkpoints end with; Orbax's have but the last one."""
 _NO_FOLDER = (".keras", ".weights.h5", ".msgpack")
 """Suffixes of files whose folder is no checkpoint, though it may be called after the step."""
+_ARRAYS = "arrays, beside checkpoints of other formats"
+_INCOMPLETE = "partial, temporary or empty"
+_UNFINISHED = f"not finished: there is no {METADATA} yet"
+_TRAINING = "training state, not weights"
+_SHARD = "a part of a checkpoint without its index"
+_FOREIGN = "a folder in which swavg finds no checkpoint"
+_IGNORED = (_ARRAYS, _INCOMPLETE, _UNFINISHED, _TRAINING, _SHARD, _FOREIGN)
+"""Why what lies in a run's folder is ignored, in the order in which it is told."""
 _POINTERS = ("latest", "latest_checkpointed_iteration.txt", "latest_checkpoint", "last_checkpoint",
              "checkpoint")  # fmt: skip
 """Text files that say which checkpoint of a run is the newest."""
@@ -62,76 +70,79 @@ def search(folder: str, pattern: str | None, notes: list[str]) -> list[Candidate
     has none, those in the one folder anywhere below that has some (``version_0/checkpoints``).
     InputError if there are none, or several such folders."""
     found: list[Candidate] = []
-    partial, unready, training, shards, foreign = [], [], [], [], []
+    ignored: dict[str, list[str]] = {why: [] for why in _IGNORED}
     names = listed(folder)
     list_ahead(folder, names)
     for name in names:
         if pattern is not None and not fnmatch.fnmatchcase(name, pattern):
             continue
         path = os.path.join(folder, name)
-        facts = read_name(name)
-        if is_folder(path):
-            temporary = name.endswith(_PARTIAL) or UNFINISHED in name
-            if temporary or (name.startswith(".") and facts.counts):
-                partial.append(path)
-            elif facts.counts and is_unfinished(path):
-                unready.append(path)
-            elif is_snapshot(path, stepped=bool(facts.counts)):
-                found.append(Candidate(path, facts, searched=True))
-            elif facts.counts and (file := _only_file(path)) is not None:
-                found.append(Candidate(file, facts, searched=True))
-            elif facts.counts:
-                foreign.append(path)
-            continue
-        if name.endswith(".index") and format_at(path) is None:
-            start = f"{name.removesuffix('.index')}.data-"
-            if not any(other.startswith(start) for other in names):
-                # Of something else; one that was cut short says so where it is opened.
-                continue
-        whole = name.lower()
-        while whole.endswith(_PARTIAL):
-            whole = whole[: whole.rindex(".")]
-        weighty = whole.endswith(SUFFIXES) or ("." not in whole and bool(facts.counts))
-        if not weighty and not (facts.counts and _looks_like_one(path)):
-            continue
-        if whole != name.lower() or name.startswith(".") or _is_empty(path):
-            partial.append(path)
-        elif is_training_state(name):
-            training.append(path)
-        elif is_shard(name):
-            shards.append(path)
-        elif name.lower().endswith(SUFFIXES) or _looks_like_one(path):
-            found.append(Candidate(path, facts, searched=True))
+        one = _of_folder(path) if is_folder(path) else _of_file(path, names)
+        if isinstance(one, Candidate):
+            found.append(one)
+        elif one is not None:
+            ignored[one].append(path)
     data = [each.path for each in found if may_be_data(each.path)]
     others = (each.path for each in found if each.path not in data)
-    if data and (pattern is not None or all(map(averages_inputs, others))):
-        # What swavg made of arrays does not make them data.
-        data = []
-    found = [each for each in found if each.path not in data]
-    for ignored, what in (
-        (data, "arrays, beside checkpoints of other formats"),
-        (partial, "partial, temporary or empty"),
-        (unready, f"not finished: there is no {METADATA} yet"),
-        (training, "training state, not weights"),
-        (shards, "a part of a checkpoint without its index"),
-        (foreign, "a folder in which swavg finds no checkpoint"),
-    ):
-        if ignored:
-            notes.append(f"ignored {labels(ignored)}: {what}")
-    if not found and pattern is None:
-        explain_folder(folder, listed(folder))
+    # What swavg made of arrays does not make them data.
+    if data and pattern is None and not all(map(averages_inputs, others)):
+        found = [each for each in found if each.path not in data]
+        ignored[_ARRAYS] = data
+    notes += (f"ignored {labels(paths)}: {why}" for why, paths in ignored.items() if paths)
     if found:
         return found
+    if pattern is None:
+        explain_folder(folder, listed(folder))
     places, every = places_below(folder)
-    ignored = [*partial, *unready, *training, *shards, *foreign]
-    if len(places) == 1 and every and not ignored:
+    aside = [path for paths in ignored.values() for path in paths]
+    if len(places) == 1 and every and not aside:
         notes.append(f"the checkpoints of {places[0]}, the one folder in {folder} that has some")
         found = search(places[0], pattern, notes)
         if not all(map(_seems_data, found)):
             return found
-    if unready:
-        raise unfinished(unready[-1])
-    raise _nothing_in(folder, pattern, ignored, places)
+    if ignored[_UNFINISHED]:
+        raise unfinished(ignored[_UNFINISHED][-1])
+    raise _nothing_in(folder, pattern, aside, places)
+
+
+def _of_folder(path: str) -> Candidate | str | None:
+    """The checkpoint that a folder in that of a run stands for, or why it is ignored; None for one
+    of other things."""
+    name = os.path.basename(path)
+    facts = read_name(name)
+    if name.endswith(_PARTIAL) or UNFINISHED in name or (name.startswith(".") and facts.counts):
+        return _INCOMPLETE
+    if facts.counts and is_unfinished(path):
+        return _UNFINISHED
+    if is_snapshot(path, stepped=bool(facts.counts)):
+        return Candidate(path, facts, searched=True)
+    if facts.counts and (file := _only_file(path)) is not None:
+        return Candidate(file, facts, searched=True)
+    return _FOREIGN if facts.counts else None
+
+
+def _of_file(path: str, names: Sequence[str]) -> Candidate | str | None:
+    """The same of a file that lies among these ``names``."""
+    name = os.path.basename(path)
+    facts, whole = read_name(name), name.lower()
+    if name.endswith(".index") and format_at(path) is None:
+        start = f"{name.removesuffix('.index')}.data-"
+        if not any(other.startswith(start) for other in names):
+            # Of something else; one that was cut short says so where it is opened.
+            return None
+    while whole.endswith(_PARTIAL):
+        whole = whole[: whole.rindex(".")]
+    weighty = whole.endswith(SUFFIXES) or ("." not in whole and bool(facts.counts))
+    if not weighty and not (facts.counts and _looks_like_one(path)):
+        return None
+    if whole != name.lower() or name.startswith(".") or _is_empty(path):
+        return _INCOMPLETE
+    if is_training_state(name):
+        return _TRAINING
+    if is_shard(name):
+        return _SHARD
+    one = whole.endswith(SUFFIXES) or _looks_like_one(path)
+    return Candidate(path, facts, searched=True) if one else None
 
 
 def _only_file(folder: str) -> str | None:
