@@ -1,6 +1,7 @@
 """Constant memory: the promise of 96 MiB, on files larger than that."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -198,6 +199,33 @@ def test_pytorch_files_of_many_tensors_stay_within_the_promise(tmp_path):
                    tmp_path / f"{index}.pt")  # fmt: skip
     paths = sorted(tmp_path.glob("*.pt"))
     assert peak("average", *paths, "-o", tmp_path / "out.pt", "--threads", "8", "-q") <= PROMISE
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("dcp/test_format.py", "TestDistributed"),
+        ("dcp/test_hf_shards.py", "TestShards"),
+        ("flax/test_flax.py", "TestFlax"),
+        ("keras/test_keras.py", "TestArchive"),
+        ("npz/test_npz.py", "TestDeflated"),
+        ("test_tensorflow.py", "TestTensorFlow"),
+        ("zero/test_opened.py", "TestZero"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_other_formats_stay_within_the_promise(tmp_path, file, name):
+    location = Path(__file__).parents[1] / "formats" / file
+    spec = importlib.util.spec_from_file_location(f"suite_{name}", location)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    suite = getattr(module, name)()
+    paths = [tmp_path / f"{number}{suite.suffix}" for number in range(2)]
+    for number, path in enumerate(paths):
+        values = np.random.default_rng(number).standard_normal((32 << 10, 1024), np.float32)
+        suite.write(path, {"w": values, "b": values[0]})
+    assert values.nbytes > PROMISE
+    assert peak("average", *paths, "-o", tmp_path / "out", "--threads", "2", "-q") <= PROMISE
 
 
 def test_streaming_to_a_pipe_takes_no_more(tmp_path):
