@@ -22,6 +22,8 @@ _BESIDE = re.compile(
     re.DOTALL,
 )
 _OF_OPTIMIZER = ("state", "param_groups")
+_DEEPEST = 8
+"""Keys that lead to an optimizer, and the next one: a file may have any number."""
 _FLOATS = ("float", "bfloat", "complex")
 EXTRA_STATE = "_extra_state"
 """What Megatron's layers keep besides weights (scales of fp8, say)."""
@@ -125,7 +127,7 @@ def _optimizers(paths: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
     ``state`` and ``param_groups``."""
     above: dict[str, set[tuple[str, ...]]] = {name: set() for name in _OF_OPTIMIZER}
     for keys in paths:
-        for depth, name in enumerate(keys):
+        for depth, name in enumerate(keys[:_DEEPEST]):
             if (first := name.partition(".")[0]) in above:
                 above[first].add(keys[:depth])
     return set.intersection(*above.values())
@@ -136,7 +138,7 @@ def _is_below(optimizers: set[tuple[str, ...]], keys: tuple[str, ...]) -> bool:
     if not optimizers:
         return False
     own = () in optimizers and keys[0].partition(".")[0] in _OF_OPTIMIZER
-    return own or any(keys[:depth] in optimizers for depth in range(1, len(keys)))
+    return own or any(keys[:depth] in optimizers for depth in range(1, len(keys[:_DEEPEST])))
 
 
 def _is_named_beside(group: str) -> bool:
