@@ -59,20 +59,19 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
     """The tensors under the dotted path ``key``, or of the state dict that is the model's going by
     the names. InputError if there is none, or several could be meant."""
     paths = {name: tuple(map(str, saved.path(name))) for name in (*saved.tensors, *saved.objects)}
+    root = () if key is None else _keyed(path, paths, key)
     optimizers = _optimizers(paths.values())
+    if key is not None:
+        optimizers = {above for above in optimizers if root[: len(above)] != above}
+    moments = {name for name, keys in paths.items() if _is_below(optimizers, keys)}
     further: tuple[str, ...] = ()
     if key is None:
         inside = {
-            name: keys
-            for name, keys in paths.items()
-            if name in saved.tensors
-            and not _is_beside(saved, name, keys)
-            and not _is_below(optimizers, keys)
+            name: paths[name]
+            for name in saved.tensors
+            if name not in moments and not _is_beside(saved, name, paths[name])
         }
         root, further = _root(path, saved, inside)
-    else:
-        root = _keyed(path, paths, key)
-        optimizers = {above for above in optimizers if root[: len(above)] != above}
     names: dict[str, str] = {}
     objects, others = [], []
     for name, keys in paths.items():
@@ -81,8 +80,8 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
         if (
             keys[: len(root)] != root
             or len(keys) == len(root)
+            or name in moments
             or (not root and _is_beside(saved, name, keys))
-            or _is_below(optimizers, keys)
         ):
             others.append(_group(keys, root))
         elif name in saved.objects or EXTRA_STATE in keys[-1]:
