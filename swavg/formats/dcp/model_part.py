@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from swavg.errors import InputError, OptimizerError, some
 from swavg.formats.dcp.saved import Saved
+from swavg.formats.torch.siblings import are_called_weights
 from swavg.formats.torch.usual_names import EMA, PLAIN, is_never
 
 _DEPTH = 4
@@ -160,14 +161,21 @@ def _root(
             if depth == 0 or not is_never(group, None)
         ]
         all_groups = groups
-        weighty = {group for name, group in below.items() if _may_be_weight(saved, name)}
-        groups = [group for group in groups if group in weighty] or groups
+        weights: dict[str, list[str]] = {}
+        for name, group in below.items():
+            if _may_be_weight(saved, name):
+                weights.setdefault(group, []).append(".".join(inside[name][depth + 1 :]))
+        groups = [group for group in groups if group in weights] or groups
         usual = [name for name in (*PLAIN, *EMA) if name in groups]
         loose = inside.keys() - below.keys()
         # At the top a step lies beside the model, and a loss.
         if loose and (depth or not groups):
             break
         if not {*usual}.intersection(PLAIN) and any(_may_be_weight(saved, n) for n in loose):
+            break
+        # Several models of one run, as actor and critic.
+        are_several = not (depth or usual) and len(groups) > 1
+        if are_several and all(are_called_weights(n, weights.get(n, [])) for n in groups):
             break
         plain = [name for name in groups if name not in EMA] or groups
         likely = [group for group in groups if not _is_named_beside(group)] or groups

@@ -129,9 +129,9 @@ def test_factors_of_another_rank_stand_where_the_model_did(tmp_path):
     assert torch.allclose(found, sum(products) / 2, atol=1e-5)
 
 
-def test_an_average_of_several_models_is_proven(tmp_path):
+def test_an_average_of_what_the_recipe_alone_says_is_proven(tmp_path):
     for seed in (1, 2):
-        models = {"actor": state(seed)["model"], "critic": state(seed + 2)["model"]}
+        models = {"queue": state(seed)["model"], "memory": state(seed + 2)["model"]}
         dcp.save(models, checkpoint_id=tmp_path / str(seed), no_dist=True)
     out = tmp_path / "out"
     swavg.average([tmp_path / "1", tmp_path / "2"], output=out, policy=swavg.Policy(key=""))
