@@ -58,8 +58,13 @@ def recipe_of(
 
 def recorded_in(checkpoint: Checkpoint) -> dict[str, object]:
     """The recipe that swavg recorded in an open checkpoint; empty if there is none."""
+    return recipe_from(checkpoint.extras.recipe)
+
+
+def recipe_from(text: str | None) -> dict[str, object]:
+    """The recipe that stands in text; empty if there is none."""
     try:
-        found = json.loads(checkpoint.extras.recipe or "{}")
+        found = json.loads(text or "{}")
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

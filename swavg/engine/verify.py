@@ -15,11 +15,12 @@ from swavg.engine.held import held_in
 from swavg.engine.nearby import GIVE, find_inputs
 from swavg.engine.origins import COMMON, Input, as_before, inputs_in, origins_of
 from swavg.engine.outputs import write_deferred, write_fixed
-from swavg.engine.recipe import as_text, recipe_of
+from swavg.engine.recipe import as_text, recipe_from, recipe_of
 from swavg.engine.report import Progress
 from swavg.engine.resources import Resources
 from swavg.engine.workers import start, tools_of
 from swavg.errors import InputError, RequestError, SwavgError, some
+from swavg.formats import recipe_in
 from swavg.formats.parts import open_whole
 from swavg.formats.tensors import Shared
 from swavg.planning.plan import Plan
@@ -79,7 +80,8 @@ def verify(
     """
     path = os.fspath(output)
     resources = Resources() if resources is None else resources
-    recipe = recipe_of(path)
+    # Which of its state dicts it is about, the recipe says.
+    recipe = recipe_from(recipe_in(path)) or recipe_of(path)
     names, numbers = recipe.get("inputs"), recipe.get("weights")
     if not isinstance(names, list) or not isinstance(numbers, list):
         raise InputError(path, "holds no recipe of swavg's: nothing says what it is made of")

@@ -44,7 +44,10 @@ def is_one_checkpoint(path: str, notes: list[str]) -> bool:
     snapshots = [
         name
         for name in names
-        if name.endswith(SUFFIXES) and read_name(name).counts and not may_be_data(name)
+        if name.endswith(SUFFIXES)
+        and read_name(name).counts
+        and not may_be_data(name)
+        and not is_training_state(name)
     ]
     # checkpoint-100/checkpoint-100.pt beside a configuration
     one_of_many = len(snapshots) == 1 and bool(read_name(os.path.basename(absolute(path))).counts)

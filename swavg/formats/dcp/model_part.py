@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from swavg.errors import InputError, OptimizerError, quoted
 from swavg.formats.dcp.saved import Saved
+from swavg.formats.torch.siblings import are_called_weights
 from swavg.formats.torch.usual_names import EMA, PLAIN, also_there, is_never, several
 
 _DEPTH = 4
@@ -21,6 +22,8 @@ _BESIDE = re.compile(
     re.DOTALL,
 )
 _OF_OPTIMIZER = ("state", "param_groups")
+_DEEPEST = 8
+"""Keys that lead to an optimizer, and the next one: a file may have any number."""
 _FLOATS = ("float", "bfloat", "complex")
 EXTRA_STATE = "_extra_state"
 """What Megatron's layers keep besides weights (scales of fp8, say)."""
@@ -52,20 +55,19 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
     """The tensors under the dotted path ``key``, or of the state dict that is the model's going by
     the names. InputError if there is none, or several could be meant."""
     paths = {name: tuple(map(str, saved.path(name))) for name in (*saved.tensors, *saved.objects)}
+    root = () if key is None else _keyed(path, paths, key)
     optimizers = _optimizers(paths.values())
+    if key is not None:
+        optimizers = {above for above in optimizers if root[: len(above)] != above}
+    moments = {name for name, keys in paths.items() if _is_below(optimizers, keys)}
     further: tuple[str, ...] = ()
     if key is None:
         inside = {
-            name: keys
-            for name, keys in paths.items()
-            if name in saved.tensors
-            and not _is_beside(saved, name, keys)
-            and not _is_below(optimizers, keys)
+            name: paths[name]
+            for name in saved.tensors
+            if name not in moments and not _is_beside(saved, name, paths[name])
         }
         root, further = _root(path, saved, inside)
-    else:
-        root = _keyed(path, paths, key)
-        optimizers = {above for above in optimizers if root[: len(above)] != above}
     names: dict[str, str] = {}
     objects, others = [], []
     for name, keys in paths.items():
@@ -74,8 +76,8 @@ def find_model(path: str, saved: Saved, key: str | None = None) -> ModelPart:
         if (
             keys[: len(root)] != root
             or len(keys) == len(root)
+            or name in moments
             or (not root and _is_beside(saved, name, keys))
-            or _is_below(optimizers, keys)
         ):
             others.append(_group(keys, root))
         elif name in saved.objects or EXTRA_STATE in keys[-1]:
@@ -120,7 +122,7 @@ def _optimizers(paths: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
     ``state`` and ``param_groups``."""
     above: dict[str, set[tuple[str, ...]]] = {name: set() for name in _OF_OPTIMIZER}
     for keys in paths:
-        for depth, name in enumerate(keys):
+        for depth, name in enumerate(keys[:_DEEPEST]):
             if (first := name.partition(".")[0]) in above:
                 above[first].add(keys[:depth])
     return set.intersection(*above.values())
@@ -131,7 +133,7 @@ def _is_below(optimizers: set[tuple[str, ...]], keys: tuple[str, ...]) -> bool:
     if not optimizers:
         return False
     own = () in optimizers and keys[0].partition(".")[0] in _OF_OPTIMIZER
-    return own or any(keys[:depth] in optimizers for depth in range(1, len(keys)))
+    return own or any(keys[:depth] in optimizers for depth in range(1, len(keys[:_DEEPEST])))
 
 
 def _is_named_beside(group: str) -> bool:
@@ -154,14 +156,21 @@ def _root(
             if depth == 0 or not is_never(group, None)
         ]
         all_groups = groups
-        weighty = {group for name, group in below.items() if _may_be_weight(saved, name)}
-        groups = [group for group in groups if group in weighty] or groups
+        weights: dict[str, list[str]] = {}
+        for name, group in below.items():
+            if _may_be_weight(saved, name):
+                weights.setdefault(group, []).append(".".join(inside[name][depth + 1 :]))
+        groups = [group for group in groups if group in weights] or groups
         usual = [name for name in (*PLAIN, *EMA) if name in groups]
         loose = inside.keys() - below.keys()
         # At the top a step lies beside the model, and a loss.
         if loose and (depth or not groups):
             break
         if not {*usual}.intersection(PLAIN) and any(_may_be_weight(saved, n) for n in loose):
+            break
+        # Several models of one run, as actor and critic.
+        are_several = not (depth or usual) and len(groups) > 1
+        if are_several and all(are_called_weights(n, weights.get(n, [])) for n in groups):
             break
         plain = [name for name in groups if name not in EMA] or groups
         likely = [group for group in groups if not _is_named_beside(group)] or groups

@@ -83,12 +83,15 @@ class ChunksLayout(FileLayout):
 
 def lay_out(request: WriteRequest) -> Layout:
     """A folder like the template's, if that is a distributed checkpoint and its names stay;
-    otherwise one of the tensors alone, under their own names."""
+    otherwise one of the tensors alone, under their own names (or where the template's model lies,
+    if these are the template's)."""
+    is_dcp = request.template.format == "dcp"
     template = request.template.extras.template
     if not isinstance(template, DcpTemplate) or request.template.renamed:
         template = None
     saved, part = (None, None) if template is None else template.read()
-    names = _Names(request.specs, saved, part)
+    named = is_dcp and not request.template.renamed
+    names = _Names(request.specs, saved, part, request.template.extras.root_key if named else None)
     files = _Files(request.specs, names.full)
     for number in range(len(request.specs)):
         files.add_tensor(number)
@@ -127,7 +130,7 @@ def lay_out(request: WriteRequest) -> Layout:
             f" averaged, but left as in {last}"
             for name in _unseen(saved, part, request.template.sources)
         )
-    if not isinstance(extras.template, DcpTemplate) and not request.copies:
+    if not is_dcp and not request.copies:
         notes.append(
             "the weights are under their own names, without what a run has around and beside them:"
             f" {last}, the last input, is no distributed checkpoint"
@@ -152,13 +155,16 @@ def _unseen(saved: Saved, part: ModelPart, sources: Sequence[Source]) -> Iterato
 
 
 class _Names:
-    """The full names of the tensors, and the keys that they stand for."""
+    """The full names of the tensors, and the keys that they stand for; ``root_key`` leads to those
+    that no ``part`` knows."""
 
-    def __init__(self, specs: Specs, saved: Saved | None, part: ModelPart | None) -> None:
+    def __init__(
+        self, specs: Specs, saved: Saved | None, part: ModelPart | None, root_key: str | None
+    ) -> None:
         self.full: list[str] = []
         self.paths: dict[str, tuple[str | int, ...]] = {}
         known = {} if part is None else part.names
-        root = () if part is None else part.root
+        root = tuple(filter(None, (root_key or "").split("."))) if part is None else part.root
         for local in specs.names:
             name = known.get(local) or ".".join((*root, local))
             self.full.append(name)

@@ -143,11 +143,18 @@ def are_weights(path: str, views: Views, others: Collection[str] = ()) -> bool |
     ``others`` are the names of tensors that are. Numbers, integers alone and the state of an
     optimizer are none.
     """
-    floats = {
-        name: view
+    floats = [
+        name
         for name, view in views.items()
         if isinstance(view, Refused) or (view.dtype.floating and view.size not in ((), (1,)))
-    }
+    ]
+    return are_called_weights(path, floats, others)
+
+
+def are_called_weights(
+    path: str, floats: Sequence[str], others: Collection[str] = ()
+) -> bool | None:
+    """:func:`are_weights`, going by the names of the tensors of ``floats``."""
     words = {word.lower() for word in _words(path[-_MAX_PATTERN:])}
     parts = [name.split(".") for name in floats]
     if not floats or any(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from swavg.errors import InputError
@@ -104,6 +106,11 @@ MOMENTS = {
          "state.model", ["w"], {"state.metrics", "state.optimizers"}),
         # Names that a model of its own has.
         ({("model", "state.w"): WEIGHT, ("model", "v"): WEIGHT}, "model", ["state.w", "v"], set()),
+        # Several models.
+        ({("actor", "w"): WEIGHT, ("critic", "w"): WEIGHT, ("step",): ONE, **MOMENTS}, "",
+         ["actor.w", "critic.w", "step"], {"opt"}),
+        ({("model_0", "w"): WEIGHT, ("model_1", "w"): WEIGHT}, "", ["model_0.w", "model_1.w"],
+         set()),
         # One for each parameter.
         ({("net", "w"): WEIGHT, ("o", "w", "state.w.exp_avg"): WEIGHT,
           ("o", "w", "param_groups.w.lr"): None}, "net", ["w"], {"o"}),
@@ -127,6 +134,14 @@ def test_an_optimizers_moments_are_taken_where_they_are_asked_for():
         find_model("run", saved)
 
 
+def test_keys_without_end_take_no_time():
+    paths = {str(n): (*["state"] * 1000, str(n)) for n in range(2000)}
+    started = time.process_time()
+    part = find_model("run", Saved((), dict.fromkeys(paths, WEIGHT), {}, paths))
+    assert len(part.names) == 2000
+    assert time.process_time() - started < 2
+
+
 def test_another_state_dict_is_told():
     part = find_model("run", nested(("model", "w"), ("ema", "w")))
     assert part.notes == (
@@ -144,10 +159,12 @@ def test_what_layers_keep_besides_weights_is_no_tensor_of_the_model():
     ("saved", "key", "problem"),
     [
         (nested(("a", "w"), ("b", "w")), None, "several state dicts could be meant: 'a', 'b'"),
+        (Saved((), {"a": WEIGHT, "b": WEIGHT}, {}, {"a": ("a", "x"), "b": ("replay", "x")}), None,
+         "several state dicts could be meant: 'a', 'replay'"),
         (nested(("optim", "w")), None, "holds no tensors of a model"),
         (nested(("model", "w")), "ema", "has no 'ema'"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_told_is_refused(saved, key, problem):
     with pytest.raises(InputError, match=problem):
         find_model("run", saved, key)

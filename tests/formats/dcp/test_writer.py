@@ -115,6 +115,32 @@ def test_what_an_old_torch_wrote_an_old_torch_reads(pair, tmp_path):
     assert b"_MEM_FORMAT_ENCODING" not in (tmp_path / "out/.metadata").read_bytes()
 
 
+def test_factors_of_another_rank_stand_where_the_model_did(tmp_path):
+    products = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        one, other = torch.randn(2, 6), torch.randn(5, 2)
+        held = {"model": {"l.lora_A.weight": one, "l.lora_B.weight": other}, "n": seed}
+        dcp.save(held, checkpoint_id=tmp_path / str(seed), no_dist=True)
+        products.append(other @ one)
+    policy = swavg.Policy(lora="exact")
+    swavg.average([tmp_path / "1", tmp_path / "2"], output=tmp_path / "out", policy=policy)
+    into = {"l.lora_A.weight": torch.zeros(4, 6), "l.lora_B.weight": torch.zeros(5, 4)}
+    dcp.load({"model": into}, checkpoint_id=tmp_path / "out", no_dist=True)
+    found = into["l.lora_B.weight"] @ into["l.lora_A.weight"]
+    assert torch.allclose(found, sum(products) / 2, atol=1e-5)
+
+
+def test_an_average_of_what_the_recipe_alone_says_is_proven(tmp_path):
+    for seed in (1, 2):
+        models = {"queue": state(seed)["model"], "memory": state(seed + 2)["model"]}
+        dcp.save(models, checkpoint_id=tmp_path / str(seed), no_dist=True)
+    out = tmp_path / "out"
+    swavg.average([tmp_path / "1", tmp_path / "2"], output=out, policy=swavg.Policy(key=""))
+    proven = verify(out, everything=True)
+    assert proven.proven == proven.total > 0
+
+
 def test_training_resumes_from_an_average(pair, tmp_path):
     report = swavg.average(pair, output=tmp_path / "out")
     assert_is_mean(tmp_path / "out")

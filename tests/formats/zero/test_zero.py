@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from command_line import done
 from composites import w, write
 from zero_folders import zero_folder
 
@@ -70,3 +71,16 @@ def test_others_are_not(tmp_path, files):
 def test_files_are_not(tmp_path):
     assert not is_zero(write(tmp_path, {"a.pt": w(0)}) / "a.pt")
     assert not is_zero(tmp_path / "nothing")
+
+
+def test_the_generators_of_ranks_beside_it_are_no_checkpoints(tmp_path):
+    for step in (5, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        zero_folder(folder / f"global_step{step}", W)
+        write(folder, {"latest": f"global_step{step}", "config.json": "{}"})
+        for rank in range(2):
+            torch.save({"cpu": torch.ones(3)}, folder / f"rng_state_{rank}.pth")
+    done("average", tmp_path / "checkpoint-5", tmp_path / "checkpoint-10", "-o", f"{tmp_path}/out/")
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {
+        "config.json", "model.safetensors",
+    }  # fmt: skip
