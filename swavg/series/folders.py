@@ -14,6 +14,7 @@ from swavg.formats.folder import lone_weights
 from swavg.formats.part_names import but_for_steps
 from swavg.formats.parts import open_parts
 from swavg.formats.places import format_at, is_one_folder
+from swavg.formats.tensorflow import INDEX, prefixes_in
 from swavg.series.families import members
 from swavg.series.inside import averages_inputs
 from swavg.series.model import is_generic, labels
@@ -83,7 +84,8 @@ def _is_average_of_a_run(path: str, names: Sequence[str]) -> bool:
 def _has_several(path: str, names: Sequence[str]) -> bool:
     """Whether a folder has several checkpoints of TensorFlow's: one is the latest, and the folder
     is a run."""
-    return sum(name.endswith(".index") for name in names) > 1 and format_at(path) is not None
+    indices = [name for name in names if name.endswith(INDEX)]
+    return len(indices) > 1 and format_at(path) is not None and len(prefixes_in(path)) > 1
 
 
 def check_one_step(path: str) -> None:

@@ -499,9 +499,10 @@ def test_a_folder_of_any_tensors_is_written(tmp_path):
     )
     recipe = open_checkpoint(tmp_path / "out").extras.recipe
     assert json.loads(recipe)["inputs"] == ["a.safetensors"]
-    save_file({"": arrays["w"]}, tmp_path / "b.safetensors")
-    with pytest.raises(RequestError, match="cannot be called ''"):
-        swavg.average([tmp_path / "b.safetensors"], output=tmp_path / "b", policy=policy)
+    for name in "", GRAPH.decode():
+        save_file({name: arrays["w"]}, tmp_path / "b.safetensors")
+        with pytest.raises(RequestError, match=f"cannot be called '{name}'"):
+            swavg.average([tmp_path / "b.safetensors"], output=tmp_path / "b", policy=policy)
 
 
 def test_the_graph_of_a_saver_goes_along(tmp_path):

@@ -22,6 +22,7 @@ from swavg.formats.tensorflow.bundle import (
     encoded,
     with_crc,
 )
+from swavg.formats.tensorflow.graph import GRAPH_KEY
 from swavg.formats.tensorflow.opened import Template
 from swavg.formats.tensorflow.slices import NUL, owner_of
 from swavg.storage.crc import RegionChecksum
@@ -166,7 +167,7 @@ def _graph_left(prefix: str) -> Iterator[str]:
 
 
 def _key(name: str) -> bytes:
-    if not name or name.startswith("\0"):
+    if not name or name.startswith("\0") or name.encode() == GRAPH_KEY:
         raise RequestError(f"A tensor of a TensorFlow checkpoint cannot be called {name!r}.")
     return name.encode()
 
