@@ -54,7 +54,7 @@ def check_copied(checkpoint: Checkpoint, policy: Policy) -> None:
         raise MismatchError(f"{finding.message}.", hint=finding.hint)
     if policy.dtype != "keep" and holds_codes(checkpoint):
         raise MismatchError(
-            f"{checkpoint.path} holds quantised weights: dtype={policy.dtype} would change what"
+            f"{checkpoint.path} holds quantised weights, and dtype={policy.dtype} would change what"
             " belongs together.",
             hint="Leave dtype= out: all bytes then stay as they are.",
         )
