@@ -66,7 +66,7 @@ def test_codes_stay_together_with_their_scales(tmp_path):
     path = save(tmp_path / "a.safetensors", tensors)
     report = converted(path, tmp_path / "b.pt")
     assert bits(report.output) == bits(path)
-    with pytest.raises(MismatchError, match="quantised weights: dtype=bfloat16 would change"):
+    with pytest.raises(MismatchError, match="quantised weights, and dtype=bfloat16 would change"):
         converted(path, tmp_path / "c.pt", dtype="bfloat16")
 
 
