@@ -90,9 +90,12 @@ class OrbaxTests(FormatTests):
             }
         listed = json.loads((path / "_METADATA").read_text())["tree_metadata"].values()
         names = [entry["key_metadata"][0]["key"] for entry in listed]
+        # Not what an earlier reader, or the writer, keeps of the database.
+        fresh = tensorstore.Context()
+        opened = (tensorstore.open(self.spec(path, name), context=fresh) for name in names)
         return {
-            name: np.asarray(tensorstore.open(self.spec(path, name)).result().read().result())
-            for name in names
+            name: np.asarray(store.result().read().result())
+            for name, store in zip(names, opened, strict=True)
         }
 
     def _small(self, folder: Path) -> Iterator[tuple[Path, bytes]]:
