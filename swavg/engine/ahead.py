@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 
 from swavg.formats.tensors import Tensor
-from swavg.planning.plan import Entries, Plan, Span
+from swavg.planning.entries import Entries
+from swavg.planning.plan import Plan, Span
 from swavg.storage.sources import Source
 
 FETCHED = 8 << 20

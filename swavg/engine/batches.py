@@ -11,7 +11,8 @@ from swavg.dtypes import DType
 from swavg.engine.resources import INTEGERS
 from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.tensors import Tensor
-from swavg.planning.plan import Operation, Plan, Span, Task
+from swavg.planning.entries import Operation
+from swavg.planning.plan import Plan, Span, Task
 from swavg.storage.pool import Pool
 from swavg.storage.sources import Source
 

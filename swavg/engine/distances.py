@@ -18,7 +18,8 @@ import numpy.typing as npt
 from swavg.engine.batches import Batch, BatchReader
 from swavg.engine.kernels.floats import widen
 from swavg.errors import some
-from swavg.planning.plan import Plan, Term
+from swavg.planning.entries import Term
+from swavg.planning.plan import Plan
 
 SAMPLE = 1 << 13
 EVERY = 1 << 20

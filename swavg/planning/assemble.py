@@ -15,8 +15,9 @@ from swavg.formats.tensors import Shape, TensorTable
 from swavg.planning import decide
 from swavg.planning.batch_norm import running_statistics
 from swavg.planning.decide import Decisions
+from swavg.planning.entries import Entries, Operation, Term
 from swavg.planning.match import distinct_tables
-from swavg.planning.plan import Entries, File, Operation, Output, Term
+from swavg.planning.plan import File, Output
 from swavg.planning.row import Row
 from swavg.planning.targets import Target
 

@@ -13,7 +13,8 @@ from swavg.formats.layout import FileLayout, Layout, WriteRequest
 from swavg.formats.table import FORMATS
 from swavg.planning.assemble import Assembly
 from swavg.planning.decide import Decisions
-from swavg.planning.plan import Entries, Output
+from swavg.planning.entries import Entries
+from swavg.planning.plan import Output
 from swavg.planning.policy import Policy
 from swavg.planning.row import Row
 from swavg.planning.targets import Target

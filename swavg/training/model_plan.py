@@ -21,9 +21,10 @@ from swavg.formats.checkpoint import Checkpoint
 from swavg.formats.layout import FileLayout, Specs, distinct
 from swavg.formats.tensors import Shared
 from swavg.planning.confirm import check_plain
+from swavg.planning.entries import Entries, Operation, Term
 from swavg.planning.match import canonical, distinct_tables
 from swavg.planning.not_plain import SET_APART, set_apart
-from swavg.planning.plan import Entries, File, Operation, Output, Plan, Term
+from swavg.planning.plan import File, Output, Plan
 from swavg.planning.policy import Policy
 from swavg.planning.rename import rules
 from swavg.planning.row import Row
