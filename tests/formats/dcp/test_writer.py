@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import swavg
 from swavg.engine.verify import verify
-from swavg.formats.dcp import writer
+from swavg.formats.dcp import data_files
 from swavg.formats.dcp.metadata import read_metadata
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -149,7 +149,7 @@ def test_training_resumes_from_an_average(pair, tmp_path):
 
 
 def test_large_checkpoints_are_several_files(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "MOST", 8000)
+    monkeypatch.setattr(data_files, "MOST", 8000)
     swavg.average(pair, output=tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*.distcp"))
     assert len(files) > 2
@@ -160,8 +160,8 @@ def test_large_checkpoints_are_several_files(pair, tmp_path, monkeypatch):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Four chunks of five rows for each weight, some of them at the end of a file."""
-    monkeypatch.setattr(writer, "CHUNK", 700)
-    monkeypatch.setattr(writer, "MOST", 8000)
+    monkeypatch.setattr(data_files, "CHUNK", 700)
+    monkeypatch.setattr(data_files, "MOST", 8000)
 
 
 def test_rows_of_large_tensors_are_chunks_which_a_rank_reads_alone(pair, small_chunks, tmp_path):
