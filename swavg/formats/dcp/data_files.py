@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from swavg.dtypes import DType
 from swavg.errors import OutputError, RequestError
 from swavg.formats.dcp.chunk_zip import ChunkZip, digits
-from swavg.formats.dcp.saved import Chunk, ChunkColumns, Chunks, Place, Saved, SavedTensor
+from swavg.formats.dcp.saved import ChunkColumns, Chunks, Place, Saved, SavedTensor
 from swavg.formats.layout import FileLayout, Kept, Specs
 from swavg.formats.tensors import Shape
 from swavg.storage.crc import RegionChecksum
@@ -94,6 +94,7 @@ class DataFiles:
                 raise RequestError(f"A distributed checkpoint has no dtype for {dtype}.")
         self.zips: list[ChunkZip] = []
         self._zip_of: dict[tuple[DType, Shape], int] = {}
+        self.chunks = ChunkColumns()
         self.tensors: dict[str, SavedTensor] = {}
 
     def room(self, nbytes: int) -> tuple[int, _File]:
@@ -104,11 +105,13 @@ class DataFiles:
 
     def add_tensor(self, number: int) -> None:
         _, dtype, shape = self.specs.at(number)
-        boxes = [self.add_chunk(number, *box) for box in _cut(dtype, shape)]
-        self.tensors[self.full_names[number]] = SavedTensor(dtype.name, shape, tuple(boxes))
+        first = len(self.chunks)
+        for start, extent in _cut(dtype, shape):
+            self.add_chunk(number, start, extent)
+        own = Chunks(self.chunks, first, len(self.chunks))
+        self.tensors[self.full_names[number]] = SavedTensor(dtype.name, shape, own)
 
-    def add_chunk(self, number: int, start: Shape, shape: Shape) -> Chunk:
-        """The chunk of a tensor that begins at ``start``."""
+    def add_chunk(self, number: int, start: Shape, shape: Shape) -> None:
         _, dtype, whole = self.specs.at(number)
         place = self._zip_of.setdefault((dtype, shape), len(self.zips))
         if place == len(self.zips):
@@ -121,8 +124,8 @@ class DataFiles:
         file.tensors.append(number)
         file.zips.append(place)
         file.offsets.append(file.size + len(chunk.head))
+        self.chunks.add(start, shape, Place(index, file.size, chunk.size))
         file.size += chunk.size
-        return Chunk(start, shape, Place(index, file.size - chunk.size, chunk.size))
 
     def add_kept(self, saved: Saved, model: Collection[str]) -> Saved:
         """Copy all that is none of the ``model``'s; what it is, and where it lies now."""
@@ -189,8 +192,9 @@ def _cut(dtype: DType, shape: Shape) -> Iterator[tuple[Shape, Shape]]:
         return
     rows, row = shape[0], shape[1:]
     step = max(1, CHUNK // dtype.nbytes(math.prod(row)))
+    zeros, full = (0,) * len(row), (step, *row)
     for first in range(0, rows, step):
-        yield (first, *(0 for _ in row)), (min(step, rows - first), *row)
+        yield (first, *zeros), full if first + step <= rows else (rows - first, *row)
 
 
 def _data_name(number: int) -> str:
