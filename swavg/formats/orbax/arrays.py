@@ -178,7 +178,8 @@ def source_of(leaf: Leaf, facts: Facts, held: int) -> Array:
 
 def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
     """Open the arrays: what each is, in order. InputError for one that is broken, or incomplete."""
-    caches = {leaf.item: _share(leaf.item, _NODES) for leaf in leaves}
+    # Not what another reader keeps of the same folder: it may have changed.
+    cache = _cache(_NODES)
     for first in range(0, len(leaves), _AT_ONCE):
         some = leaves[first : first + _AT_ONCE]
         places = [os.path.join(leaf.item.folder, leaf.stored) for leaf in some]
@@ -186,7 +187,7 @@ def facts_of(leaves: Sequence[Leaf]) -> Iterator[Facts]:
         for leaf, place in zip(some, places, strict=True):
             described(leaf)
             with _errors(place):
-                pending.append(_open(leaf.item, leaf.stored, caches[leaf.item].context, whole=True))
+                pending.append(_open(leaf.item, leaf.stored, cache, whole=True))
         for leaf, place, opened in zip(some, places, pending, strict=True):
             with _errors(place):
                 store = opened.result()
@@ -239,9 +240,12 @@ def _share(item: Item, held: int) -> Shared:
     """What arrays of an item share; its cache has room for ``held`` bytes of chunks."""
     key = item.folder, held
     if (shared := _shared.get(key)) is None:
-        context = tensorstore.Context({"cache_pool": {"total_bytes_limit": held + _NODES}})
-        shared = _shared.setdefault(key, Shared(context, Rows()))
+        shared = _shared.setdefault(key, Shared(_cache(held), Rows()))
     return shared
+
+
+def _cache(held: int) -> tensorstore.Context:
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": held + _NODES}})
 
 
 def _open(
